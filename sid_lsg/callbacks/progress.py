@@ -1,0 +1,36 @@
+"""A progress bar that counts iterations."""
+
+import sys
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+
+class Progress(TQDMProgressBar):
+    """Show iterations done and to do, the losses, and images per second."""
+
+    def __init__(self, refresh_rate: int | None = None) -> None:
+        """Choose how often.
+
+        Args:
+            refresh_rate: Redraw after every so many iterations; 0 for no bar. By default every
+                iteration on a terminal, every 20th elsewhere.
+        """
+        super().__init__(
+            refresh_rate=refresh_rate
+            if refresh_rate is not None
+            else (1 if sys.stderr.isatty() else 20)
+        )
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Count over the whole run: it has no epochs."""
+        self.train_progress_bar.reset(total=trainer.max_steps if trainer.max_steps > 0 else None)
+        self.train_progress_bar.initial = trainer.global_step
+        self.train_progress_bar.set_description("distilling")
+
+    def get_metrics(self, *args: Any) -> dict[str, int | str | float | dict[str, float]]:
+        """Leave out Lightning's version number."""
+        metrics = super().get_metrics(*args)
+        metrics.pop("v_num", None)
+        return metrics

@@ -1,0 +1,119 @@
+"""The command line: `python -m sid_lsg.cli fit --config configs/lsg.yaml`."""
+
+import os
+import sys
+import warnings
+
+# Said before transformers and diffusers are imported: they report optional packages that this
+# project does not use, and draw a progress bar for every file of weights.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+os.environ.setdefault("TQDM_MININTERVAL", "0.5")
+warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
+warnings.filterwarnings("ignore", message=".*does not have many workers")
+warnings.filterwarnings("ignore", message=".*treespec, LeafSpec")
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
+from lightning.pytorch.utilities.exceptions import MisconfigurationException  # noqa: E402
+from transformers.utils.logging import disable_progress_bar  # noqa: E402
+
+from sid_lsg.callbacks import (  # noqa: E402
+    Checkpoint,
+    Export,
+    ImageGrid,
+    Metrics,
+    Progress,
+    Throughput,
+)
+from sid_lsg.data import PromptDataModule, training_files  # noqa: E402
+from sid_lsg.errors import UsageError  # noqa: E402
+from sid_lsg.module import SiDLSG  # noqa: E402
+from sid_lsg.run import RunDirectory, check_trainer, put_inside  # noqa: E402
+
+
+_ADAM = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-6, "betas": [0.0, 0.999]}}
+
+
+class SiDCLI(LightningCLI):
+    """LightningCLI with this project's callbacks as options and everything in one run directory."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Offer `fit`; there is no validation loop, since callbacks evaluate."""
+        return {"fit": LightningCLI.subcommands()["fit"]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callbacks, and one seed for all."""
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_lightning_class_args(ImageGrid, "image_grid")
+        parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(Progress, "progress")
+        parser.add_lightning_class_args(Export, "export")
+        parser.add_lightning_class_args(Metrics, "metrics")
+        # The module's own defaults, as a class that configs and the command line can change.
+        for name in ("optimizer_fake", "optimizer_generator"):
+            parser.set_defaults({f"model.{name}": _ADAM})
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what cannot work before anything is built, let alone downloaded."""
+        config = self.config[self.subcommand]
+        check_trainer(config.trainer)
+        training_files(config.data.prompts)
+        put_inside(config.trainer)
+
+    def before_fit(self) -> None:
+        """Refuse a batch that the processes and micro-batches do not divide."""
+        micro, batch = self.model.micro_batch_size, self.datamodule.batch_size
+        share = batch // self.trainer.world_size
+        if micro is not None and share % micro:
+            raise UsageError(
+                f"--data.batch_size: {batch} prompts on {self.trainer.world_size} process(es) are "
+                f"{share} each, which micro-batches of {micro} do not divide. Change "
+                "--data.batch_size or --model.micro_batch_size."
+            )
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; a user's mistake ends it with one message and status 2."""
+    disable_progress_bar()
+    try:
+        SiDCLI(
+            SiDLSG,
+            PromptDataModule,
+            args=args,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            save_config_callback=RunDirectory,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "max_epochs": -1,
+                "max_steps": 10_000,
+                "default_root_dir": "runs/default",
+                "use_distributed_sampler": False,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                "log_every_n_steps": 10,
+                "logger": {
+                    "class_path": "lightning.pytorch.loggers.CSVLogger",
+                    "init_args": {"save_dir": ".", "name": "", "version": ""},
+                },
+            },
+            parser_kwargs={"fit": {"description": _DESCRIPTION}},
+        )
+    except (UsageError, MisconfigurationException) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+_DESCRIPTION = """Distil a teacher into a one-step generator.
+
+Start from a config, and change what you like on the command line:
+
+  python -m sid_lsg.cli fit --config configs/lsg.yaml --data.prompts prompts.txt
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The `fashion` dataset: Fashion-MNIST photographs, coloured and set on a background, with captions.
+
+Ten garments in eight colours on four backgrounds make 320 captions such as "an orange ankle boot on
+a navy background". Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017; MIT licence) is read from its
+four IDX files, as Debian's package `dataset-fashion-mnist` installs them.
+"""
+
+import gzip
+import itertools
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sid_lsg.errors import UsageError
+
+GARMENTS = (
+    "t-shirt", "pair of trousers", "pullover", "dress", "coat",
+    "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+COLOURS = {
+    "red": (0.90, 0.14, 0.14), "orange": (1.00, 0.55, 0.10), "yellow": (1.00, 0.87, 0.20),
+    "green": (0.20, 0.70, 0.27), "blue": (0.20, 0.45, 0.95), "purple": (0.60, 0.28, 0.80),
+    "pink": (1.00, 0.55, 0.75), "white": (0.97, 0.97, 0.97),
+}  # fmt: skip
+BACKGROUNDS = {
+    "black": (0.05, 0.05, 0.05), "navy": (0.08, 0.12, 0.32),
+    "gray": (0.50, 0.50, 0.50), "beige": (0.89, 0.82, 0.69),
+}  # fmt: skip
+COMBINATIONS = tuple(itertools.product(range(len(GARMENTS)), range(len(COLOURS)), range(4)))
+SIZE = 32
+
+
+def caption(garment: int, colour: int, background: int) -> str:
+    """Say in words what an image shows: "an orange ankle boot on a navy background"."""
+    name = list(COLOURS)[colour]
+    article = "an" if name[0] in "aeiou" else "a"
+    return f"{article} {name} {GARMENTS[garment]} on a {list(BACKGROUNDS)[background]} background"
+
+
+CAPTIONS = tuple(caption(*combination) for combination in COMBINATIONS)
+
+
+class Photographs(NamedTuple):
+    """Grey photographs of garments: `grey` and `mask` [N, 32, 32] uint8, `labels` [N] int64."""
+
+    grey: Tensor
+    mask: Tensor
+    labels: Tensor
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """Read an IDX file of unsigned bytes, compressed or not."""
+    found = next((p for p in (path, path.with_suffix(".gz")) if p.is_file()), None)
+    if found is None:
+        raise UsageError(
+            f"--data_dir: {path}(.gz) not found. Install Debian's package `dataset-fashion-mnist`, "
+            "or download Fashion-MNIST's four IDX files and name their folder."
+        )
+    data = gzip.decompress(found.read_bytes()) if found.suffix == ".gz" else found.read_bytes()
+    if data[:3] != b"\0\0\x08":
+        raise UsageError(f"--data_dir: {found} is not an IDX file of unsigned bytes.")
+    shape = np.frombuffer(data, ">i4", count=data[3], offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+
+
+def _silhouette(grey: Tensor) -> Tensor:
+    """Mark the garment and its dark insides: what the border's black cannot reach.
+
+    Args:
+        grey: [N, H, W] in [0, 1].
+
+    Returns:
+        [N, H, W] in [0, 1], soft at the garment's edge.
+    """
+    dark = (grey < 0.04).float()[:, None]
+    outside = F.pad(torch.zeros_like(dark[..., 1:-1, 1:-1]), (1, 1, 1, 1), value=1.0) * dark
+    for _ in range(2 * SIZE):  # flood the black around the garment, from the border inwards
+        grown = torch.maximum(
+            F.max_pool2d(outside, (3, 1), 1, (1, 0)), F.max_pool2d(outside, (1, 3), 1, (0, 1))
+        )
+        outside = grown * dark
+    inside = 1.0 - outside
+    edge = (grey / 0.25).clamp(max=1.0)[:, None]
+    interior = -F.max_pool2d(-inside, 3, 1, 1)  # pixels with no outside neighbour are solid
+    return torch.maximum(edge * inside, interior)[:, 0]
+
+
+def load_photographs(data_dir: str | Path, split: str) -> Photographs:
+    """Read one split of Fashion-MNIST and find the garments' silhouettes.
+
+    Args:
+        data_dir: Folder with the IDX files.
+        split: "train" (60,000 images) or "t10k" (10,000).
+
+    Raises:
+        UsageError: If a file is missing or is not an IDX file.
+    """
+    images = _read_idx(Path(data_dir) / f"{split}-images-idx3-ubyte")
+    labels = _read_idx(Path(data_dir) / f"{split}-labels-idx1-ubyte")
+    grey = F.pad(torch.from_numpy(images.copy()), (2, 2, 2, 2))
+    mask = torch.cat([_silhouette(part.float() / 255) for part in grey.split(4096)])
+    return Photographs(grey, (mask * 255).round().byte(), torch.from_numpy(labels.copy()).long())
+
+
+def compose(photographs: Photographs, colours: Tensor, backgrounds: Tensor) -> Tensor:
+    """Colour photographs and put them on backgrounds.
+
+    The garment's brightness runs from 25% to 100% of its colour with the photograph's grey.
+
+    Args:
+        photographs: N of them.
+        colours: [N] int64, indices into `COLOURS`.
+        backgrounds: [N] int64, indices into `BACKGROUNDS`.
+
+    Returns:
+        [N, 3, 32, 32] float32 in [-1, 1].
+    """
+    grey = photographs.grey.float()[:, None] / 255
+    mask = photographs.mask.float()[:, None] / 255
+    colour = torch.tensor(list(COLOURS.values()))[colours, :, None, None]
+    background = torch.tensor(list(BACKGROUNDS.values()))[backgrounds, :, None, None]
+    return (mask * (0.25 + 0.75 * grey) * colour + (1 - mask) * background) * 2 - 1
+
+
+def draw(
+    photographs: Photographs, index: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Compose the photographs at `index` with random colours and backgrounds.
+
+    Returns:
+        Images [N, 3, 32, 32] float32 in [-1, 1], and [N] int64 indices into `CAPTIONS`.
+    """
+    chosen = Photographs(*(field[index] for field in photographs))
+    colours = torch.randint(len(COLOURS), index.shape, generator=generator)
+    backgrounds = torch.randint(len(BACKGROUNDS), index.shape, generator=generator)
+    images = compose(chosen, colours, backgrounds)
+    captions = (chosen.labels * len(COLOURS) + colours) * len(BACKGROUNDS) + backgrounds
+    return images, captions

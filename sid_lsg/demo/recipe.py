@@ -1,0 +1,268 @@
+"""Train the embedded teacher `fashion` from Fashion-MNIST, stage by stage, on a CPU.
+
+    python -m sid_lsg.demo.recipe clip --output fashion         # tokenizer, text and image towers
+    python -m sid_lsg.demo.recipe vae --output fashion
+    python -m sid_lsg.demo.recipe unet --output fashion         # needs clip and vae
+    python -m sid_lsg.demo.recipe statistics --output fashion   # needs clip
+
+The folder is a Stable Diffusion pipeline in diffusers' own layout, with beside it the whole
+`CLIPModel` (for the CLIP score and image features), the captions, and the reference statistics of
+the 10,000 test images. Networks are trained in float32 and stored in float16.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from sid_lsg.demo.dataset import CAPTIONS, SIZE, Photographs, draw, load_photographs
+from sid_lsg.demo.tokenizer import train_tokenizer
+from sid_lsg.metrics.features import CLIPFeatures
+from sid_lsg.metrics.scores import save_reference
+
+DATA_DIR = "/usr/share/datasets/fashion-mnist"
+
+
+def clip(output: Path, data_dir: str = DATA_DIR, steps: int = 3000, batch_size: int = 128) -> None:
+    """Train the tokenizer and a small CLIP, contrastively.
+
+    Args:
+        output: The teacher's folder.
+        data_dir: Folder with Fashion-MNIST's IDX files.
+        steps: Optimizer steps.
+        batch_size: Images per step.
+    """
+    tokenizer = train_tokenizer(list(CAPTIONS))
+    ids = _tokenize(tokenizer, CAPTIONS)
+    tower = {
+        "hidden_size": 96, "intermediate_size": 256,
+        "num_hidden_layers": 3, "num_attention_heads": 4,
+    }  # fmt: skip
+    text = tower | {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": tokenizer.model_max_length,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = tower | {"image_size": SIZE, "patch_size": 4}
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
+    data = _batches(load_photographs(data_dir, "train"), batch_size, seed=1)
+
+    def loss() -> Tensor:
+        images, captions = next(data)
+        unique, which = captions.unique(return_inverse=True)
+        logits = model(input_ids=ids[unique], pixel_values=images).logits_per_image
+        # Images of one caption are all right answers to it: they share its probability.
+        positive = F.one_hot(which, len(unique)).T.float()
+        to_image = -(positive * logits.T.log_softmax(-1)).sum(-1) / positive.sum(-1)
+        return (F.cross_entropy(logits, which) + to_image.mean()) / 2
+
+    _optimize(model, loss, steps, lr=1e-3, decay=0.998).half().save_pretrained(output / "clip")
+    tokenizer.save_pretrained(output / "clip")
+    tokenizer.save_pretrained(output / "tokenizer")
+    preprocessor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": SIZE}
+    (output / "clip" / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    encoder = CLIPTextModel.from_pretrained(output / "clip", dtype=torch.float16)
+    encoder.save_pretrained(output / "text_encoder")
+    # In mixed order, so that the first few already show every kind of thing.
+    order = torch.randperm(len(CAPTIONS), generator=torch.Generator().manual_seed(0))
+    (output / "prompts.txt").write_text("".join(f"{CAPTIONS[i]}\n" for i in order))
+
+
+def vae(output: Path, data_dir: str = DATA_DIR, steps: int = 2800, batch_size: int = 32) -> None:
+    """Train the autoencoder: 32x32 RGB to 4x8x8 latents.
+
+    Args:
+        output: The teacher's folder.
+        data_dir: Folder with Fashion-MNIST's IDX files.
+        steps: Optimizer steps.
+        batch_size: Images per step.
+    """
+    torch.manual_seed(0)
+    model = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 64, 64),
+        layers_per_block=1,
+        norm_num_groups=16,
+        sample_size=SIZE,
+    ).to(memory_format=torch.channels_last)
+    photographs = load_photographs(data_dir, "train")
+    data = _batches(photographs, batch_size, seed=2)
+
+    def loss() -> Tensor:
+        images = next(data)[0].contiguous(memory_format=torch.channels_last)
+        posterior = model.encode(images).latent_dist
+        error = model.decode(posterior.sample()).sample - images
+        divergence = posterior.kl().mean() / posterior.mean[0].numel()
+        return error.square().mean() + 0.2 * error.abs().mean() + 1e-5 * divergence
+
+    model = _optimize(model, loss, steps, lr=1.5e-3, decay=0.998)
+    images, _ = next(_batches(photographs, 1024, seed=3))
+    with torch.no_grad():
+        latents = model.encode(images).latent_dist.sample()
+        error = model.decode(latents).sample.clamp(-1, 1) - images
+    model.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
+    psnr = (10 * torch.log10(4 / error.square().mean((1, 2, 3)))).mean()
+    print(f"PSNR {psnr:.2f} dB, scaling factor {model.config.scaling_factor}")
+    model.half().save_pretrained(output / "vae")
+
+
+def unet(output: Path, data_dir: str = DATA_DIR, steps: int = 10000, batch_size: int = 64) -> None:
+    """Train the denoiser on epsilon-prediction, 10% of captions dropped, and save the pipeline.
+
+    Args:
+        output: The teacher's folder, with its CLIP and autoencoder.
+        data_dir: Folder with Fashion-MNIST's IDX files.
+        steps: Optimizer steps.
+        batch_size: Images per step.
+    """
+    autoencoder = AutoencoderKL.from_pretrained(output / "vae", torch_dtype=torch.float32)
+    text_encoder = CLIPTextModel.from_pretrained(output / "text_encoder", dtype=torch.float32)
+    tokenizer = CLIPTokenizer.from_pretrained(output / "tokenizer")
+    with torch.no_grad():
+        embeddings = text_encoder(_tokenize(tokenizer, (*CAPTIONS, "")))[0]
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+        clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(
+        sample_size=SIZE // 4,
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=(32, 64, 96),
+        layers_per_block=1,
+        cross_attention_dim=embeddings.shape[-1],
+        attention_head_dim=4,
+        norm_num_groups=16,
+    ).to(memory_format=torch.channels_last)
+    moments, captions = _encode(autoencoder, load_photographs(data_dir, "train"), repeats=3)
+    generator = torch.Generator().manual_seed(4)
+
+    def loss() -> Tensor:
+        index = torch.randint(len(captions), (batch_size,), generator=generator)
+        mean, deviation = moments[index].float().chunk(2, dim=1)
+        x_0 = mean + deviation * torch.randn(mean.shape, generator=generator)
+        eps = torch.randn(x_0.shape, generator=generator)
+        t = torch.randint(1000, (batch_size,), generator=generator)
+        dropped = torch.rand(batch_size, generator=generator) < 0.1
+        condition = embeddings[captions[index].masked_fill(dropped, len(CAPTIONS))]
+        x_t = scheduler.add_noise(x_0, eps, t).contiguous(memory_format=torch.channels_last)
+        return F.mse_loss(model(x_t, t, condition).sample, eps)
+
+    def save(network: nn.Module) -> None:
+        StableDiffusionPipeline(
+            vae=autoencoder, text_encoder=text_encoder, tokenizer=tokenizer, unet=network,
+            scheduler=scheduler, safety_checker=None, feature_extractor=None,
+            requires_safety_checker=False,
+        ).to(dtype=torch.float16).save_pretrained(output)  # fmt: skip
+
+    save(_optimize(model, loss, steps, lr=1e-3, decay=0.9995))
+
+
+def statistics(output: Path, data_dir: str = DATA_DIR) -> None:
+    """Store the reference for FID: CLIP features of the 10,000 test images.
+
+    Args:
+        output: The teacher's folder, with its CLIP.
+        data_dir: Folder with Fashion-MNIST's IDX files.
+    """
+    clip = CLIPFeatures.from_pretrained(str(output / "clip"))
+    photographs = load_photographs(data_dir, "t10k")
+    generator = torch.Generator().manual_seed(6)
+    index = torch.arange(len(photographs.labels))
+    features = [clip.images(draw(photographs, i, generator)[0]) for i in index.split(500)]
+    about = {"images": "Fashion-MNIST test set, composed", "features": "clip/ image embeddings"}
+    save_reference(output / "reference.safetensors", torch.cat(features), about)
+
+
+@torch.no_grad()
+def _encode(
+    autoencoder: AutoencoderKL, photographs: Photographs, repeats: int
+) -> tuple[Tensor, Tensor]:
+    """Encode every photograph in `repeats` random colours and backgrounds.
+
+    Returns:
+        Scaled posterior means and deviations [N, 8, 8, 8] float16, and [N] caption indices.
+    """
+    generator = torch.Generator().manual_seed(5)
+    moments, captions = [], []
+    for index in torch.arange(len(photographs.labels)).repeat(repeats).split(500):
+        images, labels = draw(photographs, index, generator)
+        posterior = autoencoder.encode(images).latent_dist
+        scaled = torch.cat((posterior.mean, posterior.std), 1) * autoencoder.config.scaling_factor
+        moments.append(scaled.half())
+        captions.append(labels)
+    return torch.cat(moments), torch.cat(captions)
+
+
+def _tokenize(tokenizer: CLIPTokenizer, texts: tuple[str, ...]) -> Tensor:
+    """Tokenize to the tokenizer's full length, as Stable Diffusion does."""
+    padded = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
+    return padded.input_ids
+
+
+def _batches(
+    photographs: Photographs, batch_size: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Compose random photographs in random colours, for ever."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        index = torch.randint(len(photographs.labels), (batch_size,), generator=generator)
+        yield draw(photographs, index, generator)
+
+
+def _optimize(
+    network: nn.Module, loss: Callable[[], Tensor], steps: int, lr: float, decay: float
+) -> nn.Module:
+    """Minimise a loss by AdamW with warm-up and cosine decay.
+
+    Returns:
+        The exponential moving average of the network.
+    """
+    average = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
+    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, betas=(0.9, 0.99))
+
+    def rate(step: int) -> float:
+        return min(1.0, (step + 1) / 200) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    start, total = time.perf_counter(), 0.0
+    for step in range(1, steps + 1):
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        average.update_parameters(network)
+        total += value.item()
+        if step % 100 == 0:
+            seconds = time.perf_counter() - start
+            print(f"step {step}/{steps}  loss {total / 100:.4f}  {seconds:.0f} s", flush=True)
+            total = 0.0
+    return average.module.requires_grad_(False).eval()
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    auto_cli([clip, vae, unet, statistics], as_positional=False)

@@ -1,0 +1,25 @@
+"""The average of the generator that is evaluated and exported."""
+
+import torch
+from torch import nn
+
+
+def ema_beta(
+    batch_size: int, images_seen: int, halflife_images: float, rampup_ratio: float
+) -> float:
+    """Return the weight of the old average: 0.5 ** (batch / min(half-life, ramp-up * images seen)).
+
+    Args:
+        batch_size: Global batch, images per iteration.
+        images_seen: Images seen before this iteration; at 0 the average starts as a copy.
+        halflife_images: Half-life of the average in images.
+        rampup_ratio: The half-life is at most this share of the images seen.
+    """
+    halflife = min(halflife_images, images_seen * rampup_ratio)
+    return 0.5 ** (batch_size / max(halflife, 1e-8))
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, network: nn.Module, beta: float) -> None:
+    """Average in place: ema = beta ema + (1 - beta) network."""
+    torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1.0 - beta)

@@ -1,0 +1,58 @@
+"""What happens to gradients between the backward pass and the optimizer's step."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+ClipAlgorithm = Literal["norm", "value"]
+
+# Gradients are reduced in pieces of this many numbers: large enough for the network's full speed,
+# small enough not to need a second copy of all gradients.
+_BUCKET = 2**24
+
+
+def all_reduce_mean(parameters: Sequence[nn.Parameter]) -> None:
+    """Average the gradients over all ranks, in flat buckets; a missing gradient counts as zero.
+
+    Every rank runs the same collectives whatever its data did, so ranks cannot get out of step.
+    """
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    bucket: list[Tensor] = []
+    for index, p in enumerate(parameters):
+        bucket.append(p.grad)  # type: ignore[arg-type]
+        if sum(g.numel() for g in bucket) >= _BUCKET or index == len(parameters) - 1:
+            flat = torch.cat([g.reshape(-1) for g in bucket])
+            dist.all_reduce(flat)
+            flat /= dist.get_world_size()
+            for g, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                g.copy_(part.view(g.shape))
+            bucket = []
+
+
+def repair_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace NaN by 0 and +-inf by +-1e5, in place: one overflow must not end a run of days."""
+    for p in parameters:
+        if p.grad is not None:
+            torch.nan_to_num_(p.grad, nan=0.0, posinf=1e5, neginf=-1e5)
+
+
+def clip_gradients(
+    parameters: Sequence[nn.Parameter], limit: float, algorithm: ClipAlgorithm
+) -> None:
+    """Scale the gradients to a total norm of at most `limit`, or cut each entry to +-`limit`."""
+    if algorithm == "norm":
+        nn.utils.clip_grad_norm_(parameters, limit)
+    else:
+        nn.utils.clip_grad_value_(parameters, limit)
+
+
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return the L2 norm of all gradients together: a scalar."""
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

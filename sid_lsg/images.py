@@ -1,0 +1,82 @@
+"""Images as pixels, and many of them as one labelled picture."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+_MARGIN, _FONT = 6, ImageFont.load_default(size=12)
+_LINE = 15
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Round images in [-1, 1] to 8 bits: rint((x + 1) * 127.5), clipped to 0..255.
+
+    Args:
+        images: [B, 3, H, W] float.
+
+    Returns:
+        [B, 3, H, W] uint8 on the device of `images`.
+    """
+    return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).byte()
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Make a PIL image of each of [B, 3, H, W] in [-1, 1]."""
+    return [Image.fromarray(pixels) for pixels in to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def comparison(rows: dict[str, Tensor], captions: Sequence[str], tile: int = 112) -> Image.Image:
+    """Show several samplers' images of the same prompts, one labelled row each.
+
+    Args:
+        rows: Name of a sampler to its images [B, 3, H, W] in [-1, 1].
+        captions: B prompts, written under the columns.
+        tile: Least side of an image in the picture; small ones are enlarged by a whole factor.
+    """
+    pictures = {name: [_enlarge(image, tile) for image in to_pil(i)] for name, i in rows.items()}
+    side = next(iter(pictures.values()))[0].width
+    texts = [textwrap.fill(caption, max(8, side // 7)) for caption in captions]
+    below = _LINE * (1 + max(text.count("\n") for text in texts)) + _MARGIN
+    label = 130
+    width = label + len(captions) * (side + _MARGIN) + _MARGIN
+    canvas = Image.new("RGB", (width, len(rows) * (side + _MARGIN) + _MARGIN + below), "white")
+    draw = ImageDraw.Draw(canvas)
+    for row, (name, images) in enumerate(pictures.items()):
+        top = _MARGIN + row * (side + _MARGIN)
+        draw.multiline_text((_MARGIN, top + side // 3), name, "black", _FONT)
+        for column, image in enumerate(images):
+            canvas.paste(image, (label + column * (side + _MARGIN), top))
+    top = _MARGIN + len(rows) * (side + _MARGIN)
+    for column, text in enumerate(texts):
+        draw.multiline_text((label + column * (side + _MARGIN), top), text, "black", _FONT)
+    return canvas
+
+
+def grid(images: Tensor, tile: int = 64) -> Image.Image:
+    """Lay out images [B, 3, H, W] in [-1, 1] as close to a square as they fill."""
+    tiles = [_enlarge(image, tile) for image in to_pil(images)]
+    columns = math.ceil(math.sqrt(len(tiles)))
+    side = tiles[0].width + 2
+    rows = math.ceil(len(tiles) / columns)
+    canvas = Image.new("RGB", (columns * side, rows * side), "white")
+    for index, image in enumerate(tiles):
+        canvas.paste(image, (index % columns * side, index // columns * side))
+    return canvas
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Write a picture under a temporary name, then rename: never half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    picture.save(temporary, format="PNG")
+    temporary.replace(path)
+
+
+def _enlarge(image: Image.Image, tile: int) -> Image.Image:
+    """Repeat pixels until the image is at least `tile` wide."""
+    factor = math.ceil(tile / image.width)
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

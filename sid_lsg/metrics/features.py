@@ -1,0 +1,93 @@
+"""Image and text features of a CLIP model."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTokenizer
+
+from sid_lsg.errors import UsageError
+from sid_lsg.images import to_uint8
+from sid_lsg.resources import resolve
+
+_FILES = ("*.json", "*.txt", "*.safetensors")
+
+
+class CLIPFeatures(nn.Module):
+    """A frozen CLIP: projected embeddings of images and texts, not normalised.
+
+    Images are rounded to 8 bits, resized (bicubic, antialiased) to the model's input and normalised
+    as its `preprocessor_config.json` says.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, preprocessor: dict) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.size = model.config.vision_config.image_size
+        for name, key in (("mean", "image_mean"), ("std", "image_std")):
+            value = torch.tensor(preprocessor[key])[:, None, None]
+            self.register_buffer(name, value, persistent=False)
+
+    @classmethod
+    def from_pretrained(cls, model: str, option: str = "clip") -> "CLIPFeatures":
+        """Load from a folder, a Hub id or `package:...`, in float32, from safetensors alone.
+
+        Args:
+            model: Where the model is.
+            option: The option that named it, for messages.
+
+        Raises:
+            UsageError: If there is no CLIP model.
+        """
+        try:
+            folder = Path(resolve(model)).expanduser()
+            if not folder.is_dir():
+                folder = Path(snapshot_download(model, allow_patterns=_FILES))
+            return cls(
+                CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True),
+                CLIPTokenizer.from_pretrained(folder),
+                json.loads((folder / "preprocessor_config.json").read_text()),
+            )
+        except (OSError, ValueError, KeyError, HfHubHTTPError, HFValidationError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise UsageError(
+                f"--{option}: could not load a CLIP model from {model!r} ({reason[0]}). Give a "
+                "folder in transformers' layout with safetensors weights, or a Hub id that this "
+                "machine can reach."
+            ) from error
+
+    @property
+    def dimension(self) -> int:
+        """Size of an embedding."""
+        return int(self.model.config.projection_dim)
+
+    @torch.no_grad()
+    def images(self, images: Tensor) -> Tensor:
+        """Embed images [B, 3, H, W] in [-1, 1]: [B, D] float32."""
+        pixels = to_uint8(images).to(self.mean.device).float() / 255
+        if pixels.shape[-2:] != (self.size, self.size):
+            size = (self.size, self.size)
+            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+        vision = self.model.vision_model(pixel_values=(pixels - self.mean) / self.std)
+        return self.model.visual_projection(vision.pooler_output).float()
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Embed texts: [B, D] float32."""
+        tokens = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, return_tensors="pt"
+        )
+        text = self.model.text_model(
+            input_ids=tokens.input_ids.to(self.mean.device),
+            attention_mask=tokens.attention_mask.to(self.mean.device),
+        )
+        return self.model.text_projection(text.pooler_output).float()

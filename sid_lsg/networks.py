@@ -1,0 +1,255 @@
+"""Stable Diffusion as a teacher: a diffusers folder or Hub id into networks, text and schedule."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from sid_lsg.diffusion import PREDICTION_TYPES, NoiseSchedule
+from sid_lsg.errors import UsageError
+from sid_lsg.resources import resolve
+from sid_lsg.teacher import Conditioning, Teacher
+from sid_lsg.text import PromptEncoder
+
+COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+class StableDiffusion(Teacher):
+    """A model in Stable Diffusion's layout: UNet, KL autoencoder, one CLIP text encoder."""
+
+    network: UNet2DConditionModel
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        scheduler: DDPMScheduler,
+        resolution: int | None = None,
+    ) -> None:
+        """Put the parts together, check that they fit, and freeze them.
+
+        Args:
+            unet: The denoiser.
+            vae: The autoencoder.
+            text_encoder: The text encoder.
+            tokenizer: Its tokenizer.
+            scheduler: Holds the betas and the prediction type.
+            resolution: Pixels of an image's side; by default what the UNet was trained for.
+
+        Raises:
+            UsageError: If the parts are not Stable Diffusion's, or cannot take the resolution.
+        """
+        super().__init__()
+        _check_fit(unet, vae, text_encoder, scheduler)
+        self.network = unet
+        self.vae = vae
+        self.text = PromptEncoder(tokenizer, text_encoder)
+        self.scheduler_config = dict(scheduler.config)
+        self.schedule = NoiseSchedule.from_alphas_cumprod(
+            scheduler.alphas_cumprod, scheduler.config.prediction_type
+        )
+        self.latent_shape = (unet.config.in_channels, *_latent_size(unet, vae, resolution))
+        self.freeze()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str,
+        revision: str | None = None,
+        variant: str | None = None,
+        subfolders: Mapping[str, str] | None = None,
+        resolution: int | None = None,
+    ) -> "StableDiffusion":
+        """Load from a diffusers folder or a Hub id, in float32, from safetensors alone.
+
+        Args:
+            model: Folder, Hub id, or `package:...` for a folder inside this package.
+            revision: Branch, tag or commit on the Hub.
+            variant: Which weight files, e.g. "fp16".
+            subfolders: Where a part does not lie in the folder of its own name.
+            resolution: As in `__init__`.
+
+        Raises:
+            UsageError: If there is no such model, or it is not in Stable Diffusion's layout.
+        """
+        where = {name: name for name in COMPONENTS} | dict(subfolders or {})
+        if unknown := set(where) - set(COMPONENTS):
+            raise UsageError(
+                f"--model.subfolders: {sorted(unknown)[0]!r} is not a part of the teacher; "
+                f"the parts are {', '.join(COMPONENTS)}."
+            )
+        source = _locate(model, where)
+        common: dict[str, Any] = {"revision": revision}
+        weights = common | {"variant": variant, "use_safetensors": True}
+
+        def load(part: type, name: str, **options: Any) -> Any:
+            try:
+                return part.from_pretrained(source, subfolder=where[name], **options)  # type: ignore[attr-defined]
+            except (OSError, ValueError, RuntimeError, KeyError) as error:
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                raise UsageError(
+                    f"--model.teacher: could not load the {name} of {model!r} ({reason[0]}). Give "
+                    "a folder in Stable Diffusion's diffusers layout with safetensors weights, or "
+                    "a Hub id that this machine can reach."
+                ) from error
+
+        # Diffusers would warn where `accelerate` is not installed unless this is said.
+        plain = weights | {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
+        return cls(
+            unet=load(UNet2DConditionModel, "unet", **plain),
+            vae=load(AutoencoderKL, "vae", **plain),
+            text_encoder=load(CLIPTextModel, "text_encoder", dtype=torch.float32, **weights),
+            tokenizer=load(CLIPTokenizer, "tokenizer", **common),
+            scheduler=load(DDPMScheduler, "scheduler", **common),
+            resolution=resolution,
+        )
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts: `encoder_hidden_states` [B, L, D]."""
+        return {"encoder_hidden_states": self.text(prompts)}
+
+    def predict(
+        self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Conditioning
+    ) -> Tensor:
+        """Call the UNet once."""
+        return network(x_t, t, return_dict=False, **condition)[0].to(x_t.dtype)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents: VAE(x / scaling_factor), float32, nominally in [-1, 1], not clipped."""
+        scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        return self.vae.decode(scaled, return_dict=False)[0].float()
+
+    def pipeline(self, network: nn.Module, scheduler: Any) -> StableDiffusionPipeline:
+        """Put a UNet and a scheduler into a stock diffusers pipeline with the teacher's parts."""
+        pipeline = StableDiffusionPipeline(
+            vae=self.vae,
+            text_encoder=self.text.text_encoder,
+            tokenizer=self.text.tokenizer,
+            unet=network,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def save_generator(self, network: nn.Module, folder: str | Path, t_init: int) -> None:
+        """Save a one-step generator as a Stable Diffusion pipeline for stock diffusers.
+
+        The generator's input is sigma_t z at t = t_init and its image is the x_0-estimate there.
+        An Euler step over the first t_init + 1 betas, from the last of them to zero noise, is just
+        that: `pipeline(prompt, num_inference_steps=1, guidance_scale=0)`.
+        """
+        betas = DDPMScheduler.from_config(self.scheduler_config).betas[: t_init + 1]
+        scheduler = EulerDiscreteScheduler(
+            num_train_timesteps=t_init + 1,
+            trained_betas=betas.tolist(),
+            timestep_spacing="trailing",
+            steps_offset=1,  # unused by this spacing; diffusers warns about any other value
+            prediction_type=self.schedule.prediction_type,
+        )
+        self.pipeline(network, scheduler).save_pretrained(folder, safe_serialization=True)
+
+    @torch.no_grad()
+    def sample_reference(
+        self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, guidance: float
+    ) -> Tensor:
+        """Sample the teacher by DDIM through diffusers' own pipeline."""
+        scheduler = DDIMScheduler.from_config(self.scheduler_config, clip_sample=False)
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        latents = self.pipeline(self.network, scheduler)(
+            list(prompts),
+            num_inference_steps=num_steps,
+            guidance_scale=guidance,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            height=self.latent_shape[1] * factor,
+            width=self.latent_shape[2] * factor,
+            output_type="latent",
+        ).images
+        return self.decode(latents)
+
+
+def _locate(model: str, where: Mapping[str, str]) -> str:
+    """Resolve a folder or Hub id; say what a folder lacks of Stable Diffusion's layout."""
+    folder = Path(resolve(model)).expanduser()
+    if not folder.exists():
+        if model.startswith(("package:", ".", "/", "~")) or model.count("/") != 1:
+            raise UsageError(
+                f"--model.teacher: there is no folder {str(folder)!r}, and it is not a Hub id "
+                "(owner/name). Give a diffusers folder in Stable Diffusion's layout or a Hub id."
+            )
+        return model
+    index = folder / "model_index.json"
+    kind = json.loads(index.read_text()).get("_class_name", "") if index.is_file() else ""
+    missing = [name for name, path in where.items() if not (folder / path).is_dir()]
+    foreign = [name for name in ("text_encoder_2", "transformer") if (folder / name).is_dir()]
+    if missing or foreign:
+        found = f"it lacks {', '.join(missing)}" if missing else f"it holds {', '.join(foreign)}"
+        raise UsageError(
+            f"--model.teacher: {str(folder)!r} is not in Stable Diffusion's layout: {found}"
+            f"{f' ({kind})' if kind else ''}. Give a diffusers folder with the subfolders "
+            f"{', '.join(COMPONENTS)}, or name them with --model.subfolders."
+        )
+    return str(folder)
+
+
+def _check_fit(
+    unet: UNet2DConditionModel, vae: AutoencoderKL, text: CLIPTextModel, scheduler: DDPMScheduler
+) -> None:
+    """Refuse parts that are loaded well but do not make a Stable Diffusion."""
+    problem = None
+    if unet.config.in_channels != vae.config.latent_channels:
+        problem = (
+            f"its UNet takes {unet.config.in_channels} channels and its VAE's latents have "
+            f"{vae.config.latent_channels} (an inpainting or upscaling model?)"
+        )
+    elif unet.config.cross_attention_dim != text.config.hidden_size:
+        problem = (
+            f"its UNet attends to {unet.config.cross_attention_dim} features and its text encoder "
+            f"gives {text.config.hidden_size}"
+        )
+    elif unet.config.addition_embed_type or unet.config.class_embed_type:
+        problem = "its UNet wants more than a timestep and a prompt (SDXL or a variant of it?)"
+    elif scheduler.config.prediction_type not in PREDICTION_TYPES:
+        problem = (
+            f"its scheduler's prediction_type is {scheduler.config.prediction_type!r}, not one of "
+            f"{', '.join(PREDICTION_TYPES)}"
+        )
+    if problem:
+        raise UsageError(
+            f"--model.teacher: {problem}. Give a text-to-image model of Stable Diffusion 1 or 2."
+        )
+
+
+def _latent_size(
+    unet: UNet2DConditionModel, vae: AutoencoderKL, resolution: int | None
+) -> tuple[int, int]:
+    """Return the latents' height and width, which the UNet must be able to halve at every level."""
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    if resolution is None:
+        size = unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return height, width
+    multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)
+    if resolution < multiple or resolution % multiple:
+        raise UsageError(
+            f"--model.resolution: {resolution} pixels cannot pass this teacher's VAE (factor "
+            f"{factor}) and UNet; use a positive multiple of {multiple}."
+        )
+    return resolution // factor, resolution // factor

@@ -1,0 +1,97 @@
+"""The run directory: one run, one folder, and nothing of a run outside it."""
+
+import tempfile
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
+
+from sid_lsg.errors import UsageError
+
+STRATEGIES = ("auto", "ddp", "ddp_multi", "single_device")
+CONFIG = "config.yaml"  # SaveConfigCallback's: where it is, a run has been
+
+
+def check_trainer(trainer: Any) -> None:
+    """Refuse Trainer options that manual optimization cannot serve, by name.
+
+    Args:
+        trainer: The configuration's `trainer` section.
+
+    Raises:
+        UsageError: For the first such option.
+    """
+    if trainer.get("gradient_clip_val") or trainer.get("gradient_clip_algorithm"):
+        raise UsageError(
+            "--trainer.gradient_clip_val cannot serve two optimizers that take turns. Use "
+            "--model.gradient_clip_val and --model.gradient_clip_algorithm."
+        )
+    if trainer.get("accumulate_grad_batches", 1) not in (None, 1):
+        raise UsageError(
+            f"--trainer.accumulate_grad_batches: {trainer.accumulate_grad_batches} cannot serve two "
+            "optimizers that take turns. Set --data.batch_size to the whole batch and "
+            "--model.micro_batch_size to what fits on the device."
+        )
+    if trainer.get("overfit_batches"):
+        raise UsageError(
+            "--trainer.overfit_batches replaces the order of the prompts. For a short trial use "
+            "--trainer.max_steps and a small prompts file."
+        )
+    if str(trainer.get("precision")) in ("bf16-true", "16-true", "16"):
+        raise UsageError(
+            f"--trainer.precision: in {trainer.precision} a step of 1e-6 is lost to rounding. Use "
+            "bf16-mixed, 16-mixed or 32-true."
+        )
+    strategy = trainer.get("strategy", "auto")
+    name = strategy if isinstance(strategy, str) else strategy.get("class_path", "")
+    if name not in STRATEGIES and not name.endswith(("DDPStrategy", "SingleDeviceStrategy")):
+        raise UsageError(
+            f"--trainer.strategy: {name!r} is not served. Choose one of {', '.join(STRATEGIES)}."
+        )
+
+
+def put_inside(trainer: Any) -> None:
+    """Place the loggers' relative folders inside the run directory.
+
+    Args:
+        trainer: The configuration's `trainer` section, changed in place.
+    """
+    root = Path(trainer.get("default_root_dir") or "runs/default")
+    trainer.default_root_dir = str(root)
+    loggers = trainer.get("logger")
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        options = logger.get("init_args") if hasattr(logger, "get") else None
+        if options is not None and "save_dir" in options:
+            options.save_dir = str(root / (options.save_dir or "."))
+
+
+class RunDirectory(SaveConfigCallback):
+    """Make the run directory and save the resolved configuration in it.
+
+    By the time this runs the networks and prompts are loaded, so a run that cannot start leaves no
+    trace. A fresh run does not mix with an earlier one in the same place: that is moved aside.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Prepare the directory, then save."""
+        if trainer.is_global_zero:
+            self._prepare(Path(trainer.default_root_dir))
+        super().setup(trainer, pl_module, stage)
+
+    def _prepare(self, root: Path) -> None:
+        try:
+            if (root / CONFIG).exists() and self.config.get("ckpt_path") is None:
+                aside = next(p for i in count(1) if not (p := Path(f"{root}.{i}")).exists())
+                root.rename(aside)
+                rank_zero_info(f"{root} held an earlier run: it is now {aside}.")
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=root):
+                pass  # it can be written to
+        except OSError as error:
+            raise UsageError(
+                f"--trainer.default_root_dir: cannot write to {str(root)!r} ({error.strerror}). "
+                "Choose another directory."
+            ) from error

@@ -1,0 +1,123 @@
+"""The interface between the method and the diffusion model it distils.
+
+The objective and the LightningModule see a teacher only through this class, so another family of
+models (two text encoders, a flow-matching transformer) joins by a subclass of its own.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sid_lsg.diffusion import NoiseSchedule
+from sid_lsg.objective import Prediction
+
+Conditioning = dict[str, Tensor]
+"""What prompts become for the network: named tensors, the first dimension over samples."""
+
+
+def select(condition: Conditioning, index: Tensor | slice) -> Conditioning:
+    """Take some samples' conditioning."""
+    return {name: value[index] for name, value in condition.items()}
+
+
+def expand(condition: Conditioning, size: int) -> Conditioning:
+    """Repeat the conditioning of one prompt for `size` samples, without copying."""
+    return {name: value.expand(size, *value.shape[1:]) for name, value in condition.items()}
+
+
+def concatenate(first: Conditioning, second: Conditioning) -> Conditioning:
+    """Put two batches' conditioning behind each other."""
+    return {name: torch.cat((value, second[name])) for name, value in first.items()}
+
+
+def replace_where(mask: Tensor, condition: Conditioning, by: Conditioning) -> Conditioning:
+    """Replace the conditioning of the samples in `mask` [B] bool by that of one prompt."""
+    return {
+        name: torch.where(mask.view(-1, *[1] * (value.dim() - 1)), by[name], value)
+        for name, value in condition.items()
+    }
+
+
+class Teacher(nn.Module, ABC):
+    """A frozen text-to-image diffusion model; the fake score and generator are copies of `network`.
+
+    Attributes:
+        network: The denoising network, f_phi.
+        schedule: alpha_t, sigma_t and the prediction type.
+        latent_shape: (C, H, W) of a latent at the chosen resolution.
+    """
+
+    network: nn.Module
+    schedule: NoiseSchedule
+    latent_shape: tuple[int, int, int]
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Turn prompts into conditioning, on the teacher's device, without gradient."""
+
+    @abstractmethod
+    def predict(
+        self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Conditioning
+    ) -> Tensor:
+        """Call a network of the teacher's kind once.
+
+        Returns:
+            [B, C, H, W] in the dtype of `x_t`, whatever precision the network computes in.
+        """
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents into images: [B, 3, H, W] float32, nominally in [-1, 1]."""
+
+    @abstractmethod
+    def save_generator(self, network: nn.Module, folder: str | Path, t_init: int) -> None:
+        """Save a one-step generator as a folder that the family's usual library samples."""
+
+    @abstractmethod
+    def sample_reference(
+        self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, guidance: float
+    ) -> Tensor:
+        """Sample the teacher itself, slowly: images as `decode` gives them."""
+
+    def freeze(self) -> None:
+        """Make every parameter constant; gradients still flow through to the inputs."""
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stay in evaluation mode: a frozen network has no dropout, whatever Lightning asks."""
+        return super().train(False)
+
+    def null_condition(self) -> Conditioning:
+        """Return the empty prompt's conditioning, one sample; encoded once per run."""
+        if not hasattr(self, "_null"):
+            self._null = self.encode_prompts([""])
+        device = self.schedule.alphas.device
+        self._null = {name: value.to(device) for name, value in self._null.items()}
+        return self._null
+
+    def predict_guided(
+        self,
+        network: nn.Module,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Conditioning,
+        kappas: Sequence[float],
+    ) -> list[Tensor]:
+        """Predict at several guidance scales from the same evaluation.
+
+        If every scale is 1 the network sees the prompts alone, otherwise prompts and null prompt
+        go through together as one doubled batch. Gradients flow through both.
+
+        Returns:
+            A [B, C, H, W] prediction for each of `kappas`.
+        """
+        if all(kappa == 1 for kappa in kappas):
+            prediction = Prediction(self.predict(network, x_t, t, condition))
+        else:
+            both = concatenate(condition, expand(self.null_condition(), len(x_t)))
+            doubled = self.predict(network, torch.cat((x_t, x_t)), torch.cat((t, t)), both)
+            prediction = Prediction(*doubled.chunk(2))
+        return [prediction.guided(kappa) for kappa in kappas]

@@ -1,0 +1,25 @@
+"""Prompts to text embeddings, as Stable Diffusion reads them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+
+class PromptEncoder(nn.Module):
+    """A CLIP tokenizer and text encoder: padded or cut to the tokenizer's length, last hidden state."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.text_encoder = text_encoder
+
+    @torch.no_grad()
+    def forward(self, prompts: Sequence[str]) -> Tensor:
+        """Encode prompts: [B, L, D], L the tokenizer's length, after the final LayerNorm."""
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, return_tensors="pt"
+        )
+        device = next(self.text_encoder.parameters()).device
+        return self.text_encoder(tokens.input_ids.to(device))[0]
