@@ -29,7 +29,7 @@ from sid_lsg.data import PromptDataModule, training_files  # noqa: E402
 from sid_lsg.errors import UsageError  # noqa: E402
 from sid_lsg.module import SiDLSG  # noqa: E402
 from sid_lsg.run import RunDirectory, check_trainer, put_inside  # noqa: E402
-
+from sid_lsg.strategies import register_strategies  # noqa: E402
 
 _ADAM = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-6, "betas": [0.0, 0.999]}}
 
@@ -78,6 +78,7 @@ class SiDCLI(LightningCLI):
 def main(args: list[str] | None = None) -> None:
     """Run the command line; a user's mistake ends it with one message and status 2."""
     disable_progress_bar()
+    register_strategies()
     try:
         SiDCLI(
             SiDLSG,

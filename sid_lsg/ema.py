@@ -16,7 +16,7 @@ def ema_beta(
         rampup_ratio: The half-life is at most this share of the images seen.
     """
     halflife = min(halflife_images, images_seen * rampup_ratio)
-    return 0.5 ** (batch_size / max(halflife, 1e-8))
+    return float(0.5 ** (batch_size / max(halflife, 1e-8)))
 
 
 @torch.no_grad()

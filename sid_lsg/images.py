@@ -26,7 +26,9 @@ def to_uint8(images: Tensor) -> Tensor:
 
 def to_pil(images: Tensor) -> list[Image.Image]:
     """Make a PIL image of each of [B, 3, H, W] in [-1, 1]."""
-    return [Image.fromarray(pixels) for pixels in to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()]
+    return [
+        Image.fromarray(pixels) for pixels in to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
+    ]
 
 
 def comparison(rows: dict[str, Tensor], captions: Sequence[str], tile: int = 112) -> Image.Image:

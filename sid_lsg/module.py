@@ -6,87 +6,30 @@ generator's average (EMA) follows.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
+from sid_lsg.alternating import AlternatingModule, Update, constant
 from sid_lsg.checks import check_method, check_timesteps
 from sid_lsg.data import PromptBatch
-from sid_lsg.draws import Draws, Phase, draw
+from sid_lsg.draws import Phase, draw
 from sid_lsg.ema import ema_beta, update_ema
-from sid_lsg.errors import UsageError
 from sid_lsg.generator import sample, seeded_noises
-from sid_lsg.gradients import (
-    ClipAlgorithm,
-    all_reduce_mean,
-    clip_gradients,
-    gradient_norm,
-    repair_gradients,
-)
+from sid_lsg.gradients import ClipAlgorithm
 from sid_lsg.guidance import Guidance
 from sid_lsg.networks import StableDiffusion
 from sid_lsg.objective import fake_score_loss, generator_loss, generator_weight
-from sid_lsg.teacher import Conditioning, Teacher, replace_where, select
+from sid_lsg.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs
+from sid_lsg.teacher import Conditioning, Teacher, replace_where
 
 
-class PhaseInputs(NamedTuple):
-    """What one phase works on: B samples' conditioning and random numbers."""
-
-    condition: Conditioning
-    draws: Draws
-
-    @property
-    def size(self) -> int:
-        """B."""
-        return len(self.draws.t)
-
-    def select(self, index: Tensor | slice) -> "PhaseInputs":
-        """Take some of the samples."""
-        noises, *others = self.draws
-        chosen = Draws([z[index] for z in noises], *(tensor[index] for tensor in others))
-        return PhaseInputs(select(self.condition, index), chosen)
-
-
-class FakeScoreOutput(NamedTuple):
-    """Phase 1: the loss [B], its weight, the generator's sample, the guided prediction at it."""
-
-    loss: Tensor
-    weight: Tensor
-    x_g: Tensor
-    prediction: Tensor
-
-
-class GeneratorOutput(NamedTuple):
-    """Phase 2: the loss [B], w, the sample, and both networks' guided x_0-estimates."""
-
-    loss: Tensor
-    weight: Tensor
-    x_g: Tensor
-    y_fake_2: Tensor
-    y_fake_3: Tensor
-    y_real: Tensor
-
-
-class Update(NamedTuple):
-    """What one optimizer step reports: scalars on the device."""
-
-    loss: Tensor
-    weight: Tensor
-    gradient_norm: Tensor
-    skipped_samples: Tensor
-
-
-Evaluate = Callable[[PhaseInputs], FakeScoreOutput | GeneratorOutput]
-
-
-class SiDLSG(L.LightningModule):
+class SiDLSG(AlternatingModule):
     """Guided Score identity Distillation of a text-to-image diffusion model (arXiv 2406.01561)."""
+
+    frozen = ("teacher.",)
 
     def __init__(
         self,
@@ -149,8 +92,6 @@ class SiDLSG(L.LightningModule):
             UsageError: If a value is out of range or the teacher cannot be used.
         """
         super().__init__()
-        self.automatic_optimization = False
-        self.strict_loading = False  # load_state_dict below is strict about what matters
         self.kappas = guidance.kappas
         self.alpha = alpha
         self.t_init, self.tmin, self.tmax = t_init, tmin, tmax
@@ -173,25 +114,21 @@ class SiDLSG(L.LightningModule):
         self.fake_score = copy.deepcopy(self.teacher.network).requires_grad_(True)
         self.generator = copy.deepcopy(self.teacher.network).requires_grad_(True)
         self.ema = copy.deepcopy(self.teacher.network)
-        self.register_state_dict_post_hook(_drop_teacher)
 
     # ------------------------------------------------------------------ one iteration
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Update the fake score, then the generator, then the generator's average."""
-        optimizer_fake, optimizer_generator = self.optimizers()  # type: ignore[misc]
-        # Only the generator's step counts: global_step, max_steps, checkpoints and the loggers'
-        # x axis then mean iterations.
-        optimizer_fake._on_before_step = optimizer_fake._on_after_step = _nothing
-
-        fake = self._update(
+        optimizer_fake, optimizer_generator = self.optimizers()
+        self.count_steps_of(optimizer_generator)
+        fake = self.update(
             self.phase_inputs(Phase.FAKE_SCORE, batch),
             self.fake_score_phase,
             self.fake_score,
             optimizer_fake,
         )
-        with _constant(self.fake_score):
-            generator = self._update(
+        with constant(self.fake_score):
+            generator = self.update(
                 self.phase_inputs(Phase.GENERATOR, batch),
                 self.generator_phase,
                 self.generator,
@@ -310,56 +247,6 @@ class SiDLSG(L.LightningModule):
             self.optimizer_generator(self.generator.parameters()),
         ]
 
-    def _update(
-        self, inputs: PhaseInputs, evaluate: Evaluate, network: nn.Module, optimizer: Any
-    ) -> Update:
-        """Accumulate a phase's gradients over its micro-batches and take one optimizer step.
-
-        A sample whose loss is not finite has no part in the step. Masking its loss would not do:
-        0 * NaN is NaN in the backward pass and would spoil the whole micro-batch. So the phase is
-        evaluated again without that sample, and the others' gradients are exact; the loss stays
-        divided by the whole batch.
-        """
-        batch_size = inputs.size
-        optimizer.zero_grad()
-        losses, weights = self._accumulate(inputs, evaluate, batch_size)
-        finite = losses.isfinite()
-        # The one read from the device in a phase: it decides what is computed next.
-        if not bool(finite.all()):
-            optimizer.zero_grad()
-            kept = inputs.select(finite.nonzero()[:, 0])
-            losses, weights = self._accumulate(kept, evaluate, batch_size)
-        all_reduce_mean(list(network.parameters()))
-        optimizer.step()
-        return Update(losses.sum() / batch_size, weights.mean(), self._norm, (~finite).sum())
-
-    def _accumulate(
-        self, inputs: PhaseInputs, evaluate: Evaluate, divisor: int
-    ) -> tuple[Tensor, Tensor]:
-        """Backpropagate sum(loss) / divisor; return every sample's loss [B] and weight [B]."""
-        losses, weights = inputs.draws.u.new_zeros(2, inputs.size)
-        size = self.micro_batch_size or inputs.size
-        for start in range(0, inputs.size, size):
-            part = slice(start, start + size)
-            output = evaluate(inputs.select(part))
-            with self._without_reduction():
-                self.manual_backward(output.loss.sum() / divisor)
-            losses[part], weights[part] = output.loss.detach(), output.weight.flatten()
-        return losses, weights
-
-    def _without_reduction(self) -> AbstractContextManager[None]:
-        """Keep DistributedDataParallel from reducing: it would reduce both networks each time."""
-        wrapper = self.trainer.strategy.model
-        return wrapper.no_sync() if isinstance(wrapper, DistributedDataParallel) else nullcontext()
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Repair, measure and clip the gradients, after a precision plugin has unscaled them."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        repair_gradients(parameters)
-        self._norm = gradient_norm(parameters)
-        if self.gradient_clip_val is not None:
-            clip_gradients(parameters, self.gradient_clip_val, self.gradient_clip_algorithm)
-
     def _log_iteration(self, fake: Update, generator: Update, images_seen: int) -> None:
         """Log the whole batch's losses and what goes with them."""
         optimizers = self.trainer.optimizers
@@ -379,41 +266,3 @@ class SiDLSG(L.LightningModule):
         self.log_dict(others, sync_dist=True)
         skipped = (fake.skipped_samples + generator.skipped_samples).float()
         self.log("skipped_samples", skipped, sync_dist=True, reduce_fx="sum")
-
-    # ------------------------------------------------------------------ checkpoints
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load a checkpoint's three networks; anything missing, left over or misshapen is refused."""
-        own = self.state_dict()
-        for name in sorted(own.keys() ^ state_dict.keys()):
-            where = "lacks" if name in own else "holds, and this teacher has not,"
-            raise UsageError(
-                f"--ckpt_path: the checkpoint {where} {name!r}: it is of another model."
-            )
-        for name, value in own.items():
-            if value.shape != state_dict[name].shape:
-                raise UsageError(
-                    f"--ckpt_path: {name!r} is {list(state_dict[name].shape)} in the checkpoint and "
-                    f"{list(value.shape)} in this teacher: it is of another model."
-                )
-        return super().load_state_dict(state_dict, strict=False)
-
-
-def _drop_teacher(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
-    """Leave the frozen networks out of checkpoints: they come from the teacher's own files."""
-    for name in [name for name in state_dict if name.startswith(prefix + "teacher.")]:
-        del state_dict[name]
-
-
-@contextmanager
-def _constant(network: nn.Module) -> Iterator[None]:
-    """Stop gradients to a network's weights, not through it to its inputs."""
-    network.requires_grad_(False)
-    try:
-        yield
-    finally:
-        network.requires_grad_(True)
-
-
-def _nothing() -> None:
-    """Count nothing."""

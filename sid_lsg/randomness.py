@@ -93,7 +93,7 @@ def normal(
     radius = torch.sqrt(-2.0 * torch.log((pairs[..., 0].double() + 1.0) * 2.0**-32))
     angle = (2.0 * math.pi * 2.0**-32) * pairs[..., 1].double()
     noise = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
-    return noise.float().flatten(1)[:, :count].unflatten(1, shape)
+    return noise.float().flatten(1)[:, :count].reshape(-1, *shape)
 
 
 def permute(index: Tensor, size: int, seed: int, epoch: Tensor | int) -> Tensor:

@@ -31,7 +31,7 @@ def check_trainer(trainer: Any) -> None:
         )
     if trainer.get("accumulate_grad_batches", 1) not in (None, 1):
         raise UsageError(
-            f"--trainer.accumulate_grad_batches: {trainer.accumulate_grad_batches} cannot serve two "
+            f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} cannot serve two "
             "optimizers that take turns. Set --data.batch_size to the whole batch and "
             "--model.micro_batch_size to what fits on the device."
         )

@@ -8,7 +8,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 
 class PromptEncoder(nn.Module):
-    """A CLIP tokenizer and text encoder: padded or cut to the tokenizer's length, last hidden state."""
+    """A CLIP tokenizer and text encoder, in the way Stable Diffusion uses them."""
 
     def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> None:
         super().__init__()
@@ -17,7 +17,11 @@ class PromptEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, prompts: Sequence[str]) -> Tensor:
-        """Encode prompts: [B, L, D], L the tokenizer's length, after the final LayerNorm."""
+        """Encode prompts, padded or cut to the tokenizer's length L.
+
+        Returns:
+            [B, L, D], the last hidden state after the final LayerNorm.
+        """
         tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, return_tensors="pt"
         )

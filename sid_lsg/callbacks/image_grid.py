@@ -54,7 +54,7 @@ class ImageGrid(L.Callback):
 
     @rank_zero_only
     def _draw(self, trainer: L.Trainer, module: Any) -> None:
-        prompts = spread(trainer.datamodule.heldout_prompts, self.num_images)  # type: ignore[attr-defined]
+        prompts = spread(trainer.datamodule.heldout_prompts, self.num_images)
         latents = module.generate(prompts, range(self.num_images))
         picture = grid(module.teacher.decode(latents))
         folder = Path(trainer.default_root_dir) / "grids"

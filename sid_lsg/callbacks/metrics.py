@@ -71,10 +71,10 @@ class Metrics(L.Callback):
     ) -> None:
         """Score on schedule, except after the last iteration, which the comparison scores."""
         step = trainer.global_step
-        if self.every_n_steps and step % self.every_n_steps == 0 and step != trainer.max_steps:
-            if self.evaluator is not None:
-                scores = self._score(trainer, pl_module, _one_step(pl_module, pl_module.ema))
-                _log(trainer, scores)
+        due = self.every_n_steps and step % self.every_n_steps == 0 and step != trainer.max_steps
+        if due and self.evaluator is not None:
+            scores = self._score(trainer, pl_module, _one_step(pl_module, pl_module.ema))
+            _log(trainer, scores)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -87,8 +87,8 @@ class Metrics(L.Callback):
     @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Compare with the teacher, and write the summary."""
-        batch_size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        exports = any(isinstance(c, Export) for c in trainer.callbacks)  # type: ignore[attr-defined]
+        batch_size = trainer.datamodule.batch_size
+        exports = any(isinstance(c, Export) for c in trainer.callbacks)
         summary: dict[str, Any] = {
             "fit_seconds": round(self._fit_seconds, 1),
             "images_seen": trainer.global_step * batch_size,
@@ -104,7 +104,9 @@ class Metrics(L.Callback):
 
     def _compare(self, trainer: L.Trainer, module: Any, root: Path) -> dict[str, Any]:
         """Score the three samplers, print the table, draw the picture."""
-        guidance = module.kappas.eval_real if self.teacher_guidance is None else self.teacher_guidance
+        guidance = (
+            module.kappas.eval_real if self.teacher_guidance is None else self.teacher_guidance
+        )
         steps = self.teacher_steps
 
         def teacher(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
@@ -120,7 +122,7 @@ class Metrics(L.Callback):
         }  # fmt: skip
         summary: dict[str, Any] = {}
         lines, rows = [], {}
-        prompts = spread(trainer.datamodule.heldout_prompts, self.num_pictured)  # type: ignore[attr-defined]
+        prompts = spread(trainer.datamodule.heldout_prompts, self.num_pictured)
         for key, (name, sampler, count) in samplers.items():
             scores = self._score(trainer, module, sampler, name)
             prefix = f"{key}_" if key else ""
@@ -149,7 +151,7 @@ class Metrics(L.Callback):
         self, trainer: L.Trainer, module: Any, sampler: Sampler, name: str = "evaluation"
     ) -> Scores:
         assert self.evaluator is not None
-        prompts = trainer.datamodule.heldout_prompts  # type: ignore[attr-defined]
+        prompts = trainer.datamodule.heldout_prompts
         show = trainer.progress_bar_callback is not None
         return self.evaluator.evaluate(sampler, prompts, module.device, name if show else None)
 
@@ -176,5 +178,7 @@ def _table(lines: list[tuple[str, Scores, int]], num_images: int, guidance: floa
         f"{s.seconds_per_image:>10.4f}{count:>19}"
         for name, s, count in lines
     ]
-    note = f"{num_images} images of the same prompts and seeds; the teacher at guidance {guidance:g}"
+    note = (
+        f"{num_images} images of the same prompts and seeds; the teacher at guidance {guidance:g}"
+    )
     return "\n".join(["", head, *body, note])

@@ -1,4 +1,4 @@
-"""The `fashion` dataset: Fashion-MNIST photographs, coloured and set on a background, with captions.
+"""The `fashion` dataset: Fashion-MNIST photographs, coloured, on a background, with captions.
 
 Ten garments in eight colours on four backgrounds make 320 captions such as "an orange ankle boot on
 a navy background". Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017; MIT licence) is read from its

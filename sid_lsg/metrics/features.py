@@ -15,7 +15,7 @@ from sid_lsg.errors import UsageError
 from sid_lsg.images import to_uint8
 from sid_lsg.resources import resolve
 
-_FILES = ("*.json", "*.txt", "*.safetensors")
+_FILES = ["*.json", "*.txt", "*.safetensors"]
 
 
 class CLIPFeatures(nn.Module):

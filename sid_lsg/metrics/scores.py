@@ -36,7 +36,7 @@ class ReferenceFID(FrechetInceptionDistance):
         self.real_features_cov_sum = covariance * (count - 1) + count * torch.outer(mean, mean)
         self.real_features_num_samples = torch.tensor(count)
 
-    def update(self, features: Tensor) -> None:  # type: ignore[override]
+    def update(self, features: Tensor) -> None:
         """Add generated images' features [B, D]."""
         features = features.double()
         self.fake_features_sum += features.sum(0)
@@ -88,6 +88,6 @@ def load_reference(path: str, option: str = "reference") -> ReferenceFID:
             return ReferenceFID(mean, covariance, count, sync_on_compute=False)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            f"--{option}: {path!r} does not hold reference statistics ({error}). Give a .safetensors "
-            "file with `mean`, `covariance` and the image count."
+            f"--{option}: {path!r} does not hold reference statistics ({error}). Give a "
+            ".safetensors file with `mean`, `covariance` and the image count."
         ) from error

@@ -1,0 +1,38 @@
+# Every target makes .venv first if it is missing or its dependencies have changed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help setup demo test lint format type clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## Create .venv with the pinned dependencies
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)  ## Distil the embedded teacher on a CPU, in minutes; results in runs/demo
+	$(BIN)/python -m sid_lsg.cli fit --config configs/demo.yaml
+
+test: $(STAMP)  ## Run the tests
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP)  ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: $(STAMP)  ## Check types
+	$(BIN)/mypy
+
+clean:  ## Remove .venv and caches, not runs
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,155 @@
+"""Networks that are trained in turn: the mechanics of a step, whatever the method.
+
+A LightningModule with manual optimization. Only one network's gradients are reduced per phase, a
+bad sample cannot spoil the others, and one iteration of all phases counts as one step.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sid_lsg.errors import UsageError
+from sid_lsg.gradients import (
+    ClipAlgorithm,
+    all_reduce_mean,
+    clip_gradients,
+    gradient_norm,
+    repair_gradients,
+)
+from sid_lsg.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs
+
+Evaluate = Callable[[PhaseInputs], FakeScoreOutput | GeneratorOutput]
+"""A phase's forward pass: samples to their losses."""
+
+
+class Update(NamedTuple):
+    """What one optimizer step reports: scalars on the device."""
+
+    loss: Tensor
+    weight: Tensor
+    gradient_norm: Tensor
+    skipped_samples: Tensor
+
+
+class AlternatingModule(L.LightningModule):
+    """Take optimizer steps on one network after the other.
+
+    Attributes:
+        micro_batch_size: Samples per forward and backward pass; None for all at once.
+        gradient_clip_val: Limit for the gradients, or None.
+        gradient_clip_algorithm: "norm" or "value".
+        frozen: Prefixes of the state dict that checkpoints leave out.
+    """
+
+    micro_batch_size: int | None = None
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: ClipAlgorithm = "norm"
+    frozen: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # load_state_dict below is strict about what matters
+        self.register_state_dict_post_hook(_drop_frozen)
+
+    def count_steps_of(self, optimizer: Any) -> None:
+        """Let this optimizer's steps alone count.
+
+        `global_step`, `max_steps`, checkpoints and the loggers' x axis then mean iterations;
+        Lightning would count every optimizer's step.
+        """
+        for other in self.optimizers():
+            if other is not optimizer:
+                other._on_before_step = other._on_after_step = _nothing
+
+    def update(
+        self, inputs: PhaseInputs, evaluate: Evaluate, network: nn.Module, optimizer: Any
+    ) -> Update:
+        """Accumulate a phase's gradients over its micro-batches and take one optimizer step.
+
+        A sample whose loss is not finite has no part in the step. Masking its loss would not do:
+        0 * NaN is NaN in the backward pass and would spoil the whole micro-batch. So the phase is
+        evaluated again without that sample, and the others' gradients are exact; the loss stays
+        divided by the whole batch.
+        """
+        batch_size = inputs.size
+        optimizer.zero_grad()
+        losses, weights = self._accumulate(inputs, evaluate, batch_size)
+        finite = losses.isfinite()
+        # The one read from the device in a phase: it decides what is computed next.
+        if not bool(finite.all()):
+            optimizer.zero_grad()
+            kept = inputs.select(finite.nonzero()[:, 0])
+            losses, weights = self._accumulate(kept, evaluate, batch_size)
+        all_reduce_mean(list(network.parameters()))
+        optimizer.step()
+        return Update(losses.sum() / batch_size, weights.mean(), self._norm, (~finite).sum())
+
+    def _accumulate(
+        self, inputs: PhaseInputs, evaluate: Evaluate, divisor: int
+    ) -> tuple[Tensor, Tensor]:
+        """Backpropagate sum(loss) / divisor; return every sample's loss [B] and weight [B]."""
+        losses, weights = inputs.draws.u.new_zeros(2, inputs.size)
+        size = self.micro_batch_size or max(inputs.size, 1)
+        for start in range(0, inputs.size, size):
+            part = slice(start, start + size)
+            output = evaluate(inputs.select(part))
+            with self._without_reduction():
+                self.manual_backward(output.loss.sum() / divisor)
+            losses[part], weights[part] = output.loss.detach(), output.weight.flatten()
+        return losses, weights
+
+    def _without_reduction(self) -> AbstractContextManager[None]:
+        """Keep DistributedDataParallel from reducing: it would reduce both networks each time."""
+        wrapper = self.trainer.strategy.model
+        return wrapper.no_sync() if isinstance(wrapper, DistributedDataParallel) else nullcontext()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Repair, measure and clip the gradients, after a precision plugin has unscaled them."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        repair_gradients(parameters)
+        self._norm = gradient_norm(parameters)
+        if self.gradient_clip_val is not None:
+            clip_gradients(parameters, self.gradient_clip_val, self.gradient_clip_algorithm)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint; refuse one with anything missing, left over or misshapen."""
+        own = self.state_dict()
+        for name in sorted(own.keys() ^ state_dict.keys()):
+            where = "lacks" if name in own else "holds, and this teacher has not,"
+            raise UsageError(f"--ckpt_path: the file {where} {name!r}: it is of another model.")
+        for name, value in own.items():
+            if value.shape != state_dict[name].shape:
+                raise UsageError(
+                    f"--ckpt_path: {name!r} is {list(state_dict[name].shape)} in the file and "
+                    f"{list(value.shape)} in this teacher: it is of another model."
+                )
+        return super().load_state_dict(state_dict, strict=False)
+
+
+def _drop_frozen(
+    module: AlternatingModule, state_dict: dict[str, Any], prefix: str, _: Any
+) -> None:
+    """Leave frozen networks out of checkpoints: they come from files of their own."""
+    left_out = tuple(prefix + name for name in module.frozen)
+    for name in [name for name in state_dict if name.startswith(left_out)]:
+        del state_dict[name]
+
+
+@contextmanager
+def constant(network: nn.Module) -> Iterator[None]:
+    """Stop gradients to a network's weights, not through it to its inputs."""
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)
+
+
+def _nothing() -> None:
+    """Count nothing."""
