@@ -33,8 +33,8 @@ def check_method(options: Any) -> None:
     if options.micro_batch_size is not None and options.micro_batch_size < 1:
         refuse("model.micro_batch_size", options.micro_batch_size, "at least 1")
     for name in ("ema_halflife_images", "ema_rampup_ratio"):
-        if not getattr(options, name) >= 0:
-            refuse(f"model.{name}", getattr(options, name), "at least 0")
+        if not 0 <= getattr(options, name) < math.inf:
+            refuse(f"model.{name}", getattr(options, name), "a finite number of at least 0")
     clip = options.gradient_clip_val
     if clip is not None and not (math.isfinite(clip) and clip > 0):
         refuse("model.gradient_clip_val", clip, "a positive number")

@@ -1,8 +1,10 @@
 """The command line: `python -m sid_lsg.cli fit --config configs/lsg.yaml`."""
 
 import os
+import re
 import sys
 import warnings
+from typing import Any, NoReturn
 
 # Said before transformers and diffusers are imported: they report optional packages that this
 # project does not use, and draw a progress bar for every file of weights.
@@ -28,14 +30,37 @@ from sid_lsg.callbacks import (  # noqa: E402
 from sid_lsg.data import PromptDataModule, training_files  # noqa: E402
 from sid_lsg.errors import UsageError  # noqa: E402
 from sid_lsg.module import SiDLSG  # noqa: E402
-from sid_lsg.run import RunDirectory, check_trainer, put_inside  # noqa: E402
+from sid_lsg.run import (  # noqa: E402
+    RunDirectory,
+    check_config_files,
+    check_files,
+    check_trainer,
+    put_inside,
+)
 from sid_lsg.strategies import register_strategies  # noqa: E402
 
 _ADAM = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-6, "betas": [0.0, 0.999]}}
 
 
+class _Parser(LightningArgumentParser):
+    """A parser that answers a mistake with the mistake, not with 200 lines of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Name what was wrong, and where to look it up."""
+        message = re.sub(r'Parser key "([\w.]+)":\s*', r"--\1: ", message.strip())
+        numbers = re.search(r"(Got|Given) value: -?(nan|inf)", message)
+        hint = " Give a finite number." if numbers else ""
+        raise UsageError(
+            f"{message}.{hint} `python -m sid_lsg.cli fit --help` explains every option."
+        ) from ex
+
+
 class SiDCLI(LightningCLI):
     """LightningCLI with this project's callbacks as options and everything in one run directory."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a parser whose errors are one message."""
+        return _Parser(**kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -62,6 +87,7 @@ class SiDCLI(LightningCLI):
         check_trainer(config.trainer)
         training_files(config.data.prompts)
         put_inside(config.trainer)
+        check_files(config)
 
     def before_fit(self) -> None:
         """Refuse a batch that the processes and micro-batches do not divide."""
@@ -80,6 +106,7 @@ def main(args: list[str] | None = None) -> None:
     disable_progress_bar()
     register_strategies()
     try:
+        check_config_files(sys.argv[1:] if args is None else args)
         SiDCLI(
             SiDLSG,
             PromptDataModule,

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 _MARGIN, _FONT = 6, ImageFont.load_default(size=12)
-_LINE = 15
+_LINE = 16
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -99,9 +99,9 @@ def normal(
 def permute(index: Tensor, size: int, seed: int, epoch: Tensor | int) -> Tensor:
     """Map indices through a pseudo-random permutation of 0..size-1, in constant memory.
 
-    A four-round Feistel network permutes the smallest square of a power of two that holds `size`;
-    values that leave the range are sent through again until they fall inside ("cycle walking"), at
-    most a few rounds since the square is less than four times too large.
+    An eight-round Feistel network permutes the smallest square of a power of two that holds `size`;
+    values that leave the range are sent through again until they fall inside ("cycle walking"),
+    at most four times on average, since the square is at most four times too large.
 
     Args:
         index: int64 indices in 0..size-1.
@@ -119,7 +119,7 @@ def permute(index: Tensor, size: int, seed: int, epoch: Tensor | int) -> Tensor:
 
     def feistel(value: Tensor, epoch: Tensor) -> Tensor:
         left, right = value >> half, value & mask
-        for round_ in range(4):
+        for round_ in range(8):
             key = torch.full_like(zero, _PERMUTATION_STREAM + round_)
             left, right = right, left ^ (philox((right, epoch & _MASK, zero, key), seed)[0] & mask)
         return (left << half) | right

@@ -1,11 +1,14 @@
 """The run directory: one run, one folder, and nothing of a run outside it."""
 
+import os
 import tempfile
-from itertools import count
+from collections.abc import Sequence
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -50,6 +53,48 @@ def check_trainer(trainer: Any) -> None:
     if name not in STRATEGIES and not name.endswith(("DDPStrategy", "SingleDeviceStrategy")):
         raise UsageError(
             f"--trainer.strategy: {name!r} is not served. Choose one of {', '.join(STRATEGIES)}."
+        )
+
+
+def check_config_files(args: Sequence[str]) -> None:
+    """Refuse a `--config` file that is missing or is not YAML, by its name.
+
+    Raises:
+        UsageError: For the first such file.
+    """
+    for option, value in pairwise([*(part for arg in args for part in arg.split("=", 1)), ""]):
+        if option not in ("--config", "-c"):
+            continue
+        try:
+            yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--config: cannot read {value!r} ({error}).") from error
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(f"--config: {value!r} is not valid YAML ({reason}).") from error
+
+
+def check_files(config: Any) -> None:
+    """Refuse a checkpoint that is not there, and a run directory that cannot be made.
+
+    Args:
+        config: The configuration of `fit`.
+
+    Raises:
+        UsageError: For the first of them.
+    """
+    ckpt = config.get("ckpt_path")
+    if ckpt not in (None, "last", "best", "hpc") and not Path(ckpt).exists():
+        raise UsageError(
+            f"--ckpt_path: there is no file {str(ckpt)!r}. Give a checkpoint of this model, or "
+            "`last` for the newest one in the run directory."
+        )
+    root = Path(config.trainer.default_root_dir or ".").absolute()
+    nearest = next(path for path in (root, *root.parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise UsageError(
+            f"--trainer.default_root_dir: cannot write to {str(root)!r}, since {str(nearest)!r} "
+            "is not a directory that can be written to. Choose another directory."
         )
 
 

@@ -29,8 +29,8 @@ from sid_lsg.guidance import Guidance
 from sid_lsg.images import to_uint8
 from sid_lsg.module import SiDLSG
 
-# Another processor's kernels round differently from those of the machine that recorded the numbers,
-# in the last bits of every layer. Each bound is the index's `tolerances_measured` times this factor.
+# Another processor's kernels round differently from those of the machine that recorded the
+# numbers, in every layer's last bits. Each bound is the index's `tolerances_measured` times this.
 OTHER_PROCESSOR = 4
 OUTPUT = 1.4e-6 * OTHER_PROCESSOR  # relative L2, any micro-batch
 LOSS = 4e-7 * OTHER_PROCESSOR  # of the sum over elements of the loss's magnitude
@@ -240,8 +240,7 @@ def loss_magnitude(module: Recorder, name: str, entry: dict[str, Any]) -> float:
     if name == "fake":
         return float(module.output(name, "loss").sum()) / entry["batch"]
     x_g, y_2, y_3, y_real, w = (
-        module.output(name, field)
-        for field in ("x_g", "y_fake_2", "y_fake_3", "y_real", "weight")
+        module.output(name, field) for field in ("x_g", "y_fake_2", "y_fake_3", "y_real", "weight")
     )
     correction = (y_real - x_g) - entry["alpha"] * (y_real - y_3)
     return float(((y_real - y_2) * correction / w).abs().sum()) / entry["batch"]
@@ -303,9 +302,7 @@ def test_nan_case(golden: Golden, nan_case: str, monkeypatch: pytest.MonkeyPatch
             check_fingerprint(gradients, expected[f"{phase}.grad_fingerprint"], GRADIENT)
 
 
-def test_trajectory(
-    golden: Golden, trajectory: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trajectory(golden: Golden, trajectory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five iterations with Adam, prompt dropout and EMA, from the teacher's weights."""
     entry, expected = golden.entry(trajectory), golden.tensors(trajectory)
     assert entry["start"] == "teacher"
@@ -360,7 +357,11 @@ def test_trajectory(
     ]
     assert betas == pytest.approx(expected["ema_beta"].tolist(), rel=1e-6, abs=1e-12)
 
-    for name, network in (("fake", module.fake_score), ("g", module.generator), ("g_ema", module.ema)):
+    for name, network in (
+        ("fake", module.fake_score),
+        ("g", module.generator),
+        ("g_ema", module.ema),
+    ):
         parameters = dict(network.named_parameters())
         moved, distance = 0.0, 0.0
         for parameter, value in parameters.items():
@@ -421,7 +422,8 @@ def test_schedule(golden: Golden) -> None:
     t, x_t, output = expected["t"], expected["x_t"], expected["model_output"]
     for prediction_type, name in (("epsilon", "eps"), ("v_prediction", "v")):
         schedule = NoiseSchedule.from_alphas_cumprod(
-            expected["alphas_cumprod"], prediction_type  # type: ignore[arg-type]
+            expected["alphas_cumprod"],
+            prediction_type,  # type: ignore[arg-type]
         )
         assert error(schedule.add_noise(expected["x0"], expected["eps"], t), x_t) < 1e-6
         assert error(schedule.x0(output, x_t, t), expected[f"x0_from_{name}"]) < 1e-6

@@ -1,0 +1,493 @@
+"""Callbacks in real runs of the tiny pipeline: one run's directory serves most tests."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import wandb
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from PIL import Image
+from safetensors.torch import load_file
+from test_metrics import DIMENSION, make_clip
+
+import sid_lsg.callbacks.throughput
+from sid_lsg.callbacks import Checkpoint, Export, ImageGrid, Metrics, Progress, Throughput
+from sid_lsg.callbacks.image_grid import spread
+from sid_lsg.data import PromptDataModule
+from sid_lsg.errors import UsageError
+from sid_lsg.images import grid
+from sid_lsg.metrics.evaluator import Evaluator
+from sid_lsg.metrics.scores import save_reference
+from sid_lsg.module import SiDLSG
+
+PROMPTS = ["a red cat", "two dogs on a log", "something else"]
+BATCH, STEPS, EVERY = 2, 4, 2
+NUM_IMAGES, NUM_PICTURED = 5, 2
+
+
+class Run(NamedTuple):
+    """What is left of a run."""
+
+    root: Path
+    module: SiDLSG
+    trainer: L.Trainer
+
+
+class Files(NamedTuple):
+    """What runs need: all in one folder."""
+
+    folder: Path
+    clip: str
+    reference: str
+    prompts: str
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, tiny_sd: str) -> Files:
+    folder = tmp_path_factory.mktemp("callbacks")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    features = torch.randn(50, DIMENSION, generator=torch.Generator().manual_seed(0))
+    save_reference(folder / "reference.safetensors", features, {})
+    clip = make_clip(folder / "clip", Path(tiny_sd, "tokenizer"))
+    names = (str(folder / name) for name in ("reference.safetensors", "prompts.txt"))
+    return Files(folder, str(clip), *names)
+
+
+def fit(
+    tiny_sd: str,
+    files: Files,
+    root: Path,
+    *callbacks: L.Callback,
+    logger: Logger | bool = False,
+    max_steps: int = STEPS,
+    ckpt_path: str | None = None,
+    num_steps: int = 1,
+) -> Run:
+    def adam(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=1e-3)  # moves visibly in a few steps
+
+    module = SiDLSG(tiny_sd, num_steps=num_steps, optimizer_fake=adam, optimizer_generator=adam)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=max_steps,
+        max_epochs=-1,
+        default_root_dir=root,
+        logger=logger,
+        callbacks=list(callbacks),
+        log_every_n_steps=EVERY,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
+        enable_progress_bar=any(isinstance(c, Progress) for c in callbacks),
+    )
+    data = PromptDataModule(files.prompts, batch_size=BATCH, num_workers=0)
+    trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
+    return Run(root, module, trainer)
+
+
+def metrics(files: Files, **options: Any) -> Metrics:
+    defaults = {
+        "every_n_steps": EVERY,
+        "num_images": NUM_IMAGES,
+        "batch_size": 3,
+        "teacher_steps": 2,
+        "num_pictured": NUM_PICTURED,
+    }
+    return Metrics(files.clip, files.reference, **defaults | options)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_sd: str, files: Files) -> Run:
+    """A run with every callback, in a directory where an earlier export was interrupted."""
+    root = files.folder / "run"
+    for leftover in ("generator", "generator.tmp"):
+        (root / leftover).mkdir(parents=True)
+        (root / leftover / "earlier.txt").touch()
+    return fit(
+        tiny_sd,
+        files,
+        root,
+        Checkpoint(every_n_steps=3, keep=2),
+        ImageGrid(every_n_steps=EVERY, num_images=4),
+        Throughput(),
+        Progress(refresh_rate=1),
+        Export(),
+        metrics(files),
+        logger=CSVLogger(str(root), name="", version=""),
+    )
+
+
+@pytest.fixture
+def earlier(run: Run, tmp_path: Path) -> Path:
+    """A directory with what is needed to continue the run."""
+    root = tmp_path / "run"
+    shutil.copytree(run.root / "checkpoints", root / "checkpoints", symlinks=True)
+    return root
+
+
+def rows(run: Run) -> list[dict[str, str]]:
+    with (run.root / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture.convert("RGB"))
+
+
+# ---------------------------------------------------------------------- files of a run
+
+
+def test_nothing_temporary_is_left(run: Run) -> None:
+    assert sorted(path.name for path in run.root.iterdir()) == [
+        "checkpoints", "comparison.png", "generator", "grids", "metrics.csv", "summary.json",
+    ]  # fmt: skip
+    assert [path for path in run.root.rglob("*") if "tmp" in path.name] == []
+
+
+def test_grids_show_the_start_and_the_progress(run: Run) -> None:
+    names = sorted(path.name for path in (run.root / "grids").iterdir())
+    assert names == [f"step-{step:07d}.png" for step in (0, 2, 4)]
+    prompts, module = [*PROMPTS, PROMPTS[0]], run.module
+
+    def picture(network: torch.nn.Module) -> np.ndarray:
+        latents = module.generate(prompts, range(4), network=network)
+        return np.asarray(grid(module.teacher.decode(latents)))
+
+    start, middle, end = (pixels(run.root / "grids" / name) for name in names)
+    assert np.array_equal(start, picture(module.teacher.network))
+    assert np.array_equal(end, picture(module.ema))
+    assert not np.array_equal(start, middle)
+    assert not np.array_equal(middle, end)
+
+
+def test_metrics_are_logged_at_iterations(run: Run) -> None:
+    table = rows(run)
+    assert {"loss_fake", "loss_generator", "images_per_s", "fid", "clip_score"} <= table[0].keys()
+    losses = [row for row in table if row["loss_fake"]]
+    assert [int(row["step"]) for row in losses] == [2, 4]
+    assert [float(row["images_seen"]) for row in losses] == [2 * BATCH, 4 * BATCH]
+    scores = [row for row in table if row["fid"]]
+    assert [int(row["step"]) for row in scores] == [2, 4]
+    assert all(row["clip_score"] for row in scores)
+
+
+def test_throughput_is_logged_with_the_losses(run: Run) -> None:
+    losses = [row for row in rows(run) if row["loss_fake"]]
+    assert all(float(row["images_per_s"]) > 0 for row in losses)
+    assert all(0.05 < float(row["peak_memory_gib"]) < 100 for row in losses)
+
+
+def test_checkpoints_are_on_schedule_and_at_the_end(run: Run) -> None:
+    folder = run.root / "checkpoints"
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["0000003.ckpt", "0000004.ckpt", "last.ckpt"]
+    assert (folder / "last.ckpt").is_symlink()
+    assert (folder / "last.ckpt").resolve() == (folder / "0000004.ckpt").resolve()
+    assert (folder / "last.ckpt").readlink() == Path("0000004.ckpt")  # the run can be moved
+
+
+def test_checkpoints_are_plain_data_without_the_teacher(run: Run) -> None:
+    for name, step in (("0000003.ckpt", 3), ("last.ckpt", STEPS)):
+        checkpoint = torch.load(run.root / "checkpoints" / name, weights_only=True)
+        assert checkpoint["global_step"] == step
+        assert len(checkpoint["optimizer_states"]) == 2
+        weights = checkpoint["state_dict"]
+        networks = {name.split(".")[0] for name in weights}
+        assert networks == {"fake_score", "generator", "ema"}
+    assert all(torch.equal(value, weights[name]) for name, value in run.module.state_dict().items())
+
+
+def test_the_export_is_the_averaged_generator(run: Run) -> None:
+    folder = run.root / "generator"
+    assert not (folder / "earlier.txt").exists()
+    weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    ema = run.module.ema.state_dict()
+    assert weights.keys() == ema.keys()
+    assert all(torch.equal(value, ema[name]) for name, value in weights.items())
+
+
+def test_the_summary_compares_teacher_start_and_end(run: Run, files: Files) -> None:
+    summary = json.loads((run.root / "summary.json").read_text())
+    assert summary["fit_seconds"] > 0
+    assert summary["images_seen"] == STEPS * BATCH
+    assert summary["iterations"] == STEPS
+    assert (run.root / summary["export"] / "model_index.json").is_file()
+    assert summary["teacher_steps"] == 2
+    assert summary["teacher_guidance"] == run.module.kappas.eval_real
+    counts = [summary[f"{key}evaluations_per_image"] for key in ("teacher_", "initial_", "")]
+    assert counts == [4, 1, 1]
+
+    module, teacher = run.module, run.module.teacher
+    samplers = {
+        "teacher_": lambda prompts, seeds: teacher.sample_reference(prompts, seeds, 2, 1.5),
+        "initial_": lambda prompts, seeds: teacher.decode(
+            module.generate(prompts, seeds, network=teacher.network)
+        ),
+        "": lambda prompts, seeds: teacher.decode(module.generate(prompts, seeds)),
+    }
+    evaluator = Evaluator(files.clip, files.reference, NUM_IMAGES, batch_size=NUM_IMAGES)
+    found = {}
+    for key, sampler in samplers.items():
+        scores = evaluator.evaluate(sampler, PROMPTS, "cpu")
+        found[key] = (summary[f"{key}fid"], summary[f"{key}clip"])
+        assert found[key] == pytest.approx(scores[:2], rel=1e-3)
+    assert len(set(found.values())) == 3
+
+
+def test_the_last_scores_are_in_the_log_too(run: Run) -> None:
+    summary = json.loads((run.root / "summary.json").read_text())
+    last = [row for row in rows(run) if row["fid"]][-1]
+    assert float(last["fid"]) == pytest.approx(summary["fid"])
+    assert float(last["clip_score"]) == pytest.approx(summary["clip"])
+
+
+def test_the_comparison_shows_three_rows(run: Run) -> None:
+    height, width, _ = pixels(run.root / "comparison.png").shape
+    side = 2 * 64  # enlarged by a whole factor
+    assert height > 3 * side
+    assert width > NUM_PICTURED * side
+
+
+def test_the_progress_bar_counts_iterations(run: Run) -> None:
+    (progress,) = [c for c in run.trainer.callbacks if isinstance(c, Progress)]  # type: ignore[attr-defined]
+    bar = progress.train_progress_bar
+    assert (bar.n, bar.total) == (STEPS, STEPS)
+    shown = progress.get_metrics(run.trainer, run.module)
+    assert {"loss_fake", "loss_generator", "images_per_s"} <= shown.keys()
+    assert "v_num" not in shown
+
+
+def test_evaluation_never_changes_training(tiny_sd: str, files: Files, run: Run) -> None:
+    bare = fit(tiny_sd, files, files.folder / "bare")
+    with_all = run.module.state_dict()
+    assert with_all.keys() == bare.module.state_dict().keys()
+    for name, value in bare.module.state_dict().items():
+        assert torch.equal(value, with_all[name]), name
+    start = bare.module.teacher.network.state_dict()
+    for network in (bare.module.generator, bare.module.fake_score, bare.module.ema):
+        assert not torch.equal(network.conv_out.weight, start["conv_out.weight"])  # it trained
+    assert not (files.folder / "bare").exists()
+
+
+# ---------------------------------------------------------------------- continuing
+
+
+class Iterations(L.Callback):
+    """Remembers which iterations ran."""
+
+    def __init__(self) -> None:
+        self.ran: list[int] = []
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+        self.ran.append(batch.iteration)
+
+
+LOGGERS: dict[str, Callable[[Path], Logger | bool]] = {
+    "none": lambda root: False,
+    "csv": lambda root: CSVLogger(str(root), name="", version=""),
+    "wandb": lambda root: WandbLogger(project="sid-lsg", save_dir=str(root), mode="disabled"),
+}
+
+
+@pytest.mark.parametrize("logger", LOGGERS)
+def test_last_continues_with_any_logger(
+    tiny_sd: str, files: Files, earlier: Path, logger: str
+) -> None:
+    """Lightning looks for `last` before callbacks are set up, where the logger suggests."""
+    iterations, progress = Iterations(), Progress(refresh_rate=1)
+    pictures = ImageGrid(every_n_steps=1, num_images=1)
+    callbacks = [Checkpoint(), iterations, progress, pictures]
+    options = {"logger": LOGGERS[logger](earlier), "max_steps": STEPS + 2, "ckpt_path": "last"}
+    fit(tiny_sd, files, earlier, *callbacks, **options)
+    wandb.finish()
+    assert iterations.ran == [STEPS, STEPS + 1]
+    bar = progress.train_progress_bar
+    assert (bar.n, bar.total) == (STEPS + 2, STEPS + 2)
+    grids = sorted(path.name for path in (earlier / "grids").iterdir())
+    assert grids == [f"step-{step:07d}.png" for step in (4, 5, 6)]
+
+
+def test_last_is_the_newest_after_a_moved_run_continued(
+    tiny_sd: str, files: Files, earlier: Path
+) -> None:
+    fit(tiny_sd, files, earlier, Checkpoint(), max_steps=STEPS + 1, ckpt_path="last")
+    links = {p.name: str(p.readlink()) for p in (earlier / "checkpoints").glob("last*")}
+    assert links == {"last.ckpt": "0000005.ckpt"}
+
+
+def test_continuing_keeps_what_was_logged(
+    tiny_sd: str, files: Files, run: Run, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(run.root, tmp_path / "run", symlinks=True))
+    before = rows(run)
+    logger = CSVLogger(str(root), name="", version="")
+    continued = fit(
+        tiny_sd, files, root, Checkpoint(), logger=logger, max_steps=STEPS + 2, ckpt_path="last"
+    )
+    after = rows(continued)
+    steps = [int(row["step"]) for row in after if row["loss_fake"]]
+    assert steps == [2, 4, 6]
+    assert len(after) == len(before) + 1
+
+
+def test_a_finished_run_can_be_started_again(tiny_sd: str, files: Files, earlier: Path) -> None:
+    """Nothing is left to train; the summary is still written."""
+    again = fit(tiny_sd, files, earlier, Checkpoint(), Export(), metrics(files), ckpt_path="last")
+    assert again.trainer.global_step == STEPS
+    summary = json.loads((earlier / "summary.json").read_text())
+    assert summary["images_seen"] == STEPS * BATCH
+    assert summary["fid"] > 0
+
+
+# ---------------------------------------------------------------------- fewer and other options
+
+
+def test_what_is_switched_off_is_absent(
+    tiny_sd: str, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No grids, no scores, no export, no bar."""
+    (tmp_path / "run").mkdir()
+    off = [ImageGrid(every_n_steps=0), Metrics(), Progress(refresh_rate=0)]
+    fit(tiny_sd, files, tmp_path / "run", *off, max_steps=1)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["summary.json"]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary.keys() == {"fit_seconds", "images_seen", "iterations", "export"}
+    assert summary["export"] is None
+    printed = capsys.readouterr()
+    assert "distilling" not in printed.out + printed.err
+
+
+def test_no_bar_means_no_bar_of_the_evaluation_either(
+    tiny_sd: str, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"num_images": 2, "teacher_steps": 1, "num_pictured": 1}
+    fit(tiny_sd, files, tmp_path, Progress(0), metrics(files, **options), max_steps=1)
+    printed = capsys.readouterr()
+    assert "SiD-LSG" in printed.out  # the table
+    assert "untrained, 1 step:" not in printed.out + printed.err
+
+
+def test_the_table_says_how_many_steps_the_generator_takes(
+    tiny_sd: str, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = metrics(files, num_images=2, teacher_steps=1, num_pictured=1, teacher_guidance=1.0)
+    fit(tiny_sd, files, tmp_path, few, max_steps=1, num_steps=2)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    counts = [summary[f"{key}evaluations_per_image"] for key in ("teacher_", "initial_", "")]
+    assert counts == [1, 2, 2]
+    assert summary["teacher_guidance"] == 1.0
+    table = capsys.readouterr().out
+    assert "teacher, 1 step" in table
+    assert "untrained, 2 steps" in table
+    assert "SiD-LSG, 2 steps" in table
+
+
+def test_an_export_that_fails_leaves_the_earlier_one(tmp_path: Path) -> None:
+    def fail(network: Any, folder: Path, t_init: int) -> None:
+        folder.mkdir()
+        raise OSError("no space left")
+
+    (tmp_path / "generator").mkdir()
+    (tmp_path / "generator" / "model_index.json").write_text("earlier")
+    module = SimpleNamespace(teacher=SimpleNamespace(save_generator=fail), ema=None, t_init=625)
+    with pytest.raises(OSError, match="no space"):
+        Export().on_train_end(SimpleNamespace(default_root_dir=tmp_path), module)  # type: ignore[arg-type]
+    assert (tmp_path / "generator" / "model_index.json").read_text() == "earlier"
+
+
+def test_throughput_counts_all_processes_and_only_the_iterations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logged: dict[str, float] = {}
+    module = SimpleNamespace(
+        device=torch.device("cpu"), log=lambda name, value, **_: logged.update({name: value})
+    )
+    trainer: Any = SimpleNamespace(world_size=2, log_every_n_steps=2, global_step=0)
+    batch = SimpleNamespace(fake=["a", "b", "c", "d"])
+    now = 0.0
+    clock = SimpleNamespace(perf_counter=lambda: now)
+    monkeypatch.setattr(sid_lsg.callbacks.throughput, "time", clock)
+    throughput = Throughput()
+    throughput.on_train_start(trainer, module)  # type: ignore[arg-type]
+    for seconds in (1.0, 3.0, 0.5, 0.5):
+        throughput.on_train_batch_start(trainer, module, batch, 0)  # type: ignore[arg-type]
+        now, trainer.global_step = now + seconds, trainer.global_step + 1
+        throughput.on_train_batch_end(trainer, module, None, batch, 0)
+        now += 100  # an evaluation
+        if trainer.global_step == 2:
+            assert logged["images_per_s"] == pytest.approx(2 * 4 * 2 / 4.0)
+    assert logged["images_per_s"] == pytest.approx(2 * 4 * 2 / 1.0)
+
+
+def test_prompts_are_spread_evenly() -> None:
+    assert spread(list("abcdefgh"), 4) == list("aceg")
+    assert spread(list("abcde"), 3) == list("abd")
+    assert spread(list("abc"), 3) == list("abc")
+    assert spread(list("ab"), 5) == list("ababa")
+
+
+@pytest.mark.parametrize(
+    ("callback", "option", "value"),
+    [
+        (ImageGrid, "image_grid.every_n_steps", -1),
+        (ImageGrid, "image_grid.num_images", 0),
+        (Metrics, "metrics.every_n_steps", -1),
+        (Metrics, "metrics.num_images", 1),
+        (Metrics, "metrics.batch_size", 0),
+        (Metrics, "metrics.teacher_steps", 0),
+        (Metrics, "metrics.num_pictured", 0),
+        (Checkpoint, "checkpoint.every_n_steps", -1),
+        (Checkpoint, "checkpoint.keep", -2),
+    ],
+)
+def test_impossible_numbers_are_refused(callback: Any, option: str, value: int) -> None:
+    with pytest.raises(UsageError, match=rf"--{option} must be at least -?\d, got {value}"):
+        callback(**{option.split(".")[1]: value})
+
+
+# ---------------------------------------------------------------------- Weights & Biases
+
+
+def test_wandb_gets_grids_and_scores(
+    tiny_sd: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb-own"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb.finish()  # a run that another test may have left
+    wandb.teardown()  # read these variables anew
+    root = tmp_path / "run"
+    root.mkdir()
+    logger = WandbLogger(project="sid-lsg", save_dir=str(root))
+    pictures = ImageGrid(every_n_steps=EVERY, num_images=2)
+    result = fit(tiny_sd, files, root, pictures, Throughput(), metrics(files), logger=logger)
+    logged = dict(logger.experiment.summary)
+    wandb.finish()
+    wandb.teardown()
+
+    summary = json.loads((root / "summary.json").read_text())
+    assert logged["fid"] == pytest.approx(summary["fid"])
+    assert logged["clip_score"] == pytest.approx(summary["clip"])
+    assert logged["images_seen"] == STEPS * BATCH
+    assert logged["images_per_s"] > 0
+    assert logged["trainer/global_step"] == result.trainer.global_step == STEPS
+
+    (media,) = root.glob("wandb/offline-run-*/files/media/images")
+
+    def contents(folder: Path, pattern: str) -> list[bytes]:
+        return sorted(pixels(path).tobytes() for path in folder.glob(pattern))
+
+    assert len(contents(media, "grid_*.png")) == 3
+    assert contents(media, "grid_*.png") == contents(root / "grids", "*.png")
+    assert contents(media, "comparison_*.png") == contents(root, "comparison.png")

@@ -1,0 +1,164 @@
+"""What users type, and what they are told when it is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sid_lsg.cli import main
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a red cat\ntwo dogs\n\na blue bird\n")
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """Run the command line, which must end with a message and no traceback; return the message."""
+    with pytest.raises(SystemExit) as end:
+        main(list(args))
+    assert end.value.code not in (0, None)
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+def test_a_real_process_refuses_with_one_line(tmp_path: Path) -> None:
+    """No traceback, status 2, nothing written."""
+    run = subprocess.run(
+        [sys.executable, "-m", "sid_lsg.cli", "fit", "--model.teacher", "nowhere/at/all",
+         "--data.prompts", __file__, "--trainer.default_root_dir", str(tmp_path / "run")],
+        capture_output=True, text=True, cwd=REPOSITORY, check=False,
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1].startswith("error: --model.teacher")
+    assert "Traceback" not in run.stderr + run.stdout
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"data.prompts": None}, ["--data.prompts is missing", "prompts.txt"]),
+        ({"data.prompts": "{tmp}/none.txt"}, ["--data.prompts", "none.txt"]),
+        ({"data.prompts": "{tmp}/empty.txt"}, ["--data.prompts", "empty.txt"]),
+        ({"data.prompts": "{tmp}/p.jsonl", "data.column": "text"}, ["text", "caption"]),
+        ({"data.prompts": "{tmp}/p.jsonl"}, ["--data.column"]),
+        ({"model.teacher": "{tmp}/none"}, ["--model.teacher", "{tmp}/none"]),
+        ({"model.teacher": "{tmp}"}, ["--model.teacher", "unet", "--model.subfolders"]),
+        ({"model.resolution": "100"}, ["--model.resolution", "multiple of 16"]),
+        ({"model.micro_batch_size": "3"}, ["--data.batch_size", "--model.micro_batch_size"]),
+        ({"model.t_init": "1001"}, ["--model.t_init", "999"]),
+        ({"model.alpha": "nan"}, ["--model.alpha", "finite"]),
+        ({"model.tmin": "980"}, ["--model.tmin", "--model.tmax"]),
+        ({"model.guidance.train_fake": "inf"}, ["guidance.train_fake", "finite"]),
+        ({"model.guidance.eval_fake": "[1,2,3]"}, ["guidance.eval_fake", "two"]),
+        ({"model.guidance.preset": "loud"}, ["guidance", "loud"]),
+        ({"model.no_such_option": "1"}, ["no_such_option"]),
+        ({"data.batch_size": "0"}, ["--data.batch_size"]),
+        ({"data.batch_size": "many"}, ["data.batch_size", "many"]),
+        ({"trainer.accumulate_grad_batches": "2"}, ["--model.micro_batch_size"]),
+        ({"trainer.gradient_clip_val": "1"}, ["--model.gradient_clip_val"]),
+        ({"trainer.precision": "bf16-true"}, ["--trainer.precision", "bf16-mixed"]),
+        ({"trainer.strategy": "fsdp"}, ["--trainer.strategy", "ddp"]),
+        ({"trainer.default_root_dir": "{tmp}/empty.txt/run"}, ["--trainer.default_root_dir"]),
+        ({"metrics.clip": "{tmp}/none"}, ["--metrics.clip"]),
+        ({"ckpt_path": "{tmp}/none.ckpt"}, ["--ckpt_path", "none.ckpt"]),
+    ],
+)
+def test_bad_input_is_named(
+    options: dict[str, str | None],
+    named: list[str],
+    prompts: Path,
+    tiny_sd: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "p.jsonl").write_text(json.dumps({"caption": "a cat"}) + "\n")
+    arguments = {
+        "model.teacher": tiny_sd,
+        "data.prompts": str(prompts),
+        "data.batch_size": "4",
+        "trainer.max_steps": "1",
+        "trainer.accelerator": "cpu",
+        "trainer.default_root_dir": str(tmp_path / "run"),
+    } | options
+    line = [
+        part
+        for name, value in arguments.items()
+        if value is not None
+        for part in (f"--{name}", value.replace("{tmp}", str(tmp_path)))
+    ]
+    error = refused(capsys, "fit", *line)
+    for word in named:
+        assert word.replace("{tmp}", str(tmp_path)) in error
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_broken_config_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "none.yaml" in refused(capsys, "fit", "--config", str(tmp_path / "none.yaml"))
+    (tmp_path / "broken.yaml").write_text("model: [")
+    assert "broken.yaml" in refused(capsys, "fit", "--config", str(tmp_path / "broken.yaml"))
+    (tmp_path / "other.yaml").write_text("model: {teachr: x}")
+    assert "teachr" in refused(capsys, "fit", "--config", str(tmp_path / "other.yaml"))
+
+
+def test_help_and_print_config_explain_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    options = [
+        "model.teacher", "model.revision", "model.variant", "model.guidance.preset",
+        "model.guidance.train_fake", "model.guidance.eval_fake", "model.guidance.eval_real",
+        "model.alpha", "model.t_init", "model.tmin", "model.tmax", "model.num_steps",
+        "model.micro_batch_size", "model.optimizer_fake", "model.optimizer_generator",
+        "data.prompts", "data.column", "data.batch_size", "trainer.max_steps",
+        "trainer.default_root_dir", "checkpoint.every_n_steps", "image_grid.num_images",
+        "metrics.clip",
+    ]  # fmt: skip
+    for option in options:
+        described = [" ".join(t.split("--")[0].split()) for t in text.split(f"--{option} ")[1:]]
+        assert len(max(described, key=len)) > 30, f"{option}: {described}"
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--print_config"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(f"{option.rsplit('.')[-1]}:" in printed for option in options)
+    assert "lr: 1.0e-06" in printed
+
+
+def test_a_run_stays_inside_its_directory(
+    prompts: Path, tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    line = ["fit", "--model.teacher", tiny_sd, "--data.prompts", str(prompts),
+            "--data.batch_size", "2", "--data.num_workers", "0", "--trainer.accelerator", "cpu",
+            "--trainer.log_every_n_steps", "1", "--progress.refresh_rate", "0",
+            "--trainer.default_root_dir", "here"]  # fmt: skip
+    main([*line, "--trainer.max_steps", "1"])
+    assert set(tmp_path.iterdir()) - before == {tmp_path / "here"}
+    written = {path.name for path in (tmp_path / "here").iterdir()}
+    assert written == {
+        "config.yaml", "metrics.csv", "grids", "checkpoints", "generator", "summary.json",
+    }  # fmt: skip
+    summary = json.loads((tmp_path / "here/summary.json").read_text())
+    assert (summary["images_seen"], summary["export"]) == (2, "generator")
+
+    main([*line, "--trainer.max_steps", "2", "--ckpt_path", "last"])
+    assert json.loads((tmp_path / "here/summary.json").read_text())["images_seen"] == 4
+
+    # The resolved configuration is itself a config; a fresh run moves the old one aside.
+    main(["fit", "--config", "here/config.yaml", "--ckpt_path", "null"])
+    assert json.loads((tmp_path / "here.1/summary.json").read_text())["images_seen"] == 4
+    assert set(tmp_path.iterdir()) - before == {tmp_path / "here", tmp_path / "here.1"}

@@ -1,0 +1,86 @@
+"""Every shipped config runs: two iterations, on the tiny pipeline where it names a large one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sid_lsg.cli import main
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+ALL = sorted(CONFIGS.rglob("*.yaml"))
+COMPLETE = [path for path in ALL if path.parent == CONFIGS]
+OVERLAYS = [path for path in ALL if path.parent != CONFIGS and path.parent.name != "trainer"]
+
+
+def small(tmp_path: Path, tiny_sd: str, path: Path) -> list[str]:
+    """Return the options that make a complete config small enough to run here."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red cat\ntwo dogs\na blue bird\nthe moon\n")
+    options = {
+        "data.batch_size": "4",
+        "data.num_workers": "0",
+        "data.num_heldout": "0",
+        "model.micro_batch_size": "2",
+        "trainer.max_steps": "2",
+        "trainer.accelerator": "cpu",
+        "trainer.devices": "1",
+        "trainer.default_root_dir": str(tmp_path / "run"),
+        "progress.refresh_rate": "0",
+        "metrics.num_images": "4",
+        "metrics.batch_size": "4",
+        "metrics.teacher_steps": "2",
+        "metrics.num_pictured": "2",
+        "image_grid.num_images": "4",
+    }
+    if not str(yaml.safe_load(path.read_text())["model"]["teacher"]).startswith("package:"):
+        options |= {
+            "model.teacher": tiny_sd,
+            "model.resolution": "64",
+            "data.prompts": str(prompts),
+            "metrics.clip": "package:demo/fashion/clip",
+        }
+    return [part for name, value in options.items() for part in (f"--{name}", value)]
+
+
+@pytest.mark.parametrize("path", COMPLETE, ids=lambda path: path.name)
+def test_complete_configs_run(
+    path: Path, tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--config", str(path), *small(tmp_path, tiny_sd, path)])
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["images_seen"] == 8
+    assert (tmp_path / "run" / summary["export"] / "model_index.json").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "prompts.txt"}
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_overlays_merge_over_a_complete_config(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(
+            ["fit", "--config", str(CONFIGS / "lsg.yaml"), "--config", str(path), "--print_config"]
+        )
+    assert end.value.code == 0
+    merged = yaml.safe_load(capsys.readouterr().out)
+
+    def check(part: dict, whole: dict) -> None:
+        for name, value in part.items():
+            if isinstance(value, dict):
+                check(value, whole[name])
+            else:
+                assert whole[name] == value, name
+
+    check(yaml.safe_load(path.read_text()), merged)
+    assert merged["model"]["teacher"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)
+def test_headers_state_the_command(path: Path) -> None:
+    header = path.read_text().split("\n\n")[0]
+    assert header.startswith("#")
+    assert "sid_lsg.cli fit" in path.read_text().split("\nmodel:")[0]

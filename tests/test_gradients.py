@@ -1,0 +1,137 @@
+"""Repair, clipping and norms against numpy; averages over one process and over two."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+
+import sid_lsg.gradients
+from sid_lsg.gradients import all_reduce_mean, clip_gradients, gradient_norm, repair_gradients
+
+
+def parameters(*gradients: Tensor | None) -> list[nn.Parameter]:
+    """Make one parameter for each gradient; two numbers for a missing one."""
+    made = []
+    for gradient in gradients:
+        parameter = nn.Parameter(torch.ones(2) if gradient is None else torch.ones_like(gradient))
+        parameter.grad = gradient
+        made.append(parameter)
+    return made
+
+
+def two() -> list[nn.Parameter]:
+    """Gradients (3, 0), (0, 4) and a missing one: of norm 5 together."""
+    return parameters(torch.tensor([3.0, 0.0]), None, torch.tensor([[0.0], [4.0]]))
+
+
+def test_repair_replaces_what_is_not_finite() -> None:
+    inf, nan = math.inf, math.nan
+    bad = torch.tensor([[nan, inf, -inf], [-0.5, 3e38, 0.0]])
+    good = torch.tensor([1.0, -2.0, 1e-30])
+    made = parameters(bad, None, good.clone())
+    repair_gradients(made)
+    assert made[0].grad is bad  # in place
+    assert torch.equal(bad, torch.tensor([[0.0, 1e5, -1e5], [-0.5, 3e38, 0.0]]))
+    assert made[1].grad is None
+    assert torch.equal(made[2].grad, good)  # type: ignore[arg-type]
+
+
+def test_clipping_by_norm_scales_all_gradients_together() -> None:
+    made = two()
+    clip_gradients(made, 2.0, "norm")
+    torch.testing.assert_close(made[0].grad, torch.tensor([1.2, 0.0]))
+    torch.testing.assert_close(made[2].grad, torch.tensor([[0.0], [1.6]]))
+    assert float(gradient_norm(made)) == pytest.approx(2.0, rel=1e-5)
+
+
+def test_clipping_by_value_cuts_each_entry() -> None:
+    made = parameters(torch.tensor([3.0, -0.5, -7.0]), None, torch.tensor(1.5))
+    clip_gradients(made, 1.0, "value")
+    assert [p.grad.tolist() if p.grad is not None else None for p in made] == [
+        [1.0, -0.5, -1.0],
+        None,
+        1.0,
+    ]
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_clipping_leaves_gradients_within_the_limit_alone(algorithm: str) -> None:
+    made = two()
+    clip_gradients(made, 5.1, algorithm)  # type: ignore[arg-type]
+    assert torch.equal(made[0].grad, torch.tensor([3.0, 0.0]))  # type: ignore[arg-type]
+    assert torch.equal(made[2].grad, torch.tensor([[0.0], [4.0]]))  # type: ignore[arg-type]
+
+
+def test_gradient_norm_is_that_of_all_gradients_together() -> None:
+    assert float(gradient_norm(two())) == 5.0
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3,), (2, 5), (4, 3, 2, 2), ()]
+    gradients = [torch.randn(shape, generator=generator) for shape in shapes]
+    together = np.concatenate([g.numpy().astype(np.float64).ravel() for g in gradients])
+    norm = gradient_norm(parameters(*gradients))
+    assert norm.shape == ()
+    assert float(norm) == pytest.approx(np.linalg.norm(together), rel=1e-6)
+
+
+def test_a_missing_gradient_counts_as_zero_in_a_single_process() -> None:
+    made = two()
+    kept = made[0].grad
+    all_reduce_mean(made)
+    assert made[0].grad is kept
+    assert torch.equal(made[1].grad, torch.zeros(2))  # type: ignore[arg-type]
+    assert torch.equal(made[2].grad, torch.tensor([[0.0], [4.0]]))  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------- two ranks
+
+SHAPES = [(5,), (), (3, 4), (2, 3, 2, 2), (7,), (1,)]
+MISSING = [{2, 4}, {1, 4}]  # on rank 0 and on rank 1; the fifth on both
+BUCKETS = {1: 6, 8: 3, 2**24: 1}  # size of a bucket -> collectives; at 8: 5+1+12, 24, 7+1
+
+
+def gradient(rank: int, index: int) -> Tensor | None:
+    if index in MISSING[rank]:
+        return None
+    generator = torch.Generator().manual_seed(10 * rank + index)
+    drawn = torch.randn(SHAPES[index], generator=generator)
+    # As cuDNN gives them: logically the same, in another order in memory.
+    return drawn.contiguous(memory_format=torch.channels_last) if drawn.dim() == 4 else drawn
+
+
+def average(rank: int, folder: str) -> None:
+    """Average one rank's gradients once per bucket size, and write them down."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    reduce, calls = dist.all_reduce, []
+    dist.all_reduce = lambda flat: (calls.append(flat.numel()), reduce(flat))  # type: ignore
+    found: dict[str, Tensor] = {}
+    for size in BUCKETS:
+        sid_lsg.gradients._BUCKET = size
+        made = [nn.Parameter(torch.ones(shape)) for shape in SHAPES]
+        for index, parameter in enumerate(made):
+            parameter.grad = gradient(rank, index)
+        calls.clear()
+        all_reduce_mean(made)
+        found |= {f"{size}.{i}": p.grad.contiguous() for i, p in enumerate(made)}  # type: ignore
+        found[f"{size}.calls"] = torch.tensor(calls)
+    save_file(found, f"{folder}/rank{rank}.safetensors")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_average_their_gradients(tmp_path: Path) -> None:
+    spawn(average, (str(tmp_path),), nprocs=2)
+    ranks = [load_file(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1)]
+    for size, collectives in BUCKETS.items():
+        for found in ranks:
+            sizes = found[f"{size}.calls"].tolist()
+            assert len(sizes) == collectives
+            assert sum(sizes) == sum(math.prod(shape) for shape in SHAPES)
+            for index, shape in enumerate(SHAPES):
+                both = [gradient(rank, index) for rank in (0, 1)]
+                expected = sum((g for g in both if g is not None), torch.zeros(shape)) / 2
+                torch.testing.assert_close(found[f"{size}.{index}"], expected, rtol=1e-6, atol=0)

@@ -1,0 +1,316 @@
+"""Who is trained when, on what, and that nothing else decides the result."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+
+from sid_lsg.callbacks import Checkpoint
+from sid_lsg.data import PromptBatch, PromptDataModule
+from sid_lsg.draws import Phase
+from sid_lsg.errors import UsageError
+from sid_lsg.guidance import Guidance
+from sid_lsg.module import SiDLSG
+
+PROMPTS = ["a red cat", "two dogs running", "a blue bird", "the moon", "a dancer", "an old book"]
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=1e-4, betas=(0.0, 0.999))
+
+
+@pytest.fixture
+def fit(tiny_sd: str, tmp_path: Path) -> Callable[..., SiDLSG]:
+    """Return a function that trains the tiny pipeline for some iterations."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+
+    def run(
+        steps: int = 2,
+        batch_size: int = 4,
+        callbacks: list[L.Callback] | None = None,
+        ckpt_path: str | None = None,
+        logger: Any = False,
+        module: type[SiDLSG] = SiDLSG,
+        **options: Any,
+    ) -> SiDLSG:
+        options = {"optimizer_fake": adam, "optimizer_generator": adam} | options
+        trained = module(tiny_sd, **options)
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            max_epochs=-1,
+            callbacks=callbacks,
+            logger=logger,
+            log_every_n_steps=1,
+            default_root_dir=tmp_path,
+            enable_checkpointing=bool(callbacks),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        data = PromptDataModule(str(prompts), batch_size=batch_size, num_workers=0)
+        trainer.fit(trained, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+        assert trainer.global_step == steps
+        return trained
+
+    return run
+
+
+def weights(network: torch.nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
+
+
+class Phases(SiDLSG):
+    """Remembers all three networks around each optimizer step, and the gradients."""
+
+    def on_fit_start(self) -> None:
+        self.seen: list[dict[str, Tensor]] = []
+
+    def optimizer_networks(self) -> dict[str, torch.nn.Module]:
+        return {
+            "teacher": self.teacher,
+            "fake_score": self.fake_score,
+            "generator": self.generator,
+            "ema": self.ema,
+        }
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        self.seen.append({n: weights(m).clone() for n, m in self.optimizer_networks().items()})
+        for name, network in (("fake_score", self.fake_score), ("generator", self.generator)):
+            if optimizer.param_groups[0]["params"][0] is next(network.parameters()):
+                self.seen[-1]["updates"] = torch.tensor(name == "generator")
+        assert all(p.grad is None for p in self.teacher.parameters())
+
+
+def test_each_phase_changes_its_own_network_alone(fit: Callable[..., SiDLSG]) -> None:
+    module = fit(steps=1, module=Phases)
+    before_fake, before_generator = module.seen
+    after = {n: weights(m) for n, m in module.optimizer_networks().items()}
+    assert [bool(s["updates"]) for s in module.seen] == [False, True]
+
+    def changed(first: dict[str, Tensor], second: dict[str, Tensor]) -> set[str]:
+        return {name for name in after if not torch.equal(first[name], second[name])}
+
+    assert changed(before_fake, before_generator) == {"fake_score"}
+    assert changed(before_generator, after) == {"generator", "ema"}
+    # The first average is the generator itself: beta is 0 before any image has been seen.
+    assert torch.equal(after["ema"], after["generator"])
+
+
+def test_gradients_reach_the_generator_through_both_frozen_networks(tiny_sd: str) -> None:
+    """Cutting either network out of the graph changes the gradient; their weights get none."""
+    module = SiDLSG(tiny_sd, guidance=Guidance(scale=2.0))
+    # The networks start equal, where their difference and so much of the gradient vanishes.
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in module.fake_score.parameters():
+            p += 0.1 * p.std().nan_to_num() * torch.randn(p.shape, generator=generator)
+    inputs = module.phase_inputs(Phase.GENERATOR, PromptBatch(0, 0, PROMPTS, PROMPTS))
+    module.fake_score.requires_grad_(False)
+
+    def gradient(cut: torch.nn.Module | None) -> Tensor:
+        predict = module.teacher.predict
+
+        def without(network: Any, x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
+            return predict(network, x_t.detach() if network is cut else x_t, t, condition)
+
+        module.teacher.predict = without  # type: ignore[method-assign]
+        module.generator.zero_grad()
+        module.generator_phase(inputs).loss.sum().backward()
+        del module.teacher.predict
+        return torch.cat([p.grad.flatten() for p in module.generator.parameters()])
+
+    whole = gradient(None)
+    for cut in (module.fake_score, module.teacher.network):
+        assert relative(gradient(cut), whole) > 0.05
+    for network in (module.fake_score, module.teacher):
+        assert all(p.grad is None for p in network.parameters())
+
+
+def test_two_runs_are_bitwise_equal(fit: Callable[..., SiDLSG]) -> None:
+    first, second = fit(steps=3), fit(steps=3)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+    other = fit(steps=3, seed=1)
+    assert not torch.equal(weights(first.generator), weights(other.generator))
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3])
+def test_micro_batches_change_nothing(fit: Callable[..., SiDLSG], micro_batch_size: int) -> None:
+    """SGD, since Adam with beta1 = 0 turns rounding of a tiny gradient into a whole step."""
+
+    def sgd(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=1e-4)
+
+    both = {"optimizer_fake": sgd, "optimizer_generator": sgd}
+    start = weights(fit(steps=0, batch_size=6).generator)
+    whole = fit(steps=2, batch_size=6, **both)
+    parts = fit(steps=2, batch_size=6, micro_batch_size=micro_batch_size, **both)
+    for name in ("fake_score", "generator"):
+        ours, theirs = weights(getattr(parts, name)), weights(getattr(whole, name))
+        assert relative(ours, theirs) < 1e-5
+        assert relative(ours - start, theirs - start) < 1e-3  # of the distance moved
+
+
+class Poisoned(SiDLSG):
+    """Makes the generator's output of some global positions NaN at iteration 1."""
+
+    positions: tuple[int, ...] = (1,)
+
+    def phase_inputs(self, phase: Phase, batch: PromptBatch) -> Any:
+        inputs = super().phase_inputs(phase, batch)
+        if batch.iteration == 1:
+            for position in self.positions:
+                inputs.draws.noises[0][position] = float("nan")
+        return inputs
+
+
+class AllPoisoned(Poisoned):
+    positions = (0, 1, 2, 3)
+
+
+def test_a_bad_sample_is_skipped_counted_and_harmless(
+    fit: Callable[..., SiDLSG], tmp_path: Path
+) -> None:
+    logger = L.pytorch.loggers.CSVLogger(tmp_path / "logs", name="", version="")
+    module = fit(steps=3, module=Poisoned, micro_batch_size=2, logger=logger)
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+    rows = [line.split(",") for line in (tmp_path / "logs/metrics.csv").read_text().splitlines()]
+    column = rows[0].index("skipped_samples")
+    assert [float(row[column]) for row in rows[1:]] == [0, 2, 0]
+    assert [float(row[rows[0].index("step")]) for row in rows[1:]] == [1, 2, 3]
+
+
+def test_a_batch_without_any_good_sample_moves_nothing(fit: Callable[..., SiDLSG]) -> None:
+    before, after = fit(steps=1), fit(steps=2, module=AllPoisoned)
+    for name in ("fake_score", "generator"):
+        assert torch.equal(weights(getattr(before, name)), weights(getattr(after, name)))
+
+
+def test_logs_are_of_the_whole_batch(fit: Callable[..., SiDLSG], tmp_path: Path) -> None:
+    def rows(name: str, **options: Any) -> list[dict[str, str]]:
+        import csv
+
+        logger = L.pytorch.loggers.CSVLogger(tmp_path / name, name="", version="")
+        fit(steps=2, logger=logger, **options)
+        with (tmp_path / name / "metrics.csv").open() as file:
+            return list(csv.DictReader(file))
+
+    whole, parts = rows("whole"), rows("parts", micro_batch_size=1)
+    assert [float(row["images_seen"]) for row in whole] == [4, 8]
+    for a, b in zip(whole, parts, strict=True):
+        for key in ("loss_fake", "grad_norm_fake", "weight"):
+            assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-4)
+        assert float(a["lr_fake"]) == pytest.approx(1e-4)
+
+
+def test_prompt_dropout_follows_kappa_1_and_2(tiny_sd: str) -> None:
+    """It applies in phase 1 alone, where kappa_1 or kappa_2 guides; kappa_4 does not count."""
+    batch = PromptBatch(0, 0, ["a cat"] * 64, ["a cat"] * 64)
+    for guidance, drops in (
+        (Guidance("none"), False),
+        (Guidance("long", scale=4.5), False),
+        (Guidance("lsg"), True),
+        (Guidance("none", train_fake=1.5), True),
+        (Guidance("none", eval_fake=[1.5, 1.0]), True),
+        (Guidance("none", eval_fake=[1.0, 1.5]), False),
+    ):
+        module = SiDLSG(tiny_sd, guidance=guidance, prompt_dropout=0.25)
+        null = module.teacher.null_condition()["encoder_hidden_states"]
+        for phase in Phase:
+            inputs = module.phase_inputs(phase, batch)
+            hidden = inputs.condition["encoder_hidden_states"]
+            dropped = (hidden == null).flatten(1).all(1)
+            expected = inputs.draws.u < 0.25 if drops and phase is Phase.FAKE_SCORE else False
+            assert torch.equal(dropped, torch.zeros(64, dtype=torch.bool) | expected)
+            assert bool(dropped.any()) == (drops and phase is Phase.FAKE_SCORE)
+
+
+def test_generate_depends_on_prompt_and_seed_alone(tiny_sd: str) -> None:
+    module = SiDLSG(tiny_sd)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    together = module.generate(PROMPTS, range(len(PROMPTS)), num_steps=2)
+    assert torch.equal(state, torch.get_rng_state())
+    for seed, prompt in enumerate(PROMPTS):
+        alone = module.generate([prompt], [seed], num_steps=2)
+        assert relative(alone[0], together[seed]) < 1e-5
+
+
+def test_several_steps_train(fit: Callable[..., SiDLSG]) -> None:
+    module = fit(steps=1, num_steps=3)
+    assert weights(module.generator).isfinite().all()
+    assert module.generate(PROMPTS[:2], [0, 1]).shape == (2, 4, 8, 8)
+
+
+def test_gradient_clipping_is_the_modules(fit: Callable[..., SiDLSG]) -> None:
+    class Norms(SiDLSG):
+        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+            super().on_before_optimizer_step(optimizer)
+            gradients = [p.grad for g in optimizer.param_groups for p in g["params"]]
+            assert float(torch.nn.utils.get_total_norm(gradients)) <= 0.5 * (1 + 1e-5)
+            assert float(self._norm) > 0.5  # what is logged is the norm before
+
+    fit(steps=1, module=Norms, gradient_clip_val=0.5)
+
+
+def test_checkpoints_hold_no_teacher_and_resume_bitwise(
+    fit: Callable[..., SiDLSG], tmp_path: Path
+) -> None:
+    whole = fit(steps=4)
+    fit(steps=2, callbacks=[Checkpoint(every_n_steps=1)])
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    saved = torch.load(path, weights_only=True)
+    assert {name.split(".")[0] for name in saved["state_dict"]} == {
+        "fake_score", "generator", "ema",
+    }  # fmt: skip
+    resumed = fit(steps=4, ckpt_path=str(path))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny_sd: str) -> None:
+    module = SiDLSG(tiny_sd)
+    state = module.state_dict()
+    first = next(iter(state))
+    with pytest.raises(UsageError, match=f"lacks '{first}'"):
+        module.load_state_dict({k: v for k, v in state.items() if k != first})
+    with pytest.raises(UsageError, match="'extra'"):
+        module.load_state_dict(state | {"extra": torch.zeros(1)})
+    with pytest.raises(UsageError, match=r"is \[3\] in the file"):
+        module.load_state_dict(state | {first: torch.zeros(3)})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("alpha", float("nan")),
+        ("alpha", float("inf")),
+        ("t_init", 0),
+        ("t_init", 1001),
+        ("tmin", -1),
+        ("tmax", 20),
+        ("tmax", 1001),
+        ("num_steps", 0),
+        ("num_steps", 626),
+        ("prompt_dropout", 1.5),
+        ("micro_batch_size", 0),
+        ("micro_batch_size", -4),
+        ("ema_halflife_images", float("nan")),
+        ("gradient_clip_val", -1.0),
+        ("resolution", 60),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(tiny_sd: str, option: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=rf"--model\.({option}|tmin)"):
+        SiDLSG(tiny_sd, **{option: value})

@@ -1,0 +1,306 @@
+"""The run directory, the Trainer options that are refused, and training on two processes."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.strategies import StrategyRegistry
+from safetensors.torch import load_file
+
+from sid_lsg.cli import main
+from sid_lsg.errors import UsageError
+from sid_lsg.run import STRATEGIES, RunDirectory, check_trainer, put_inside
+from sid_lsg.strategies import MultiNetDDPStrategy, register_strategies
+
+# ---------------------------------------------------------------------- Trainer options
+
+
+def by_class(name: str) -> Namespace:
+    return Namespace(class_path=f"lightning.pytorch.strategies.{name}", init_args=Namespace())
+
+
+@pytest.mark.parametrize(
+    ("options", "found", "remedy"),
+    [
+        ({"gradient_clip_val": 1.0}, "gradient_clip_val", "--model.gradient_clip_val"),
+        ({"gradient_clip_algorithm": "value"}, "gradient_clip_val", "--model.gradient_clip_algo"),
+        ({"accumulate_grad_batches": 4}, "accumulate_grad_batches", "--model.micro_batch_size"),
+        ({"overfit_batches": 1}, "overfit_batches", "--trainer.max_steps"),
+        ({"overfit_batches": 0.5}, "overfit_batches", "--trainer.max_steps"),
+        ({"precision": "bf16-true"}, "precision: in bf16-true", "bf16-mixed"),
+        ({"precision": "16-true"}, "precision: in 16-true", "16-mixed"),
+        ({"strategy": "fsdp"}, "strategy: 'fsdp'", "ddp_multi"),
+        ({"strategy": "deepspeed"}, "strategy: 'deepspeed'", "ddp_multi"),
+        ({"strategy": by_class("FSDPStrategy")}, "FSDPStrategy' is not served", "ddp_multi"),
+    ],
+)
+def test_what_alternating_optimizers_cannot_have_is_refused(
+    options: dict[str, Any], found: str, remedy: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_trainer(Namespace(options))
+    message = str(caught.value)
+    assert message.startswith(f"--trainer.{next(iter(options))[:13]}")
+    assert found in message
+    assert remedy in message
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gradient_clip_val": None, "accumulate_grad_batches": 1, "overfit_batches": 0.0},
+        {"accumulate_grad_batches": None, "precision": None, "strategy": "auto"},
+        *({"precision": name} for name in ("32-true", "bf16-mixed", "16-mixed", "64-true", 32)),
+        *({"strategy": name} for name in STRATEGIES),
+        {"strategy": by_class("DDPStrategy")},
+        {"strategy": Namespace(class_path="sid_lsg.strategies.MultiNetDDPStrategy")},
+    ],
+)
+def test_everything_else_is_left_to_lightning(options: dict[str, Any]) -> None:
+    before = Namespace(options).clone()
+    given = Namespace(options)
+    check_trainer(given)
+    assert given == before
+
+
+def logger(**options: Any) -> Namespace:
+    return Namespace(class_path="a.Logger", init_args=Namespace(options))
+
+
+def test_a_logger_writes_inside_the_run_directory() -> None:
+    trainer = Namespace(default_root_dir="runs/x", logger=logger(save_dir="logs", name="n"))
+    put_inside(trainer)
+    assert trainer.default_root_dir == "runs/x"
+    assert trainer.logger.init_args == Namespace(save_dir="runs/x/logs", name="n")
+
+
+def test_every_logger_of_a_list_writes_inside_the_run_directory() -> None:
+    loggers = [
+        logger(save_dir="."),
+        logger(save_dir=None),
+        logger(save_dir="/elsewhere/logs"),
+        logger(project="p"),
+        Namespace(class_path="a.Logger"),
+    ]
+    put_inside(Namespace(default_root_dir="runs/x", logger=loggers))
+    places = [entry.init_args.get("save_dir") for entry in loggers[:4]]
+    assert places == ["runs/x", "runs/x", "/elsewhere/logs", None]
+    assert loggers[4] == Namespace(class_path="a.Logger")
+
+
+@pytest.mark.parametrize("switch", [True, False, None])
+def test_a_logger_may_be_a_switch(switch: bool | None) -> None:
+    trainer = Namespace(default_root_dir=None, logger=switch)
+    put_inside(trainer)
+    assert trainer == Namespace(default_root_dir="runs/default", logger=switch)
+
+
+# ---------------------------------------------------------------------- the run directory
+
+
+def begin(root: Path, ckpt_path: str | None = None) -> None:
+    """Do what a run does to its directory before it trains."""
+    parser = LightningArgumentParser()
+    parser.add_argument("--ckpt_path", type=str | None)
+    config = parser.parse_object({"ckpt_path": ckpt_path})
+    trainer = L.Trainer(
+        accelerator="cpu", default_root_dir=root, logger=False, enable_checkpointing=False
+    )
+    RunDirectory(parser, config, overwrite=True).setup(trainer, L.LightningModule(), "fit")
+
+
+def test_the_directory_is_made_with_the_configuration_in_it(tmp_path: Path) -> None:
+    root = tmp_path / "runs" / "x"
+    begin(root)
+    assert [path.name for path in root.iterdir()] == ["config.yaml"]
+    assert "ckpt_path: null" in (root / "config.yaml").read_text()
+
+
+def test_fresh_runs_move_earlier_ones_aside(tmp_path: Path) -> None:
+    root = tmp_path / "x"
+    for number in range(3):
+        begin(root)
+        assert not (root / "result.txt").exists()
+        (root / "result.txt").write_text(str(number))
+    found = {path.name: (path / "result.txt").read_text() for path in tmp_path.iterdir()}
+    assert found == {"x": "2", "x.1": "0", "x.2": "1"}
+    assert (tmp_path / "x.1" / "config.yaml").is_file()
+
+
+def test_a_continued_run_stays_where_it_is(tmp_path: Path) -> None:
+    root = tmp_path / "x"
+    begin(root)
+    (root / "result.txt").touch()
+    begin(root, ckpt_path="last")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert (root / "result.txt").exists()
+    assert "ckpt_path: last" in (root / "config.yaml").read_text()
+
+
+def test_a_directory_that_holds_no_run_is_not_moved(tmp_path: Path) -> None:
+    root = tmp_path / "x"
+    root.mkdir()
+    (root / "notes.txt").touch()
+    begin(root)
+    assert sorted(path.name for path in root.iterdir()) == ["config.yaml", "notes.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("inside", [".", "run", "runs/x"])
+def test_a_directory_that_cannot_be_written_to_is_refused(tmp_path: Path, inside: str) -> None:
+    (tmp_path / "file").write_text("precious")
+    root = tmp_path / "file" / inside
+    with pytest.raises(UsageError) as caught:
+        begin(root)
+    message = str(caught.value)
+    assert message.startswith(f"--trainer.default_root_dir: cannot write to {str(root)!r} (")
+    assert "Choose another directory" in message
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+# ---------------------------------------------------------------------- through the command line
+
+
+@pytest.fixture
+def command(tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A run of two iterations into runs/x."""
+    monkeypatch.setattr(sys, "argv", ["sid_lsg"])
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # the command line sets it; put it back afterwards
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("a red cat\ntwo dogs\nsomething else\n")
+    options = {
+        "model.teacher": tiny_sd,
+        "data.prompts": "prompts.txt",
+        "data.batch_size": 1,
+        "data.num_workers": 0,
+        "trainer.accelerator": "cpu",
+        "trainer.max_steps": 2,
+        "trainer.log_every_n_steps": 1,
+        "trainer.default_root_dir": "runs/x",
+        "image_grid.every_n_steps": 0,
+    }
+    return ["fit", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def logged_steps(folder: str) -> list[int]:
+    with Path(folder, "metrics.csv").open() as file:
+        return [int(row["step"]) for row in csv.DictReader(file) if row["loss_fake"]]
+
+
+def results(folder: str) -> set[str]:
+    return {path.name for path in Path(folder).iterdir()}
+
+
+def test_a_second_run_leaves_the_first_one_whole(command: list[str]) -> None:
+    main(command)
+    first = results("runs/x")
+    assert {"config.yaml", "checkpoints", "metrics.csv", "summary.json"} <= first
+    main(command)
+    assert results("runs") == {"x", "x.1"}
+    assert results("runs/x") == first
+    assert results("runs/x.1") == first
+    assert logged_steps("runs/x.1") == logged_steps("runs/x") == [1, 2]
+
+
+def test_a_continued_run_adds_to_its_directory(command: list[str]) -> None:
+    main(command)
+    first = results("runs/x")
+    main([*command, "--ckpt_path=last", "--trainer.max_steps=3"])
+    assert results("runs") == {"x"}
+    assert results("runs/x") == first
+    assert Path("runs/x/checkpoints/last.ckpt").readlink() == Path("0000003.ckpt")
+    assert logged_steps("runs/x") == [1, 2, 3]
+
+
+def test_a_second_run_moves_the_first_aside_with_lightnings_default_logger(
+    command: list[str],
+) -> None:
+    """That logger's folder, and the configuration with it, is below the run directory."""
+    for _ in range(2):
+        main([*command, "--trainer.logger=true", "--trainer.max_steps=1"])
+    assert results("runs") == {"x", "x.1"}
+    assert results("runs/x") == results("runs/x.1")
+
+
+# ---------------------------------------------------------------------- two processes
+
+TRAIN = """
+import sys
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from safetensors.torch import save_file
+
+from sid_lsg.data import PromptDataModule
+from sid_lsg.module import SiDLSG
+from sid_lsg.strategies import MultiNetDDPStrategy
+
+
+class Spoilt(SiDLSG):
+    def setup(self, stage):
+        if self.global_rank == 1:  # rank 0's weights must win
+            for parameter in self.parameters():
+                parameter.data += 1
+
+
+def train(teacher, prompts, name, strategy, devices):
+    sgd = partial(torch.optim.SGD, lr=1e-5)  # small differences stay small
+    module = Spoilt(teacher, optimizer_fake=sgd, optimizer_generator=sgd, micro_batch_size=1)
+    trainer = L.Trainer(
+        accelerator="cpu", devices=devices, strategy=strategy, max_steps=2, max_epochs=-1,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False,
+    )
+    trainer.fit(module, PromptDataModule(prompts, batch_size=4, num_workers=0))
+    weights = {key: value.contiguous() for key, value in module.state_dict().items()}
+    save_file(weights, f"{name}.safetensors")
+
+
+if __name__ == "__main__":
+    teacher, prompts = sys.argv[1:]
+    fork = {"start_method": "fork"}
+    train(teacher, prompts, "ddp", DDPStrategy(**fork), 2)
+    train(teacher, prompts, "ddp_multi", MultiNetDDPStrategy(**fork), 2)
+    train(teacher, prompts, "alone", "auto", 1)
+"""
+
+
+def test_two_processes_train_as_one_does(tiny_sd: str, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red cat\ntwo dogs\nsomething else\n")
+    (tmp_path / "train.py").write_text(TRAIN)
+    process = subprocess.run(
+        [sys.executable, "train.py", tiny_sd, "prompts.txt"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr[-3000:]
+    alone, *others = (
+        load_file(tmp_path / f"{name}.safetensors") for name in ("alone", "ddp", "ddp_multi")
+    )
+    start = load_file(Path(tiny_sd, "unet", "diffusion_pytorch_model.safetensors"))
+    for network in ("fake_score", "generator", "ema"):
+        flat = [
+            torch.cat([weights[f"{network}.{name}"].double().flatten() for name in start])
+            for weights in (alone, *others)
+        ]
+        moved = (flat[0] - torch.cat([start[name].double().flatten() for name in start])).norm()
+        assert moved > 1e-4
+        for other in flat[1:]:
+            assert (other - flat[0]).norm() < 1e-3 * moved, network
+
+
+def test_the_strategy_has_a_name() -> None:
+    register_strategies()
+    register_strategies()  # as when the command line is used twice in a process
+    assert StrategyRegistry["ddp_multi"]["strategy"] is MultiNetDDPStrategy
+    assert isinstance(StrategyRegistry.get("ddp_multi"), MultiNetDDPStrategy)
