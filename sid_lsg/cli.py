@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import warnings
+from pathlib import Path
 from typing import Any, NoReturn
 
 # Said before transformers and diffusers are imported: they report optional packages that this
@@ -31,10 +32,11 @@ from sid_lsg.data import PromptDataModule, training_files  # noqa: E402
 from sid_lsg.errors import UsageError  # noqa: E402
 from sid_lsg.module import SiDLSG  # noqa: E402
 from sid_lsg.run import (  # noqa: E402
-    RunDirectory,
+    SaveConfig,
     check_config_files,
     check_files,
     check_trainer,
+    prepare_run_directory,
     put_inside,
 )
 from sid_lsg.strategies import register_strategies  # noqa: E402
@@ -90,7 +92,7 @@ class SiDCLI(LightningCLI):
         check_files(config)
 
     def before_fit(self) -> None:
-        """Refuse a batch that the processes and micro-batches do not divide."""
+        """Check the batch, read the prompts, and only then make the run directory."""
         micro, batch = self.model.micro_batch_size, self.datamodule.batch_size
         share = batch // self.trainer.world_size
         if micro is not None and share % micro:
@@ -99,6 +101,11 @@ class SiDCLI(LightningCLI):
                 f"{share} each, which micro-batches of {micro} do not divide. Change "
                 "--data.batch_size or --model.micro_batch_size."
             )
+        # The prompts are read now, so that a run that cannot start leaves no trace.
+        self.datamodule.trainer = self.trainer
+        self.datamodule.setup("fit")
+        resumes = self.config[self.subcommand].ckpt_path is not None
+        prepare_run_directory(Path(self.trainer.default_root_dir), resumes)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -113,7 +120,7 @@ def main(args: list[str] | None = None) -> None:
             args=args,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            save_config_callback=RunDirectory,
+            save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
                 "max_epochs": -1,
@@ -123,10 +130,7 @@ def main(args: list[str] | None = None) -> None:
                 "num_sanity_val_steps": 0,
                 "enable_model_summary": False,
                 "log_every_n_steps": 10,
-                "logger": {
-                    "class_path": "lightning.pytorch.loggers.CSVLogger",
-                    "init_args": {"save_dir": ".", "name": "", "version": ""},
-                },
+                "logger": {"class_path": "sid_lsg.loggers.CSVLogger"},
             },
             parser_kwargs={"fit": {"description": _DESCRIPTION}},
         )

@@ -165,7 +165,9 @@ class PromptDataModule(L.LightningDataModule):
         return self._heldout_prompts or self.train_prompts
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the prompt files; `stage` makes no difference."""
+        """Open the prompt files, once; `stage` makes no difference."""
+        if len(self.train_prompts):
+            return
         if self.batch_size % self._world_size:
             raise UsageError(
                 f"--data.batch_size is {self.batch_size}, which {self._world_size} processes "

@@ -14,6 +14,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -63,6 +64,9 @@ class StableDiffusion(Teacher):
             scheduler.alphas_cumprod, scheduler.config.prediction_type
         )
         self.latent_shape = (unet.config.in_channels, *_latent_size(unet, vae, resolution))
+        if resolution is not None:
+            # What is exported then samples at this resolution by default.
+            unet.register_to_config(sample_size=self.latent_shape[1])
         self.freeze()
 
     @classmethod
@@ -95,11 +99,18 @@ class StableDiffusion(Teacher):
         source = _locate(model, where)
         common: dict[str, Any] = {"revision": revision}
         weights = common | {"variant": variant, "use_safetensors": True}
+        weights["output_loading_info"] = True
 
-        def load(part: type, name: str, **options: Any) -> Any:
+        def load(part: Any, name: str, **options: Any) -> Any:
             try:
-                return part.from_pretrained(source, subfolder=where[name], **options)  # type: ignore[attr-defined]
-            except (OSError, ValueError, RuntimeError, KeyError) as error:
+                loaded = part.from_pretrained(source, subfolder=where[name], **options)
+                if "use_safetensors" not in options:
+                    return loaded
+                network, report = loaded  # libraries fill a missing weight with random numbers
+                if missing := sorted(report["missing_keys"]):
+                    raise ValueError(f"its weights lack {missing[0]}")
+                return network
+            except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 raise UsageError(
                     f"--model.teacher: could not load the {name} of {model!r} ({reason[0]}). Give "
@@ -196,7 +207,13 @@ def _locate(model: str, where: Mapping[str, str]) -> str:
             )
         return model
     index = folder / "model_index.json"
-    kind = json.loads(index.read_text()).get("_class_name", "") if index.is_file() else ""
+    try:
+        kind = json.loads(index.read_text())["_class_name"] if index.is_file() else ""
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"--model.teacher: {str(index)!r} does not name a pipeline ({error}). Give a diffusers "
+            "folder in Stable Diffusion's layout."
+        ) from error
     missing = [name for name, path in where.items() if not (folder / path).is_dir()]
     foreign = [name for name in ("text_encoder_2", "transformer") if (folder / name).is_dir()]
     if missing or foreign:
@@ -244,6 +261,11 @@ def _latent_size(
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     if resolution is None:
         size = unet.config.sample_size
+        if size is None:
+            raise UsageError(
+                "--model.resolution is missing: this teacher's UNet does not say for what size it "
+                "was trained. Give the side of an image in pixels, for example 512."
+            )
         height, width = (size, size) if isinstance(size, int) else size
         return height, width
     multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)

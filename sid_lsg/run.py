@@ -10,12 +10,12 @@ from typing import Any
 import lightning as L
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from sid_lsg.errors import UsageError
 
 STRATEGIES = ("auto", "ddp", "ddp_multi", "single_device")
-CONFIG = "config.yaml"  # SaveConfigCallback's: where it is, a run has been
+CONFIG = "config.yaml"  # where it is, a run has been
 
 
 def check_trainer(trainer: Any) -> None:
@@ -113,30 +113,33 @@ def put_inside(trainer: Any) -> None:
             options.save_dir = str(root / (options.save_dir or "."))
 
 
-class RunDirectory(SaveConfigCallback):
-    """Make the run directory and save the resolved configuration in it.
+@rank_zero_only
+def prepare_run_directory(root: Path, resumes: bool) -> None:
+    """Make the run directory; move an earlier run, with which a fresh one would mix, aside.
 
-    By the time this runs the networks and prompts are loaded, so a run that cannot start leaves no
-    trace. A fresh run does not mix with an earlier one in the same place: that is moved aside.
+    Raises:
+        UsageError: If the directory cannot be written.
     """
+    try:
+        if (root / CONFIG).exists() and not resumes:
+            aside = next(path for i in count(1) if not (path := Path(f"{root}.{i}")).exists())
+            root.rename(aside)
+            rank_zero_info(f"{root} held an earlier run: it is now {aside}.")
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass  # it can be written to
+    except OSError as error:
+        raise UsageError(
+            f"--trainer.default_root_dir: cannot write to {str(root)!r} ({error.strerror}). "
+            "Choose another directory."
+        ) from error
+
+
+class SaveConfig(SaveConfigCallback):
+    """Save the resolved configuration in the run directory, whatever the logger."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Prepare the directory, then save."""
+        """Save it."""
         if trainer.is_global_zero:
-            self._prepare(Path(trainer.default_root_dir))
-        super().setup(trainer, pl_module, stage)
-
-    def _prepare(self, root: Path) -> None:
-        try:
-            if (root / CONFIG).exists() and self.config.get("ckpt_path") is None:
-                aside = next(p for i in count(1) if not (p := Path(f"{root}.{i}")).exists())
-                root.rename(aside)
-                rank_zero_info(f"{root} held an earlier run: it is now {aside}.")
-            root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=root):
-                pass  # it can be written to
-        except OSError as error:
-            raise UsageError(
-                f"--trainer.default_root_dir: cannot write to {str(root)!r} ({error.strerror}). "
-                "Choose another directory."
-            ) from error
+            path = Path(trainer.default_root_dir) / CONFIG
+            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)

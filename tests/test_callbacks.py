@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import wandb
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from PIL import Image
 from safetensors.torch import load_file
 from test_metrics import DIMENSION, make_clip
@@ -24,6 +24,7 @@ from sid_lsg.callbacks.image_grid import spread
 from sid_lsg.data import PromptDataModule
 from sid_lsg.errors import UsageError
 from sid_lsg.images import grid
+from sid_lsg.loggers import CSVLogger
 from sid_lsg.metrics.evaluator import Evaluator
 from sid_lsg.metrics.scores import save_reference
 from sid_lsg.module import SiDLSG

@@ -1,7 +1,6 @@
-"""The run directory, the Trainer options that are refused, and training on two processes."""
+"""The run directory, what is refused before a run begins, and the strategy's start."""
 
 import csv
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,24 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import torch.distributed as dist
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import StrategyRegistry
-from safetensors.torch import load_file
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sid_lsg.cli import main
 from sid_lsg.errors import UsageError
-from sid_lsg.run import STRATEGIES, RunDirectory, check_trainer, put_inside
+from sid_lsg.run import (
+    STRATEGIES,
+    SaveConfig,
+    check_config_files,
+    check_files,
+    check_trainer,
+    prepare_run_directory,
+    put_inside,
+)
 from sid_lsg.strategies import MultiNetDDPStrategy, register_strategies
 
 # ---------------------------------------------------------------------- Trainer options
@@ -103,6 +112,65 @@ def test_a_logger_may_be_a_switch(switch: bool | None) -> None:
     assert trainer == Namespace(default_root_dir="runs/default", logger=switch)
 
 
+# ---------------------------------------------------------------------- files, before a start
+
+
+@pytest.mark.parametrize("ckpt", [None, "last", "file.ckpt"])
+@pytest.mark.parametrize("root", [None, ".", "runs/not/yet"])
+def test_files_that_can_be_used_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ckpt: str | None, root: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file.ckpt").touch()
+    check_files(Namespace(ckpt_path=ckpt, trainer=Namespace(default_root_dir=root)))
+    assert [path.name for path in tmp_path.iterdir()] == ["file.ckpt"]
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    path = str(tmp_path / "none.ckpt")
+    with pytest.raises(UsageError, match=r"^--ckpt_path: there is no file .*none\.ckpt'. Give a"):
+        check_files(Namespace(ckpt_path=path, trainer=Namespace(default_root_dir=".")))
+
+
+@pytest.mark.parametrize("inside", [".", "run", "runs/x"])
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path, inside: str) -> None:
+    (tmp_path / "file").touch()
+    root = str(tmp_path / "file" / inside)
+    with pytest.raises(UsageError) as caught:
+        check_files(Namespace(ckpt_path=None, trainer=Namespace(default_root_dir=root)))
+    message = str(caught.value)
+    assert message.startswith(f"--trainer.default_root_dir: cannot write to {root!r}, since")
+    assert f"{str(tmp_path / 'file')!r} is not a directory" in message
+    assert "Choose another directory" in message
+
+
+def arguments(path: Path, together: bool) -> list[str]:
+    option = [f"--config={path}"] if together else ["--config", str(path)]
+    return ["fit", *option, "--data.prompts", "p.txt"]
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["--config F", "--config=F"])
+@pytest.mark.parametrize("content", [b"a: [1", b"caf\xe9: 1", None])
+def test_a_config_that_cannot_be_read_is_refused(
+    tmp_path: Path, content: bytes | None, together: bool
+) -> None:
+    path = tmp_path / "run.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    good = tmp_path / "good.yaml"
+    good.write_text("seed_everything: 1\n")
+    with pytest.raises(UsageError, match=r"^--config: .*run\.yaml'"):
+        check_config_files([*arguments(good, together), *arguments(path, together)])
+
+
+def test_configs_that_can_be_read_pass(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {alpha: 1.0}\n")
+    check_config_files(arguments(path, together=False))
+    check_config_files(arguments(path, together=True))
+    check_config_files(["fit", "--data.prompts", "no/such.yaml"])
+
+
 # ---------------------------------------------------------------------- the run directory
 
 
@@ -114,7 +182,8 @@ def begin(root: Path, ckpt_path: str | None = None) -> None:
     trainer = L.Trainer(
         accelerator="cpu", default_root_dir=root, logger=False, enable_checkpointing=False
     )
-    RunDirectory(parser, config, overwrite=True).setup(trainer, L.LightningModule(), "fit")
+    prepare_run_directory(root, resumes=ckpt_path is not None)
+    SaveConfig(parser, config, overwrite=True).setup(trainer, L.LightningModule(), "fit")
 
 
 def test_the_directory_is_made_with_the_configuration_in_it(tmp_path: Path) -> None:
@@ -230,73 +299,45 @@ def test_a_second_run_moves_the_first_aside_with_lightnings_default_logger(
     assert results("runs/x") == results("runs/x.1")
 
 
-# ---------------------------------------------------------------------- two processes
-
-TRAIN = """
-import sys
-from functools import partial
-from pathlib import Path
-
-import lightning as L
-import torch
-from lightning.pytorch.strategies import DDPStrategy
-from safetensors.torch import save_file
-
-from sid_lsg.data import PromptDataModule
-from sid_lsg.module import SiDLSG
-from sid_lsg.strategies import MultiNetDDPStrategy
+# ---------------------------------------------------------------------- strategies
 
 
-class Spoilt(SiDLSG):
-    def setup(self, stage):
-        if self.global_rank == 1:  # rank 0's weights must win
-            for parameter in self.parameters():
-                parameter.data += 1
+def filled(rank: int) -> nn.Module:
+    """Return a network whose every number is the rank: weights, constants and statistics."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).requires_grad_(rank == 0)
+    network.to(memory_format=torch.channels_last)
+    for tensor in network.state_dict().values():
+        tensor.fill_(rank + 1)
+    return network
 
 
-def train(teacher, prompts, name, strategy, devices):
-    sgd = partial(torch.optim.SGD, lr=1e-5)  # small differences stay small
-    module = Spoilt(teacher, optimizer_fake=sgd, optimizer_generator=sgd, micro_batch_size=1)
-    trainer = L.Trainer(
-        accelerator="cpu", devices=devices, strategy=strategy, max_steps=2, max_epochs=-1,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False,
-    )
-    trainer.fit(module, PromptDataModule(prompts, batch_size=4, num_workers=0))
-    weights = {key: value.contiguous() for key, value in module.state_dict().items()}
-    save_file(weights, f"{name}.safetensors")
+def configure(rank: int, folder: Path) -> None:
+    """Be one of two processes."""
+    meeting = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    strategy = MultiNetDDPStrategy()
+    strategy.model = filled(rank)
+    strategy.configure_ddp()
+    assert not isinstance(strategy.model, DistributedDataParallel)
+    torch.save(strategy.model.state_dict(), folder / f"{rank}.pt")
+    dist.destroy_process_group()
 
 
-if __name__ == "__main__":
-    teacher, prompts = sys.argv[1:]
-    fork = {"start_method": "fork"}
-    train(teacher, prompts, "ddp", DDPStrategy(**fork), 2)
-    train(teacher, prompts, "ddp_multi", MultiNetDDPStrategy(**fork), 2)
-    train(teacher, prompts, "alone", "auto", 1)
-"""
-
-
-def test_two_processes_train_as_one_does(tiny_sd: str, tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("a red cat\ntwo dogs\nsomething else\n")
-    (tmp_path / "train.py").write_text(TRAIN)
-    process = subprocess.run(
-        [sys.executable, "train.py", tiny_sd, "prompts.txt"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr[-3000:]
-    alone, *others = (
-        load_file(tmp_path / f"{name}.safetensors") for name in ("alone", "ddp", "ddp_multi")
-    )
-    start = load_file(Path(tiny_sd, "unet", "diffusion_pytorch_model.safetensors"))
-    for network in ("fake_score", "generator", "ema"):
-        flat = [
-            torch.cat([weights[f"{network}.{name}"].double().flatten() for name in start])
-            for weights in (alone, *others)
-        ]
-        moved = (flat[0] - torch.cat([start[name].double().flatten() for name in start])).norm()
-        assert moved > 1e-4
-        for other in flat[1:]:
-            assert (other - flat[0]).norm() < 1e-3 * moved, network
+def test_every_process_starts_from_the_first_ones_weights(tmp_path: Path) -> None:
+    context = torch.multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=configure, args=(rank, tmp_path), daemon=True) for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    expected = filled(0).state_dict()
+    for rank in (0, 1):
+        state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in state.items())
 
 
 def test_the_strategy_has_a_name() -> None:

@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from sid_lsg.checks import refuse
+
 
 class Checkpoint(ModelCheckpoint):
     """Save the fake score, generator, average and optimizers; `last.ckpt` is the newest.
@@ -19,8 +21,12 @@ class Checkpoint(ModelCheckpoint):
 
         Args:
             every_n_steps: Save after every so many iterations, and at the end.
-            keep: How many of the newest checkpoints to keep; -1 keeps all.
+            keep: How many of the newest checkpoints to keep; -1 keeps all, 0 only last.ckpt.
         """
+        if every_n_steps < 1:
+            refuse("checkpoint.every_n_steps", every_n_steps, "at least 1")
+        if keep < -1:
+            refuse("checkpoint.keep", keep, "at least -1")
         super().__init__(
             filename="{step:07d}",
             every_n_train_steps=every_n_steps,
@@ -29,11 +35,12 @@ class Checkpoint(ModelCheckpoint):
             save_top_k=keep,
             save_last="link",
             auto_insert_metric_name=False,
+            enable_version_counter=False,
         )
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Save inside the run directory."""
-        self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+        self._settle(trainer)
         super().setup(trainer, pl_module, stage)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -43,6 +50,14 @@ class Checkpoint(ModelCheckpoint):
             self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)
         super().on_train_end(trainer, pl_module)
+
+    def _settle(self, trainer: L.Trainer) -> None:
+        self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+
+    def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
+        """Look where this run saves: Lightning would ask the logger for the folder."""
+        self._settle(trainer)
+        return super()._find_last_checkpoints(trainer)
 
     def _monitor_candidates(self, trainer: L.Trainer) -> dict[str, Tensor]:
         """Name files by the iteration; the logged `step` is that of the last log."""

@@ -64,6 +64,7 @@ class Metrics(L.Callback):
         self.every_n_steps = every_n_steps
         self.teacher_steps, self.teacher_guidance = teacher_steps, teacher_guidance
         self.num_pictured = num_pictured
+        self._fit_seconds = 0.0
 
     @rank_zero_only
     def on_train_batch_end(
@@ -73,7 +74,7 @@ class Metrics(L.Callback):
         step = trainer.global_step
         due = self.every_n_steps and step % self.every_n_steps == 0 and step != trainer.max_steps
         if due and self.evaluator is not None:
-            scores = self._score(trainer, pl_module, _one_step(pl_module, pl_module.ema))
+            scores = self._score(trainer, pl_module, _generator(pl_module, pl_module.ema))
             _log(trainer, scores)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -112,13 +113,14 @@ class Metrics(L.Callback):
         def teacher(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
             return module.teacher.sample_reference(prompts, seeds, steps, guidance)
 
+        own = _steps(module.num_steps)
         evaluations = steps * (1 if guidance == 1 else 2)
         samplers: dict[str, tuple[str, Sampler, int]] = {
-            "teacher": (f"teacher, {steps} steps", teacher, evaluations),
+            "teacher": (f"teacher, {_steps(steps)}", teacher, evaluations),
             "initial": (
-                "untrained, 1 step", _one_step(module, module.teacher.network), module.num_steps
+                f"untrained, {own}", _generator(module, module.teacher.network), module.num_steps
             ),
-            "": ("SiD-LSG, 1 step", _one_step(module, module.ema), module.num_steps),
+            "": (f"SiD-LSG, {own}", _generator(module, module.ema), module.num_steps),
         }  # fmt: skip
         summary: dict[str, Any] = {}
         lines, rows = [], {}
@@ -152,11 +154,17 @@ class Metrics(L.Callback):
     ) -> Scores:
         assert self.evaluator is not None
         prompts = trainer.datamodule.heldout_prompts
-        show = trainer.progress_bar_callback is not None
+        bar = trainer.progress_bar_callback
+        show = bar is not None and bar.is_enabled
         return self.evaluator.evaluate(sampler, prompts, module.device, name if show else None)
 
 
-def _one_step(module: Any, network: nn.Module) -> Sampler:
+def _steps(count: int) -> str:
+    """Say how many steps."""
+    return "1 step" if count == 1 else f"{count} steps"
+
+
+def _generator(module: Any, network: nn.Module) -> Sampler:
     """Sample a network of the generator's kind as the run does."""
     return lambda prompts, seeds: module.teacher.decode(
         module.generate(prompts, seeds, network=network)

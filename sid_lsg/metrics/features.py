@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -16,6 +17,10 @@ from sid_lsg.images import to_uint8
 from sid_lsg.resources import resolve
 
 _FILES = ["*.json", "*.txt", "*.safetensors"]
+_LOAD_ERRORS = (
+    OSError, ValueError, KeyError, TypeError, RuntimeError,
+    SafetensorError, HfHubHTTPError, HFValidationError,
+)  # fmt: skip
 
 
 class CLIPFeatures(nn.Module):
@@ -52,12 +57,17 @@ class CLIPFeatures(nn.Module):
             folder = Path(resolve(model)).expanduser()
             if not folder.is_dir():
                 folder = Path(snapshot_download(model, allow_patterns=_FILES))
+            clip, report = CLIPModel.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
+            if missing := sorted(report["missing_keys"]):
+                raise ValueError(f"its weights lack {missing[0]}")  # it would be made up
             return cls(
-                CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True),
+                clip,
                 CLIPTokenizer.from_pretrained(folder),
                 json.loads((folder / "preprocessor_config.json").read_text()),
             )
-        except (OSError, ValueError, KeyError, HfHubHTTPError, HFValidationError) as error:
+        except _LOAD_ERRORS as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise UsageError(
                 f"--{option}: could not load a CLIP model from {model!r} ({reason[0]}). Give a "

@@ -85,6 +85,8 @@ def load_reference(path: str, option: str = "reference") -> ReferenceFID:
         with safe_open(resolve(path), "pt") as file:
             count = int(file.metadata()["count"])
             mean, covariance = file.get_tensor("mean"), file.get_tensor("covariance")
+            if covariance.shape != (*mean.shape, *mean.shape) or mean.dim() != 1 or count < 2:
+                raise ValueError(f"shapes {list(mean.shape)} and {list(covariance.shape)}")
             return ReferenceFID(mean, covariance, count, sync_on_compute=False)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UsageError(

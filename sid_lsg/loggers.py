@@ -1,0 +1,45 @@
+"""Metrics as a CSV file that a continued run continues."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.csv_logs import _ExperimentWriter
+from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
+
+
+class CSVLogger(LightningCSVLogger):
+    """Write `metrics.csv`, one row per logged iteration.
+
+    Lightning's own logger begins the file anew whenever a run continues. This one keeps the rows
+    before the first iteration that is logged again, so each iteration has one row.
+    """
+
+    def __init__(self, save_dir: str = ".", name: str = "", version: str = "") -> None:
+        """Choose the folder.
+
+        Args:
+            save_dir: Folder of the file; a relative one lies inside the run directory.
+            name: Subfolder.
+            version: Subfolder of that.
+        """
+        super().__init__(save_dir, name, version)
+        self._earlier: list[dict[str, Any]] = []
+
+    @property
+    def experiment(self) -> _ExperimentWriter:
+        """Return the writer; earlier rows are read before it deletes them."""
+        path = Path(self.log_dir) / "metrics.csv"
+        if self._experiment is None and path.is_file():
+            with path.open(newline="") as file:
+                self._earlier = list(csv.DictReader(file))
+        return super().experiment
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Put earlier rows in front of the first new one."""
+        for row in self._earlier:
+            if step is None or int(row["step"]) < step:
+                kept = {name: value for name, value in row.items() if value != ""}
+                self.experiment.metrics.append(kept | {"step": int(row["step"])})
+        self._earlier = []
+        super().log_metrics(metrics, step)
