@@ -16,6 +16,7 @@ warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the st
 warnings.filterwarnings("ignore", message=".*does not have many workers")
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec")
 
+from jsonargparse import ActionConfigFile  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
 from lightning.pytorch.utilities.exceptions import MisconfigurationException  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
@@ -44,6 +45,12 @@ from sid_lsg.strategies import register_strategies  # noqa: E402
 _ADAM = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-6, "betas": [0.0, 0.999]}}
 
 
+def _refuse(message: str) -> NoReturn:
+    """End the command with one message."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
 class _Parser(LightningArgumentParser):
     """A parser that answers a mistake with the mistake, not with 200 lines of usage."""
 
@@ -52,9 +59,7 @@ class _Parser(LightningArgumentParser):
         message = re.sub(r'Parser key "([\w.]+)":\s*', r"--\1: ", message.strip())
         numbers = re.search(r"(Got|Given) value: -?(nan|inf)", message)
         hint = " Give a finite number." if numbers else ""
-        raise UsageError(
-            f"{message}.{hint} `python -m sid_lsg.cli fit --help` explains every option."
-        ) from ex
+        _refuse(f"{message}.{hint} `python -m sid_lsg.cli fit --help` explains every option.")
 
 
 class SiDCLI(LightningCLI):
@@ -62,7 +67,14 @@ class SiDCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make a parser whose errors are one message."""
-        return _Parser(**kwargs)
+        parser = _Parser(**kwargs)
+        parser.add_argument(
+            "-c",
+            "--config",
+            action=ActionConfigFile,
+            help="A YAML file with any of these options. Several are merged, the last one wins.",
+        )
+        return parser
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -135,8 +147,7 @@ def main(args: list[str] | None = None) -> None:
             parser_kwargs={"fit": {"description": _DESCRIPTION}},
         )
     except (UsageError, MisconfigurationException) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
 
 
 _DESCRIPTION = """Distil a teacher into a one-step generator.

@@ -127,7 +127,7 @@ def test_help_and_print_config_explain_every_option(capsys: pytest.CaptureFixtur
         "metrics.clip",
     ]  # fmt: skip
     for option in options:
-        described = [" ".join(t.split("--")[0].split()) for t in text.split(f"--{option} ")[1:]]
+        described = [" ".join(t.split("\n  --")[0].split()) for t in text.split(f"--{option} ")[1:]]
         assert len(max(described, key=len)) > 30, f"{option}: {described}"
     with pytest.raises(SystemExit) as end:
         main(["fit", "--print_config"])
