@@ -458,6 +458,12 @@ def test_impossible_numbers_are_refused(callback: Any, option: str, value: int) 
         callback(**{option.split(".")[1]: value})
 
 
+def test_a_reference_without_a_clip_is_refused(files: Files) -> None:
+    """FID would be left out without a word."""
+    with pytest.raises(UsageError, match=r"--metrics\.reference.*--metrics\.clip"):
+        Metrics(reference=files.reference)
+
+
 # ---------------------------------------------------------------------- Weights & Biases
 
 

@@ -123,6 +123,33 @@ def test_half_precision_files_load_as_float32(folder: Path) -> None:
     assert {p.dtype for p in teacher.parameters()} == {torch.float32}
 
 
+def test_files_with_the_names_of_the_first_releases_load(
+    folder: Path, teacher: StableDiffusion
+) -> None:
+    """As Stable Diffusion 1.5's: other names in the VAE, a prefix in the text encoder."""
+    names = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
+    path = folder / "vae" / WEIGHTS["vae"]
+    weights = load_file(path)
+    for new, old in names.items():
+        found = [name for name in weights if "mid_block.attentions" in name and new in name]
+        assert found
+        weights |= {name.replace(new, old): weights.pop(name) for name in found}
+    save_file(weights, path, {"format": "pt"})
+
+    path = folder / "text_encoder" / WEIGHTS["text_encoder"]
+    weights = {
+        f"text_model.{name.removeprefix('text_model.')}": w for name, w in load_file(path).items()
+    }
+    weights["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(weights, path, {"format": "pt"})
+
+    original = StableDiffusion.from_pretrained(str(folder))
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(original.decode(latents), teacher.decode(latents))
+    ours, theirs = (t.encode_prompts(["a cat"]) for t in (original, teacher))
+    assert torch.equal(ours["encoder_hidden_states"], theirs["encoder_hidden_states"])
+
+
 def test_the_scheduler_says_what_is_predicted_and_subfolders_say_where_it_is(tiny_sd: str) -> None:
     teacher = StableDiffusion.from_pretrained(tiny_sd, subfolders=V_SCHEDULER)
     assert teacher.schedule.prediction_type == "v_prediction"

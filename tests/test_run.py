@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sid_lsg.cli import main
 from sid_lsg.errors import UsageError
+from sid_lsg.loggers import CSVLogger
 from sid_lsg.run import (
     STRATEGIES,
     SaveConfig,
@@ -287,6 +288,21 @@ def test_a_continued_run_adds_to_its_directory(command: list[str]) -> None:
     assert results("runs/x") == first
     assert Path("runs/x/checkpoints/last.ckpt").readlink() == Path("0000003.ckpt")
     assert logged_steps("runs/x") == [1, 2, 3]
+
+
+def test_a_finished_run_that_is_started_again_keeps_its_log(command: list[str]) -> None:
+    main(command)
+    first = results("runs/x")
+    main([*command, "--ckpt_path=last"])
+    assert results("runs/x") == first
+    assert logged_steps("runs/x") == [1, 2]
+
+
+def test_a_continued_run_that_dies_early_keeps_the_log(command: list[str]) -> None:
+    main(command)
+    logged = Path("runs/x/metrics.csv").read_text()
+    assert CSVLogger("runs/x").experiment is not None  # all that a run does before its first row
+    assert Path("runs/x/metrics.csv").read_text() == logged
 
 
 def test_a_second_run_moves_the_first_aside_with_lightnings_default_logger(

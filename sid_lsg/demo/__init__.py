@@ -1,0 +1,1 @@
+"""The embedded teacher `fashion`: its files, and the recipe that made them."""
