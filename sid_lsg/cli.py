@@ -15,6 +15,7 @@ os.environ.setdefault("TQDM_MININTERVAL", "0.5")
 warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
 warnings.filterwarnings("ignore", message=".*does not have many workers")
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec")
+warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
 
 from jsonargparse import ActionConfigFile  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402

@@ -28,18 +28,25 @@ class CSVLogger(LightningCSVLogger):
 
     @property
     def experiment(self) -> _ExperimentWriter:
-        """Return the writer; earlier rows are read before it deletes them."""
+        """Return the writer; earlier rows, which it deletes, are written back at once."""
         path = Path(self.log_dir) / "metrics.csv"
         if self._experiment is None and path.is_file():
             with path.open(newline="") as file:
                 self._earlier = list(csv.DictReader(file))
+            self._write(self._earlier, super().experiment)
         return super().experiment
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Put earlier rows in front of the first new one."""
-        for row in self._earlier:
-            if step is None or int(row["step"]) < step:
-                kept = {name: value for name, value in row.items() if value != ""}
-                self.experiment.metrics.append(kept | {"step": int(row["step"])})
+        """Log a row; before the first, drop earlier rows of iterations that are done again."""
+        writer = self.experiment
+        kept = [row for row in self._earlier if step is None or int(row["step"]) < step]
+        if len(kept) < len(self._earlier):
+            self._write(kept, writer)
         self._earlier = []
         super().log_metrics(metrics, step)
+
+    def _write(self, rows: list[dict[str, Any]], writer: _ExperimentWriter) -> None:
+        """Make these rows the file."""
+        Path(writer.metrics_file_path).unlink(missing_ok=True)
+        writer.metrics = [{name: v for name, v in row.items() if v != ""} for row in rows]
+        writer.save()

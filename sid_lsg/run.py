@@ -43,7 +43,7 @@ def check_trainer(trainer: Any) -> None:
             "--trainer.overfit_batches replaces the order of the prompts. For a short trial use "
             "--trainer.max_steps and a small prompts file."
         )
-    if str(trainer.get("precision")) in ("bf16-true", "16-true", "16"):
+    if str(trainer.get("precision")) in ("bf16-true", "16-true"):
         raise UsageError(
             f"--trainer.precision: in {trainer.precision} a step of 1e-6 is lost to rounding. Use "
             "bf16-mixed, 16-mixed or 32-true."

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sid_lsg.callbacks.export import EXPORT_FOLDER, Export
 from sid_lsg.callbacks.image_grid import spread
 from sid_lsg.checks import refuse
+from sid_lsg.errors import UsageError
 from sid_lsg.images import comparison, save_png
 from sid_lsg.metrics.evaluator import Evaluator, Sampler, Scores
 
@@ -60,6 +61,11 @@ class Metrics(L.Callback):
         ):
             if value < least:
                 refuse(f"metrics.{name}", value, f"at least {least}")
+        if reference and not clip:
+            raise UsageError(
+                "--metrics.reference needs --metrics.clip: name the CLIP model whose features "
+                f"{reference!r} holds."
+            )
         self.evaluator = Evaluator(clip, reference, num_images, batch_size) if clip else None
         self.every_n_steps = every_n_steps
         self.teacher_steps, self.teacher_guidance = teacher_steps, teacher_guidance
