@@ -29,6 +29,8 @@ from sid_lsg.guidance import Guidance
 from sid_lsg.images import to_uint8
 from sid_lsg.module import SiDLSG
 
+OWN = Path(__file__).parent / "golden"
+
 # Another processor's kernels round differently from those of the machine that recorded the
 # numbers, in every layer's last bits. Each bound is the index's `tolerances_measured` times this.
 OTHER_PROCESSOR = 4
@@ -42,16 +44,20 @@ MOVED = 1.5e-4 * OTHER_PROCESSOR  # of the distance moved, relative L2
 
 @dataclass
 class Golden:
-    """A folder of recorded numbers."""
+    """A folder of recorded numbers; a pipeline, weights or inputs it lacks are the repository's."""
 
     root: Path
     index: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.index = json.loads((self.root / "index.json").read_text())
+        own, ours = (json.loads((root / "index.json").read_text()) for root in (self.root, OWN))
+        self.index = ours | own | {"files": ours["files"] | own["files"]}
+
+    def path(self, name: str) -> Path:
+        return self.root / name if (self.root / name).exists() else OWN / name
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        return load_file(self.root / f"{name}.safetensors")
+        return load_file(self.path(f"{name}.safetensors"))
 
     def entry(self, name: str) -> dict[str, Any]:
         return self.index["files"][f"{name}.safetensors"]
@@ -68,14 +74,17 @@ def golden(pytestconfig: pytest.Config) -> Golden:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     root: Path = metafunc.config.getoption("golden")
-    for name, pattern in {
-        "case": "case_[!n]*.safetensors",
-        "nan_case": "case_nan*.safetensors",
-        "trajectory": "traj[!_]*.safetensors",
-    }.items():
+    names = sorted(path.stem for path in root.glob("*.safetensors"))
+    nan_cases = [name for name in names if name.startswith("case_nan")]
+    cases = [name for name in names if name.startswith("case_") and name not in nan_cases]
+    trajectories = [name for name in names if name.startswith("traj") and "inputs" not in name]
+    assert nan_cases + cases + trajectories, f"no case_* and no traj* in {root}"
+    for name, found in (
+        ("case", cases),
+        ("nan_case", nan_cases),
+        ("trajectory", trajectories),
+    ):
         if name in metafunc.fixturenames:
-            found = sorted(path.stem for path in root.glob(pattern))
-            assert found, f"no {pattern} in {root}"
             metafunc.parametrize(name, found)
 
 
@@ -139,8 +148,8 @@ class Recorder(SiDLSG):
         return torch.cat([getattr(output, name).detach() for output in self.outputs[phase]])
 
 
-def load(root: Path, name: str, network: torch.nn.Module) -> None:
-    network.load_state_dict(load_file(root / f"{name}.safetensors"))
+def load(golden: Golden, name: str, network: torch.nn.Module) -> None:
+    network.load_state_dict(golden.tensors(name))
 
 
 def train(
@@ -174,8 +183,8 @@ def make_module(golden: Golden, case: dict[str, Any], lr: float, **options: Any)
 
     v = case.get("prediction_type", "epsilon") == "v_prediction"
     module = Recorder(
-        str(golden.root / "tiny_sd"),
-        subfolders={"scheduler": "../tiny_sd_v/scheduler"} if v else None,
+        str(golden.path("tiny_sd")),
+        subfolders={"scheduler": f"{golden.path('tiny_sd_v').absolute()}/scheduler"} if v else None,
         alpha=case.get("alpha", 1.0),
         num_steps=case.get("num_steps", 1),
         micro_batch_size=case.get("micro_batch"),
@@ -218,8 +227,8 @@ def run_static(
     kappas = [case[f"kappa{i}"] for i in (1, 2, 3, 4)]
     guidance = Guidance(train_fake=kappas[0], eval_fake=kappas[1:3], eval_real=kappas[3])
     module = make_module(golden, case, lr=0.0, guidance=guidance)
-    load(golden.root, case.get("fake_weights", "weights_fake"), module.fake_score)
-    load(golden.root, case.get("g_weights", "weights_g"), module.generator)
+    load(golden, case.get("fake_weights", "weights_fake"), module.fake_score)
+    load(golden, case.get("g_weights", "weights_g"), module.generator)
     inputs = case.get("inputs", "inputs.safetensors").removesuffix(".safetensors")
     draws = static_draws(golden, inputs, case.get("num_steps", 1))
     prompts = golden.entry(inputs)["prompts"]
@@ -318,12 +327,12 @@ def test_trajectory(golden: Golden, trajectory: str, monkeypatch: pytest.MonkeyP
             for i in range(entry["iterations"])
         ]
 
-    kappa1, kappa23, kappa4 = entry["kappas"]
+    kappa1, *kappa23, kappa4 = entry["kappas"]
     module = make_module(
         golden,
         entry,
         lr=1e-4,
-        guidance=Guidance(train_fake=kappa1, eval_fake=kappa23, eval_real=kappa4),
+        guidance=Guidance(train_fake=kappa1, eval_fake=[kappa23[0], kappa23[-1]], eval_real=kappa4),
         ema_halflife_images=entry["ema_halflife_nimg"],
         ema_rampup_ratio=entry["ema_rampup_ratio"],
     )
@@ -378,8 +387,8 @@ def test_sampler(golden: Golden) -> None:
     """Sampler outputs, timesteps, network inputs and gradients at 1, 2 and 4 steps."""
     expected, inputs = golden.tensors("sampler"), golden.tensors("inputs")
     prompts = golden.entry("sampler")["prompts"]
-    module = SiDLSG(str(golden.root / "tiny_sd"))
-    load(golden.root, "weights_g", module.generator)
+    module = SiDLSG(str(golden.path("tiny_sd")))
+    load(golden, "weights_g", module.generator)
     condition = module.teacher.encode_prompts(prompts)
     for steps in (1, 2, 4):
         seen: list[tuple[Tensor, Tensor]] = []
@@ -407,7 +416,7 @@ def test_sampler(golden: Golden) -> None:
 def test_images(golden: Golden) -> None:
     """Decoding and its 8-bit rounding, and seeds."""
     expected = golden.tensors("sampler")
-    teacher = SiDLSG(str(golden.root / "tiny_sd")).teacher
+    teacher = SiDLSG(str(golden.path("tiny_sd"))).teacher
     images = teacher.decode(expected["eval1.latents"])
     assert error(images, expected["eval1.images"]) < 1e-5
     grid = expected["eval1.grid_uint8"]
@@ -431,13 +440,13 @@ def test_schedule(golden: Golden) -> None:
     assert error(velocity, expected["velocity"]) < 1e-6
     weight = schedule.eps_weight(t).flatten()
     assert error(weight, expected["snr"] / (expected["snr"] + 1)) < 1e-6
-    teacher = SiDLSG(str(golden.root / "tiny_sd")).teacher
+    teacher = SiDLSG(str(golden.path("tiny_sd"))).teacher
     assert torch.equal(teacher.schedule.alphas, expected["alphas_cumprod"].sqrt())
 
 
 def test_text(golden: Golden) -> None:
     expected, texts = golden.tensors("text"), golden.entry("text")["texts"]
-    teacher = SiDLSG(str(golden.root / "tiny_sd")).teacher
+    teacher = SiDLSG(str(golden.path("tiny_sd"))).teacher
     tokens = teacher.text.tokenizer(
         texts, padding="max_length", truncation=True, return_tensors="pt"
     )
