@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.csv_logs import _ExperimentWriter
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 
 class CSVLogger(LightningCSVLogger):
@@ -27,6 +29,7 @@ class CSVLogger(LightningCSVLogger):
         self._earlier: list[dict[str, Any]] = []
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> _ExperimentWriter:
         """Return the writer; earlier rows, which it deletes, are written back at once."""
         path = Path(self.log_dir) / "metrics.csv"
@@ -36,6 +39,7 @@ class CSVLogger(LightningCSVLogger):
             self._write(self._earlier, super().experiment)
         return super().experiment
 
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Log a row; before the first, drop earlier rows of iterations that are done again."""
         writer = self.experiment

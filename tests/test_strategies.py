@@ -19,8 +19,9 @@ def fit(tiny_sd: str, tmp_path: Path, name: str, *options: str) -> dict[str, Ten
     command = [
         sys.executable, "-m", "sid_lsg.cli", "fit", "--model.teacher", tiny_sd,
         "--data.prompts", str(prompts), "--data.batch_size", "4", "--data.num_workers", "0",
-        "--model.optimizer_fake.init_args.lr", "1e-4",
-        "--model.optimizer_generator.init_args.lr", "1e-4",
+        # Adam with beta1 = 0 would turn the rounding of a tiny gradient into a whole step.
+        "--model.optimizer_fake", "torch.optim.SGD", "--model.optimizer_fake.lr", "1e-4",
+        "--model.optimizer_generator", "torch.optim.SGD", "--model.optimizer_generator.lr", "1e-4",
         "--trainer.accelerator", "cpu", "--trainer.max_steps", "3",
         "--trainer.log_every_n_steps", "1", "--progress.refresh_rate", "0",
         "--image_grid.every_n_steps", "0", "--trainer.default_root_dir", str(root), *options,
