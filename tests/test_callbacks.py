@@ -402,7 +402,9 @@ def test_an_export_that_fails_leaves_the_earlier_one(tmp_path: Path) -> None:
 
     (tmp_path / "generator").mkdir()
     (tmp_path / "generator" / "model_index.json").write_text("earlier")
-    module = SimpleNamespace(teacher=SimpleNamespace(save_generator=fail), ema=None, t_init=625)
+    module = SimpleNamespace(
+        teacher=SimpleNamespace(save_generator=fail), ema=None, t_init=625, num_steps=1
+    )
     with pytest.raises(OSError, match="no space"):
         Export().on_train_end(SimpleNamespace(default_root_dir=tmp_path), module)  # type: ignore[arg-type]
     assert (tmp_path / "generator" / "model_index.json").read_text() == "earlier"
@@ -500,3 +502,16 @@ def test_wandb_gets_grids_and_scores(
     assert len(contents(media, "grid_*.png")) == 3
     assert contents(media, "grid_*.png") == contents(root / "grids", "*.png")
     assert contents(media, "comparison_*.png") == contents(root, "comparison.png")
+
+
+def test_an_export_of_several_steps_says_that_it_samples_one(tmp_path: Path) -> None:
+    def save(network: Any, folder: Path, t_init: int) -> None:
+        folder.mkdir()
+
+    module = SimpleNamespace(
+        teacher=SimpleNamespace(save_generator=save), ema=None, t_init=625, num_steps=4
+    )
+    trainer: Any = SimpleNamespace(default_root_dir=str(tmp_path))
+    with pytest.warns(UserWarning, match="trained with 4 steps"):
+        Export().on_train_end(trainer, module)  # type: ignore[arg-type]
+    assert (tmp_path / "generator").is_dir()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 EXPORT_FOLDER = "generator"
 
@@ -20,6 +20,11 @@ class Export(L.Callback):
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Save under a temporary name, then rename."""
+        if pl_module.num_steps > 1:
+            rank_zero_warn(
+                f"The generator was trained with {pl_module.num_steps} steps; the exported folder "
+                "samples it in one. `SiDLSG.generate` samples it as it was trained."
+            )
         folder = Path(trainer.default_root_dir) / EXPORT_FOLDER
         temporary = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(temporary, ignore_errors=True)

@@ -56,6 +56,8 @@ class CLIPFeatures(nn.Module):
         try:
             folder = Path(resolve(model)).expanduser()
             if not folder.is_dir():
+                if model.startswith(("package:", ".", "/", "~")):
+                    raise FileNotFoundError(f"there is no folder {str(folder)!r}")
                 folder = Path(snapshot_download(model, allow_patterns=_FILES))
             clip, report = CLIPModel.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
