@@ -134,7 +134,6 @@ def main(args: list[str] | None = None) -> None:
             seed_everything_default=0,
             auto_configure_optimizers=False,
             save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
             trainer_defaults={
                 "max_epochs": -1,
                 "max_steps": 10_000,
