@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -98,19 +98,33 @@ def check_files(config: Any) -> None:
         )
 
 
+def sweep_run() -> str | None:
+    """Return the id of the run that a W&B sweep agent has started this process for."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+
+
 def put_inside(trainer: Any) -> None:
     """Place the loggers' relative folders inside the run directory.
+
+    In a W&B sweep the run directory is a folder of its own, named by W&B's id of the run, inside
+    the one that is configured: agents that work side by side would move each other's aside.
 
     Args:
         trainer: The configuration's `trainer` section, changed in place.
     """
-    root = Path(trainer.get("default_root_dir") or "runs/default")
+    root = Path(trainer.get("default_root_dir") or "runs/default", sweep_run() or "")
     trainer.default_root_dir = str(root)
+    for options in _with_folders(trainer):
+        options.save_dir = str(root / (options.save_dir or "."))
+
+
+def _with_folders(trainer: Any) -> Iterator[Any]:
+    """Find the options of the loggers that have a folder."""
     loggers = trainer.get("logger")
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         options = logger.get("init_args") if hasattr(logger, "get") else None
         if options is not None and "save_dir" in options:
-            options.save_dir = str(root / (options.save_dir or "."))
+            yield options
 
 
 @rank_zero_only
@@ -136,10 +150,20 @@ def prepare_run_directory(root: Path, resumes: bool) -> None:
 
 
 class SaveConfig(SaveConfigCallback):
-    """Save the resolved configuration in the run directory, whatever the logger."""
+    """Save the resolved configuration in the run directory, and give it to the loggers."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Save it."""
-        if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / CONFIG
-            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+        """Save it as a config that runs in any directory; log it with kappa_1..kappa_4."""
+        if not trainer.is_global_zero:
+            return
+        root = Path(trainer.default_root_dir)
+        config = self.config.clone()
+        for options in _with_folders(config.get("trainer") or {}):
+            if Path(options.save_dir).is_relative_to(root):
+                options.save_dir = str(Path(options.save_dir).relative_to(root))
+        self.parser.save(config, root / CONFIG, skip_none=False, overwrite=True, multifile=False)
+        values = yaml.safe_load((root / CONFIG).read_text(encoding="utf-8"))
+        kappas = getattr(pl_module, "kappas", ())
+        values |= {f"kappa_{i}": float(kappa) for i, kappa in enumerate(kappas, start=1)}
+        for logger in trainer.loggers:
+            logger.log_hyperparams(values)

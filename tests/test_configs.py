@@ -11,7 +11,9 @@ from sid_lsg.cli import main
 CONFIGS = Path(__file__).parent.parent / "configs"
 ALL = sorted(CONFIGS.rglob("*.yaml"))
 COMPLETE = [path for path in ALL if path.parent == CONFIGS]
-OVERLAYS = [path for path in ALL if path.parent != CONFIGS and path.parent.name != "trainer"]
+SWEEPS = [path for path in ALL if path.parent.name == "sweep"]  # for wandb: tests/test_sweep.py
+OTHERS = ("trainer", "sweep", "evaluate")  # of a machine, of wandb, of another command
+OVERLAYS = [path for path in ALL if path.parent != CONFIGS and path.parent.name not in OTHERS]
 
 
 def small(tmp_path: Path, tiny_sd: str, path: Path) -> list[str]:
@@ -83,4 +85,8 @@ def test_overlays_merge_over_a_complete_config(
 def test_headers_state_the_command(path: Path) -> None:
     header = path.read_text().split("\n\n")[0]
     assert header.startswith("#")
-    assert "sid_lsg.cli fit" in path.read_text().split("\nmodel:")[0]
+    if path in SWEEPS:
+        assert f"wandb sweep {path.relative_to(CONFIGS.parent)}" in header
+    else:
+        command = "evaluate" if path.parent.name == "evaluate" else "fit"
+        assert f"sid_lsg.cli {command}" in path.read_text().split("\nmodel:")[0]

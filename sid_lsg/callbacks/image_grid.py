@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from sid_lsg.checks import refuse
-from sid_lsg.images import grid, save_png
+from sid_lsg.images import grid, save_png, to_pil
+from sid_lsg.loggers import log_images
 
 
 def spread(prompts: Sequence[str], count: int) -> list[str]:
@@ -22,8 +22,8 @@ def spread(prompts: Sequence[str], count: int) -> list[str]:
 class ImageGrid(L.Callback):
     """Draw a grid of the averaged generator's images of held-out prompts.
 
-    PNG files in the run directory's `grids/`, and the W&B run where there is one. The first grid
-    is the untrained generator's.
+    PNG files in the run directory's `grids/`; W&B shows the images with their prompts, TensorBoard
+    the grid. The first one is the untrained generator's.
     """
 
     def __init__(self, every_n_steps: int = 500, num_images: int = 16) -> None:
@@ -55,10 +55,7 @@ class ImageGrid(L.Callback):
     @rank_zero_only
     def _draw(self, trainer: L.Trainer, module: Any) -> None:
         prompts = spread(trainer.datamodule.heldout_prompts, self.num_images)
-        latents = module.generate(prompts, range(self.num_images))
-        picture = grid(module.teacher.decode(latents))
-        folder = Path(trainer.default_root_dir) / "grids"
-        save_png(picture, folder / f"step-{trainer.global_step:07d}.png")
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_image("grid", [picture], step=trainer.global_step)
+        images = module.teacher.decode(module.generate(prompts, range(self.num_images)))
+        picture, step = grid(images), trainer.global_step
+        save_png(picture, Path(trainer.default_root_dir) / "grids" / f"step-{step:07d}.png")
+        log_images(trainer.loggers, "grid", to_pil(images), prompts, step, whole=picture)

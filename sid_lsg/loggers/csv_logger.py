@@ -49,6 +49,9 @@ class CSVLogger(LightningCSVLogger):
         self._earlier = []
         super().log_metrics(metrics, step)
 
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Write nothing: the run directory's `config.yaml` holds them already."""
+
     def _write(self, rows: list[dict[str, Any]], writer: _ExperimentWriter) -> None:
         """Make these rows the file."""
         Path(writer.metrics_file_path).unlink(missing_ok=True)

@@ -1,0 +1,7 @@
+"""Where curves, pictures and the configuration go: a CSV file, Weights & Biases, TensorBoard."""
+
+from sid_lsg.loggers.csv_logger import CSVLogger
+from sid_lsg.loggers.media import log_images, log_table
+from sid_lsg.loggers.wandb_logger import WandbLogger
+
+__all__ = ["CSVLogger", "WandbLogger", "log_images", "log_table"]

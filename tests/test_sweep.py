@@ -1,0 +1,161 @@
+"""The shipped sweep: what W&B reads of it, and the commands that its agents run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import wandb.wandb_agent
+import yaml
+from jsonargparse import Namespace
+from test_loggers import records
+from wandb.sdk.launch.sweeps.utils import load_sweep_config
+from wandb.wandb_agent import Agent
+
+from sid_lsg.cli import main
+from sid_lsg.guidance import Guidance, Preset
+from sid_lsg.run import put_inside
+
+REPOSITORY = Path(__file__).parent.parent
+SWEEP = REPOSITORY / "configs" / "sweep" / "kappa.yaml"
+PARAMETERS = yaml.safe_load(SWEEP.read_text())["parameters"]
+GUIDANCE = PARAMETERS["model.guidance"]["values"]
+
+PRESET = "{preset: lsg, scale: 1.5, train_fake: null, eval_fake: null, eval_real: null}"
+EXPLICIT = "{preset: none, scale: null, train_fake: 1.0, eval_fake: [1.5, 1.0], eval_real: 1.5}"
+KAPPAS = {PRESET: [1.5, 1.5, 1.5, 1.5], EXPLICIT: [1.0, 1.5, 1.0, 1.5]}
+
+
+def test_wandb_can_read_it() -> None:
+    """What `wandb sweep` checks here, and what W&B's server documents to require."""
+    config = load_sweep_config(str(SWEEP))
+    assert config is not None
+    assert config.keys() <= {
+        "program", "project", "name", "method", "metric", "parameters", "command",
+    }  # fmt: skip
+    assert config["method"] == "grid"
+    assert config["metric"] == {"name": "fid_clip_2k", "goal": "minimize"}
+    assert (REPOSITORY / config["program"]).is_file()
+    assert all(parameter.keys() == {"values"} for parameter in config["parameters"].values())
+    for parameter in config["parameters"].values():
+        assert len(set(parameter["values"])) == len(parameter["values"]) > 0
+    assert config["command"].count("${args}") == 1
+    assert all(isinstance(part, str) for part in config["command"])
+
+
+@pytest.mark.parametrize("base", ["demo.yaml", "lsg.yaml"])
+@pytest.mark.parametrize("value", GUIDANCE)
+def test_nothing_of_the_config_survives_a_point(
+    value: str, base: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(REPOSITORY / "configs" / base)
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", config, f"--model.guidance={value}", "--print_config"])
+    assert end.value.code == 0
+    guidance = yaml.safe_load(capsys.readouterr().out)["model"]["guidance"]
+    assert guidance == yaml.safe_load(value)
+
+
+def test_the_points_are_the_papers_strategies_and_others() -> None:
+    kappas = [Guidance(**yaml.safe_load(value)).kappas for value in GUIDANCE]
+    assert len(set(kappas)) == len(kappas)  # no two are the same run
+    assert {yaml.safe_load(value)["preset"] for value in GUIDANCE} == set(get_args(Preset))
+    assert [list(kappas[GUIDANCE.index(value)]) for value in KAPPAS] == list(KAPPAS.values())
+    for index in range(4):
+        assert len({four[index] for four in kappas}) > 1
+
+
+def agent_starts(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, run_id: str, point: dict[str, Any]
+) -> tuple[list[str], dict[str, str]]:
+    """Have wandb's own agent put together the command and environment of a run."""
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    class Started:
+        def __init__(self, command: list[str], env: dict[str, str], **options: Any) -> None:
+            started.append((command, env))
+
+    for name, value in {
+        "WANDB_SWEEP_ID": "sweep1",
+        "WANDB_DIR": str(folder),
+        "WANDB_RUN_ID": "",  # the agent sets these; they are put back afterwards
+        "WANDB_SWEEP_PARAM_PATH": "",
+        "WANDB_MODE": "offline",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(wandb.wandb_agent, "AgentProcess", Started)
+    config = load_sweep_config(str(SWEEP))
+    assert config is not None
+    agent = Agent(api=None, queue=None, sweep_id="sweep1")
+    agent._sweep_command = config["command"]
+    arguments = {name: {"value": value} for name, value in point.items()}
+    agent._command_run({"run_id": run_id, "program": config["program"], "args": arguments})
+    return started[0]
+
+
+def test_two_agents_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Their very commands, made small, as processes that share the configured run directory."""
+    small = {
+        "data.batch_size": 2,
+        "data.num_workers": 0,
+        "trainer.max_steps": 1,
+        "trainer.log_every_n_steps": 1,
+        "trainer.default_root_dir": tmp_path / "runs",
+        "image_grid.num_images": 1,
+        "metrics.clip": "null",
+        "metrics.reference": "null",
+        "progress.refresh_rate": 0,
+    }
+    processes = {}
+    for run_id, value in {"run-a": PRESET, "run-b": EXPLICIT}.items():
+        point = dict(zip(PARAMETERS, (value, 0), strict=True))
+        command, environment = agent_starts(monkeypatch, tmp_path, run_id, point)
+        assert command[:5] == ["/usr/bin/env", "python", "-m", "sid_lsg.cli", "fit"]
+        assert f"--model.guidance={value}" in command
+        assert environment["WANDB_RUN_ID"] == run_id
+        command += [f"--{name}={option}" for name, option in small.items()]
+        processes[run_id, value] = subprocess.Popen(
+            command, env=environment, cwd=REPOSITORY,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+    for (run_id, value), process in processes.items():
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+        root = tmp_path / "runs" / run_id
+        saved = yaml.safe_load((root / "config.yaml").read_text())
+        assert list(Guidance(**saved["model"]["guidance"]).kappas) == KAPPAS[value]
+        assert saved["trainer"]["default_root_dir"] == str(root)
+        assert json.loads((root / "summary.json").read_text())["iterations"] == 1
+        assert "Ignoring" not in output  # that is wandb about options that a sweep decides
+        found = records(root)
+        (begun,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
+        assert (begun.run_id, begun.sweep_id) == (run_id, "sweep1")
+        updates = [update for r in found for update in (*r.config.update, *r.run.config.update)]
+        values = {update.key: json.loads(update.value_json) for update in updates}
+        assert [values[f"kappa_{i}"] for i in (1, 2, 3, 4)] == KAPPAS[value]
+        assert values["model.guidance"] == value  # the agent's own entry
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"run-a", "run-b"}
+
+
+@pytest.mark.parametrize(
+    ("sweep", "run", "found"),
+    [("s", "r", "runs/x/r"), (None, "r", "runs/x"), ("s", None, "runs/x"), ("", "", "runs/x")],
+)
+def test_only_a_sweep_has_directories_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, sweep: str | None, run: str | None, found: str
+) -> None:
+    for name, value in (("WANDB_SWEEP_ID", sweep), ("WANDB_RUN_ID", run)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    logger = Namespace(class_path="a.Logger", init_args=Namespace(save_dir="."))
+    trainer = Namespace(default_root_dir="runs/x", logger=logger)
+    put_inside(trainer)
+    assert (trainer.default_root_dir, logger.init_args.save_dir) == (found, found)
