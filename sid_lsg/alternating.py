@@ -19,7 +19,10 @@ from sid_lsg.gradients import (
     all_reduce_mean,
     clip_gradients,
     gradient_norm,
+    nonfinite_share,
     repair_gradients,
+    sample_weights,
+    update_ratio,
 )
 from sid_lsg.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs
 
@@ -28,12 +31,24 @@ Evaluate = Callable[[PhaseInputs], FakeScoreOutput | GeneratorOutput]
 
 
 class Update(NamedTuple):
-    """What one optimizer step reports: scalars on the device."""
+    """What one optimizer step reports: scalars on the device.
+
+    Attributes:
+        loss: Mean over the batch.
+        weight: Mean over the batch.
+        gradient_norm: After the repair, before clipping.
+        skipped_samples: How many samples' losses were not finite.
+        nonfinite_gradients: Share of the gradients' entries that were not finite, before the
+            repair; NaN in iterations that are not measured.
+        update_ratio: How far the step went, ||dw|| / ||w||; NaN likewise.
+    """
 
     loss: Tensor
     weight: Tensor
     gradient_norm: Tensor
     skipped_samples: Tensor
+    nonfinite_gradients: Tensor
+    update_ratio: Tensor
 
 
 class AlternatingModule(L.LightningModule):
@@ -50,6 +65,7 @@ class AlternatingModule(L.LightningModule):
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: ClipAlgorithm = "norm"
     frozen: tuple[str, ...] = ()
+    _measured = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +84,12 @@ class AlternatingModule(L.LightningModule):
                 other._on_before_step = other._on_after_step = _nothing
 
     def update(
-        self, inputs: PhaseInputs, evaluate: Evaluate, network: nn.Module, optimizer: Any
+        self,
+        inputs: PhaseInputs,
+        evaluate: Evaluate,
+        network: nn.Module,
+        optimizer: Any,
+        measured: bool,
     ) -> Update:
         """Accumulate a phase's gradients over its micro-batches and take one optimizer step.
 
@@ -76,6 +97,14 @@ class AlternatingModule(L.LightningModule):
         0 * NaN is NaN in the backward pass and would spoil the whole micro-batch. So the phase is
         evaluated again without that sample, and the others' gradients are exact; the loss stays
         divided by the whole batch.
+
+        Args:
+            inputs: This rank's share of the batch.
+            evaluate: The phase's forward pass.
+            network: The network to update.
+            optimizer: Its optimizer.
+            measured: Whether to measure what costs a pass over all gradients and a read of the
+                weights; neither waits for the device.
         """
         batch_size = inputs.size
         optimizer.zero_grad()
@@ -86,9 +115,16 @@ class AlternatingModule(L.LightningModule):
             optimizer.zero_grad()
             kept = inputs.select(finite.nonzero()[:, 0])
             losses, weights = self._accumulate(kept, evaluate, batch_size)
-        all_reduce_mean(list(network.parameters()))
+        parameters = list(network.parameters())
+        all_reduce_mean(parameters)
+        unknown = losses.new_full((), torch.nan)
+        self._measured, self._nonfinite, ratio = measured, unknown, unknown
+        before = sample_weights(parameters) if measured else None
         optimizer.step()
-        return Update(losses.sum() / batch_size, weights.mean(), self._norm, (~finite).sum())
+        if before is not None:
+            ratio = update_ratio(before, sample_weights(parameters))
+        loss, skipped = losses.sum() / batch_size, (~finite).sum()
+        return Update(loss, weights.mean(), self._norm, skipped, self._nonfinite, ratio)
 
     def _accumulate(
         self, inputs: PhaseInputs, evaluate: Evaluate, divisor: int
@@ -112,6 +148,8 @@ class AlternatingModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Repair, measure and clip the gradients, after a precision plugin has unscaled them."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if self._measured:
+            self._nonfinite = nonfinite_share(parameters)
         repair_gradients(parameters)
         self._norm = gradient_norm(parameters)
         if self.gradient_clip_val is not None:

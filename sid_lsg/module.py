@@ -17,7 +17,6 @@ from sid_lsg.checks import check_method, check_timesteps
 from sid_lsg.data import PromptBatch
 from sid_lsg.draws import Phase, draw
 from sid_lsg.ema import ema_beta, update_ema
-from sid_lsg.generator import sample, seeded_noises
 from sid_lsg.gradients import ClipAlgorithm
 from sid_lsg.guidance import Guidance
 from sid_lsg.networks import StableDiffusion
@@ -121,11 +120,14 @@ class SiDLSG(AlternatingModule):
         """Update the fake score, then the generator, then the generator's average."""
         optimizer_fake, optimizer_generator = self.optimizers()
         self.count_steps_of(optimizer_generator)
+        every = self.trainer.log_every_n_steps
+        logged = bool(every) and (self.trainer.global_step + 1) % every == 0
         fake = self.update(
             self.phase_inputs(Phase.FAKE_SCORE, batch),
             self.fake_score_phase,
             self.fake_score,
             optimizer_fake,
+            logged,
         )
         with constant(self.fake_score):
             generator = self.update(
@@ -133,13 +135,13 @@ class SiDLSG(AlternatingModule):
                 self.generator_phase,
                 self.generator,
                 optimizer_generator,
+                logged,
             )
         images = len(batch.fake) * self.trainer.world_size
         seen = batch.iteration * images
         beta = ema_beta(images, seen, self.ema_halflife_images, self.ema_rampup_ratio)
         update_ema(self.ema, self.generator, beta)
-        every = self.trainer.log_every_n_steps
-        if every and self.trainer.global_step % every == 0:
+        if logged:
             self._log_iteration(fake, generator, seen + images)
 
     def phase_inputs(self, phase: Phase, batch: PromptBatch) -> PhaseInputs:
@@ -207,14 +209,8 @@ class SiDLSG(AlternatingModule):
         self, network: nn.Module, condition: Conditioning, noises: Sequence[Tensor]
     ) -> Tensor:
         """Generate latents with a network of the generator's kind, one evaluation per noise."""
+        return self.teacher.sample(network, condition, noises, self.t_init)
 
-        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            prediction = self.teacher.predict(network, x_t, t, condition)
-            return self.teacher.schedule.x0(prediction, x_t, t)
-
-        return sample(denoise, self.teacher.schedule, noises, self.t_init)
-
-    @torch.no_grad()
     def generate(
         self,
         prompts: Sequence[str],
@@ -233,10 +229,9 @@ class SiDLSG(AlternatingModule):
         Returns:
             [B, C, H, W] float32 latents, for `teacher.decode`.
         """
-        noises = seeded_noises(
-            seeds, self.teacher.latent_shape, num_steps or self.num_steps, self.device
+        return self.teacher.generate(
+            network or self.ema, prompts, seeds, self.t_init, num_steps or self.num_steps
         )
-        return self.sample(network or self.ema, self.teacher.encode_prompts(prompts), noises)
 
     # ------------------------------------------------------------------ optimization
 
@@ -254,6 +249,11 @@ class SiDLSG(AlternatingModule):
         others = {
             "grad_norm_fake": fake.gradient_norm,
             "grad_norm_generator": generator.gradient_norm,
+            "update_ratio_fake": fake.update_ratio,
+            "update_ratio_generator": generator.update_ratio,
+            "nonfinite_gradients": torch.stack(
+                [fake.nonfinite_gradients, generator.nonfinite_gradients]
+            ).amax(),
             "weight": generator.weight,
             "images_seen": float(images_seen),
             "lr_fake": optimizers[0].param_groups[0]["lr"],

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 import sid_lsg.gradients
-from sid_lsg.gradients import all_reduce_mean, clip_gradients, gradient_norm, repair_gradients
+from sid_lsg.gradients import (
+    all_reduce_mean,
+    clip_gradients,
+    gradient_norm,
+    nonfinite_share,
+    repair_gradients,
+    sample_weights,
+    update_ratio,
+)
 
 
 def parameters(*gradients: Tensor | None) -> list[nn.Parameter]:
@@ -77,6 +85,37 @@ def test_gradient_norm_is_that_of_all_gradients_together() -> None:
     norm = gradient_norm(parameters(*gradients))
     assert norm.shape == ()
     assert float(norm) == pytest.approx(np.linalg.norm(together), rel=1e-6)
+
+
+def test_the_share_of_entries_that_are_not_finite() -> None:
+    inf, nan = math.inf, math.nan
+    made = parameters(torch.tensor([nan, 1.0, inf]), None, torch.tensor([[-inf, 3e38]]))
+    assert float(nonfinite_share(made)) == pytest.approx(3 / 5)
+    assert float(nonfinite_share(two())) == 0
+    many = parameters(torch.ones(2**25))  # more than float32 can count
+    many[0].grad[7] = nan  # type: ignore[index]
+    assert float(nonfinite_share(many)) == 2**-25
+
+
+@pytest.mark.parametrize("limit", [1, 4, 10, 1000])
+def test_every_nth_weight_of_the_whole_network_is_sampled(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sid_lsg.gradients, "_SAMPLED", limit)
+    made = [nn.Parameter(torch.randn(shape)) for shape in [(2, 3, 2, 2), (5,), (), (4, 3)]]
+    made[0].data = made[0].data.contiguous(memory_format=torch.channels_last)
+    stride = {1: 43, 4: 11, 10: 5, 1000: 1}[limit]  # 42 // limit, made odd
+    whole = torch.cat([p.detach().flatten() for p in made])
+    sample = sample_weights(made)
+    assert torch.equal(sample, whole[::stride])
+    with torch.no_grad():
+        made[0].zero_()  # a copy, not a view
+    assert torch.equal(sample, whole[::stride])
+
+
+def test_update_ratio_is_the_length_of_a_step_in_weights() -> None:
+    before, after = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5])
+    assert float(update_ratio(before, after)) == pytest.approx(0.1)
 
 
 def test_a_missing_gradient_counts_as_zero_in_a_single_process() -> None:

@@ -1,5 +1,6 @@
 """Who is trained when, on what, and that nothing else decides the result."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,8 +200,6 @@ def test_a_batch_without_any_good_sample_moves_nothing(fit: Callable[..., SiDLSG
 
 def test_logs_are_of_the_whole_batch(fit: Callable[..., SiDLSG], tmp_path: Path) -> None:
     def rows(name: str, **options: Any) -> list[dict[str, str]]:
-        import csv
-
         logger = L.pytorch.loggers.CSVLogger(tmp_path / name, name="", version="")
         fit(steps=2, logger=logger, **options)
         with (tmp_path / name / "metrics.csv").open() as file:
@@ -212,6 +211,44 @@ def test_logs_are_of_the_whole_batch(fit: Callable[..., SiDLSG], tmp_path: Path)
         for key in ("loss_fake", "grad_norm_fake", "weight"):
             assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-4)
         assert float(a["lr_fake"]) == pytest.approx(1e-4)
+
+
+def test_steps_and_gradients_are_measured_where_they_are_logged(
+    fit: Callable[..., SiDLSG], tmp_path: Path
+) -> None:
+    class Measured(SiDLSG):
+        """Spoils one of the generator's gradients; compares reports with all the weights."""
+
+        def training_step(self, *arguments: Any) -> None:
+            self.iteration = arguments[0].iteration
+            self.trainer.log_every_n_steps = 2
+            super().training_step(*arguments)
+
+        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+            parameters = optimizer.param_groups[0]["params"]
+            if parameters[0] is next(self.generator.parameters()):
+                parameters[0].grad.fill_(float("nan"))
+                self.bad = parameters[0].numel() / sum(p.numel() for p in parameters)
+            super().on_before_optimizer_step(optimizer)
+
+        def update(self, inputs: Any, evaluate: Any, network: Any, *rest: Any) -> Any:
+            before, self.bad = weights(network), 0.0
+            update = super().update(inputs, evaluate, network, *rest)
+            if self.iteration == 0:
+                assert update.update_ratio.isnan()
+                assert update.nonfinite_gradients.isnan()
+            else:
+                ratio = relative(weights(network), before)
+                assert float(update.update_ratio) == pytest.approx(ratio, rel=1e-4)
+                assert float(update.nonfinite_gradients) == pytest.approx(self.bad, rel=1e-4)
+            return update
+
+    logger = L.pytorch.loggers.CSVLogger(tmp_path / "logs", name="", version="")
+    module = fit(steps=2, module=Measured, logger=logger)
+    (row,) = csv.DictReader((tmp_path / "logs/metrics.csv").read_text().splitlines())
+    assert float(row["nonfinite_gradients"]) == pytest.approx(module.bad, rel=1e-4)
+    assert 0 < float(row["update_ratio_fake"]) < 0.1
+    assert 0 < float(row["update_ratio_generator"]) < 0.1
 
 
 def test_prompt_dropout_follows_kappa_1_and_2(tiny_sd: str) -> None:

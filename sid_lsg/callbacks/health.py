@@ -1,0 +1,250 @@
+"""Watching a run for the three ways in which it is known to fail."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from sid_lsg.callbacks.checkpoint import Checkpoint
+from sid_lsg.callbacks.schedule import due, images_seen
+from sid_lsg.checks import refuse
+from sid_lsg.errors import TrainingStopped, UsageError
+from sid_lsg.instability import BASELINE, Instability
+from sid_lsg.metrics.features import CLIPFeatures
+from sid_lsg.probe import Probe, below, choose_prompts, probe
+
+Action = Literal["warn", "stop", "keep_good"]
+
+_REPEAT = 10  # of so many checks in a row that find the same kind of failure, one warns
+
+_ADVICE = {
+    "collapse": "What usually helps: a smaller guidance scale (--model.guidance.scale), a smaller "
+    "learning rate of the generator or a larger one of the fake score, a larger --data.batch_size",
+    "misalignment": "What usually helps: a smaller learning rate, a larger guidance scale "
+    "(--model.guidance.scale), and prompts like those the teacher was trained on",
+    "instability": "What usually helps: a smaller learning rate "
+    "(--model.optimizer_generator.init_args.lr and that of the fake score), "
+    "--model.gradient_clip_val, a larger --data.batch_size, a smaller guidance scale, "
+    "--trainer.precision bf16-mixed or 32-true in place of 16-mixed",
+}  # fmt: skip
+
+
+class Health(L.Callback):
+    """Watch for collapse, misalignment and instability; warn, or end the run.
+
+    Diversity and alignment are those of the averaged generator, relative to the teacher's own on
+    the same prompts and seeds, so that one threshold serves every teacher. The probe has its own
+    seeds: it never changes the training. Instability is watched in every logged iteration.
+
+    What the demo has shown while healthy (kappa 1, 240 iterations; 1.2, 60; values logged every 2nd
+    and 10th iteration), and the limit by default:
+
+    - Diversity within prompts 0.61 to 0.96 of the teacher's, lowest at the first probe, give or
+      take 0.07 to 0.12 by the choice of the 32 prompts and 4 seeds (0.17 to 0.29 with 8 prompts);
+      0.25. Across prompts 1.00; 0.25.
+    - CLIP score 0.99 to 1.01 and retrieval 0.99 to 1.01 of the teacher's; 0.75. The untrained
+      generator, blurred as it is, has 0.89 and 0.85.
+    - Sizes up to 4.6 times the usual (the generator's loss, as it grows from nothing at the start;
+      the others 2.0); 20.
+    - Update-to-weight ratios up to 0.0021; 0.02. A learning rate 1000 times as large has 0.71.
+    """
+
+    def __init__(
+        self,
+        clip: str | None = None,
+        every_n_images: int = 50_000,
+        num_prompts: int = 32,
+        num_seeds: int = 4,
+        batch_size: int = 16,
+        teacher_steps: int = 25,
+        teacher_guidance: float | None = None,
+        collapse: float = 0.25,
+        collapse_action: Action = "warn",
+        misalignment: float = 0.75,
+        misalignment_action: Action = "warn",
+        spike: float = 20.0,
+        update_ratio: float = 0.02,
+        nonfinite: float = 0.01,
+        window: int = 50,
+        instability_action: Action = "warn",
+    ) -> None:
+        """Choose what counts as a failure, and what it leads to.
+
+        An action is `warn`; or `stop`: save the present state and end the run; or `keep_good`: end
+        the run without saving, and make checkpoints/last.ckpt the checkpoint that was the newest
+        when the run was last found healthy (good.ckpt). An ended run exports nothing.
+
+        Args:
+            clip: CLIP model that sees diversity and alignment: a folder, a Hub id or
+                package:demo/fashion/clip. By default only instability is watched.
+            every_n_images: Probe the generator whenever so many more images have been seen; 0 for
+                never.
+            num_prompts: Distinct held-out prompts in a probe. The diversity within a prompt varies
+                much between prompts, so many prompts say more than many seeds.
+            num_seeds: Images of each prompt.
+            batch_size: Images of the probe at a time.
+            teacher_steps: The teacher's DDIM steps, for its own values.
+            teacher_guidance: The teacher's guidance scale there; by default kappa_4.
+            collapse: Smallest healthy diversity, within the prompts and across them, as a share of
+                the teacher's.
+            collapse_action: What to do about less: warn, stop or keep_good.
+            misalignment: Smallest healthy CLIP score and retrieval accuracy, as a share of the
+                teacher's.
+            misalignment_action: What to do about less: warn, stop or keep_good.
+            spike: Largest healthy loss, gradient norm and update-to-weight ratio, as a multiple of
+                its usual size; judged by the median of the last three logged values.
+            update_ratio: Largest healthy update-to-weight ratio of one step, for both networks.
+            nonfinite: Largest healthy share of samples, or of gradient entries, that are not
+                finite; judged by the median of the last three logged values.
+            window: How many earlier logged values the usual size is the median of.
+            instability_action: What to do about any of the last four: warn, stop or keep_good.
+
+        Raises:
+            UsageError: If a value is out of range or the CLIP model cannot be loaded.
+        """
+        for name, number, least in (
+            ("every_n_images", every_n_images, 0),
+            ("num_prompts", num_prompts, 2),
+            ("num_seeds", num_seeds, 2),
+            ("batch_size", batch_size, 1),
+            ("teacher_steps", teacher_steps, 1),
+            ("window", window, BASELINE),
+        ):
+            if number < least:
+                refuse(f"health.{name}", number, f"at least {least}")
+        for name, share in (
+            ("collapse", collapse), ("misalignment", misalignment), ("nonfinite", nonfinite)
+        ):  # fmt: skip
+            if not 0 <= share <= 1:
+                refuse(f"health.{name}", share, "a share, 0 to 1")
+        if not 1 < spike < math.inf:
+            refuse("health.spike", spike, "a finite number above 1")
+        if not 0 < update_ratio < math.inf:
+            refuse("health.update_ratio", update_ratio, "a positive number")
+        if teacher_guidance is not None and not math.isfinite(teacher_guidance):
+            refuse("health.teacher_guidance", teacher_guidance, "a finite number")
+        self.actions: dict[str, Action] = {
+            "collapse": collapse_action,
+            "misalignment": misalignment_action,
+            "instability": instability_action,
+        }
+        for name, action in self.actions.items():
+            if action not in get_args(Action):
+                refuse(f"health.{name}_action", action, "warn, stop or keep_good")
+        self.every_n_images = every_n_images
+        self.features: CLIPFeatures | None = None
+        if clip and every_n_images:
+            self.features = CLIPFeatures.from_pretrained(clip, "health.clip")
+        self.num_prompts, self.num_seeds, self.batch_size = num_prompts, num_seeds, batch_size
+        self.teacher_steps, self.teacher_guidance = teacher_steps, teacher_guidance
+        self.collapse, self.misalignment = collapse, misalignment
+        self.instability = Instability(spike, update_ratio, nonfinite, window)
+        self._failed = dict.fromkeys(self.actions, 0)  # checks in a row that found it
+        self._teacher: Probe | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find the checkpoints that stopping needs.
+
+        Raises:
+            UsageError: If there are none.
+        """
+        found = (c for c in trainer.callbacks if isinstance(c, Checkpoint))
+        self._checkpoint = next(found, None)
+        for kind, action in self.actions.items():
+            if action != "warn" and self._checkpoint is None:
+                raise UsageError(f"--health.{kind}_action: {action!r} needs checkpoints.")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Choose the prompts.
+
+        Raises:
+            UsageError: If they are all the same.
+        """
+        self._prompts = choose_prompts(trainer.datamodule.heldout_prompts, self.num_prompts)
+        if self.features is not None and len(self._prompts) < 2:
+            raise UsageError("--health.clip needs two distinct prompts. Give more, or no CLIP.")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Check what is due."""
+        every = trainer.log_every_n_steps
+        found: dict[str, str] = {}  # kind of failure -> what was seen, "" for nothing
+        if every and trainer.global_step % every == 0:
+            metrics, batch_size = trainer.callback_metrics, trainer.datamodule.batch_size
+            found["instability"] = self.instability.judge(metrics, batch_size)
+        probed = self.features is not None and due(trainer, self.every_n_images)
+        if probed:
+            found |= self._probe(trainer, pl_module)
+        if found:
+            # Every rank has computed the same, up to rounding; they must not part over that.
+            self._act(trainer, trainer.strategy.broadcast(found))
+            healthy = not any(self._failed.values())
+            if healthy and self._checkpoint is not None and (probed or self.features is None):
+                self._checkpoint.mark_good(trainer)
+
+    def _probe(self, trainer: L.Trainer, module: Any) -> dict[str, str]:
+        """Compare the generator with its teacher, log that, and say what is wrong of each kind."""
+        assert self.features is not None
+        guidance, steps = self.teacher_guidance, self.teacher_steps
+        kappa = module.kappas.eval_real if guidance is None else guidance
+
+        def teacher(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+            return module.teacher.sample_reference(prompts, seeds, steps, kappa)
+
+        def generator(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+            return module.teacher.decode(module.generate(prompts, seeds))
+
+        options = (self.features.to(module.device), self._prompts, self.num_seeds, self.batch_size)
+        self._teacher = self._teacher or probe(teacher, *options)
+        own = probe(generator, *options)
+        self.features.cpu()  # leave the device to the training
+        ratio = own.relative_to(self._teacher)
+        values = {
+            "health/diversity_within": ratio.within,
+            "health/diversity_across": ratio.across,
+            "health/clip_ratio": ratio.clip,
+            "health/retrieval": own.retrieval,
+            "images_seen": float(images_seen(trainer)),
+        }
+        _log(trainer, values)
+        diversity = {"diversity within prompts": ratio.within, "across prompts": ratio.across}
+        alignment = {"CLIP score": ratio.clip, "retrieval accuracy": ratio.retrieval}
+        return {
+            "collapse": below(self.collapse, diversity),
+            "misalignment": below(self.misalignment, alignment),
+        }
+
+    def _act(self, trainer: L.Trainer, found: dict[str, str]) -> None:
+        """Warn about each failure once, or end the run."""
+        fatal: dict[Action, str] = {}
+        for kind, what in found.items():
+            self._failed[kind] = self._failed[kind] + 1 if what else 0
+            when = f"iteration {trainer.global_step}, {images_seen(trainer):,} images seen"
+            message = f"{kind} at {when}: {what}. {_ADVICE[kind]}."
+            if what and (action := self.actions[kind]) != "warn":
+                fatal[action] = f"{fatal.get(action, '')}{message} "
+            elif what and self._failed[kind] % _REPEAT == 1:
+                rank_zero_warn(message)
+        if not fatal:
+            return
+        assert self._checkpoint is not None
+        if "keep_good" in fatal:  # whatever else was asked for: nothing bad is saved
+            good = self._checkpoint.return_to_good(trainer)
+            end = f"checkpoints/last.ckpt is the last good checkpoint, {good}"
+            end = end if good else "there is no earlier checkpoint that was found good"
+        else:
+            end = f"the present state is {self._checkpoint.save(trainer)}"
+        if "instability" in found:  # the Trainer logs an iteration when its callbacks are done
+            values = {n: float(v) for n, v in trainer.callback_metrics.items() if n != "step"}
+            _log(trainer, values)
+        raise TrainingStopped(f"{''.join(fatal.values())}The run ends; {end}.")
+
+
+def _log(trainer: L.Trainer, values: dict[str, float]) -> None:
+    """Log at the current iteration to every logger."""
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=trainer.global_step)

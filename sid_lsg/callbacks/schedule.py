@@ -1,0 +1,14 @@
+"""When to look at a run: by the images it has seen, whatever its batch size."""
+
+import lightning as L
+
+
+def images_seen(trainer: L.Trainer) -> int:
+    """Return how many images the iterations so far have seen, over all processes."""
+    return trainer.global_step * trainer.datamodule.batch_size
+
+
+def due(trainer: L.Trainer, every_n_images: int) -> bool:
+    """Tell whether the last iteration reached a multiple of so many images; never for 0."""
+    seen, batch_size = images_seen(trainer), trainer.datamodule.batch_size
+    return bool(every_n_images) and seen // every_n_images > (seen - batch_size) // every_n_images

@@ -1,0 +1,101 @@
+"""Diversity and alignment of a sampler, from a handful of prompts and seeds."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sid_lsg.metrics.features import CLIPFeatures
+
+Sampler = Callable[[Sequence[str], Sequence[int]], Tensor]
+"""(prompts, seeds) -> images [B, 3, H, W] in [-1, 1]."""
+
+
+class Probe(NamedTuple):
+    """Means over P prompts x S seeds; c is the cosine of CLIP embeddings.
+
+    Attributes:
+        within: 1 - c over pairs of images of one prompt.
+        across: 1 - c over pairs of images of two prompts.
+        clip: c of images and their prompts.
+        retrieval: Share of images whose own prompt has the largest c of the P prompts.
+    """
+
+    within: float
+    across: float
+    clip: float
+    retrieval: float
+
+    def relative_to(self, teacher: "Probe") -> "Probe":
+        """Divide by the teacher's values."""
+        return Probe(*(own / max(other, 1e-6) for own, other in zip(self, teacher, strict=True)))
+
+
+@torch.no_grad()
+def probe(
+    sampler: Sampler,
+    features: CLIPFeatures,
+    prompts: Sequence[str],
+    num_seeds: int,
+    batch_size: int,
+) -> Probe:
+    """Sample every prompt with seeds of its own, and measure.
+
+    Args:
+        sampler: What to look at.
+        features: A CLIP model.
+        prompts: P distinct prompts.
+        num_seeds: S.
+        batch_size: Images at a time.
+    """
+    texts = [prompt for prompt in prompts for _ in range(num_seeds)]
+    seeds = range(len(texts))
+    parts = [slice(i, i + batch_size) for i in seeds[::batch_size]]
+    images = [features.images(sampler(texts[part], seeds[part])) for part in parts]
+    return measure(torch.cat(images), features.texts(prompts))
+
+
+def choose_prompts(prompts: Sequence[str], count: int) -> list[str]:
+    """Choose at most `count` distinct prompts at even distances.
+
+    They are looked for among 16 times as many: a corpus may hold the same ones again, and millions.
+    """
+
+    def even(items: Sequence[str], number: int) -> list[str]:
+        number = min(number, len(items))
+        return [items[i * len(items) // number] for i in range(number)]
+
+    return even(list(dict.fromkeys(even(prompts, 16 * count))), count)
+
+
+def measure(images: Tensor, texts: Tensor) -> Probe:
+    """Measure the diversity and alignment of embeddings.
+
+    Args:
+        images: [P S, D], the S images of each prompt together.
+        texts: [P, D].
+    """
+    images, texts = F.normalize(images, dim=1), F.normalize(texts, dim=1)
+    prompt = torch.arange(len(texts), device=images.device)
+    prompt = prompt.repeat_interleave(len(images) // len(texts))
+    distance = 1 - images @ images.T
+    same = prompt[:, None] == prompt
+    others = same & ~torch.eye(len(images), dtype=torch.bool, device=images.device)
+    cosine = images @ texts.T
+    return Probe(
+        float(distance[others].mean()),
+        float(distance[~same].mean()),
+        float(cosine.gather(1, prompt[:, None]).mean()),
+        float((cosine.argmax(1) == prompt).float().mean()),
+    )
+
+
+def below(limit: float, ratios: dict[str, float]) -> str:
+    """Say which ratios to the teacher are below a limit; NaN is. Empty for none."""
+    return "; ".join(
+        f"{name} is {ratio:.2f} times the teacher's (limit {limit:g})"
+        for name, ratio in ratios.items()
+        if not ratio >= limit
+    )
