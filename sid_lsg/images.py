@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+
+from sid_lsg.files import replacing
 
 _MARGIN, _FONT = 6, ImageFont.load_default(size=12)
 _LINE = 16
@@ -70,12 +73,10 @@ def grid(images: Tensor, tile: int = 64) -> Image.Image:
     return canvas
 
 
-def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a picture under a temporary name, then rename: never half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    picture.save(temporary, format="PNG")
-    temporary.replace(path)
+def save_png(picture: Image.Image, path: Path, about: PngInfo | None = None) -> None:
+    """Write a picture with what is known about it: a whole file or none."""
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG", pnginfo=about)
 
 
 def _enlarge(image: Image.Image, tile: int) -> Image.Image:

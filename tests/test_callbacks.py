@@ -16,22 +16,26 @@ import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from PIL import Image
 from safetensors.torch import load_file
-from test_metrics import DIMENSION, make_clip
+from test_features import DIMENSION, make_clip
+from test_statistics import statistics
 
 import sid_lsg.callbacks.throughput
 from sid_lsg.callbacks import Checkpoint, Export, ImageGrid, Metrics, Progress, Throughput
 from sid_lsg.callbacks.image_grid import spread
 from sid_lsg.data import PromptDataModule
 from sid_lsg.errors import UsageError
-from sid_lsg.images import grid
+from sid_lsg.images import grid, to_pil
 from sid_lsg.loggers import CSVLogger
 from sid_lsg.metrics.evaluator import Evaluator
-from sid_lsg.metrics.scores import save_reference
+from sid_lsg.metrics.features import CLIPFeatures
+from sid_lsg.metrics.protocol import clip_protocol
+from sid_lsg.metrics.statistics import Statistics
 from sid_lsg.module import SiDLSG
 
 PROMPTS = ["a red cat", "two dogs on a log", "something else"]
 BATCH, STEPS, EVERY = 2, 4, 2
 NUM_IMAGES, NUM_PICTURED = 5, 2
+FID, CLIP = "fid_fast_5", "clip_score_fast_5"
 
 
 class Run(NamedTuple):
@@ -56,8 +60,10 @@ def files(tmp_path_factory: pytest.TempPathFactory, tiny_sd: str) -> Files:
     folder = tmp_path_factory.mktemp("callbacks")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     features = torch.randn(50, DIMENSION, generator=torch.Generator().manual_seed(0))
-    save_reference(folder / "reference.safetensors", features, {})
     clip = make_clip(folder / "clip", Path(tiny_sd, "tokenizer"))
+    protocol = clip_protocol(CLIPFeatures.from_pretrained(str(clip)), fast=True)
+    reference = statistics(features, protocol=protocol.identity)
+    reference.save(folder / "reference.safetensors")
     names = (str(folder / name) for name in ("reference.safetensors", "prompts.txt"))
     return Files(folder, str(clip), *names)
 
@@ -96,13 +102,13 @@ def fit(
 
 def metrics(files: Files, **options: Any) -> Metrics:
     defaults = {
-        "every_n_steps": EVERY,
+        "every_n_images": EVERY * BATCH,
         "num_images": NUM_IMAGES,
         "batch_size": 3,
         "teacher_steps": 2,
         "num_pictured": NUM_PICTURED,
     }
-    return Metrics(files.clip, files.reference, **defaults | options)
+    return Metrics(files.clip, "", reference=files.reference, **defaults | options)
 
 
 @pytest.fixture(scope="module")
@@ -173,13 +179,13 @@ def test_grids_show_the_start_and_the_progress(run: Run) -> None:
 
 def test_metrics_are_logged_at_iterations(run: Run) -> None:
     table = rows(run)
-    assert {"loss_fake", "loss_generator", "images_per_s", "fid", "clip_score"} <= table[0].keys()
+    assert {"loss_fake", "loss_generator", "images_per_s", FID, CLIP} <= table[0].keys()
     losses = [row for row in table if row["loss_fake"]]
     assert [int(row["step"]) for row in losses] == [2, 4]
     assert [float(row["images_seen"]) for row in losses] == [2 * BATCH, 4 * BATCH]
-    scores = [row for row in table if row["fid"]]
+    scores = [row for row in table if row[FID]]
     assert [int(row["step"]) for row in scores] == [2, 4]
-    assert all(row["clip_score"] for row in scores)
+    assert all(row[CLIP] for row in scores)
 
 
 def test_throughput_is_logged_with_the_losses(run: Run) -> None:
@@ -236,20 +242,23 @@ def test_the_summary_compares_teacher_start_and_end(run: Run, files: Files) -> N
         ),
         "": lambda prompts, seeds: teacher.decode(module.generate(prompts, seeds)),
     }
-    evaluator = Evaluator(files.clip, files.reference, NUM_IMAGES, batch_size=NUM_IMAGES)
+    features = CLIPFeatures.from_pretrained(files.clip)
+    protocol = clip_protocol(features, fast=True)
+    reference = Statistics.load(files.reference)
+    evaluator = Evaluator(protocol, features, reference=reference)
     found = {}
     for key, sampler in samplers.items():
-        scores = evaluator.evaluate(sampler, PROMPTS, "cpu")
-        found[key] = (summary[f"{key}fid"], summary[f"{key}clip"])
-        assert found[key] == pytest.approx(scores[:2], rel=1e-3)
+        scores = evaluator.of_sampler(sampler, PROMPTS, NUM_IMAGES, NUM_IMAGES, "cpu").values
+        found[key] = (summary[key + FID], summary[key + CLIP])
+        assert found[key] == pytest.approx((scores["fid"], scores["clip_score"]), rel=1e-3)
     assert len(set(found.values())) == 3
 
 
 def test_the_last_scores_are_in_the_log_too(run: Run) -> None:
     summary = json.loads((run.root / "summary.json").read_text())
-    last = [row for row in rows(run) if row["fid"]][-1]
-    assert float(last["fid"]) == pytest.approx(summary["fid"])
-    assert float(last["clip_score"]) == pytest.approx(summary["clip"])
+    last = [row for row in rows(run) if row[FID]][-1]
+    assert float(last[FID]) == pytest.approx(summary[FID])
+    assert float(last[CLIP]) == pytest.approx(summary[CLIP])
 
 
 def test_the_comparison_shows_three_rows(run: Run) -> None:
@@ -337,7 +346,7 @@ def test_continuing_keeps_what_was_logged(
     callbacks = [Checkpoint(), Throughput(), metrics(files)]
     options = {"logger": logger, "max_steps": STEPS + 2, "ckpt_path": "last"}
     after = rows(fit(tiny_sd, files, root, *callbacks, **options))
-    for name in ("loss_fake", "fid"):
+    for name in ("loss_fake", FID):
         assert [int(row["step"]) for row in after if row[name]] == [2, 4, 6]
     before = rows(run)
     assert after[: len(before)] == before
@@ -349,7 +358,7 @@ def test_a_finished_run_can_be_started_again(tiny_sd: str, files: Files, earlier
     assert again.trainer.global_step == STEPS
     summary = json.loads((earlier / "summary.json").read_text())
     assert summary["images_seen"] == STEPS * BATCH
-    assert summary["fid"] > 0
+    assert summary[FID] > 0
 
 
 # ---------------------------------------------------------------------- fewer and other options
@@ -446,7 +455,7 @@ def test_prompts_are_spread_evenly() -> None:
     [
         (ImageGrid, "image_grid.every_n_steps", -1),
         (ImageGrid, "image_grid.num_images", 0),
-        (Metrics, "metrics.every_n_steps", -1),
+        (Metrics, "metrics.every_n_images", -1),
         (Metrics, "metrics.num_images", 1),
         (Metrics, "metrics.batch_size", 0),
         (Metrics, "metrics.teacher_steps", 0),
@@ -488,8 +497,8 @@ def test_wandb_gets_grids_and_scores(
     wandb.teardown()
 
     summary = json.loads((root / "summary.json").read_text())
-    assert logged["fid"] == pytest.approx(summary["fid"])
-    assert logged["clip_score"] == pytest.approx(summary["clip"])
+    assert logged[FID] == pytest.approx(summary[FID])
+    assert logged[CLIP] == pytest.approx(summary[CLIP])
     assert logged["images_seen"] == STEPS * BATCH
     assert logged["images_per_s"] > 0
     assert logged["trainer/global_step"] == result.trainer.global_step == STEPS
@@ -499,8 +508,11 @@ def test_wandb_gets_grids_and_scores(
     def contents(folder: Path, pattern: str) -> list[bytes]:
         return sorted(pixels(path).tobytes() for path in folder.glob(pattern))
 
-    assert len(contents(media, "grid_*.png")) == 3
-    assert contents(media, "grid_*.png") == contents(root / "grids", "*.png")
+    shown = contents(media, "grid_*.png")
+    assert len(shown) == 3 * 2  # one by one
+    module = result.module
+    images = module.teacher.decode(module.generate(spread(PROMPTS, 2), range(2)))
+    assert {np.asarray(image).tobytes() for image in to_pil(images)} <= set(shown)
     assert contents(media, "comparison_*.png") == contents(root, "comparison.png")
 
 

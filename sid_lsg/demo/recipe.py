@@ -31,8 +31,10 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from sid_lsg.demo.dataset import CAPTIONS, SIZE, Photographs, draw, load_photographs
 from sid_lsg.demo.tokenizer import train_tokenizer
+from sid_lsg.images import to_uint8
 from sid_lsg.metrics.features import CLIPFeatures
-from sid_lsg.metrics.scores import save_reference
+from sid_lsg.metrics.protocol import clip_protocol
+from sid_lsg.metrics.statistics import Collector
 
 DATA_DIR = "/usr/share/datasets/fashion-mnist"
 
@@ -225,20 +227,23 @@ def unet(output: Path, data_dir: str = DATA_DIR, steps: int = 10000, batch_size:
     ).to(dtype=torch.float16).save_pretrained(output)  # fmt: skip
 
 
-def statistics(output: Path, data_dir: str = DATA_DIR) -> None:
-    """Store the reference for FID: CLIP features of the 10,000 test images.
+def statistics(output: Path, data_dir: str = DATA_DIR, num_features: int = 2000) -> None:
+    """Store the reference of the evaluation: the 10,000 test images under the protocol `clip`.
 
     Args:
         output: The teacher's folder, with its CLIP.
         data_dir: Folder with Fashion-MNIST's IDX files.
+        num_features: Of how many images to store the features themselves.
     """
-    clip = CLIPFeatures.from_pretrained(str(output / "clip"))
+    protocol = clip_protocol(CLIPFeatures.from_pretrained(str(output / "clip")))
     photographs = load_photographs(data_dir, "t10k")
     generator = torch.Generator().manual_seed(6)
-    index = torch.arange(len(photographs.labels))
-    features = [clip.images(draw(photographs, i, generator)[0]) for i in index.split(500)]
-    about = {"images": "Fashion-MNIST test set, composed", "features": "clip/ image embeddings"}
-    save_reference(output / "reference.safetensors", torch.cat(features), about)
+    collector = Collector(protocol)
+    for index in torch.arange(len(photographs.labels)).split(500):
+        images, _ = draw(photographs, index, generator)
+        collector.update(protocol.prepare(list(to_uint8(images))))
+    found = collector.compute(source="Fashion-MNIST's test images, composed")
+    found._replace(features=found.features[:num_features]).save(output / "reference.safetensors")
 
 
 @torch.no_grad()

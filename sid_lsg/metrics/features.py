@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +15,13 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from sid_lsg.errors import UsageError
+from sid_lsg.files import weights_hash
 from sid_lsg.images import to_uint8
+from sid_lsg.metrics.resize import bicubic, fast_bicubic
 from sid_lsg.resources import resolve
+
+PAPER_CLIP = "laion/CLIP-ViT-g-14-laion2B-s12B-b42K"
+PAPER_PREFIX = "A photo depicts "
 
 _FILES = ["*.json", "*.txt", "*.safetensors"]
 _LOAD_ERRORS = (
@@ -26,8 +33,9 @@ _LOAD_ERRORS = (
 class CLIPFeatures(nn.Module):
     """A frozen CLIP: projected embeddings of images and texts, not normalised.
 
-    Images are rounded to 8 bits, resized (bicubic, antialiased) to the model's input and normalised
-    as its `preprocessor_config.json` says.
+    Attributes:
+        input_size: The side of the images it takes.
+        dimension: Size of an embedding.
     """
 
     mean: Tensor
@@ -37,7 +45,8 @@ class CLIPFeatures(nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
-        self.size = model.config.vision_config.image_size
+        self.input_size = int(model.config.vision_config.image_size)
+        self.dimension = int(model.config.projection_dim)
         for name, key in (("mean", "image_mean"), ("std", "image_std")):
             value = torch.tensor(preprocessor[key])[:, None, None]
             self.register_buffer(name, value, persistent=False)
@@ -77,20 +86,29 @@ class CLIPFeatures(nn.Module):
                 "machine can reach."
             ) from error
 
-    @property
-    def dimension(self) -> int:
-        """Size of an embedding."""
-        return int(self.model.config.projection_dim)
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What makes two such models the same."""
+        return {
+            "network": type(self.model).__name__,
+            "weights_sha256": weights_hash(self.model.state_dict()),
+            "mean": self.mean.flatten().tolist(),
+            "std": self.std.flatten().tolist(),
+        }
 
     @torch.no_grad()
-    def images(self, images: Tensor) -> Tensor:
-        """Embed images [B, 3, H, W] in [-1, 1]: [B, D] float32."""
-        pixels = to_uint8(images).to(self.mean.device).float() / 255
-        if pixels.shape[-2:] != (self.size, self.size):
-            size = (self.size, self.size)
-            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+    def embed(self, images: Tensor) -> Tensor:
+        """Embed uint8 images [B, 3, S, S] of the model's input size: [B, D] float32.
+
+        They are normalised as the model's `preprocessor_config.json` says.
+        """
+        pixels = images.to(self.mean.device).float() / 255
         vision = self.model.vision_model(pixel_values=(pixels - self.mean) / self.std)
         return self.model.visual_projection(vision.pooler_output).float()
+
+    def images(self, images: Tensor) -> Tensor:
+        """Embed images [B, 3, H, W] in [-1, 1], rounded to 8 bits and resized on their device."""
+        return self.embed(fast_bicubic(to_uint8(images), self.input_size))
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -103,3 +121,8 @@ class CLIPFeatures(nn.Module):
             attention_mask=tokens.attention_mask.to(self.mean.device),
         )
         return self.model.text_projection(text.pooler_output).float()
+
+    def scores(self, images: Tensor, texts: Sequence[str]) -> list[float]:
+        """Return the CLIP score of each uint8 image [B, 3, H, W] with its text, in [-1, 1]."""
+        embeddings = self.embed(bicubic(images, self.input_size)).double()
+        return F.cosine_similarity(embeddings, self.texts(texts).double()).tolist()

@@ -1,0 +1,30 @@
+"""How several processes share an evaluation."""
+
+from typing import TypeVar
+
+import torch.distributed as dist
+
+Item = TypeVar("Item")
+
+
+def process() -> tuple[int, int]:
+    """Return this process' rank, and how many there are."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def batches_of(total: int, size: int) -> list[range]:
+    """Cut 0..total-1 into batches of `size`, or of less if a process would be left without one."""
+    size = max(1, min(size, total // process()[1]))
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def gather(items: list[Item]) -> list[Item]:
+    """Return all processes' items, in the order of the ranks."""
+    _, world = process()
+    if world == 1:
+        return items
+    parts: list[list[Item] | None] = [None] * world
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part or []]

@@ -1,0 +1,89 @@
+"""The images to compare with: their statistics, computed once."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from sid_lsg.files import cache_folder
+from sid_lsg.metrics.folder import ImageReader, list_images
+from sid_lsg.metrics.processes import batches_of, gather, process
+from sid_lsg.metrics.protocol import EvaluationProtocol
+from sid_lsg.metrics.statistics import Collector, Statistics
+from sid_lsg.resources import resolve
+
+
+def load_reference(
+    source: str,
+    protocol: EvaluationProtocol,
+    option: str,
+    batch_size: int = 50,
+    device: torch.device | str = "cpu",
+    progress: str | None = None,
+) -> Statistics:
+    """Load stored statistics, or compute those of a folder's images and keep them.
+
+    Args:
+        source: A .safetensors file of statistics, or a folder of images.
+        protocol: How the images to be compared become features.
+        option: The option that named the source, for messages.
+        batch_size: Images at a time.
+        device: Where to compute.
+        progress: Name for a progress bar; none by default.
+
+    Raises:
+        UsageError: If there is nothing to compare with, or it is of another protocol.
+    """
+    path = Path(resolve(source)).expanduser()
+    if not path.is_dir():
+        statistics = Statistics.load(path, option)
+        statistics.check_protocol(protocol, source, option)
+        return statistics
+    files = list_images(path, option)
+    kept = cache_folder() / "references" / _name(path, files, protocol)
+    if gather([kept.is_file()])[0]:
+        return Statistics.load(kept, option)
+    statistics = compute_statistics(files, protocol, option, batch_size, device, progress)
+    statistics.about["source"] = str(path.resolve())
+    if process()[0] == 0:
+        try:
+            statistics.save(kept)
+            rank_zero_info(f"The statistics of {source} are kept in {kept}.")
+        except OSError as error:
+            rank_zero_warn(f"Could not keep the statistics of {source} in {kept} ({error}).")
+    return statistics
+
+
+def compute_statistics(
+    files: list[Path],
+    protocol: EvaluationProtocol,
+    option: str,
+    batch_size: int = 50,
+    device: torch.device | str = "cpu",
+    progress: str | None = None,
+) -> Statistics:
+    """Compute the statistics of image files, each process its share.
+
+    Raises:
+        UsageError: If some cannot be read, all of them by name.
+    """
+    collector = Collector(protocol)
+    collector.reset(device)
+    rank, world = process()
+    reader = ImageReader(files)
+    chunks = batches_of(len(files), batch_size)[rank::world]
+    for _, images in reader.read(chunks, progress):
+        collector.update(protocol.prepare(images))
+    reader.check(option)
+    return collector.compute()
+
+
+def _name(folder: Path, files: list[Path], protocol: EvaluationProtocol) -> str:
+    """Name the statistics of these files, as they are now, under this protocol."""
+    stats = [(file.relative_to(folder).as_posix(), file.stat()) for file in files]
+    listed = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    about = json.dumps([str(folder.resolve()), listed, protocol.identity], sort_keys=True)
+    digest = hashlib.sha256(about.encode()).hexdigest()[:16]
+    return f"{folder.name}-{protocol.name}-{digest}.safetensors"

@@ -1,0 +1,157 @@
+"""What is kept of a set of images: enough for every score that compares it with another set."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from sid_lsg.errors import UsageError
+from sid_lsg.files import replacing
+from sid_lsg.metrics.alignment import Pixels, PixelStatistics
+from sid_lsg.metrics.protocol import EvaluationProtocol
+from sid_lsg.resources import resolve
+
+
+class Statistics(NamedTuple):
+    """A set of images by its features' moments, its features, and its pixels.
+
+    Attributes:
+        mean: [D] float64.
+        covariance: [D, D] float64, unbiased.
+        count: How many images.
+        features: [M, D] float32, of all images or the first M.
+        pixels: Histograms and spectrum of the prepared images.
+        about: Where they come from, and `protocol`, the protocol's identity.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    count: int  # type: ignore[assignment]  # hides the tuple's method
+    features: Tensor
+    pixels: Pixels
+    about: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write a .safetensors file."""
+        tensors = {
+            "mean": self.mean,
+            "covariance": self.covariance,
+            "features": self.features,
+            "histogram": self.pixels.histogram,
+            "spectrum": self.pixels.spectrum,
+        }
+        metadata = {"count": str(self.count), "about": json.dumps(self.about)}
+        with replacing(path) as temporary:
+            save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path, option: str = "reference") -> "Statistics":
+        """Read a file that `save` wrote.
+
+        Raises:
+            UsageError: If the file is missing or holds something else.
+        """
+        try:
+            with safe_open(resolve(str(path)), "pt") as file:
+                count = int(file.metadata()["count"])
+                about = json.loads(file.metadata()["about"])
+                values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            mean, covariance, features = (
+                values[name] for name in ("mean", "covariance", "features")
+            )
+            wanted = (len(mean), len(mean)), (len(features), len(mean))
+            if (covariance.shape, features.shape) != wanted or count < 2:
+                raise ValueError(f"shapes {list(mean.shape)} and {list(covariance.shape)}")
+            pixels = Pixels(values["histogram"], values["spectrum"], count)
+            return cls(mean, covariance, count, features, pixels, about)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"--{option}: {str(path)!r} does not hold reference statistics ({error}). Give a "
+                "folder of images, or a .safetensors file that prepare-coco or evaluate wrote."
+            ) from error
+
+    def check_protocol(self, protocol: EvaluationProtocol, path: str, option: str) -> None:
+        """Refuse statistics of another protocol.
+
+        Raises:
+            UsageError: Naming the first thing that differs.
+        """
+        own, other = self.about.get("protocol", {}), protocol.identity
+        for name in (*other, *own):
+            if own.get(name) != other.get(name):
+                raise UsageError(
+                    f"--{option}: {path!r} was computed with another protocol: its {name} is "
+                    f"{own.get(name)!r}, and that of `{protocol.name}` as it is set up here "
+                    f"{other.get(name)!r}. Give the images, to compute new statistics."
+                )
+
+
+class Moments(Metric):
+    """Mean and covariance of features, accumulated in float64 over batches and processes."""
+
+    full_state_update = False
+    total: Tensor
+    products: Tensor
+    count: Tensor
+    features: list[Tensor]
+
+    def __init__(self, dimension: int, **kwargs: Any) -> None:
+        """Take the number of features D."""
+        super().__init__(**kwargs)
+        for name, shape in (("total", [dimension]), ("products", [dimension] * 2)):
+            zeros = torch.zeros(shape, dtype=torch.float64)
+            self.add_state(name, zeros, dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("features", [], dist_reduce_fx="cat")
+
+    def update(self, features: Tensor) -> None:
+        """Add features [B, D]."""
+        self.features.append(features)
+        features = features.double()
+        self.total += features.sum(0)
+        self.products += features.T @ features
+        self.count += len(features)
+
+    def compute(self) -> tuple[Tensor, Tensor, int, Tensor]:
+        """Return mean, unbiased covariance, count, and the features [N, D] themselves."""
+        count = int(self.count)
+        mean = self.total / count
+        covariance = (self.products - count * torch.outer(mean, mean)) / (count - 1)
+        return mean, covariance, count, dim_zero_cat(self.features)
+
+
+class Collector:
+    """Turn prepared images into statistics, batch by batch, on every process its share."""
+
+    def __init__(self, protocol: EvaluationProtocol) -> None:
+        """Take the protocol."""
+        self.protocol = protocol
+        self.moments = Moments(protocol.network.dimension)
+        self.pixels = PixelStatistics(protocol.size)
+
+    def reset(self, device: torch.device | str) -> None:
+        """Begin anew, on a device."""
+        self.protocol.network.to(device)
+        for metric in (self.moments, self.pixels):
+            metric.to(device).reset()
+
+    def update(self, prepared: Tensor) -> Tensor:
+        """Add prepared images [B, 3, S, S] uint8; return their features [B, D]."""
+        features = self.protocol.embed(prepared)
+        self.moments.update(features)
+        self.pixels.update(prepared.to(features.device))
+        return features
+
+    def compute(self, **about: Any) -> Statistics:
+        """Return the statistics of all processes' images; `about` says where they come from."""
+        mean, covariance, count, features = self.moments.compute()
+        about = {**about, "protocol": self.protocol.identity}
+        return Statistics(
+            mean.cpu(), covariance.cpu(), count, features, self.pixels.compute(), about
+        )
