@@ -1,5 +1,6 @@
-"""The command line: `python -m sid_lsg.cli fit --config configs/lsg.yaml`."""
+"""The command line: `python -m sid_lsg.cli fit --config configs/lsg.yaml`, and its tools."""
 
+import importlib
 import os
 import re
 import sys
@@ -25,13 +26,14 @@ from transformers.utils.logging import disable_progress_bar  # noqa: E402
 from sid_lsg.callbacks import (  # noqa: E402
     Checkpoint,
     Export,
+    Health,
     ImageGrid,
     Metrics,
     Progress,
     Throughput,
 )
 from sid_lsg.data import PromptDataModule, training_files  # noqa: E402
-from sid_lsg.errors import UsageError  # noqa: E402
+from sid_lsg.errors import TrainingStopped, UsageError  # noqa: E402
 from sid_lsg.module import SiDLSG  # noqa: E402
 from sid_lsg.run import (  # noqa: E402
     SaveConfig,
@@ -44,6 +46,12 @@ from sid_lsg.run import (  # noqa: E402
 from sid_lsg.strategies import register_strategies  # noqa: E402
 
 _ADAM = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-6, "betas": [0.0, 0.999]}}
+
+
+_TOOLS = {
+    "evaluate": ("evaluate", "score a model or a folder of images, and write a report"),
+    "prepare-coco": ("prepare_coco", "make COCO's caption list and reference statistics"),
+}  # command: (module of sid_lsg.tools and its function, what it does)
 
 
 def _refuse(message: str) -> NoReturn:
@@ -60,7 +68,17 @@ class _Parser(LightningArgumentParser):
         message = re.sub(r'Parser key "([\w.]+)":\s*', r"--\1: ", message.strip())
         numbers = re.search(r"(Got|Given) value: -?(nan|inf)", message)
         hint = " Give a finite number." if numbers else ""
-        _refuse(f"{message}.{hint} `python -m sid_lsg.cli fit --help` explains every option.")
+        command = self.prog.removesuffix(" fit")
+        _refuse(f"{message}.{hint} `{command} --help` explains every option.")
+
+    def add_config(self) -> None:
+        """Take options from files too."""
+        self.add_argument(
+            "-c",
+            "--config",
+            action=ActionConfigFile,
+            help="A YAML file with any of these options. Several are merged, the last one wins.",
+        )
 
 
 class SiDCLI(LightningCLI):
@@ -69,12 +87,7 @@ class SiDCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make a parser whose errors are one message."""
         parser = _Parser(**kwargs)
-        parser.add_argument(
-            "-c",
-            "--config",
-            action=ActionConfigFile,
-            help="A YAML file with any of these options. Several are merged, the last one wins.",
-        )
+        parser.add_config()
         return parser
 
     @staticmethod
@@ -90,6 +103,8 @@ class SiDCLI(LightningCLI):
         parser.add_lightning_class_args(Progress, "progress")
         parser.add_lightning_class_args(Export, "export")
         parser.add_lightning_class_args(Metrics, "metrics")
+        parser.add_lightning_class_args(Health, "health")
+        parser.link_arguments("metrics.clip", "health.clip")
         # The module's own defaults, as a class that configs and the command line can change.
         for name in ("optimizer_fake", "optimizer_generator"):
             parser.set_defaults({f"model.{name}": _ADAM})
@@ -125,8 +140,12 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line; a user's mistake ends it with one message and status 2."""
     disable_progress_bar()
     register_strategies()
+    arguments = sys.argv[1:] if args is None else args
     try:
-        check_config_files(sys.argv[1:] if args is None else args)
+        check_config_files(arguments)
+        if arguments and arguments[0] in _TOOLS:
+            _run_tool(*arguments)
+            return
         SiDCLI(
             SiDLSG,
             PromptDataModule,
@@ -144,12 +163,37 @@ def main(args: list[str] | None = None) -> None:
                 "log_every_n_steps": 10,
                 "logger": {"class_path": "sid_lsg.loggers.CSVLogger"},
             },
-            parser_kwargs={"fit": {"description": _DESCRIPTION}},
+            parser_kwargs={
+                "prog": _PROGRAM,
+                "epilog": _EPILOG,
+                "fit": {"description": _DESCRIPTION},
+            },
         )
+    except TrainingStopped as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(3)
     except (UsageError, MisconfigurationException) as error:
         _refuse(str(error))
 
 
+def _run_tool(command: str, *arguments: str) -> None:
+    """Call a tool's function with its options, which are the function's arguments."""
+    name, _ = _TOOLS[command]
+    function = getattr(importlib.import_module(f"sid_lsg.tools.{name}"), name)
+    parser = _Parser(
+        prog=f"{_PROGRAM} {command}", description=function.__doc__.split("\n\n    Args")[0]
+    )
+    parser.add_config()
+    parser.add_function_arguments(function, as_group=False)
+    config = parser.parse_args(list(arguments))
+    config.pop("config")
+    function(**config.as_dict())
+
+
+_PROGRAM = "python -m sid_lsg.cli"
+_EPILOG = "further commands, each with --help of its own: " + "; ".join(
+    f"{command}: {what}" for command, (_, what) in _TOOLS.items()
+)
 _DESCRIPTION = """Distil a teacher into a one-step generator.
 
 Start from a config, and change what you like on the command line:

@@ -77,6 +77,7 @@ class StableDiffusion(Teacher):
         variant: str | None = None,
         subfolders: Mapping[str, str] | None = None,
         resolution: int | None = None,
+        option: str = "model.teacher",
     ) -> "StableDiffusion":
         """Load from a diffusers folder or a Hub id, in float32, from safetensors alone.
 
@@ -86,6 +87,7 @@ class StableDiffusion(Teacher):
             variant: Which weight files, e.g. "fp16".
             subfolders: Where a part does not lie in the folder of its own name.
             resolution: As in `__init__`.
+            option: The option that named the model, for messages.
 
         Raises:
             UsageError: If there is no such model, or it is not in Stable Diffusion's layout.
@@ -96,7 +98,7 @@ class StableDiffusion(Teacher):
                 f"--model.subfolders: {sorted(unknown)[0]!r} is not a part of the teacher; "
                 f"the parts are {', '.join(COMPONENTS)}."
             )
-        source = _locate(model, where)
+        source = _locate(model, where, option)
         common: dict[str, Any] = {"revision": revision}
         weights = common | {"variant": variant, "use_safetensors": True}
         weights["output_loading_info"] = True
@@ -113,7 +115,7 @@ class StableDiffusion(Teacher):
             except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 raise UsageError(
-                    f"--model.teacher: could not load the {name} of {model!r} ({reason[0]}). Give "
+                    f"--{option}: could not load the {name} of {model!r} ({reason[0]}). Give "
                     "a folder in Stable Diffusion's diffusers layout with safetensors weights, or "
                     "a Hub id that this machine can reach."
                 ) from error
@@ -136,8 +138,10 @@ class StableDiffusion(Teacher):
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Conditioning
     ) -> Tensor:
-        """Call the UNet once."""
-        return network(x_t, t, return_dict=False, **condition)[0].to(x_t.dtype)
+        """Call the UNet once, in the precision of its weights."""
+        dtype: Any = network.dtype
+        named = {name: value.to(dtype) for name, value in condition.items()}
+        return network(x_t.to(dtype), t, return_dict=False, **named)[0].to(x_t.dtype)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -177,6 +181,13 @@ class StableDiffusion(Teacher):
         )
         self.pipeline(network, scheduler).save_pretrained(folder, safe_serialization=True)
 
+    @property
+    def exported_t_init(self) -> int | None:
+        """The generator's timestep, if these are the parts that `save_generator` wrote."""
+        betas = self.scheduler_config.get("trained_betas")
+        trailing = self.scheduler_config.get("timestep_spacing") == "trailing"
+        return len(betas) - 1 if betas is not None and trailing else None
+
     @torch.no_grad()
     def sample_reference(
         self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, guidance: float
@@ -196,13 +207,13 @@ class StableDiffusion(Teacher):
         return self.decode(latents)
 
 
-def _locate(model: str, where: Mapping[str, str]) -> str:
+def _locate(model: str, where: Mapping[str, str], option: str) -> str:
     """Resolve a folder or Hub id; say what a folder lacks of Stable Diffusion's layout."""
     folder = Path(resolve(model)).expanduser()
     if not folder.exists():
         if model.startswith(("package:", ".", "/", "~")) or model.count("/") != 1:
             raise UsageError(
-                f"--model.teacher: there is no folder {str(folder)!r}, and it is not a Hub id "
+                f"--{option}: there is no folder {str(folder)!r}, and it is not a Hub id "
                 "(owner/name). Give a diffusers folder in Stable Diffusion's layout or a Hub id."
             )
         return model
@@ -211,7 +222,7 @@ def _locate(model: str, where: Mapping[str, str]) -> str:
         kind = json.loads(index.read_text())["_class_name"] if index.is_file() else ""
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"--model.teacher: {str(index)!r} does not name a pipeline ({error}). Give a diffusers "
+            f"--{option}: {str(index)!r} does not name a pipeline ({error}). Give a diffusers "
             "folder in Stable Diffusion's layout."
         ) from error
     missing = [name for name, path in where.items() if not (folder / path).is_dir()]
@@ -219,7 +230,7 @@ def _locate(model: str, where: Mapping[str, str]) -> str:
     if missing or foreign:
         found = f"it lacks {', '.join(missing)}" if missing else f"it holds {', '.join(foreign)}"
         raise UsageError(
-            f"--model.teacher: {str(folder)!r} is not in Stable Diffusion's layout: {found}"
+            f"--{option}: {str(folder)!r} is not in Stable Diffusion's layout: {found}"
             f"{f' ({kind})' if kind else ''}. Give a diffusers folder with the subfolders "
             f"{', '.join(COMPONENTS)}, or name them with --model.subfolders."
         )

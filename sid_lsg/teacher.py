@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sid_lsg.diffusion import NoiseSchedule
+from sid_lsg.generator import sample, seeded_noises
 from sid_lsg.objective import Prediction
 
 Conditioning = dict[str, Tensor]
@@ -97,6 +98,41 @@ class Teacher(nn.Module, ABC):
         device = self.schedule.alphas.device
         self._null = {name: value.to(device) for name, value in self._null.items()}
         return self._null
+
+    def sample(
+        self, network: nn.Module, condition: Conditioning, noises: Sequence[Tensor], t_init: int
+    ) -> Tensor:
+        """Generate latents with a network of the generator's kind, one evaluation per noise."""
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            return self.schedule.x0(self.predict(network, x_t, t, condition), x_t, t)
+
+        return sample(denoise, self.schedule, noises, t_init)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        network: nn.Module,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        t_init: int,
+        num_steps: int,
+    ) -> Tensor:
+        """Generate one latent per prompt and seed, without touching any random state.
+
+        Args:
+            network: The generator.
+            prompts: B prompts.
+            seeds: B seeds; an image depends on its own prompt and seed alone.
+            t_init: The first timestep.
+            num_steps: K.
+
+        Returns:
+            [B, C, H, W] float32 latents, for `decode`.
+        """
+        device = self.schedule.alphas.device
+        noises = seeded_noises(seeds, self.latent_shape, num_steps, device)
+        return self.sample(network, self.encode_prompts(prompts), noises, t_init)
 
     def predict_guided(
         self,

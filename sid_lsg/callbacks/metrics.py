@@ -7,33 +7,46 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from sid_lsg.callbacks.export import EXPORT_FOLDER, Export
 from sid_lsg.callbacks.image_grid import spread
+from sid_lsg.callbacks.schedule import due, images_seen
 from sid_lsg.checks import refuse
 from sid_lsg.errors import UsageError
-from sid_lsg.images import comparison, save_png
+from sid_lsg.files import replacing
+from sid_lsg.images import comparison, save_png, to_pil, to_uint8
+from sid_lsg.loggers import log_images, log_table
 from sid_lsg.metrics.evaluator import Evaluator, Sampler, Scores
+from sid_lsg.metrics.features import PAPER_PREFIX, CLIPFeatures
+from sid_lsg.metrics.protocol import EvaluationProtocol, ProtocolName, load_protocol
+from sid_lsg.metrics.reference import load_reference
+from sid_lsg.metrics.statistics import Statistics
+from sid_lsg.resources import resolve
 
 
 class Metrics(L.Callback):
-    """Score the averaged generator by FID and CLIP score; compare it with its teacher at the end.
+    """Score the averaged generator; compare it with its teacher at the end.
 
-    The comparison (teacher at many steps, untrained generator, distilled generator; same prompts
-    and seeds) is printed and written to the run directory: `summary.json` and `comparison.png`.
+    FID and its companions (KID, precision, recall, density, coverage) and the CLIP score, named
+    after protocol and image count. The comparison (teacher at many steps, untrained generator,
+    distilled generator; same prompts and seeds) is printed and written to the run directory:
+    `summary.json` and `comparison.png`. Every process makes and scores its share of the images.
     Evaluation has its own seeds: it never changes the training.
     """
 
     def __init__(
         self,
         clip: str | None = None,
+        clip_prefix: str = PAPER_PREFIX,
+        protocol: ProtocolName = "fast",
+        inception: str | None = None,
         reference: str | None = None,
-        every_n_steps: int = 0,
+        every_n_images: int = 0,
         num_images: int = 1000,
         batch_size: int = 50,
+        num_steps: list[int] | None = None,
         teacher_steps: int = 25,
         teacher_guidance: float | None = None,
         num_pictured: int = 8,
@@ -41,47 +54,86 @@ class Metrics(L.Callback):
         """Choose what to compute and when.
 
         Args:
-            clip: CLIP model for the CLIP score and for FID's image features: a folder, a Hub id or
-                package:demo/fashion/clip. By default nothing is scored.
-            reference: File of reference images' feature statistics (.safetensors), from the same
-                CLIP model. By default FID is left out.
-            every_n_steps: Score after every so many iterations; 0 for the end alone.
+            clip: CLIP model of the CLIP score and of the protocols `clip` and `fast`: a folder, a
+                Hub id or package:demo/fashion/clip. By default nothing is scored.
+            clip_prefix: Comes before a prompt in the CLIP score.
+            protocol: How images become the features of FID and its companions: `fast` and `clip`
+                are the CLIP model's, resized on the device or by Pillow; `clean256` is the
+                paper's, with Inception.
+            inception: TorchScript file of Inception for clean256; by default fetched once.
+            reference: What to compare with: a folder of images, or a file of statistics that
+                `evaluate` or `prepare-coco` made under the same protocol. By default FID and its
+                companions are left out.
+            every_n_images: Score whenever the training has seen so many more images; 0 for the end
+                alone.
             num_images: Images to score; FID depends on it, so compare at equal numbers.
             batch_size: Images at a time.
+            num_steps: Score the generator at these numbers of steps too, for example [1, 2, 4]; by
+                default only as it is trained.
             teacher_steps: The teacher's DDIM steps in the final comparison.
             teacher_guidance: The teacher's guidance scale there; by default kappa_4.
             num_pictured: Prompts in the final picture.
         """
         for name, value, least in (
-            ("every_n_steps", every_n_steps, 0),
+            ("every_n_images", every_n_images, 0),
             ("num_images", num_images, 2),
             ("batch_size", batch_size, 1),
             ("teacher_steps", teacher_steps, 1),
             ("num_pictured", num_pictured, 1),
+            ("num_steps", min(num_steps or [1]), 1),
         ):
             if value < least:
                 refuse(f"metrics.{name}", value, f"at least {least}")
-        if reference and not clip:
+        if reference and not clip and protocol != "clean256":
             raise UsageError(
                 "--metrics.reference needs --metrics.clip: name the CLIP model whose features "
                 f"{reference!r} holds."
             )
-        self.evaluator = Evaluator(clip, reference, num_images, batch_size) if clip else None
-        self.every_n_steps = every_n_steps
+        self.clip = CLIPFeatures.from_pretrained(clip, "metrics.clip") if clip else None
+        self.protocol: EvaluationProtocol | None = None
+        if self.clip is not None or protocol == "clean256":
+            self.protocol = load_protocol(protocol, self.clip, inception, "metrics.inception")
+        self.clip_prefix = clip_prefix
+        self.reference: Statistics | None = None
+        self.reference_folder: str | None = None
+        if reference and self.protocol:
+            if Path(resolve(reference)).is_dir():
+                self.reference_folder = reference  # its statistics are computed on the device
+            else:
+                self.reference = load_reference(reference, self.protocol, "metrics.reference")
+        self.every_n_images = every_n_images
+        self.num_images, self.batch_size = num_images, batch_size
+        self.num_steps = num_steps or []
         self.teacher_steps, self.teacher_guidance = teacher_steps, teacher_guidance
         self.num_pictured = num_pictured
+        self.evaluator: Evaluator | None = None
         self._fit_seconds = 0.0
 
-    @rank_zero_only
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Put the scores together."""
+        if self.protocol is None:
+            return
+        if self.reference_folder:
+            device = trainer.strategy.root_device
+            self.reference = load_reference(
+                self.reference_folder,
+                self.protocol,
+                "metrics.reference",
+                self.batch_size,
+                device,
+                "reference" if trainer.is_global_zero else None,
+            )
+        self.evaluator = Evaluator(self.protocol, self.clip, self.clip_prefix, self.reference)
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Score on schedule, except after the last iteration, which the comparison scores."""
-        step = trainer.global_step
-        due = self.every_n_steps and step % self.every_n_steps == 0 and step != trainer.max_steps
-        if due and self.evaluator is not None:
+        if self.evaluator is None or trainer.global_step == trainer.max_steps:
+            return
+        if due(trainer, self.every_n_images):
             scores = self._score(trainer, pl_module, _generator(pl_module, pl_module.ema))
-            _log(trainer, scores)
+            self._log(trainer, self._named(scores) | self._at_more_steps(trainer, pl_module))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -91,23 +143,21 @@ class Metrics(L.Callback):
         """Stop the clock."""
         self._fit_seconds = time.perf_counter() - self._start
 
-    @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Compare with the teacher, and write the summary."""
-        batch_size = trainer.datamodule.batch_size
         exports = any(isinstance(c, Export) for c in trainer.callbacks)
         summary: dict[str, Any] = {
             "fit_seconds": round(self._fit_seconds, 1),
-            "images_seen": trainer.global_step * batch_size,
+            "images_seen": images_seen(trainer),
             "iterations": trainer.global_step,
             "export": EXPORT_FOLDER if exports else None,
         }
         root = Path(trainer.default_root_dir)
         if self.evaluator is not None:
             summary = self._compare(trainer, pl_module, root) | summary
-        temporary = root / "summary.json.tmp"
-        temporary.write_text(json.dumps(summary, indent=2) + "\n")
-        temporary.replace(root / "summary.json")
+        if trainer.is_global_zero:
+            with replacing(root / "summary.json") as temporary:
+                temporary.write_text(json.dumps(summary, indent=2) + "\n")
 
     def _compare(self, trainer: L.Trainer, module: Any, root: Path) -> dict[str, Any]:
         """Score the three samplers, print the table, draw the picture."""
@@ -134,35 +184,81 @@ class Metrics(L.Callback):
         for key, (name, sampler, count) in samplers.items():
             scores = self._score(trainer, module, sampler, name)
             prefix = f"{key}_" if key else ""
-            summary |= {
-                f"{prefix}fid": scores.fid,
-                f"{prefix}clip": scores.clip,
-                f"{prefix}seconds_per_image": scores.seconds_per_image,
-                f"{prefix}evaluations_per_image": count,
+            found = self._named(scores) | {
+                "seconds_per_image": scores.seconds_per_image,
+                "evaluations_per_image": count,
             }
+            summary |= {f"{prefix}{score}": value for score, value in found.items()}
             lines.append((name, scores, count))
             rows[name.replace(", ", "\n")] = sampler(prompts, range(len(prompts)))
-        assert self.evaluator is not None
-        num_images = self.evaluator.num_images
-        summary |= {"num_images": num_images, "teacher_steps": steps, "teacher_guidance": guidance}
+        more = self._at_more_steps(trainer, module)
+        self._log(trainer, self._named(scores) | more)
+        summary |= more | {"num_images": self.num_images, "teacher_steps": steps}
+        summary["teacher_guidance"] = guidance
+        if trainer.is_global_zero:
+            assert self.protocol is not None
+            self._picture(trainer, rows, prompts, root)
+            print(_table(lines, self.num_images, self.protocol.name, guidance))
+            print(f"Pictures, scores, checkpoint and the exported generator: {root}")
+        return summary
+
+    def _picture(
+        self, trainer: L.Trainer, rows: dict[str, Tensor], prompts: list[str], root: Path
+    ) -> None:
+        """Show the samplers side by side; log a table of prompt, images and CLIP score."""
         picture = comparison(rows, prompts)
         save_png(picture, root / "comparison.png")
-        _log(trainer, scores)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_image("comparison", [picture])
-        print(_table(lines, num_images, guidance))
-        print(f"Pictures, scores, checkpoint and the exported generator: {root}")
-        return summary
+        log_images(trainer.loggers, "comparison", [picture], None, trainer.global_step)
+        first, *_, last = rows.values()
+        assert self.protocol is not None
+        scores: Sequence[float | None] = [None] * len(prompts)
+        if self.clip is not None:
+            scores = self.clip.scores(to_uint8(last), [self.clip_prefix + p for p in prompts])
+        log_table(
+            trainer.loggers,
+            "samples",
+            ["prompt", "teacher", "generator", "clip_score"],
+            list(zip(prompts, to_pil(first), to_pil(last), scores, strict=True)),
+            trainer.global_step,
+        )
+
+    def _at_more_steps(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
+        """Score the generator at further numbers of steps, each named after it."""
+        found: dict[str, float] = {}
+        for count in self.num_steps:
+            if count != module.num_steps:
+                sampler = _generator(module, module.ema, count)
+                scores = self._score(trainer, module, sampler, _steps(count))
+                for name, value in self._named(scores).items():
+                    found[f"{name}_{_steps(count).replace(' ', '_')}"] = value
+        return found
 
     def _score(
         self, trainer: L.Trainer, module: Any, sampler: Sampler, name: str = "evaluation"
     ) -> Scores:
         assert self.evaluator is not None
-        prompts = trainer.datamodule.heldout_prompts
         bar = trainer.progress_bar_callback
-        show = bar is not None and bar.is_enabled
-        return self.evaluator.evaluate(sampler, prompts, module.device, name if show else None)
+        show = bar is not None and bar.is_enabled and trainer.is_global_zero
+        return self.evaluator.of_sampler(
+            sampler,
+            trainer.datamodule.heldout_prompts,
+            self.num_images,
+            self.batch_size,
+            module.device,
+            name if show else None,
+        )
+
+    def _named(self, scores: Scores) -> dict[str, float]:
+        """Name scores after the protocol and the number of images."""
+        assert self.protocol is not None
+        return {self.protocol.key(n, self.num_images): value for n, value in scores.values.items()}
+
+    @rank_zero_only
+    def _log(self, trainer: L.Trainer, values: dict[str, float]) -> None:
+        """Log scores at the current iteration to every logger."""
+        values = values | {"images_seen": float(images_seen(trainer))}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
 
 
 def _steps(count: int) -> str:
@@ -170,29 +266,28 @@ def _steps(count: int) -> str:
     return "1 step" if count == 1 else f"{count} steps"
 
 
-def _generator(module: Any, network: nn.Module) -> Sampler:
-    """Sample a network of the generator's kind as the run does."""
+def _generator(module: Any, network: nn.Module, num_steps: int | None = None) -> Sampler:
+    """Sample a network of the generator's kind as the run does, or in another number of steps."""
     return lambda prompts, seeds: module.teacher.decode(
-        module.generate(prompts, seeds, network=network)
+        module.generate(prompts, seeds, num_steps, network)
     )
 
 
-def _log(trainer: L.Trainer, scores: Scores) -> None:
-    """Log scores at the current iteration to every logger."""
-    values = {"clip_score": scores.clip} | ({} if scores.fid is None else {"fid": scores.fid})
-    for logger in trainer.loggers:
-        logger.log_metrics(values, step=trainer.global_step)
-
-
-def _table(lines: list[tuple[str, Scores, int]], num_images: int, guidance: float) -> str:
+def _table(
+    lines: list[tuple[str, Scores, int]], num_images: int, protocol: str, guidance: float
+) -> str:
     """Lay out the comparison."""
-    head = f"{'':<22}{'FID':>8}{'CLIP':>8}{'s/image':>10}{'evaluations/image':>19}"
+    names = {"fid": "FID", "clip_score": "CLIP", "precision": "precision", "recall": "recall"}
+    shown = [name for name in names if name in lines[0][1].values]
+    head = " " * 22 + "".join(f"{names[name]:>10}" for name in shown)
     body = [
-        f"{name:<22}{'-' if s.fid is None else f'{s.fid:.3f}':>8}{s.clip:>8.3f}"
-        f"{s.seconds_per_image:>10.4f}{count:>19}"
-        for name, s, count in lines
+        f"{name:<22}"
+        + "".join(f"{scores.values[score]:>10.3f}" for score in shown)
+        + f"{scores.seconds_per_image:>10.4f}{count:>19}"
+        for name, scores, count in lines
     ]
     note = (
-        f"{num_images} images of the same prompts and seeds; the teacher at guidance {guidance:g}"
+        f"{num_images} images of the same prompts and seeds, protocol `{protocol}`; the teacher at "
+        f"guidance {guidance:g}"
     )
-    return "\n".join(["", head, *body, note])
+    return "\n".join(["", f"{head}{'s/image':>10}{'evaluations/image':>19}", *body, note])

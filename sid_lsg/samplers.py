@@ -1,0 +1,185 @@
+"""Models to take images from: our generators, their teachers, any diffusers pipeline."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
+from torch import Tensor
+
+from sid_lsg.checks import refuse
+from sid_lsg.errors import UsageError
+from sid_lsg.files import weights_hash
+from sid_lsg.networks import StableDiffusion
+from sid_lsg.resources import resolve
+
+SamplerName = Literal["auto", "generator", "ddim", "pipeline"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class ImageModel:
+    """A model with all that decides what its images are.
+
+    Attributes:
+        sample: (prompts, seeds) -> images [B, 3, H, W] in [-1, 1]; an image depends on its own
+            prompt and seed alone.
+        about: What was loaded and how it is sampled, for reports and for continuing.
+        evaluations: Of the network, for an image.
+    """
+
+    sample: Callable[[Sequence[str], Sequence[int]], Tensor]
+    about: dict[str, Any]
+    evaluations: int
+
+
+def load_model(
+    model: str,
+    sampler: SamplerName = "auto",
+    num_steps: int | None = None,
+    guidance: float | None = None,
+    resolution: int | None = None,
+    dtype: Precision = "float32",
+    device: torch.device | str = "cpu",
+) -> ImageModel:
+    """Load a model to be sampled.
+
+    Args:
+        model: A folder in diffusers' layout or a Hub id.
+        sampler: `generator` samples a folder that this project exported as the training does, in
+            one step or K; `ddim` samples a Stable Diffusion teacher as the training's comparison
+            does; `pipeline` is the model's own diffusers pipeline and scheduler; `auto` is the
+            first for exported folders, else the last.
+        num_steps: Steps; 1 by default for a generator, and to be given for the others.
+        guidance: Guidance scale, to be given for all but generators, which have none.
+        resolution: Side of the images in pixels; by default the model's.
+        dtype: Of the networks.
+        device: Where to sample.
+
+    Raises:
+        UsageError: If the model cannot be loaded or cannot be sampled so.
+    """
+    if num_steps is not None and num_steps < 1:
+        refuse("num_steps", num_steps, "at least 1")
+    loaded = None
+    if sampler != "pipeline":
+        try:
+            loaded = StableDiffusion.from_pretrained(model, resolution=resolution, option="model")
+        except UsageError:
+            if sampler != "auto":
+                raise
+    t_init = loaded.exported_t_init if loaded else None
+    if sampler == "auto":
+        sampler = "pipeline" if t_init is None else "generator"
+    about: dict[str, Any] = {"model": model, "sampler": sampler, "dtype": dtype}
+    kind, place = getattr(torch, dtype), torch.device(device)
+    if sampler == "generator":
+        if loaded is None or t_init is None:
+            raise UsageError(
+                f"--sampler generator: {model!r} is not a generator that this project exported. "
+                "Use --sampler pipeline (or ddim) with --num_steps and --guidance."
+            )
+        if guidance is not None:
+            refuse("guidance", guidance, "left out for a generator, which samples without it")
+        num_steps = num_steps or 1
+        if num_steps > t_init:
+            refuse("num_steps", num_steps, f"at most {t_init}, the generator's timestep")
+        return _generator(_ready(loaded, place, kind), t_init, num_steps, about)
+    source: Any = loaded if sampler == "ddim" else _load_pipeline(model, kind)
+    if num_steps is None or guidance is None:
+        raise UsageError(
+            f"--num_steps and --guidance are to be given for {model!r}, which is not a generator "
+            "that this project exported: a teacher's, such as 25 and 1.5, or those of the one-step "
+            "model that it is, such as 1 and 0."
+        )
+    about |= {"num_steps": num_steps, "guidance": guidance}
+    if not isinstance(source, StableDiffusion):
+        return _pipeline(source.to(place), num_steps, guidance, resolution, about)
+    teacher = _ready(source, place, kind)
+    return ImageModel(
+        lambda prompts, seeds: teacher.sample_reference(prompts, seeds, num_steps, guidance),
+        about | _identity(teacher),
+        _evaluations(num_steps, guidance),
+    )
+
+
+def _generator(
+    teacher: StableDiffusion, t_init: int, num_steps: int, about: dict[str, Any]
+) -> ImageModel:
+    about |= {"num_steps": num_steps, "guidance": None, "t_init": t_init}
+    about |= _identity(teacher)
+
+    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        latents = teacher.generate(teacher.network, prompts, seeds, t_init, num_steps)
+        return teacher.decode(latents)
+
+    return ImageModel(sample, about, num_steps)
+
+
+def _pipeline(
+    pipeline: Any,
+    num_steps: int,
+    guidance: float,
+    resolution: int | None,
+    about: dict[str, Any],
+) -> ImageModel:
+    network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    about |= {"pipeline": type(pipeline).__name__, "scheduler": type(pipeline.scheduler).__name__}
+    about |= {"weights_sha256": weights_hash(network.state_dict()) if network else None}
+    about |= {"resolution": resolution}
+    size = {} if resolution is None else {"height": resolution, "width": resolution}
+
+    @torch.no_grad()
+    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        images = pipeline(
+            list(prompts),
+            num_inference_steps=num_steps,
+            guidance_scale=guidance,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="pt",
+            **size,
+        ).images
+        return images.float() * 2 - 1
+
+    return ImageModel(sample, about, _evaluations(num_steps, guidance))
+
+
+def _evaluations(num_steps: int, guidance: float) -> int:
+    """Count the network's evaluations: two a step where diffusers guides."""
+    return num_steps * (2 if guidance > 1 else 1)
+
+
+def _load_pipeline(model: str, dtype: torch.dtype) -> Any:
+    """Load any diffusers pipeline, from safetensors alone."""
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            resolve(model), torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(
+            f"--model: could not load a diffusers pipeline from {model!r} ({reason[0]}). Give a "
+            "folder in diffusers' layout with safetensors weights, or a Hub id that this machine "
+            "can reach."
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _ready(teacher: StableDiffusion, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
+    """Set up a teacher's networks as the training does, so that every bit agrees in float32."""
+    teacher.to(device)
+    teacher.network.to(dtype=dtype, memory_format=torch.channels_last)
+    teacher.vae.to(dtype=dtype)
+    teacher.text.to(dtype=dtype)  # the schedule stays in float32
+    return teacher
+
+
+def _identity(teacher: StableDiffusion) -> dict[str, Any]:
+    """What was loaded, wherever it lay."""
+    return {
+        "weights_sha256": weights_hash(teacher.network.state_dict()),
+        "latents": list(teacher.latent_shape),
+    }

@@ -1,0 +1,1 @@
+"""The commands beside `fit`: each a function whose signature is its command line."""
