@@ -16,6 +16,9 @@ from test_features import make_clip
 from test_protocol import write_inception
 
 from sid_lsg.cli import main
+from sid_lsg.metrics.features import CLIPFeatures
+from sid_lsg.metrics.protocol import clip_protocol
+from sid_lsg.metrics.reference import compute_statistics
 from sid_lsg.metrics.statistics import Statistics
 from sid_lsg.module import SiDLSG
 
@@ -133,6 +136,33 @@ def test_its_images_score_the_same_as_a_folder(files: Files, tmp_path: Path) -> 
     )
     assert report(tmp_path / "b")["scores"] == report(tmp_path / "a")["scores"]
     assert report(tmp_path / "b")["prompts_sha256"] == report(tmp_path / "a")["prompts_sha256"]
+
+
+def test_the_export_scores_as_the_training_said(files: Files, tiny_sd: str, tmp_path: Path) -> None:
+    """To the last bit: the same networks, prompts, seeds, batches and protocol."""
+    reference = tmp_path / "reference.safetensors"
+    protocol = clip_protocol(CLIPFeatures.from_pretrained(str(files.clip)))
+    compute_statistics(sorted(files.real.iterdir()), protocol, "").save(reference)
+    shared = {"clip": files.clip, "clip_prefix": "see ", "protocol": "clip",
+              "reference": reference, "num_images": NUM_IMAGES, "batch_size": 4}  # fmt: skip
+    root = tmp_path / "run"
+    options = {"model.teacher": tiny_sd, "data.prompts": files.prompts, "data.batch_size": 2,
+               "data.num_workers": 0, "trainer.max_steps": 2, "trainer.accelerator": "cpu",
+               "trainer.default_root_dir": root, "metrics.teacher_steps": 1,
+               "progress.refresh_rate": 0}  # fmt: skip
+    options |= {f"metrics.{name}": value for name, value in shared.items()}
+    main(["fit", *(part for n, v in options.items() for part in (f"--{n}", str(v)))])
+    summary = json.loads((root / "summary.json").read_text())
+
+    main(files.line(model=root / "generator", output=root / "report", **shared))
+    scores = report(root / "report")["scores"]
+    assert len(scores) == 7
+    assert {name: summary[name] for name in scores} == scores
+
+    teacher = {"sampler": "ddim", "num_steps": 1, "guidance": summary["teacher_guidance"]}
+    main(files.line(model=tiny_sd, output=root / "teacher", **teacher, **shared))
+    scores = report(root / "teacher")["scores"]
+    assert {name: summary[f"teacher_{name}"] for name in scores} == scores
 
 
 def folder_line(files: Files, images: Path, **options: Any) -> list[str]:

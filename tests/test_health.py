@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -23,7 +24,7 @@ from sid_lsg.errors import TrainingStopped, UsageError
 from sid_lsg.guidance import Guidance
 from sid_lsg.instability import BASELINE, RECENT, Instability
 from sid_lsg.module import SiDLSG
-from sid_lsg.probe import choose_prompts, measure
+from sid_lsg.probe import below, choose_prompts, measure, probe
 
 CLIP = "package:demo/fashion/clip"
 BATCH = 4
@@ -195,6 +196,29 @@ def test_measures_against_a_loop() -> None:
     assert list(measure(images, texts)) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_a_probe_gives_every_image_a_seed_of_its_own(batch_size: int) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def sampler(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        assert len(prompts) == len(seeds) <= batch_size
+        seen.extend(zip(prompts, seeds, strict=True))
+        return torch.eye(9)[list(seeds)]
+
+    features = SimpleNamespace(images=lambda images: images, texts=lambda _: torch.eye(9)[::3])
+    found = probe(sampler, features, ["a", "b", "c"], 3, batch_size)  # type: ignore[arg-type]
+    assert seen == [(prompt, seed) for seed, prompt in enumerate("aaabbbccc")]
+    assert found == pytest.approx((1, 1, 1 / 3, 5 / 9))  # where all are 0, the first is largest
+
+
+def test_a_ratio_that_is_not_a_number_is_below_any_limit() -> None:
+    ratios = {"a": 0.5, "b": math.nan, "c": 0.2}
+    assert below(0.25, ratios) == (
+        "b is nan times the teacher's (limit 0.25); c is 0.20 times the teacher's (limit 0.25)"
+    )
+    assert below(0.2, {"c": 0.2}) == ""
+
+
 def test_prompts_are_distinct_and_spread() -> None:
     assert choose_prompts(["a", "b", "a", "a", "c"], 3) == ["a", "b", "c"]
     assert choose_prompts(["a", "a"], 3) == ["a"]
@@ -242,8 +266,10 @@ def test_a_loss_around_zero_is_compared_by_its_size() -> None:
 
 
 def test_the_past_is_a_window() -> None:
-    rise = [{"grad_norm_fake": 60.0 * 15}] * 20
-    assert not any(judge(*rise, *[{"grad_norm_fake": 60.0 * 25}] * RECENT, window=5))
+    values = [60.0] * 30 + [60.0 * 15] * 10 + [60.0 * 15**2] * RECENT
+    rise = [{"grad_norm_fake": value} for value in values]
+    assert not any(judge(*rise, window=5))
+    assert judge(*rise, window=50)[-1]
 
 
 @pytest.mark.parametrize(

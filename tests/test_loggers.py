@@ -53,6 +53,23 @@ def test_a_continued_run_has_one_row_for_each_step(tmp_path: Path) -> None:
     assert rows(tmp_path) == [(10, "first"), (20, "second"), (30, "second"), (40, "second")]
 
 
+def test_what_is_logged_at_one_step_is_one_row(tmp_path: Path) -> None:
+    """Scores and losses of an iteration come separately; 99 is where Lightning would flush."""
+    logger = CSVLogger(str(tmp_path))
+    for step in (98, 99, 100):
+        logger.log_metrics({"fid": step / 2}, step=step)
+        logger.log_metrics({"loss": step}, step=step)
+        path = tmp_path / "metrics.csv"
+        written = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+        assert len(written) == step - 98  # complete rows are on the disk
+    logger.save()
+    logger.log_metrics({"fid": 1, "kid": 2}, step=100)  # the final comparison's, after a save
+    logger.save()
+    with (tmp_path / "metrics.csv").open() as file:
+        found = [(row["step"], row["fid"], row["loss"], row["kid"]) for row in csv.DictReader(file)]
+    assert found == [("98", "49.0", "98", ""), ("99", "49.5", "99", ""), ("100", "1", "100", "2")]
+
+
 def test_rows_are_safe_before_the_first_new_one(tmp_path: Path) -> None:
     log(tmp_path, 10, 20, value="first")
     before = rows(tmp_path)

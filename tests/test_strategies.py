@@ -1,5 +1,6 @@
-"""Several processes train as one does."""
+"""Several processes train and score as one does."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def fit(tiny_sd: str, tmp_path: Path, name: str, *options: str) -> dict[str, Tensor]:
-    """Train in real processes; return the final checkpoint's networks."""
+    """Train in real processes; return the final checkpoint's networks, and the final scores."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red cat\ntwo dogs\na blue bird\nthe moon\nan old book\n")
     root = tmp_path / name
@@ -24,7 +25,11 @@ def fit(tiny_sd: str, tmp_path: Path, name: str, *options: str) -> dict[str, Ten
         "--model.optimizer_generator", "torch.optim.SGD", "--model.optimizer_generator.lr", "1e-4",
         "--trainer.accelerator", "cpu", "--trainer.max_steps", "3",
         "--trainer.log_every_n_steps", "1", "--progress.refresh_rate", "0",
-        "--image_grid.every_n_steps", "0", "--trainer.default_root_dir", str(root), *options,
+        "--image_grid.every_n_steps", "0", "--trainer.default_root_dir", str(root),
+        "--metrics.clip", "package:demo/fashion/clip", "--metrics.protocol", "clip",
+        "--metrics.reference", "package:demo/fashion/reference.safetensors",
+        "--metrics.num_images", "7", "--metrics.batch_size", "3", "--metrics.teacher_steps", "1",
+        "--metrics.every_n_images", "8", "--health.every_n_images", "8", *options,
     ]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -32,7 +37,10 @@ def fit(tiny_sd: str, tmp_path: Path, name: str, *options: str) -> dict[str, Ten
     assert saved["global_step"] == 3
     rows = (root / "metrics.csv").read_text().splitlines()
     assert len(rows) == 1 + 3
-    return saved["state_dict"]
+    summary = json.loads((root / "summary.json").read_text())
+    return saved["state_dict"] | {
+        name: torch.tensor(value) for name, value in summary.items() if "_clip_7" in name
+    }
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +65,7 @@ def test_two_processes_train_as_one(
         ours = torch.cat([together[name].flatten() for name in names])
         theirs = torch.cat([alone[name].flatten() for name in names])
         assert float((ours - theirs).norm() / theirs.norm()) < 1e-6
+    scores = [name for name in alone if "_clip_7" in name]
+    assert len(scores) == 3 * 7
+    for name in scores:
+        assert float(together[name]) == pytest.approx(float(alone[name]), rel=1e-3, abs=1e-6), name

@@ -2,22 +2,27 @@
 
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor, nn
 
+from sid_lsg.callbacks.comparison import (
+    Row,
+    contestants,
+    generator_sampler,
+    save_and_log,
+    steps,
+    table,
+)
 from sid_lsg.callbacks.export import EXPORT_FOLDER, Export
 from sid_lsg.callbacks.image_grid import spread
 from sid_lsg.callbacks.schedule import due, images_seen
 from sid_lsg.checks import refuse
 from sid_lsg.errors import UsageError
 from sid_lsg.files import replacing
-from sid_lsg.images import comparison, save_png, to_pil, to_uint8
-from sid_lsg.loggers import log_images, log_table
+from sid_lsg.images import to_uint8
 from sid_lsg.metrics.evaluator import Evaluator, Sampler, Scores
 from sid_lsg.metrics.features import PAPER_PREFIX, CLIPFeatures
 from sid_lsg.metrics.protocol import EvaluationProtocol, ProtocolName, load_protocol
@@ -132,7 +137,7 @@ class Metrics(L.Callback):
         if self.evaluator is None or trainer.global_step == trainer.max_steps:
             return
         if due(trainer, self.every_n_images):
-            scores = self._score(trainer, pl_module, _generator(pl_module, pl_module.ema))
+            scores = self._score(trainer, pl_module, generator_sampler(pl_module, pl_module.ema))
             self._log(trainer, self._named(scores) | self._at_more_steps(trainer, pl_module))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -160,77 +165,48 @@ class Metrics(L.Callback):
                 temporary.write_text(json.dumps(summary, indent=2) + "\n")
 
     def _compare(self, trainer: L.Trainer, module: Any, root: Path) -> dict[str, Any]:
-        """Score the three samplers, print the table, draw the picture."""
+        """Score teacher, untrained and distilled generator; show them side by side."""
+        assert self.protocol is not None
         guidance = (
             module.kappas.eval_real if self.teacher_guidance is None else self.teacher_guidance
         )
-        steps = self.teacher_steps
-
-        def teacher(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-            return module.teacher.sample_reference(prompts, seeds, steps, guidance)
-
-        own = _steps(module.num_steps)
-        evaluations = steps * (1 if guidance == 1 else 2)
-        samplers: dict[str, tuple[str, Sampler, int]] = {
-            "teacher": (f"teacher, {_steps(steps)}", teacher, evaluations),
-            "initial": (
-                f"untrained, {own}", _generator(module, module.teacher.network), module.num_steps
-            ),
-            "": (f"SiD-LSG, {own}", _generator(module, module.ema), module.num_steps),
-        }  # fmt: skip
-        summary: dict[str, Any] = {}
-        lines, rows = [], {}
         prompts = spread(trainer.datamodule.heldout_prompts, self.num_pictured)
-        for key, (name, sampler, count) in samplers.items():
-            scores = self._score(trainer, module, sampler, name)
-            prefix = f"{key}_" if key else ""
+        summary: dict[str, Any] = {}
+        rows = []
+        for key, contestant in contestants(module, self.teacher_steps, guidance).items():
+            scores = self._score(trainer, module, contestant.sampler, contestant.name)
+            images = contestant.sampler(prompts, range(len(prompts)))
+            rows.append(Row(contestant.name, scores, contestant.evaluations, images))
             found = self._named(scores) | {
                 "seconds_per_image": scores.seconds_per_image,
-                "evaluations_per_image": count,
+                "evaluations_per_image": contestant.evaluations,
             }
-            summary |= {f"{prefix}{score}": value for score, value in found.items()}
-            lines.append((name, scores, count))
-            rows[name.replace(", ", "\n")] = sampler(prompts, range(len(prompts)))
+            summary |= {f"{key}{name}": value for name, value in found.items()}
         more = self._at_more_steps(trainer, module)
         self._log(trainer, self._named(scores) | more)
-        summary |= more | {"num_images": self.num_images, "teacher_steps": steps}
+        summary |= more | {"num_images": self.num_images, "teacher_steps": self.teacher_steps}
         summary["teacher_guidance"] = guidance
         if trainer.is_global_zero:
-            assert self.protocol is not None
-            self._picture(trainer, rows, prompts, root)
-            print(_table(lines, self.num_images, self.protocol.name, guidance))
+            save_and_log(rows, prompts, self._clip_scores(rows[-1], prompts), trainer)
+            print(table(rows, self.num_images, self.protocol.name, guidance))
             print(f"Pictures, scores, checkpoint and the exported generator: {root}")
         return summary
 
-    def _picture(
-        self, trainer: L.Trainer, rows: dict[str, Tensor], prompts: list[str], root: Path
-    ) -> None:
-        """Show the samplers side by side; log a table of prompt, images and CLIP score."""
-        picture = comparison(rows, prompts)
-        save_png(picture, root / "comparison.png")
-        log_images(trainer.loggers, "comparison", [picture], None, trainer.global_step)
-        first, *_, last = rows.values()
-        assert self.protocol is not None
-        scores: Sequence[float | None] = [None] * len(prompts)
-        if self.clip is not None:
-            scores = self.clip.scores(to_uint8(last), [self.clip_prefix + p for p in prompts])
-        log_table(
-            trainer.loggers,
-            "samples",
-            ["prompt", "teacher", "generator", "clip_score"],
-            list(zip(prompts, to_pil(first), to_pil(last), scores, strict=True)),
-            trainer.global_step,
-        )
+    def _clip_scores(self, row: Row, prompts: list[str]) -> list[float | None]:
+        if self.clip is None:
+            return [None] * len(prompts)
+        texts = [self.clip_prefix + prompt for prompt in prompts]
+        return [*self.clip.scores(to_uint8(row.images), texts)]
 
     def _at_more_steps(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
         """Score the generator at further numbers of steps, each named after it."""
         found: dict[str, float] = {}
         for count in self.num_steps:
             if count != module.num_steps:
-                sampler = _generator(module, module.ema, count)
-                scores = self._score(trainer, module, sampler, _steps(count))
+                sampler = generator_sampler(module, module.ema, count)
+                scores = self._score(trainer, module, sampler, steps(count))
                 for name, value in self._named(scores).items():
-                    found[f"{name}_{_steps(count).replace(' ', '_')}"] = value
+                    found[f"{name}_{steps(count).replace(' ', '_')}"] = value
         return found
 
     def _score(
@@ -259,35 +235,3 @@ class Metrics(L.Callback):
         values = values | {"images_seen": float(images_seen(trainer))}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
-
-
-def _steps(count: int) -> str:
-    """Say how many steps."""
-    return "1 step" if count == 1 else f"{count} steps"
-
-
-def _generator(module: Any, network: nn.Module, num_steps: int | None = None) -> Sampler:
-    """Sample a network of the generator's kind as the run does, or in another number of steps."""
-    return lambda prompts, seeds: module.teacher.decode(
-        module.generate(prompts, seeds, num_steps, network)
-    )
-
-
-def _table(
-    lines: list[tuple[str, Scores, int]], num_images: int, protocol: str, guidance: float
-) -> str:
-    """Lay out the comparison."""
-    names = {"fid": "FID", "clip_score": "CLIP", "precision": "precision", "recall": "recall"}
-    shown = [name for name in names if name in lines[0][1].values]
-    head = " " * 22 + "".join(f"{names[name]:>10}" for name in shown)
-    body = [
-        f"{name:<22}"
-        + "".join(f"{scores.values[score]:>10.3f}" for score in shown)
-        + f"{scores.seconds_per_image:>10.4f}{count:>19}"
-        for name, scores, count in lines
-    ]
-    note = (
-        f"{num_images} images of the same prompts and seeds, protocol `{protocol}`; the teacher at "
-        f"guidance {guidance:g}"
-    )
-    return "\n".join(["", f"{head}{'s/image':>10}{'evaluations/image':>19}", *body, note])

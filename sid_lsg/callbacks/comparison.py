@@ -1,0 +1,96 @@
+"""Teacher, untrained generator and distilled generator, side by side."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+from torch import Tensor, nn
+
+from sid_lsg.images import comparison, save_png, to_pil
+from sid_lsg.loggers import log_images, log_table
+from sid_lsg.metrics.evaluator import Sampler, Scores
+
+_SHOWN = {"fid": "FID", "clip_score": "CLIP", "precision": "precision", "recall": "recall"}
+
+
+class Contestant(NamedTuple):
+    """Someone to be compared, and the network's evaluations that an image costs."""
+
+    name: str
+    sampler: Sampler
+    evaluations: int
+
+
+class Row(NamedTuple):
+    """What a contestant achieved."""
+
+    name: str
+    scores: Scores
+    evaluations: int
+    images: Tensor
+
+
+def contestants(module: Any, teacher_steps: int, guidance: float) -> dict[str, Contestant]:
+    """List who is compared, by the prefix of their scores in the summary."""
+
+    def teacher(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        return module.teacher.sample_reference(prompts, seeds, teacher_steps, guidance)
+
+    own, count = steps(module.num_steps), module.num_steps
+    evaluations = teacher_steps * (1 if guidance == 1 else 2)
+    initial = generator_sampler(module, module.teacher.network)
+    return {
+        "teacher_": Contestant(f"teacher, {steps(teacher_steps)}", teacher, evaluations),
+        "initial_": Contestant(f"untrained, {own}", initial, count),
+        "": Contestant(f"SiD-LSG, {own}", generator_sampler(module, module.ema), count),
+    }
+
+
+def generator_sampler(module: Any, network: nn.Module, num_steps: int | None = None) -> Sampler:
+    """Sample a network of the generator's kind as the run does, or in another number of steps."""
+    return lambda prompts, seeds: module.teacher.decode(
+        module.generate(prompts, seeds, num_steps, network)
+    )
+
+
+def steps(count: int) -> str:
+    """Say how many steps."""
+    return "1 step" if count == 1 else f"{count} steps"
+
+
+def save_and_log(
+    rows: Sequence[Row],
+    prompts: Sequence[str],
+    clip_scores: Sequence[float | None],
+    trainer: L.Trainer,
+) -> None:
+    """Write comparison.png; log it, and a table of prompts, images and the last row's scores."""
+    picture = comparison({row.name.replace(", ", "\n"): row.images for row in rows}, prompts)
+    save_png(picture, Path(trainer.default_root_dir) / "comparison.png")
+    log_images(trainer.loggers, "comparison", [picture], None, trainer.global_step)
+    teacher, own = to_pil(rows[0].images), to_pil(rows[-1].images)
+    log_table(
+        trainer.loggers,
+        "samples",
+        ["prompt", "teacher", "generator", "clip_score"],
+        list(zip(prompts, teacher, own, clip_scores, strict=True)),
+        trainer.global_step,
+    )
+
+
+def table(rows: Sequence[Row], num_images: int, protocol: str, guidance: float) -> str:
+    """Lay out the scores."""
+    shown = [name for name in _SHOWN if name in rows[0].scores.values]
+    head = " " * 22 + "".join(f"{_SHOWN[name]:>10}" for name in shown)
+    body = [
+        f"{row.name:<22}"
+        + "".join(f"{row.scores.values[name]:>10.3f}" for name in shown)
+        + f"{row.scores.seconds_per_image:>10.4f}{row.evaluations:>19}"
+        for row in rows
+    ]
+    note = (
+        f"{num_images} images of the same prompts and seeds, protocol `{protocol}`; the teacher at "
+        f"guidance {guidance:g}"
+    )
+    return "\n".join(["", f"{head}{'s/image':>10}{'evaluations/image':>19}", *body, note])
