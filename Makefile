@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup demo test lint format type clean
+.PHONY: help setup demo guidance test lint format type clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,6 +19,14 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## Distil the embedded teacher on a CPU, in minutes; results in runs/demo
 	$(BIN)/python -m sid_lsg.cli fit --config configs/demo.yaml
+
+guidance: $(STAMP)  ## Score the embedded teacher at several guidance scales: runs/guidance
+	reports=; for scale in 1 1.2 1.5 2 3 4.5; do \
+	  $(BIN)/python -m sid_lsg.cli evaluate --config configs/evaluate/demo.yaml \
+	    --model package:demo/fashion --sampler ddim --num_steps 25 --guidance $$scale \
+	    --name "guidance $$scale" --compare "[$$reports]" --output runs/guidance/$$scale || exit; \
+	  reports="$${reports:+$$reports,}runs/guidance/$$scale"; \
+	done
 
 test: $(STAMP)  ## Run the tests
 	$(BIN)/python -m pytest -q

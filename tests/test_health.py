@@ -19,12 +19,12 @@ from torch import Tensor
 
 from sid_lsg.callbacks import Checkpoint, Export
 from sid_lsg.callbacks.health import Health
+from sid_lsg.callbacks.instability import BASELINE, RECENT, Instability
 from sid_lsg.data import PromptDataModule
 from sid_lsg.errors import TrainingStopped, UsageError
 from sid_lsg.guidance import Guidance
-from sid_lsg.instability import BASELINE, RECENT, Instability
+from sid_lsg.metrics.probe import below, choose_prompts, measure, probe
 from sid_lsg.module import SiDLSG
-from sid_lsg.probe import below, choose_prompts, measure, probe
 
 CLIP = "package:demo/fashion/clip"
 BATCH = 4

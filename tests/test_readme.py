@@ -13,13 +13,13 @@ def test_the_table_is_the_stored_runs() -> None:
     table = {}
     for line in README.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 5 and re.match(r"teacher,|untrained,|SiD-LSG,", cells[0]):
+        if len(cells) == 7 and re.match(r"teacher,|untrained,|SiD-LSG,", cells[0]):
             table[cells[0].split(",")[0]] = cells[1:]
     assert table.keys() == {"teacher", "untrained", "SiD-LSG"}
     for name, prefix in (("teacher", "teacher_"), ("untrained", "initial_"), ("SiD-LSG", "")):
-        fid, clip, seconds, evaluations = table[name]
-        assert fid == f"{summary[f'{prefix}fid']:.3f}"
-        assert clip == f"{summary[f'{prefix}clip']:.3f}"
+        *scores, seconds, evaluations = table[name]
+        for shown, score in zip(scores, ("fid", "clip_score", "precision", "recall"), strict=True):
+            assert shown == f"{summary[f'{prefix}{score}_clip_2k']:.3f}"
         assert seconds == f"{summary[f'{prefix}seconds_per_image']:.4f}"
         assert evaluations == str(summary[f"{prefix}evaluations_per_image"])
     assert f"{summary['fit_seconds']:.0f} s" in README
@@ -28,9 +28,25 @@ def test_the_table_is_the_stored_runs() -> None:
 
 def test_the_demo_does_what_the_project_promises() -> None:
     summary = json.loads((REPOSITORY / "docs/demo.json").read_text())
-    assert summary["fid"] <= 1.2 * summary["teacher_fid"]
-    assert summary["clip"] >= summary["teacher_clip"] - 0.01
+    assert summary["fid_clip_2k"] <= 1.2 * summary["teacher_fid_clip_2k"]
+    assert summary["clip_score_clip_2k"] >= summary["teacher_clip_score_clip_2k"] - 0.01
     assert summary["fit_seconds"] <= 300
+
+
+def test_the_guidance_table_is_the_stored_report() -> None:
+    """And shows the trade-off: FID is lowest between, and CLIP rises with guidance."""
+    stored = (REPOSITORY / "docs/guidance.md").read_text()
+    rows = {}
+    for line in stored.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0].startswith("guidance "):
+            rows[float(cells[0].split()[1])] = cells[1:]
+    assert list(rows) == [1, 1.2, 1.5, 2, 3, 4.5]
+    fids, clips = ([float(row[place]) for row in rows.values()] for place in (0, 6))
+    assert min(fids) not in (fids[0], fids[-1])
+    assert clips == sorted(clips)
+    for scale, fid, clip in zip(rows, fids, clips, strict=True):
+        assert f"| {scale:g} | {fid:.3f} | {clip:.3f} |" in README
 
 
 def test_links_lead_to_files() -> None:

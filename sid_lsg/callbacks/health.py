@@ -9,12 +9,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from sid_lsg.callbacks.checkpoint import Checkpoint
-from sid_lsg.callbacks.schedule import due, images_seen
+from sid_lsg.callbacks.instability import BASELINE, Instability
+from sid_lsg.callbacks.schedule import due, images_seen, log_now
 from sid_lsg.checks import refuse
 from sid_lsg.errors import TrainingStopped, UsageError
-from sid_lsg.instability import BASELINE, Instability
 from sid_lsg.metrics.features import CLIPFeatures
-from sid_lsg.probe import Probe, below, choose_prompts, probe
+from sid_lsg.metrics.probe import Probe, below, choose_prompts, probe
 
 Action = Literal["warn", "stop", "keep_good"]
 
@@ -208,9 +208,8 @@ class Health(L.Callback):
             "health/diversity_across": ratio.across,
             "health/clip_ratio": ratio.clip,
             "health/retrieval": own.retrieval,
-            "images_seen": float(images_seen(trainer)),
         }
-        _log(trainer, values)
+        log_now(trainer, values)
         diversity = {"diversity within prompts": ratio.within, "across prompts": ratio.across}
         alignment = {"CLIP score": ratio.clip, "retrieval accuracy": ratio.retrieval}
         return {
@@ -240,11 +239,5 @@ class Health(L.Callback):
             end = f"the present state is {self._checkpoint.save(trainer)}"
         if "instability" in found:  # the Trainer logs an iteration when its callbacks are done
             values = {n: float(v) for n, v in trainer.callback_metrics.items() if n != "step"}
-            _log(trainer, values)
+            log_now(trainer, values)
         raise TrainingStopped(f"{''.join(fatal.values())}The run ends; {end}.")
-
-
-def _log(trainer: L.Trainer, values: dict[str, float]) -> None:
-    """Log at the current iteration to every logger."""
-    for logger in trainer.loggers:
-        logger.log_metrics(values, step=trainer.global_step)

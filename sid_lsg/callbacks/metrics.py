@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_only
 
 from sid_lsg.callbacks.comparison import (
     Row,
@@ -18,7 +17,7 @@ from sid_lsg.callbacks.comparison import (
 )
 from sid_lsg.callbacks.export import EXPORT_FOLDER, Export
 from sid_lsg.callbacks.image_grid import spread
-from sid_lsg.callbacks.schedule import due, images_seen
+from sid_lsg.callbacks.schedule import due, images_seen, log_now
 from sid_lsg.checks import refuse
 from sid_lsg.errors import UsageError
 from sid_lsg.files import replacing
@@ -138,7 +137,7 @@ class Metrics(L.Callback):
             return
         if due(trainer, self.every_n_images):
             scores = self._score(trainer, pl_module, generator_sampler(pl_module, pl_module.ema))
-            self._log(trainer, self._named(scores) | self._at_more_steps(trainer, pl_module))
+            log_now(trainer, self._named(scores) | self._at_more_steps(trainer, pl_module))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -183,7 +182,7 @@ class Metrics(L.Callback):
             }
             summary |= {f"{key}{name}": value for name, value in found.items()}
         more = self._at_more_steps(trainer, module)
-        self._log(trainer, self._named(scores) | more)
+        log_now(trainer, self._named(scores) | more)
         summary |= more | {"num_images": self.num_images, "teacher_steps": self.teacher_steps}
         summary["teacher_guidance"] = guidance
         if trainer.is_global_zero:
@@ -228,10 +227,3 @@ class Metrics(L.Callback):
         """Name scores after the protocol and the number of images."""
         assert self.protocol is not None
         return {self.protocol.key(n, self.num_images): value for n, value in scores.values.items()}
-
-    @rank_zero_only
-    def _log(self, trainer: L.Trainer, values: dict[str, float]) -> None:
-        """Log scores at the current iteration to every logger."""
-        values = values | {"images_seen": float(images_seen(trainer))}
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)

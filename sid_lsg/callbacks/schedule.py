@@ -1,5 +1,7 @@
 """When to look at a run: by the images it has seen, whatever its batch size."""
 
+from collections.abc import Mapping
+
 import lightning as L
 
 
@@ -12,3 +14,10 @@ def due(trainer: L.Trainer, every_n_images: int) -> bool:
     """Tell whether the last iteration reached a multiple of so many images; never for 0."""
     seen, batch_size = images_seen(trainer), trainer.datamodule.batch_size
     return bool(every_n_images) and seen // every_n_images > (seen - batch_size) // every_n_images
+
+
+def log_now(trainer: L.Trainer, values: Mapping[str, float]) -> None:
+    """Log values at the current iteration, with the images seen, to every logger."""
+    row = {**values, "images_seen": float(images_seen(trainer))}
+    for logger in trainer.loggers:
+        logger.log_metrics(row, step=trainer.global_step)

@@ -1,16 +1,14 @@
 """Diversity and alignment of a sampler, from a handful of prompts and seeds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sid_lsg.metrics.evaluator import Sampler
 from sid_lsg.metrics.features import CLIPFeatures
-
-Sampler = Callable[[Sequence[str], Sequence[int]], Tensor]
-"""(prompts, seeds) -> images [B, 3, H, W] in [-1, 1]."""
 
 
 class Probe(NamedTuple):
