@@ -141,6 +141,8 @@ class WandbLogger(LightningWandbLogger):
         if mode == "online":
             options["id"] = options["id"] or self._earlier_run()
             options["resume"] = "allow"
+        # Where tables' pictures wait to be sent: with the run, for an offline run is sent later.
+        os.environ.setdefault("WANDB_DATA_DIR", str(Path(self._save_dir).absolute() / "wandb"))
         with _no_input():
             return wandb.init(**options)
 

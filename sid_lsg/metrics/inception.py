@@ -81,7 +81,7 @@ def _fetch(option: str) -> Path:
         raise UsageError(_missing(option, "this machine is told to stay offline"))
     try:
         with replacing(path) as temporary:
-            download_url_to_file(URL, str(temporary), progress=False)
+            download_url_to_file(URL, str(temporary))
             if (found := _digest(temporary)) != SHA256:
                 raise UsageError(
                     f"--{option}: {URL} has the SHA-256 {found}, not {SHA256}: it was changed or "
