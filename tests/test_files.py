@@ -1,0 +1,67 @@
+"""Files are whole or absent; fingerprints tell weights apart."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sid_lsg.errors import UsageError
+from sid_lsg.files import check_writable, replacing, text_hash, weights_hash, writing
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.txt"
+    with replacing(path) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_error_leaves_the_earlier_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("earlier")
+
+    def write() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert path.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_be_written_is_said_in_one_message(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new", "output")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"--output: cannot write to '.*inside' \(Not a directory"):
+        check_writable(tmp_path / "file" / "inside", "output")
+    with pytest.raises(UsageError, match="No space left"), writing(tmp_path, "output"):
+        raise OSError(28, "No space left on device")
+
+
+def test_weights_are_told_apart_by_name_type_shape_and_value() -> None:
+    a = torch.arange(6.0)
+    weights = {"w": a, "b": torch.ones(2)}
+    expected = weights_hash(weights)
+    assert weights_hash({"b": torch.ones(2), "w": a.clone().requires_grad_()}) == expected
+    assert weights_hash({"w": a.view(2, 3).T.contiguous().T.reshape(6), "b": torch.ones(2)}) == (
+        expected
+    )
+    for other in (
+        {"v": a, "b": torch.ones(2)},
+        {"w": a.double(), "b": torch.ones(2)},
+        {"w": a.view(2, 3), "b": torch.ones(2)},
+        {"w": a + 1, "b": torch.ones(2)},
+        {"w": a},
+    ):
+        assert weights_hash(other) != expected
+    assert len(weights_hash({"s": torch.tensor(1.0, dtype=torch.bfloat16)})) == 64
+
+
+def test_texts_are_told_apart_by_where_they_end() -> None:
+    assert text_hash(["ab", "c"]) != text_hash(["a", "bc"])
+    assert text_hash(iter(["ab", "c"])) == text_hash(["ab", "c"])
