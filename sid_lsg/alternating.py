@@ -1,7 +1,7 @@
 """Networks that are trained in turn: the mechanics of a step, whatever the method.
 
-A LightningModule with manual optimization. Only one network's gradients are reduced per phase, a
-bad sample cannot spoil the others, and one iteration of all phases counts as one step.
+A LightningModule with manual optimization. Only one network's gradients are reduced per phase,
+once, a bad sample cannot spoil the others, and one iteration of all phases counts as one step.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sid_lsg.errors import UsageError
+from sid_lsg.bad_samples import count, replace_bad
 from sid_lsg.gradients import (
     ClipAlgorithm,
     all_reduce_mean,
@@ -25,19 +25,23 @@ from sid_lsg.gradients import (
     update_ratio,
 )
 from sid_lsg.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs
+from sid_lsg.resume import check_weights
+from sid_lsg.sharding import is_sharded, reduce_in_backward
+from sid_lsg.strategies import FSDP2Strategy
 
 Evaluate = Callable[[PhaseInputs], FakeScoreOutput | GeneratorOutput]
 """A phase's forward pass: samples to their losses."""
 
 
 class Update(NamedTuple):
-    """What one optimizer step reports: scalars on the device.
+    """What one optimizer step reports; tensors are scalars on the device.
 
     Attributes:
         loss: Mean over the batch.
         weight: Mean over the batch.
         gradient_norm: After the repair, before clipping.
-        skipped_samples: How many samples' losses were not finite.
+        skipped_samples: How many samples' losses were not finite, over all ranks.
+        skipped: Which of this rank's samples those were.
         nonfinite_gradients: Share of the gradients' entries that were not finite, before the
             repair; NaN in iterations that are not measured.
         update_ratio: How far the step went, ||dw|| / ||w||; NaN likewise.
@@ -46,7 +50,8 @@ class Update(NamedTuple):
     loss: Tensor
     weight: Tensor
     gradient_norm: Tensor
-    skipped_samples: Tensor
+    skipped_samples: int
+    skipped: list[int]
     nonfinite_gradients: Tensor
     update_ratio: Tensor
 
@@ -93,10 +98,9 @@ class AlternatingModule(L.LightningModule):
     ) -> Update:
         """Accumulate a phase's gradients over its micro-batches and take one optimizer step.
 
-        A sample whose loss is not finite has no part in the step. Masking its loss would not do:
-        0 * NaN is NaN in the backward pass and would spoil the whole micro-batch. So the phase is
-        evaluated again without that sample, and the others' gradients are exact; the loss stays
-        divided by the whole batch.
+        A sample whose loss is not finite has no part in the step: if there is one on any rank, all
+        ranks evaluate the phase again, with good samples in the places of bad ones. The others'
+        gradients are exact; the loss stays divided by the whole batch.
 
         Args:
             inputs: This rank's share of the batch.
@@ -106,15 +110,17 @@ class AlternatingModule(L.LightningModule):
             measured: Whether to measure what costs a pass over all gradients and a read of the
                 weights; neither waits for the device.
         """
-        batch_size = inputs.size
         optimizer.zero_grad()
-        losses, weights = self._accumulate(inputs, evaluate, batch_size)
+        losses, weights = self._accumulate(inputs, evaluate, network)
         finite = losses.isfinite()
-        # The one read from the device in a phase: it decides what is computed next.
-        if not bool(finite.all()):
+        # The one read from the device in a phase: it decides what all ranks compute next.
+        skipped = count(~finite)
+        weight = weights.mean()
+        if skipped:
             optimizer.zero_grad()
-            kept = inputs.select(finite.nonzero()[:, 0])
-            losses, weights = self._accumulate(kept, evaluate, batch_size)
+            again = replace_bad(inputs, finite)
+            losses, weights = self._accumulate(again, evaluate, network, finite)
+            weight = weights.sum() / finite.sum().clamp(min=1)
         parameters = list(network.parameters())
         all_reduce_mean(parameters)
         unknown = losses.new_full((), torch.nan)
@@ -122,28 +128,56 @@ class AlternatingModule(L.LightningModule):
         before = sample_weights(parameters) if measured else None
         optimizer.step()
         if before is not None:
-            ratio = update_ratio(before, sample_weights(parameters))
-        loss, skipped = losses.sum() / batch_size, (~finite).sum()
-        return Update(loss, weights.mean(), self._norm, skipped, self._nonfinite, ratio)
+            ratio = update_ratio(before, sample_weights(parameters), is_sharded(network))
+        bad = (~finite).nonzero()[:, 0].tolist() if skipped else []
+        loss = losses.sum() / inputs.size
+        return Update(loss, weight, self._norm, skipped, bad, self._nonfinite, ratio)
 
     def _accumulate(
-        self, inputs: PhaseInputs, evaluate: Evaluate, divisor: int
+        self,
+        inputs: PhaseInputs,
+        evaluate: Evaluate,
+        network: nn.Module,
+        counted: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Backpropagate sum(loss) / divisor; return every sample's loss [B] and weight [B]."""
+        """Backpropagate the mean loss, over the `counted` [B] alone but divided by B.
+
+        Returns:
+            Every sample's loss [B] and weight [B]; zero where they do not count.
+        """
         losses, weights = inputs.draws.u.new_zeros(2, inputs.size)
-        size = self.micro_batch_size or max(inputs.size, 1)
+        size = self.micro_batch_size or inputs.size
         for start in range(0, inputs.size, size):
             part = slice(start, start + size)
             output = evaluate(inputs.select(part))
+            loss, weight = output.loss, output.weight.flatten()
+            if counted is not None:
+                loss, weight = (x.where(counted[part], 0) for x in (loss, weight))
+            reduce_in_backward(network, start + size >= inputs.size)
             with self._without_reduction():
-                self.manual_backward(output.loss.sum() / divisor)
-            losses[part], weights[part] = output.loss.detach(), output.weight.flatten()
+                self.manual_backward(loss.sum() / inputs.size)
+            losses[part], weights[part] = loss.detach(), weight
         return losses, weights
 
     def _without_reduction(self) -> AbstractContextManager[None]:
         """Keep DistributedDataParallel from reducing: it would reduce both networks each time."""
         wrapper = self.trainer.strategy.model
         return wrapper.no_sync() if isinstance(wrapper, DistributedDataParallel) else nullcontext()
+
+    def shard(self, *networks: nn.Module) -> None:
+        """Shard networks, where the strategy does that."""
+        if isinstance(strategy := self.trainer.strategy, FSDP2Strategy):
+            for network in networks:
+                strategy.shard(network)
+
+    def full_parameters(self, network: nn.Module) -> AbstractContextManager[nn.Module]:
+        """Give the first process a network with whole weights, to read. For all processes.
+
+        That is the network itself unless it is sharded, when it is a copy on the CPU.
+        """
+        if is_sharded(network):
+            return self.trainer.strategy.full_parameters(network)
+        return nullcontext(network)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Repair, measure and clip the gradients, after a precision plugin has unscaled them."""
@@ -157,16 +191,7 @@ class AlternatingModule(L.LightningModule):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint; refuse one with anything missing, left over or misshapen."""
-        own = self.state_dict()
-        for name in sorted(own.keys() ^ state_dict.keys()):
-            where = "lacks" if name in own else "holds, and this teacher has not,"
-            raise UsageError(f"--ckpt_path: the file {where} {name!r}: it is of another model.")
-        for name, value in own.items():
-            if value.shape != state_dict[name].shape:
-                raise UsageError(
-                    f"--ckpt_path: {name!r} is {list(state_dict[name].shape)} in the file and "
-                    f"{list(value.shape)} in this teacher: it is of another model."
-                )
+        check_weights(self.state_dict(), state_dict)
         return super().load_state_dict(state_dict, strict=False)
 
 

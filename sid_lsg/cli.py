@@ -3,10 +3,15 @@
 import importlib
 import os
 import re
+import signal
 import sys
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # The imports below take seconds, in which Ctrl-C would end in a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # Said before transformers and diffusers are imported: they report optional packages that this
 # project does not use, and draw a progress bar for every file of weights.
@@ -16,10 +21,11 @@ os.environ.setdefault("TQDM_MININTERVAL", "0.5")
 warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
 warnings.filterwarnings("ignore", message=".*does not have many workers")
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec")
-warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+warnings.filterwarnings("ignore", message=".*but there is no last checkpoint available")
 
 from jsonargparse import ActionConfigFile  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
+from lightning.pytorch.utilities import rank_zero_only  # noqa: E402
 from lightning.pytorch.utilities.exceptions import MisconfigurationException  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
@@ -28,13 +34,16 @@ from sid_lsg.callbacks import (  # noqa: E402
     Export,
     Health,
     ImageGrid,
+    Interruption,
     Metrics,
     Progress,
     Throughput,
 )
+from sid_lsg.callbacks.interruption import ending_on_signals  # noqa: E402
 from sid_lsg.data import PromptDataModule, training_files  # noqa: E402
-from sid_lsg.errors import TrainingStopped, UsageError  # noqa: E402
+from sid_lsg.errors import Interrupted, TrainingStopped, UsageError  # noqa: E402
 from sid_lsg.module import SiDLSG  # noqa: E402
+from sid_lsg.resume import check_resume  # noqa: E402
 from sid_lsg.run import (  # noqa: E402
     SaveConfig,
     check_config_files,
@@ -97,6 +106,7 @@ class SiDCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks, and one seed for all."""
+        parser.add_lightning_class_args(Interruption, "interruption")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(ImageGrid, "image_grid")
         parser.add_lightning_class_args(Throughput, "throughput")
@@ -114,6 +124,7 @@ class SiDCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse what cannot work before anything is built, let alone downloaded."""
         config = self.config[self.subcommand]
+        config.weights_only = True  # a checkpoint is data, never code
         check_trainer(config.trainer)
         training_files(config.data.prompts)
         put_inside(config.trainer)
@@ -132,48 +143,62 @@ class SiDCLI(LightningCLI):
         # The prompts are read now, so that a run that cannot start leaves no trace.
         self.datamodule.trainer = self.trainer
         self.datamodule.setup("fit")
-        resumes = self.config[self.subcommand].ckpt_path is not None
-        prepare_run_directory(Path(self.trainer.default_root_dir), resumes)
+        ckpt_path, root = self.config[self.subcommand].ckpt_path, self.trainer.default_root_dir
+        check_resume(ckpt_path, Path(root, "checkpoints"), self.model)
+        prepare_run_directory(Path(root), resumes=ckpt_path is not None)
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line; a user's mistake ends it with one message and status 2."""
+    """Run the command line; a user's mistake ends it with one message and status 2.
+
+    SIGTERM and Ctrl-C end it with status 143 and 130.
+    """
     disable_progress_bar()
     register_strategies()
     arguments = sys.argv[1:] if args is None else args
     try:
-        check_config_files(arguments)
-        if arguments and arguments[0] in _TOOLS:
-            _run_tool(*arguments)
-            return
-        SiDCLI(
-            SiDLSG,
-            PromptDataModule,
-            args=args,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            save_config_callback=SaveConfig,
-            trainer_defaults={
-                "max_epochs": -1,
-                "max_steps": 10_000,
-                "default_root_dir": "runs/default",
-                "use_distributed_sampler": False,
-                "num_sanity_val_steps": 0,
-                "enable_model_summary": False,
-                "log_every_n_steps": 10,
-                "logger": {"class_path": "sid_lsg.loggers.CSVLogger"},
-            },
-            parser_kwargs={
-                "prog": _PROGRAM,
-                "epilog": _EPILOG,
-                "fit": {"description": _DESCRIPTION},
-            },
-        )
+        with ending_on_signals():
+            check_config_files(arguments)
+            if arguments and arguments[0] in _TOOLS:
+                _run_tool(*arguments)
+            else:
+                _fit(args)
+    except Interrupted as error:
+        if rank_zero_only.rank == 0:
+            print(f"interrupted: {error}", file=sys.stderr)
+        raise
     except TrainingStopped as error:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(3)
     except (UsageError, MisconfigurationException) as error:
         _refuse(str(error))
+
+
+def _fit(args: list[str] | None) -> None:
+    """Distil a teacher, as the options say."""
+    SiDCLI(
+        SiDLSG,
+        PromptDataModule,
+        args=args,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        save_config_callback=SaveConfig,
+        trainer_defaults={
+            "max_epochs": -1,
+            "max_steps": 10_000,
+            "default_root_dir": "runs/default",
+            "use_distributed_sampler": False,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+            "log_every_n_steps": 10,
+            "logger": {"class_path": "sid_lsg.loggers.CSVLogger"},
+        },
+        parser_kwargs={
+            "prog": _PROGRAM,
+            "epilog": _EPILOG,
+            "fit": {"description": _DESCRIPTION},
+        },
+    )
 
 
 def _run_tool(command: str, *arguments: str) -> None:

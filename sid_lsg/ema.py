@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from sid_lsg.sharding import local
+
 
 def ema_beta(
     batch_size: int, images_seen: int, halflife_images: float, rampup_ratio: float
@@ -21,5 +23,10 @@ def ema_beta(
 
 @torch.no_grad()
 def update_ema(ema: nn.Module, network: nn.Module, beta: float) -> None:
-    """Average in place: ema = beta ema + (1 - beta) network."""
-    torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1.0 - beta)
+    """Average in place: ema = beta ema + (1 - beta) network; the average may be on the CPU."""
+    averages, weights = ([local(p) for p in net.parameters()] for net in (ema, network))
+    if averages[0].device == weights[0].device:
+        torch._foreach_lerp_(averages, weights, 1.0 - beta)
+        return
+    for average, weight in zip(averages, weights, strict=True):  # one copy at a time
+        average.lerp_(weight.to(average.device), 1.0 - beta)

@@ -28,6 +28,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes have begun to write, in a folder and those inside it."""
+    for leftover in folder.rglob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 def check_writable(folder: Path, option: str) -> None:
     """Make a folder, if it is not there, and try to write into it.
 

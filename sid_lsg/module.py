@@ -7,21 +7,32 @@ generator's average (EMA) follows.
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from sid_lsg.alternating import AlternatingModule, Update, constant
+from sid_lsg.alternating import AlternatingModule, constant
 from sid_lsg.checks import check_method, check_timesteps
 from sid_lsg.data import PromptBatch
 from sid_lsg.draws import Phase, draw
 from sid_lsg.ema import ema_beta, update_ema
+from sid_lsg.errors import UsageError
 from sid_lsg.gradients import ClipAlgorithm
 from sid_lsg.guidance import Guidance
+from sid_lsg.iteration_log import IterationLog
+from sid_lsg.memory import (
+    EMADevice,
+    FrozenPrecision,
+    borrowed,
+    checkpoint_gradients,
+    set_frozen_precision,
+)
 from sid_lsg.networks import StableDiffusion
 from sid_lsg.objective import fake_score_loss, generator_loss, generator_weight
 from sid_lsg.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs
+from sid_lsg.sharding import is_sharded
 from sid_lsg.teacher import Conditioning, Teacher, replace_where
 
 
@@ -55,6 +66,9 @@ class SiDLSG(AlternatingModule):
         ema_rampup_ratio: float = 0.05,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: ClipAlgorithm = "norm",
+        frozen_precision: FrozenPrecision = "32",
+        gradient_checkpointing: list[str] | None = None,
+        ema_device: EMADevice | None = None,
         seed: int = 0,
     ) -> None:
         """Load the teacher and copy it into the fake score, the generator and its average.
@@ -85,6 +99,11 @@ class SiDLSG(AlternatingModule):
             ema_rampup_ratio: The half-life is at most this share of the images seen so far.
             gradient_clip_val: Limit for the gradients of each network; by default none.
             gradient_clip_algorithm: Limit their total norm, or each entry's value.
+            frozen_precision: Of the teacher's weights: 32, or bf16 to store them in half the
+                memory. What is trained, its average and the optimizers are in float32 either way.
+            gradient_checkpointing: Networks that compute activations again in the backward pass
+                instead of storing them, for example [fake_score, generator, teacher].
+            ema_device: cpu keeps the generator's average there, except while it is sampled.
             seed: Seed of all noise, timesteps and dropout; follows --seed_everything.
 
         Raises:
@@ -101,7 +120,9 @@ class SiDLSG(AlternatingModule):
         self.ema_halflife_images, self.ema_rampup_ratio = ema_halflife_images, ema_rampup_ratio
         self.gradient_clip_val = gradient_clip_val
         self.gradient_clip_algorithm: ClipAlgorithm = gradient_clip_algorithm
+        self.ema_device = ema_device
         self.seed = seed
+        self.log_of_iterations = IterationLog()
         check_method(self)
 
         self.teacher: Teacher = StableDiffusion.from_pretrained(
@@ -113,6 +134,34 @@ class SiDLSG(AlternatingModule):
         self.fake_score = copy.deepcopy(self.teacher.network).requires_grad_(True)
         self.generator = copy.deepcopy(self.teacher.network).requires_grad_(True)
         self.ema = copy.deepcopy(self.teacher.network)
+        checkpoint_gradients(
+            {
+                "fake_score": self.fake_score,
+                "generator": self.generator,
+                "teacher": self.teacher.network,
+            },
+            gradient_checkpointing or [],
+        )
+        set_frozen_precision(self.teacher, frozen_precision)
+
+    def configure_model(self) -> None:
+        """Shard the networks, where the strategy does that.
+
+        Raises:
+            UsageError: If the average is to be somewhere else.
+        """
+        self.shard(self.teacher.network, self.fake_score, self.generator, self.ema)
+
+        if self.ema_device and is_sharded(self.ema):
+            raise UsageError(
+                f"--model.ema_device {self.ema_device}: fsdp2 spreads the average over all devices "
+                "already. Leave the option out."
+            )
+
+    def on_fit_start(self) -> None:
+        """Put the average where it is to be: Lightning has moved all networks to the device."""
+        if self.ema_device:
+            self.ema.to(self.ema_device)
 
     # ------------------------------------------------------------------ one iteration
 
@@ -141,8 +190,9 @@ class SiDLSG(AlternatingModule):
         seen = batch.iteration * images
         beta = ema_beta(images, seen, self.ema_halflife_images, self.ema_rampup_ratio)
         update_ema(self.ema, self.generator, beta)
+        self.log_of_iterations.count(batch, fake, generator)
         if logged:
-            self._log_iteration(fake, generator, seen + images)
+            self.log_of_iterations.write(self, fake, generator, seen + images)
 
     def phase_inputs(self, phase: Phase, batch: PromptBatch) -> PhaseInputs:
         """Encode a phase's prompts, once, and draw its random numbers.
@@ -229,9 +279,10 @@ class SiDLSG(AlternatingModule):
         Returns:
             [B, C, H, W] float32 latents, for `teacher.decode`.
         """
-        return self.teacher.generate(
-            network or self.ema, prompts, seeds, self.t_init, num_steps or self.num_steps
-        )
+        with borrowed(network or self.ema, self.device) as chosen:
+            return self.teacher.generate(
+                chosen, prompts, seeds, self.t_init, num_steps or self.num_steps
+            )
 
     # ------------------------------------------------------------------ optimization
 
@@ -242,27 +293,10 @@ class SiDLSG(AlternatingModule):
             self.optimizer_generator(self.generator.parameters()),
         ]
 
-    def _log_iteration(self, fake: Update, generator: Update, images_seen: int) -> None:
-        """Log the whole batch's losses and what goes with them."""
-        optimizers = self.trainer.optimizers
-        losses = {"loss_fake": fake.loss, "loss_generator": generator.loss}
-        others = {
-            "grad_norm_fake": fake.gradient_norm,
-            "grad_norm_generator": generator.gradient_norm,
-            "update_ratio_fake": fake.update_ratio,
-            "update_ratio_generator": generator.update_ratio,
-            "nonfinite_gradients": torch.stack(
-                [fake.nonfinite_gradients, generator.nonfinite_gradients]
-            ).amax(),
-            "weight": generator.weight,
-            "images_seen": float(images_seen),
-            "lr_fake": optimizers[0].param_groups[0]["lr"],
-            "lr_generator": optimizers[1].param_groups[0]["lr"],
-            # Lightning takes the loggers' x axis from this name; its own would be one behind.
-            "step": float(self.trainer.global_step),
-        }
-        # Each rank's loss is divided by its share of the batch: their mean is the whole batch's.
-        self.log_dict(losses, prog_bar=True, sync_dist=True)
-        self.log_dict(others, sync_dist=True)
-        skipped = (fake.skipped_samples + generator.skipped_samples).float()
-        self.log("skipped_samples", skipped, sync_dist=True, reduce_fx="sum")
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what the next row of the log is to hold."""
+        checkpoint["skipped_samples"] = self.log_of_iterations.skipped
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue to count."""
+        self.log_of_iterations.skipped = checkpoint.get("skipped_samples", 0)

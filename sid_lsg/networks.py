@@ -1,5 +1,6 @@
 """Stable Diffusion as a teacher: a diffusers folder or Hub id into networks, text and schedule."""
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -179,7 +180,10 @@ class StableDiffusion(Teacher):
             steps_offset=1,  # unused by this spacing; diffusers warns about any other value
             prediction_type=self.schedule.prediction_type,
         )
-        self.pipeline(network, scheduler).save_pretrained(folder, safe_serialization=True)
+        pipeline = self.pipeline(network, scheduler)
+        for name in ("vae", "text_encoder"):  # the teacher's own may be stored in bfloat16
+            setattr(pipeline, name, copy.deepcopy(getattr(pipeline, name)).float())
+        pipeline.save_pretrained(folder, safe_serialization=True)
 
     @property
     def exported_t_init(self) -> int | None:

@@ -13,8 +13,11 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from sid_lsg.errors import UsageError
+from sid_lsg.files import remove_leftovers
+from sid_lsg.resume import check_resume
 
-STRATEGIES = ("auto", "ddp", "ddp_multi", "single_device")
+STRATEGIES = ("auto", "ddp", "ddp_multi", "fsdp2", "single_device")
+_CLASSES = ("DDPStrategy", "FSDP2Strategy", "SingleDeviceStrategy")
 CONFIG = "config.yaml"  # where it is, a run has been
 
 
@@ -43,16 +46,23 @@ def check_trainer(trainer: Any) -> None:
             "--trainer.overfit_batches replaces the order of the prompts. For a short trial use "
             "--trainer.max_steps and a small prompts file."
         )
-    if str(trainer.get("precision")) in ("bf16-true", "16-true"):
+    precision = str(trainer.get("precision"))
+    if precision in ("bf16-true", "16-true"):
         raise UsageError(
             f"--trainer.precision: in {trainer.precision} a step of 1e-6 is lost to rounding. Use "
             "bf16-mixed, 16-mixed or 32-true."
         )
     strategy = trainer.get("strategy", "auto")
     name = strategy if isinstance(strategy, str) else strategy.get("class_path", "")
-    if name not in STRATEGIES and not name.endswith(("DDPStrategy", "SingleDeviceStrategy")):
+    if name not in STRATEGIES and not name.endswith(_CLASSES):
         raise UsageError(
-            f"--trainer.strategy: {name!r} is not served. Choose one of {', '.join(STRATEGIES)}."
+            f"--trainer.strategy: {name!r} is not served. Choose one of {', '.join(STRATEGIES)}; "
+            "fsdp2 spreads weights and optimizers over all processes."
+        )
+    if name.endswith(("fsdp2", "FSDP2Strategy")) and precision in ("16", "16-mixed"):
+        raise UsageError(
+            "--trainer.precision: fsdp2 cannot scale losses for 16-mixed. Use bf16-mixed or "
+            "32-true."
         )
 
 
@@ -75,7 +85,7 @@ def check_config_files(args: Sequence[str]) -> None:
 
 
 def check_files(config: Any) -> None:
-    """Refuse a checkpoint that is not there, and a run directory that cannot be made.
+    """Refuse a checkpoint that cannot be used, and a run directory that cannot be made.
 
     Args:
         config: The configuration of `fit`.
@@ -83,13 +93,8 @@ def check_files(config: Any) -> None:
     Raises:
         UsageError: For the first of them.
     """
-    ckpt = config.get("ckpt_path")
-    if ckpt not in (None, "last", "best", "hpc") and not Path(ckpt).exists():
-        raise UsageError(
-            f"--ckpt_path: there is no file {str(ckpt)!r}. Give a checkpoint of this model, or "
-            "`last` for the newest one in the run directory."
-        )
     root = Path(config.trainer.default_root_dir or ".").absolute()
+    check_resume(config.get("ckpt_path"), root / "checkpoints")
     nearest = next(path for path in (root, *root.parents) if path.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
         raise UsageError(
@@ -135,6 +140,7 @@ def prepare_run_directory(root: Path, resumes: bool) -> None:
         UsageError: If the directory cannot be written.
     """
     try:
+        remove_leftovers(root)
         if (root / CONFIG).exists() and not resumes:
             aside = next(path for i in count(1) if not (path := Path(f"{root}.{i}")).exists())
             root.rename(aside)

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -412,10 +413,15 @@ def test_an_export_that_fails_leaves_the_earlier_one(tmp_path: Path) -> None:
     (tmp_path / "generator").mkdir()
     (tmp_path / "generator" / "model_index.json").write_text("earlier")
     module = SimpleNamespace(
-        teacher=SimpleNamespace(save_generator=fail), ema=None, t_init=625, num_steps=1
-    )
-    with pytest.raises(OSError, match="no space"):
-        Export().on_train_end(SimpleNamespace(default_root_dir=tmp_path), module)  # type: ignore[arg-type]
+        teacher=SimpleNamespace(save_generator=fail), ema=None, t_init=625, num_steps=1,
+        full_parameters=nullcontext,
+    )  # fmt: skip
+    strategy = SimpleNamespace(broadcast=lambda value: value)
+    trainer: Any = SimpleNamespace(default_root_dir=tmp_path, strategy=strategy)
+    export = Export()
+    export.on_train_end(trainer, module)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="could not be written .*no space"):
+        export.on_fit_end(trainer, module)  # after the last checkpoint
     assert (tmp_path / "generator" / "model_index.json").read_text() == "earlier"
 
 
@@ -521,8 +527,9 @@ def test_an_export_of_several_steps_says_that_it_samples_one(tmp_path: Path) -> 
         folder.mkdir()
 
     module = SimpleNamespace(
-        teacher=SimpleNamespace(save_generator=save), ema=None, t_init=625, num_steps=4
-    )
+        teacher=SimpleNamespace(save_generator=save), ema=None, t_init=625, num_steps=4,
+        full_parameters=nullcontext,
+    )  # fmt: skip
     trainer: Any = SimpleNamespace(default_root_dir=str(tmp_path))
     with pytest.warns(UserWarning, match="trained with 4 steps"):
         Export().on_train_end(trainer, module)  # type: ignore[arg-type]

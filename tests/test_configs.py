@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonargparse import Namespace
 
 from sid_lsg.cli import main
+from sid_lsg.run import check_trainer
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 ALL = sorted(CONFIGS.rglob("*.yaml"))
 COMPLETE = [path for path in ALL if path.parent == CONFIGS]
+TRAINERS = [path for path in ALL if path.parent.name == "trainer"]
 SWEEPS = [path for path in ALL if path.parent.name == "sweep"]  # for wandb: tests/test_sweep.py
 OTHERS = ("trainer", "sweep", "evaluate")  # of a machine, of wandb, of another command
 OVERLAYS = [path for path in ALL if path.parent != CONFIGS and path.parent.name not in OTHERS]
@@ -79,6 +82,37 @@ def test_overlays_merge_over_a_complete_config(
 
     check(yaml.safe_load(path.read_text()), merged)
     assert merged["model"]["teacher"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+@pytest.mark.parametrize("path", TRAINERS, ids=lambda path: path.name)
+def test_trainer_overlays_are_of_served_options(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The header names the file that it is in, and what the Trainer is given is not refused."""
+    header = path.read_text().split("\ntrainer:")[0]
+    commands = header.count("fit --config configs/lsg.yaml")
+    assert header.count(f"--config {path.relative_to(CONFIGS.parent)} ...") == commands > 0
+    with pytest.raises(SystemExit) as end:
+        main(
+            ["fit", "--config", str(CONFIGS / "lsg.yaml"), "--config", str(path), "--print_config"]
+        )
+    assert end.value.code == 0
+    trainer = yaml.safe_load(capsys.readouterr().out)["trainer"]
+    assert trainer.items() >= yaml.safe_load(path.read_text())["trainer"].items()
+    assert trainer["max_steps"] == 17200  # of the config below it
+    check_trainer(Namespace(trainer))
+    if path.name != "cpu.yaml":
+        assert (trainer["accelerator"], trainer["precision"]) == ("gpu", "bf16-mixed")
+
+
+def test_several_machines_are_started_by_torchrun_or_slurm() -> None:
+    text = (CONFIGS / "trainer/multinode.yaml").read_text()
+    options = yaml.safe_load(text)["trainer"]
+    for start in (
+        f"torchrun --nnodes {options['num_nodes']} --nproc-per-node {options['devices']} ",
+        f"srun --nodes {options['num_nodes']} --ntasks-per-node {options['devices']} ",
+    ):
+        assert f"#   {start}" in text
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)

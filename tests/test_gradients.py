@@ -9,9 +9,11 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.multiprocessing.spawn import spawn
 
 import sid_lsg.gradients
+from sid_lsg.ema import update_ema
 from sid_lsg.gradients import (
     all_reduce_mean,
     clip_gradients,
@@ -21,6 +23,7 @@ from sid_lsg.gradients import (
     sample_weights,
     update_ratio,
 )
+from sid_lsg.sharding import is_sharded, like, local, shard, whole
 
 
 def parameters(*gradients: Tensor | None) -> list[nn.Parameter]:
@@ -174,3 +177,73 @@ def test_two_ranks_average_their_gradients(tmp_path: Path) -> None:
                 both = [gradient(rank, index) for rank in (0, 1)]
                 expected = sum((g for g in both if g is not None), torch.zeros(shape)) / 2
                 torch.testing.assert_close(found[f"{size}.{index}"], expected, rtol=1e-6, atol=0)
+
+
+# ---------------------------------------------------------------------- sharded over two ranks
+
+SIZES = [3, 1, 8]  # one rank has two of three rows, and all of the only one
+
+
+def networks() -> list[nn.Module]:
+    """Make an average and a network whose gradient holds a NaN and two infinities."""
+    pair = []
+    for seed in (0, 1):
+        generator = torch.Generator().manual_seed(seed)
+        layers = [nn.Linear(7, size) for size in SIZES]
+        for index, p in enumerate(p for layer in layers for p in layer.parameters()):
+            p.data = torch.randn(p.shape, generator=generator)
+            p.grad = 100 * torch.randn(p.shape, generator=generator)
+            if index in (0, 5):
+                p.grad.view(-1)[:: p.numel() - 1] = (math.nan, -math.inf)[index == 5]
+        pair.append(nn.Sequential(*layers))
+    return pair
+
+
+def treat(ema: nn.Module, network: nn.Module) -> dict[str, Tensor]:
+    """Do to gradients, weights and average what an iteration does; return all that comes of it."""
+    made = list(network.parameters())
+    all_reduce_mean(made)
+    found = {"share": nonfinite_share(made)}
+    repair_gradients(made)
+    clip_gradients(made, 5e4, "value")
+    found["norm"] = gradient_norm(made)
+    clip_gradients(made, 1.0, "norm")
+    found["clipped"] = gradient_norm(made)
+    before = sample_weights(made)
+    torch.optim.SGD(made, lr=0.1).step()
+    found["ratio"] = update_ratio(before, sample_weights(made), sharded=is_sharded(network))
+    update_ema(ema, network, 0.75)
+    found |= {f"gradient {i}": whole(p.grad) for i, p in enumerate(made)}  # type: ignore[arg-type]
+    found |= {f"average {i}": whole(p.detach()) for i, p in enumerate(ema.parameters())}
+    return found
+
+
+def treat_sharded(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    sid_lsg.gradients._SAMPLED = 20
+    mesh = init_device_mesh("cpu", (2,))
+    pair = networks()
+    for network in pair:
+        gradients = [p.grad for p in network.parameters()]
+        shard(network, mesh)
+        for p, gradient in zip(network.parameters(), gradients, strict=True):
+            p.grad = like(gradient, p)  # type: ignore[arg-type]
+            assert local(p).numel() < 0.7 * p.numel() or p.numel() < 8
+    save_file(treat(*pair), f"{folder}/rank{rank}.safetensors")
+    dist.destroy_process_group()
+
+
+def test_sharded_gradients_are_treated_as_whole_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sid_lsg.gradients, "_SAMPLED", 20)  # of 96 weights, every fifth
+    expected = treat(*networks())
+    assert 0 < float(expected["share"]) < 0.1
+    assert float(expected["norm"]) > 5e4
+    assert float(expected["clipped"]) == pytest.approx(1.0, rel=1e-4)
+    spawn(treat_sharded, (str(tmp_path),), nprocs=2)
+    for rank in (0, 1):
+        found = load_file(tmp_path / f"rank{rank}.safetensors")
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7, msg=name)

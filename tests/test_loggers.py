@@ -1,6 +1,7 @@
 """Curves, pictures and the configuration: the CSV file, Weights & Biases, TensorBoard."""
 
 import csv
+import errno
 import json
 import os
 import pty
@@ -74,7 +75,7 @@ def test_rows_are_safe_before_the_first_new_one(tmp_path: Path) -> None:
     log(tmp_path, 10, 20, value="first")
     before = rows(tmp_path)
     logger = CSVLogger(str(tmp_path))
-    assert logger.experiment is not None  # Lightning's writer deletes the file here
+    assert logger.experiment is logger  # Lightning's writer would delete the file here
     assert rows(tmp_path) == before
     logger.save()
     assert rows(tmp_path) == before
@@ -88,6 +89,88 @@ def test_new_columns_join_old_rows(tmp_path: Path) -> None:
     with (tmp_path / "metrics.csv").open(newline="") as file:
         first, second = csv.DictReader(file)
     assert (first["other"], second["other"]) == ("", "2.0")
+
+
+def test_the_final_scores_of_a_run_that_had_ended_join_its_last_row(tmp_path: Path) -> None:
+    """Killed in the final comparison, it makes up for that alone."""
+    log(tmp_path, 1, 2, value="a")
+    logger = CSVLogger(str(tmp_path))
+    logger.log_metrics({"fid": 1.0}, step=2)
+    logger.finalize("success")
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        found = [(row["step"], row["loss"], row["fid"]) for row in csv.DictReader(file)]
+    assert found == [("1", "a", ""), ("2", "a", "1.0")]
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3, 5, 6, 8, 14])
+def test_what_a_crash_has_cut_off_is_dropped(tmp_path: Path, lost: int) -> None:
+    """The numbers that are left of a row may look whole."""
+    log(tmp_path, 10, 11, value="1.25")
+    path = tmp_path / "metrics.csv"
+    text = path.read_bytes()
+    assert text.endswith(b"1.25,11\r\n")
+    path.write_bytes(text[:-lost])
+    log(tmp_path, 12, value="new")
+    assert rows(tmp_path) == [*([(10, "1.25")] if lost < 10 else []), (12, "new")]
+
+
+@pytest.mark.parametrize("text", ["", "loss,st", "loss,step\r\n", "\0\0\0", "loss,step\r\n\0\0\n"])
+def test_a_file_without_a_whole_row_is_begun_anew(tmp_path: Path, text: str) -> None:
+    (tmp_path / "metrics.csv").write_text(text, newline="")
+    log(tmp_path, 1, 2, value="a")
+    assert rows(tmp_path) == [(1, "a"), (2, "a")]
+
+
+def test_most_rows_are_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a long log would be written thousands of times."""
+    rewritten: list[int] = []
+    rewrite = CSVLogger._rewrite
+    monkeypatch.setattr(
+        CSVLogger, "_rewrite", lambda self, step: (rewritten.append(step), rewrite(self, step))
+    )
+    logger = CSVLogger(str(tmp_path))
+    for step in range(1, 31):
+        logger.log_metrics({"loss": step} if step < 20 else {"loss": step, "fid": 1.0}, step)
+        logger.save()
+        logger.save()
+    assert rewritten == [1, 20]
+    assert rows(tmp_path) == [(step, str(step)) for step in range(1, 31)]
+
+
+@pytest.mark.parametrize("column", ["loss", "new"])
+def test_a_full_disk_costs_no_earlier_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str
+) -> None:
+    """Neither where a row is appended nor where the file is written anew."""
+    logger = CSVLogger(str(tmp_path))
+    logger.log_metrics({"loss": "a"}, 1)
+    logger.log_metrics({"loss": "a"}, 2)
+    logger.save()
+    opened = Path.open
+
+    def full(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        if mode[0] == "r":
+            return opened(path, mode, *rest, **options)
+        with opened(path, mode, *rest, **options) as file:
+            file.write(b"7," if "b" in mode else "7,")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    logger.log_metrics({"loss": "b", column: "b"}, 3)
+    with pytest.raises(UsageError, match=r"--trainer\.default_root_dir.*No space left"):
+        logger.save()
+    monkeypatch.undo()
+    assert rows(tmp_path)[:2] == [(1, "a"), (2, "a")]
+    logger.log_metrics({"loss": "c"}, 4)  # there is room again
+    logger.save()
+    assert rows(tmp_path) == [(1, "a"), (2, "a"), (3, "b"), (4, "c")]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_what_a_killed_process_left_is_deleted(tmp_path: Path) -> None:
+    (tmp_path / ".metrics.csv.123.tmp").write_text("loss,st")
+    log(tmp_path, 1, value="a")
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
 def test_the_configuration_is_not_written_twice(tmp_path: Path) -> None:
@@ -203,7 +286,10 @@ def test_without_a_configuration_the_rows_teach_how_many(fresh: None, tmp_path: 
     assert [row["images_seen"] for row in history(tmp_path)] == [20, 30]
 
 
-def test_pictures_and_tables_in_wandb(fresh: None, tmp_path: Path) -> None:
+def test_pictures_and_tables_in_wandb(
+    fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_DATA_DIR")
     logger = WandbLogger(offline=True)
     red, blue = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
     log_images([logger, CSVLogger()], "grid", [red, blue], ["a red cat", "the sea"], step=0)
@@ -226,6 +312,8 @@ def test_pictures_and_tables_in_wandb(fresh: None, tmp_path: Path) -> None:
     assert content["columns"] == ["prompt", "image"]
     assert content["data"][0][0] == "x"
     assert content["data"][0][1]["path"] == stored[".png"].path
+    for entry in stored.values():  # with the run: it may be sent from another machine
+        assert Path(entry.local_path).is_relative_to(tmp_path / "wandb")
     assert not list(tmp_path.glob("metrics.csv"))
 
 

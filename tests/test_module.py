@@ -8,20 +8,30 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from sid_lsg.alternating import constant
+from sid_lsg.bad_samples import replace_bad
 from sid_lsg.callbacks import Checkpoint
 from sid_lsg.data import PromptBatch, PromptDataModule
 from sid_lsg.draws import Phase
+from sid_lsg.ema import update_ema
 from sid_lsg.errors import UsageError
 from sid_lsg.guidance import Guidance
+from sid_lsg.memory import borrowed
 from sid_lsg.module import SiDLSG
+from sid_lsg.phases import PhaseInputs
 
 PROMPTS = ["a red cat", "two dogs running", "a blue bird", "the moon", "a dancer", "an old book"]
 
 
 def adam(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=1e-4, betas=(0.0, 0.999))
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=1e-4)
 
 
 @pytest.fixture
@@ -108,14 +118,18 @@ def test_each_phase_changes_its_own_network_alone(fit: Callable[..., SiDLSG]) ->
     assert torch.equal(after["ema"], after["generator"])
 
 
+def part_from_teacher(network: torch.nn.Module) -> None:
+    """Change weights: the networks start equal, where their difference and the gradient vanish."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in network.parameters():
+            p += 0.1 * p.std().nan_to_num() * torch.randn(p.shape, generator=generator)
+
+
 def test_gradients_reach_the_generator_through_both_frozen_networks(tiny_sd: str) -> None:
     """Cutting either network out of the graph changes the gradient; their weights get none."""
     module = SiDLSG(tiny_sd, guidance=Guidance(scale=2.0))
-    # The networks start equal, where their difference and so much of the gradient vanishes.
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in module.fake_score.parameters():
-            p += 0.1 * p.std().nan_to_num() * torch.randn(p.shape, generator=generator)
+    part_from_teacher(module.fake_score)
     inputs = module.phase_inputs(Phase.GENERATOR, PromptBatch(0, 0, PROMPTS, PROMPTS))
     module.fake_score.requires_grad_(False)
 
@@ -149,10 +163,6 @@ def test_two_runs_are_bitwise_equal(fit: Callable[..., SiDLSG]) -> None:
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 3])
 def test_micro_batches_change_nothing(fit: Callable[..., SiDLSG], micro_batch_size: int) -> None:
     """SGD, since Adam with beta1 = 0 turns rounding of a tiny gradient into a whole step."""
-
-    def sgd(parameters: Any) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, lr=1e-4)
-
     both = {"optimizer_fake": sgd, "optimizer_generator": sgd}
     start = weights(fit(steps=0, batch_size=6).generator)
     whole = fit(steps=2, batch_size=6, **both)
@@ -350,4 +360,142 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_sd: str) -> None:
 )
 def test_values_out_of_range_are_refused_by_name(tiny_sd: str, option: str, value: Any) -> None:
     with pytest.raises(UsageError, match=rf"--model\.({option}|tmin)"):
+        SiDLSG(tiny_sd, **{option: value})
+
+
+def test_bad_samples_are_counted_until_the_next_row_and_across_checkpoints(
+    fit: Callable[..., SiDLSG], tmp_path: Path
+) -> None:
+    class Sparse(Poisoned):
+        """Poisons iteration 1 and logs after every third."""
+
+        def training_step(self, *arguments: Any) -> None:
+            self.trainer.log_every_n_steps = 3
+            super().training_step(*arguments)
+
+    def rows(name: str, **options: Any) -> list[float]:
+        logger = L.pytorch.loggers.CSVLogger(tmp_path / name, name="", version="")
+        fit(module=Sparse, logger=logger, **options)
+        lines = csv.DictReader((tmp_path / name / "metrics.csv").read_text().splitlines())
+        return [float(row["skipped_samples"]) for row in lines]
+
+    with pytest.warns(UserWarning, match="Iteration 2: the loss of 2 sample") as caught:
+        assert rows("whole", steps=6) == [2, 0]
+    assert sum("not finite" in str(warning.message) for warning in caught) == 1
+    fit(steps=2, module=Sparse, callbacks=[Checkpoint(every_n_steps=1)])
+    path = str(tmp_path / "checkpoints" / "last.ckpt")
+    assert rows("resumed", steps=6, ckpt_path=path) == [2, 0]
+
+
+def test_good_samples_gradients_are_exact_beside_bad_ones(tiny_sd: str) -> None:
+    """Against the mean of each good sample's own gradient, computed alone."""
+    module = SiDLSG(tiny_sd)
+    part_from_teacher(module.fake_score)
+    inputs = module.phase_inputs(Phase.GENERATOR, PromptBatch(0, 0, PROMPTS[:3], PROMPTS[:3]))
+    good = torch.tensor([True, False, True])
+
+    def gradient(chosen: PhaseInputs, counted: Tensor) -> Tensor:
+        module.generator.zero_grad()
+        (module.generator_phase(chosen).loss.where(counted, 0).sum() / 3).backward()
+        return torch.cat([p.grad.flatten() for p in module.generator.parameters()])
+
+    with constant(module.fake_score):
+        alone = sum(gradient(inputs.select(slice(i, i + 1)), torch.tensor([True])) for i in (0, 2))
+        inputs.draws.noises[0][1] = float("nan")
+        replaced = replace_bad(inputs, good)
+        assert relative(gradient(replaced, good), alone) < 1e-5
+        nothing = gradient(replace_bad(inputs, ~good & False), ~good & False)
+    assert torch.equal(nothing, torch.zeros_like(nothing))
+    assert torch.equal(replaced.draws.noises[0][1], inputs.draws.noises[0][0])
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 2])
+def test_gradient_checkpointing_changes_nothing(
+    fit: Callable[..., SiDLSG], micro_batch_size: int | None
+) -> None:
+    calls = []
+
+    class Counted(SiDLSG):
+        """Counts how often each network's first block is evaluated in a whole run."""
+
+        def on_fit_start(self) -> None:
+            networks = (self.fake_score, self.generator, self.teacher.network)
+            for name, network in zip(("fake", "generator", "teacher"), networks, strict=True):
+                network.mid_block.resnets[1].register_forward_pre_hook(
+                    lambda *_, name=name: calls.append(name)
+                )
+
+    options = {"steps": 2, "module": Counted, "micro_batch_size": micro_batch_size}
+    plain = fit(**options)
+    once = {name: calls.count(name) for name in ("fake", "generator", "teacher")}
+    calls.clear()
+    names = ["fake_score", "generator", "teacher"]
+    checkpointed = fit(**options, gradient_checkpointing=names)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, checkpointed.state_dict()[name]), name
+    # Again wherever gradients flow: not in phase 1's samples, not in the teacher's own training.
+    again = {name: calls.count(name) / count for name, count in once.items()}
+    assert again == {"fake": 2, "generator": 1.5, "teacher": 2}
+    assert not any(m.training for m in checkpointed.modules() if isinstance(m, torch.nn.Dropout))
+
+
+def test_a_frozen_network_may_be_stored_in_bf16(fit: Callable[..., SiDLSG]) -> None:
+    both = {"optimizer_fake": sgd, "optimizer_generator": sgd, "steps": 2}
+    whole, half = fit(**both), fit(**both, frozen_precision="bf16")
+    frozen = (half.teacher.network, half.teacher.vae, half.teacher.text)
+    assert all(p.dtype == torch.bfloat16 for part in frozen for p in part.parameters())
+    assert half.teacher.schedule.alphas.dtype == torch.float32
+    start = fit(steps=0)
+    for name in ("fake_score", "generator", "ema"):
+        assert all(p.dtype == torch.float32 for p in getattr(half, name).parameters())
+        origin = weights(getattr(start, name))
+        ours, theirs = (weights(getattr(module, name)) - origin for module in (half, whole))
+        # The generator starts from the difference of two equal networks, which rounding drowns.
+        assert relative(ours, theirs) < (0.1 if name == "fake_score" else 0.5)
+    assert half.generate(PROMPTS[:2], [0, 1]).dtype == torch.float32
+
+
+def test_the_export_of_a_run_with_a_bf16_teacher_is_in_float32(
+    tiny_sd: str, tmp_path: Path
+) -> None:
+    module = SiDLSG(tiny_sd, frozen_precision="bf16")
+    module.teacher.save_generator(module.ema, tmp_path, module.t_init)
+    for part in ("unet", "vae", "text_encoder"):
+        (file,) = (tmp_path / part).glob("*.safetensors")
+        assert all(v.dtype in (torch.float32, torch.int64) for v in load_file(file).values())
+    assert module.teacher.vae.dtype == torch.bfloat16
+
+
+def test_the_average_may_be_kept_on_the_cpu(fit: Callable[..., SiDLSG]) -> None:
+    plain, kept = fit(), fit(ema_device="cpu")
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, kept.state_dict()[name]), name
+    network = torch.nn.Linear(2, 3)
+    with borrowed(network, torch.device("cpu")) as same:
+        assert same is network
+    with borrowed(network, torch.device("meta")):
+        assert all(p.is_meta for p in network.parameters())
+        network.to_empty(device="cpu")  # nothing can come back from that device
+
+
+@pytest.mark.gpu
+def test_a_gpus_average_on_the_cpu_is_the_same(tiny_sd: str) -> None:
+    made = [SiDLSG(tiny_sd, ema_device=where).cuda() for where in (None, "cpu")]
+    for module in made:
+        module.on_fit_start()
+        part_from_teacher(module.generator.cpu())
+        update_ema(module.ema, module.generator.cuda(), 0.5)
+    there, here = made
+    assert next(here.ema.parameters()).device.type == "cpu"
+    torch.testing.assert_close(weights(here.ema), weights(there.ema).cpu())
+    images = [module.generate(PROMPTS[:2], [0, 1]) for module in made]
+    torch.testing.assert_close(images[0], images[1], rtol=1e-3, atol=1e-3)
+    assert next(here.ema.parameters()).device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("frozen_precision", "16"), ("gradient_checkpointing", ["vae"])]
+)
+def test_memory_options_are_checked(tiny_sd: str, option: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=rf"--model\.{option}"):
         SiDLSG(tiny_sd, **{option: value})

@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sid_lsg.checkpoints import _NEEDED
 from sid_lsg.cli import main
 from sid_lsg.errors import UsageError
 from sid_lsg.loggers import CSVLogger
@@ -27,7 +28,7 @@ from sid_lsg.run import (
     prepare_run_directory,
     put_inside,
 )
-from sid_lsg.strategies import MultiNetDDPStrategy, register_strategies
+from sid_lsg.strategies import FSDP2Strategy, MultiNetDDPStrategy, register_strategies
 
 # ---------------------------------------------------------------------- Trainer options
 
@@ -49,6 +50,10 @@ def by_class(name: str) -> Namespace:
         ({"strategy": "fsdp"}, "strategy: 'fsdp'", "ddp_multi"),
         ({"strategy": "deepspeed"}, "strategy: 'deepspeed'", "ddp_multi"),
         ({"strategy": by_class("FSDPStrategy")}, "FSDPStrategy' is not served", "ddp_multi"),
+        ({"strategy": "fsdp"}, "strategy: 'fsdp'", "fsdp2 spreads weights"),
+        ({"strategy": "deepspeed_stage_2"}, "strategy: 'deepspeed_stage_2'", "fsdp2 spreads"),
+        ({"strategy": by_class("ModelParallelStrategy")}, "is not served", "fsdp2 spreads"),
+        ({"precision": "16-mixed", "strategy": "fsdp2"}, "16-mixed", "bf16-mixed"),
     ],
 )
 def test_what_alternating_optimizers_cannot_have_is_refused(
@@ -72,6 +77,8 @@ def test_what_alternating_optimizers_cannot_have_is_refused(
         *({"strategy": name} for name in STRATEGIES),
         {"strategy": by_class("DDPStrategy")},
         {"strategy": Namespace(class_path="sid_lsg.strategies.MultiNetDDPStrategy")},
+        {"strategy": Namespace(class_path="sid_lsg.strategies.FSDP2Strategy")},
+        {"strategy": "fsdp2", "precision": "bf16-mixed"},
     ],
 )
 def test_everything_else_is_left_to_lightning(options: dict[str, Any]) -> None:
@@ -122,7 +129,7 @@ def test_files_that_can_be_used_are_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ckpt: str | None, root: str | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("file.ckpt").touch()
+    torch.save({name: {} for name in _NEEDED}, "file.ckpt")
     check_files(Namespace(ckpt_path=ckpt, trainer=Namespace(default_root_dir=root)))
     assert [path.name for path in tmp_path.iterdir()] == ["file.ckpt"]
 
@@ -361,3 +368,4 @@ def test_the_strategy_has_a_name() -> None:
     register_strategies()  # as when the command line is used twice in a process
     assert StrategyRegistry["ddp_multi"]["strategy"] is MultiNetDDPStrategy
     assert isinstance(StrategyRegistry.get("ddp_multi"), MultiNetDDPStrategy)
+    assert isinstance(StrategyRegistry.get("fsdp2"), FSDP2Strategy)

@@ -1,15 +1,256 @@
-"""Several processes train and score as one does."""
+"""Several processes train, score, stop and continue as one does."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from sid_lsg.data import PromptDataset
+
 REPOSITORY = Path(__file__).parent.parent
+NETWORKS = ("fake_score", "generator", "ema")
+PROMPTS = [f"a {color} {thing}" for color in ("red", "blue", "old") for thing in range(20)]
+SGD = ["SGD", {"lr": 1e-4}]
+# With beta1 = 0 Adam would turn the rounding of a tiny gradient into a whole step.
+ADAM = ["Adam", {"lr": 1e-4, "betas": [0.9, 0.99], "eps": 1e-3}]
+BATCH = 4
+
+
+def run_job(
+    folder: Path,
+    tiny_sd: str,
+    processes: int,
+    runs: Sequence[dict[str, Any]],
+    accelerator: str = "cpu",
+) -> None:
+    """Let real processes, started as torchrun starts them, go through several runs."""
+    prompts = folder / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    job = {"folder": str(folder), "prompts": str(prompts), "teacher": tiny_sd, "runs": runs}
+    path = folder / f"job{processes}.json"
+    path.write_text(json.dumps(job | {"accelerator": accelerator}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(REPOSITORY)}
+    common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    common |= {"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "test"} if processes > 1 else {}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "tests/several.py"), str(path)],
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=(folder / f"stderr{rank}").open("w"),
+        )
+        for rank in range(processes)
+    ]
+    try:
+        for process in started:
+            process.wait(300)
+    finally:
+        for process in started:
+            process.kill()
+    errors = "".join((folder / f"stderr{rank}").read_text()[-3000:] for rank in range(processes))
+    assert all(process.returncode == 0 for process in started), errors
+
+
+def poisoned() -> list[str]:
+    """One prompt of the second rank in iteration 2, phase 1; all of the first's in 3, phase 2."""
+    dataset = PromptDataset(PROMPTS, BATCH, seed=0)
+    return [dataset[2].fake[3], *dataset[3].generator[:2]]
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    f"{strategy}, micro-batch {size}": {
+        "name": f"{strategy}, micro-batch {size}",
+        "trainer": {"strategy": strategy, "devices": 2},
+        "model": {"micro_batch_size": size},
+        "export": size == 2,
+    }
+    for strategy in ("ddp", "ddp_multi", "fsdp2")
+    for size in (1, 2)
+}  # what two processes do, each with half of the batch
+
+
+def handed(steps: int, before: int, strategy: str | None = None) -> dict[str, Any]:
+    """Continue a run of so many steps, under another strategy and in other micro-batches."""
+    run: dict[str, Any] = {"name": f"step {steps}", "steps": steps, "optimizer": ADAM}
+    if strategy:
+        run["trainer"] = {"strategy": strategy, "devices": 2}
+        run["from"] = f"step {before}"
+    return run | {"model": {"gradient_clip_val": 1.0, "micro_batch_size": 1 + steps % 2}}
+
+
+SGD_RUN: dict[str, Any] = {"optimizer": SGD, "steps": 5}
+
+
+@pytest.fixture(scope="module")
+def results(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run everything on the CPU, once."""
+    folder = tmp_path_factory.mktemp("several")
+    bad = SGD_RUN | {"poisoned": poisoned()}
+    alone = [SGD_RUN | {"name": "alone", "export": True}, bad | {"name": "alone, poisoned"}]
+    whole = handed(6, 0) | {"name": "whole"}
+    short = SGD_RUN | {"steps": 2}
+    more = short | {"name": "alone, two steps", "model": {"num_steps": 2}}
+    run_job(folder, tiny_sd, 1, [*alone, whole, handed(2, 0), more])
+    runs = [SGD_RUN | run for run in VARIANTS.values()]
+    for name in ("ddp_multi", "fsdp2"):
+        runs.append(bad | VARIANTS[f"{name}, micro-batch 1"] | {"name": f"{name}, poisoned"})
+    runs += [handed(4, 2, "fsdp2"), handed(5, 4, "ddp_multi"), handed(6, 5, "fsdp2")]
+    fsdp2 = short | {"trainer": {"strategy": "fsdp2", "devices": 2}}
+    names = ["fake_score", "generator", "teacher"]
+    options = {"num_steps": 2, "micro_batch_size": 1, "gradient_checkpointing": names}
+    runs.append(fsdp2 | {"name": "fsdp2, two steps", "model": options})
+    half = {"trainer": fsdp2["trainer"] | {"precision": "bf16-mixed"}, "steps": 5}
+    runs.append(fsdp2 | half | {"name": "fsdp2, bf16"})
+    run_job(folder, tiny_sd, 2, runs)
+    return folder
+
+
+def weights(folder: Path, run: str, network: str) -> Tensor:
+    saved = torch.load(folder / run / "state.ckpt", weights_only=True)["state_dict"]
+    return torch.cat([v.flatten() for name, v in saved.items() if name.startswith(f"{network}.")])
+
+
+def report(folder: Path, run: str, rank: int = 0) -> dict[str, Any]:
+    found = json.loads((folder / run / f"report{rank}.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def assert_same(folder: Path, ours: str, theirs: str, limit: float) -> None:
+    for network in NETWORKS:
+        a, b = weights(folder, ours, network), weights(folder, theirs, network)
+        assert float((a - b).norm() / b.norm()) < limit, network
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_two_processes_give_the_weights_of_one(results: Path, name: str) -> None:
+    assert_same(results, name, "alone", 1e-6)
+    ours, theirs = report(results, name)["rows"], report(results, "alone")["rows"]
+    assert len(ours) == 5
+    for a, b in zip(ours, theirs, strict=True):
+        assert a == pytest.approx(b, rel=1e-3), a
+    latents = [torch.load(results / name / f"latents{rank}.pt") for rank in (0, 1)]
+    assert torch.equal(latents[0], latents[1])
+    torch.testing.assert_close(latents[0], torch.load(results / "alone/latents0.pt"))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_iteration_reduces_each_networks_gradients_once(results: Path, name: str) -> None:
+    """Whatever the number of micro-batches; the rest are losses, norms and flags."""
+    found = report(results, name)["traffic"]
+    size = 4 * len(weights(results, name, "generator"))
+    scalars = 200
+    if name.startswith("fsdp2"):
+        reduced = found.pop("c10d::_reduce_scatter_base_")
+        gathered = found.pop("c10d::_allgather_base_")
+        assert reduced == 2 * size
+        # Per micro-batch: G and its fake score forward, the latter backward; then all three both
+        # ways, the two that are not trained too.
+        assert gathered == (3 + 6) * size * (2 if name.endswith("1") else 1)
+    else:
+        assert 0 <= found.pop("c10d::allreduce_") - 2 * size < scalars
+    assert sum(found.values()) < scalars
+
+
+def test_fsdp2_takes_several_evaluations_and_gradient_checkpointing(results: Path) -> None:
+    assert_same(results, "fsdp2, two steps", "alone, two steps", 1e-6)
+
+
+def test_fsdp2_gathers_bf16_and_keeps_float32(results: Path) -> None:
+    found = report(results, "fsdp2, bf16")
+    size = 4 * len(weights(results, "alone", "generator"))
+    assert found["traffic"]["c10d::_allgather_base_"] == 9 * size / 2
+    assert found["traffic"]["c10d::_reduce_scatter_base_"] == 2 * size
+    assert_same(results, "fsdp2, bf16", "alone", 1e-3)
+    for network in NETWORKS:
+        ours, theirs = weights(results, "fsdp2, bf16", network), weights(results, "alone", network)
+        assert ours.dtype == torch.float32
+        assert not torch.equal(ours, theirs)
+        assert not torch.equal(ours, ours.bfloat16().float())
+    for a, b in zip(found["rows"], report(results, "alone")["rows"], strict=True):
+        assert a["loss_fake"] == pytest.approx(b["loss_fake"], rel=0.02)
+        assert a["loss_generator"] == pytest.approx(b["loss_generator"], rel=0.2)
+
+
+def test_fsdp2_stores_half_of_everything(results: Path) -> None:
+    whole = report(results, "alone")["stored"]
+    for size in (1, 2):
+        halves = [report(results, f"fsdp2, micro-batch {size}", rank)["stored"] for rank in (0, 1)]
+        for network, numbers in whole.items():
+            both = [half[network] for half in halves]
+            assert sum(both) == numbers
+            assert max(both) < 0.51 * numbers
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_multi", "fsdp2"])
+def test_the_export_is_whole_and_plain(results: Path, strategy: str) -> None:
+    ours, theirs = (
+        results / name / "generator" for name in (f"{strategy}, micro-batch 2", "alone")
+    )
+    files = {path.relative_to(theirs) for path in theirs.rglob("*") if path.is_file()}
+    assert {path.relative_to(ours) for path in ours.rglob("*") if path.is_file()} == files
+    for file in files - {Path("unet/diffusion_pytorch_model.safetensors")}:
+        assert (ours / file).read_bytes() == (theirs / file).read_bytes(), file
+    unet = load_file(ours / "unet/diffusion_pytorch_model.safetensors")
+    for name, value in load_file(theirs / "unet/diffusion_pytorch_model.safetensors").items():
+        torch.testing.assert_close(unet[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["ddp_multi", "fsdp2"])
+def test_bad_samples_on_one_rank_are_skipped_by_all_together(results: Path, strategy: str) -> None:
+    """One of a rank's samples in one phase, then all of the other rank's in the other phase."""
+    name = f"{strategy}, poisoned"
+    assert_same(results, name, "alone, poisoned", 1e-6)
+    for run in (name, "alone, poisoned"):
+        rows = report(results, run)["rows"]
+        assert [row["skipped_samples"] for row in rows] == [0, 0, 1, 2, 0]
+        assert all(row["nonfinite_gradients"] == 0 for row in rows)
+        (warning,) = [w for w in report(results, run)["warnings"] if "not finite" in w]
+        assert f"Iteration 3: the loss of 1 sample(s) was not finite: {poisoned()[0]!r}." in warning
+    assert not any("not finite" in w for w in report(results, name, rank=1)["warnings"])
+    moved = weights(results, name, "generator") - weights(results, "alone", "generator")
+    assert moved.abs().max() > 0  # the poison did take samples away
+
+
+def test_a_run_continues_under_another_strategy(results: Path) -> None:
+    """One process, then fsdp2, ddp_multi and fsdp2 on two: the run of one process throughout."""
+    assert_same(results, "step 6", "whole", 1e-5)
+    ours, theirs = (
+        torch.load(results / run / "state.ckpt", weights_only=True) for run in ("step 6", "whole")
+    )
+    assert ours["state_dict"].keys() == theirs["state_dict"].keys()
+    for a, b in zip(ours["optimizer_states"], theirs["optimizer_states"], strict=True):
+        assert a["param_groups"] == b["param_groups"]
+        assert a["state"].keys() == b["state"].keys()
+        for number, state in b["state"].items():
+            for key, value in state.items():
+                found = a["state"][number][key]
+                assert type(found) is type(value)
+                torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", VARIANTS)
+def test_two_gpus_give_the_weights_of_one(name: str, tiny_sd: str, tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    run_job(tmp_path, tiny_sd, 1, [SGD_RUN | {"name": "alone"}], "gpu")
+    run_job(tmp_path, tiny_sd, 2, [SGD_RUN | VARIANTS[name]], "gpu")
+    assert_same(tmp_path, name, "alone", 1e-5)  # whose convolutions add up in another order
+
+
+# ---------------------------------------------------------------------- the command line
 
 
 def fit(tiny_sd: str, tmp_path: Path, name: str, *options: str) -> dict[str, Tensor]:
@@ -44,28 +285,29 @@ def fit(tiny_sd: str, tmp_path: Path, name: str, *options: str) -> dict[str, Ten
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    return fit(tiny_sd, tmp_path_factory.mktemp("alone"), "alone")
+def command(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    return fit(tiny_sd, tmp_path_factory.mktemp("command"), "command")
 
 
 @pytest.mark.parametrize(
     "options",
-    [("ddp_multi",), ("ddp", "--model.micro_batch_size", "1")],
-    ids=["ddp_multi", "ddp, micro-batches"],
+    [("ddp_multi",), ("fsdp2", "--image_grid.every_n_steps", "2")],
+    ids=["ddp_multi", "fsdp2, image grids"],
 )
-def test_two_processes_train_as_one(
-    options: tuple[str, ...], alone: dict[str, Tensor], tiny_sd: str, tmp_path: Path
+def test_two_processes_train_and_score_as_one(
+    options: tuple[str, ...], command: dict[str, Tensor], tiny_sd: str, tmp_path: Path
 ) -> None:
     strategy, *others = options
     devices = ["--trainer.devices", "2", "--trainer.strategy", strategy]
     together = fit(tiny_sd, tmp_path, "two", *devices, *others)
-    assert together.keys() == alone.keys()
+    assert together.keys() == command.keys()
     for network in ("fake_score", "generator", "ema"):
-        names = [name for name in alone if name.startswith(f"{network}.")]
+        names = [name for name in command if name.startswith(f"{network}.")]
         ours = torch.cat([together[name].flatten() for name in names])
-        theirs = torch.cat([alone[name].flatten() for name in names])
+        theirs = torch.cat([command[name].flatten() for name in names])
         assert float((ours - theirs).norm() / theirs.norm()) < 1e-6
-    scores = [name for name in alone if "_clip_7" in name]
+    scores = [name for name in command if "_clip_7" in name]
     assert len(scores) == 3 * 7
     for name in scores:
-        assert float(together[name]) == pytest.approx(float(alone[name]), rel=1e-3, abs=1e-6), name
+        expected = pytest.approx(float(command[name]), rel=1e-3, abs=1e-6)
+        assert float(together[name]) == expected, name

@@ -78,6 +78,8 @@ def agent_starts(
         def __init__(self, command: list[str], env: dict[str, str], **options: Any) -> None:
             started.append((command, env))
 
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)  # among them the address of wandb's helper process, if one ran
     for name, value in {
         "WANDB_SWEEP_ID": "sweep1",
         "WANDB_DIR": str(folder),

@@ -1,89 +1,144 @@
-"""Checkpoints in the run directory."""
+"""Checkpoints in the run directory: when they are written, and which of them are kept."""
 
-import os
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+from weakref import proxy
 
 import lightning as L
-import torch
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
 
+from sid_lsg.callbacks.best import Best, Mode
+from sid_lsg.callbacks.retention import delete, keep_as, on_first, point
+from sid_lsg.callbacks.throughput import Throughput
+from sid_lsg.checkpoints import BEST, GOOD, LAST, SafeCheckpointIO, add_record, newest, write
 from sid_lsg.checks import refuse
-
-GOOD = "good.ckpt"
-LAST = "last.ckpt"
+from sid_lsg.errors import UsageError
+from sid_lsg.files import remove_leftovers
+from sid_lsg.resume import check_optimizers
+from sid_lsg.run import CONFIG, SaveConfig
 
 
 class Checkpoint(ModelCheckpoint):
     """Save the fake score, generator, average and optimizers; `last.ckpt` is the newest.
 
     Checkpoints do not hold the teacher. Continue a run with `--ckpt_path last`, or a file's path.
-    `good.ckpt`, where there is one, is the newest checkpoint when the run was last found healthy.
+    `good.ckpt`, where there is one, is the newest checkpoint when the run was last found healthy,
+    `best.ckpt` the one with the best value of a metric.
+
+    An iteration is saved when the next one begins, or the training ends: by then it has been
+    logged, so that a run that is continued from there lacks nothing.
     """
 
     _good_step = -1  # the iteration that was found healthy
     _has_good = False  # whether good.ckpt is of this run
 
-    def __init__(self, every_n_steps: int = 500, keep: int = 1) -> None:
-        """Choose when to save.
+    def __init__(
+        self,
+        every_n_steps: int = 500,
+        keep: int = 1,
+        best: str | None = None,
+        best_mode: Mode = "min",
+    ) -> None:
+        """Choose when to save, and what to keep.
 
         Args:
             every_n_steps: Save after every so many iterations, and at the end.
             keep: How many of the newest checkpoints to keep; -1 keeps all, 0 only last.ckpt.
+            best: Keep the checkpoint with the best value of this metric too, as best.ckpt: a name
+                that --metrics logs, for example fid_fast_1000. It is saved when it is scored.
+            best_mode: Whether the smallest (min) or the largest value (max) is the best.
+
+        Raises:
+            UsageError: If a value is out of range.
         """
         if every_n_steps < 1:
             refuse("checkpoint.every_n_steps", every_n_steps, "at least 1")
         if keep < -1:
             refuse("checkpoint.keep", keep, "at least -1")
-        super().__init__(
-            filename="{step:07d}",
-            every_n_train_steps=every_n_steps,
-            monitor="step",
-            mode="max",
-            save_top_k=keep,
-            save_last="link",
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-        )
+        if best_mode not in get_args(Mode):
+            refuse("checkpoint.best_mode", best_mode, "min or max")
+        super().__init__(every_n_train_steps=every_n_steps, save_top_k=0)
+        self.save_top_k = keep  # which loggers look at
+        self.every_n_steps, self.keep = every_n_steps, keep
+        self.best = Best(best, best_mode) if best else None
+        self._last_global_step_saved = -1
+        self._saved: list[str] = []  # names of the files to keep, and to delete in time
+
+    @property
+    def state_key(self) -> str:
+        """Return one name, whatever the options: they may change when a run is continued."""
+        return "Checkpoint"
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Save inside the run directory."""
+        """Save inside the run directory, in place of Lightning's way, which buffers all in RAM."""
         self._settle(trainer)
-        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        if self.best is not None:
+            self.best.setup(trainer)
+        if trainer.is_global_zero:
+            remove_leftovers(self._folder)
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        """Save on schedule."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self._keep_good(trainer)
+        """Refuse optimizers of another model; torch would find out in the first step, or never."""
+        check_optimizers(pl_module.configure_optimizers(), checkpoint["optimizer_states"])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember what is saved already: what the run is continued from."""
+        if trainer.ckpt_path:
+            self._last_global_step_saved = trainer.global_step
+            self._last_checkpoint_saved = str(trainer.ckpt_path)
+            if self.best is not None:
+                self.best.recall(self._folder, trainer.global_step)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Leave it for the next iteration's start: the Trainer is yet to log this one."""
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Save the iteration before, if it is due or the best; go on if that is impossible."""
+        step, saved = trainer.global_step, self._last_global_step_saved
+        due = step > 0 and step % self.every_n_steps == 0
+        if failure := self._finish(trainer, due):
+            rank_zero_warn(f"{failure} The training goes on; make room before the next one.")
+        if self._last_global_step_saved != saved:
+            for callback in trainer.callbacks:
+                if isinstance(callback, Throughput):  # whose clock runs; saving is no training
+                    callback.on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last iteration too, wherever the schedule stands."""
         self.save(trainer)
-        self._keep_good(trainer)
-        super().on_train_end(trainer, pl_module)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the last iteration as the best, if the final scores say so."""
+        saved = self._last_global_step_saved == trainer.global_step
+        if saved and self.best is not None and self.best.judge(trainer):
+            self._keep_best(trainer, self.best)
 
     def save(self, trainer: L.Trainer) -> Path:
-        """Save the present state, unless it is saved already; return the file. For all ranks."""
-        if trainer.global_step != self._last_global_step_saved:
-            candidates = self._monitor_candidates(trainer)
-            self._save_topk_checkpoint(trainer, candidates)
-            self._save_last_checkpoint(trainer, candidates)
+        """Save the present state, unless it is saved already; return the file. For all ranks.
+
+        Raises:
+            UsageError: If that is impossible. What was saved before is still there.
+        """
+        if failure := self._finish(trainer, due=True):
+            raise UsageError(
+                f"--trainer.default_root_dir: {failure} Make room, then continue from there with "
+                "--ckpt_path last."
+            )
         return Path(self._last_checkpoint_saved)
 
     def mark_good(self, trainer: L.Trainer) -> None:
         """Keep the newest checkpoint as `good.ckpt`, whatever is saved and deleted later.
 
-        It is kept when this iteration's own checkpoint, if one is due, has been saved: callbacks
-        that judge a state come before those that save it.
+        It is kept when this iteration's own checkpoint, if one is due, has been saved.
         """
         self._good_step = trainer.global_step
 
@@ -92,35 +147,102 @@ class Checkpoint(ModelCheckpoint):
 
         Without a good checkpoint in this run, or in the one it continues, nothing changes.
         """
-        folder = Path(str(self.dirpath))
-        good, last = folder / GOOD, folder / LAST
-        if not (self._has_good or (trainer.ckpt_path and good.exists())):
+        good = self._folder / GOOD
+        there = trainer.strategy.broadcast(good.exists())
+        if not (there and (self._has_good or trainer.ckpt_path)):
             return None
-        self._link_checkpoint(trainer, str(good), str(last))
+        on_first(trainer, point, self._folder / LAST, good)
+        trainer.strategy.barrier()
         return good
 
-    def _keep_good(self, trainer: L.Trainer) -> None:
-        if self._good_step != trainer.global_step or not self._last_checkpoint_saved:
-            return
-        self._has_good = True
+    def state_dict(self) -> dict[str, Any]:
+        """Return which files there are, and the best value."""
+        return {"saved": self._saved, "best": self.best.state_dict() if self.best else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with these."""
+        self._saved = state_dict.get("saved", [])
+        if self.best is not None:
+            self.best.load_state_dict(state_dict.get("best") or {})
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what wrote the file, and count only the iterations that are done."""
+        config = None
+        if trainer.is_global_zero and any(isinstance(c, SaveConfig) for c in trainer.callbacks):
+            text = Path(trainer.default_root_dir, CONFIG).read_text(encoding="utf-8")
+            config = yaml.safe_load(text)
+        add_record(checkpoint, config)
+
+    def _finish(self, trainer: L.Trainer, due: bool) -> str:
+        """Save an iteration that is due or the best, and keep it; return what went wrong."""
+        before = self.best.state_dict() if self.best else {}
+        is_best = self.best is not None and self.best.judge(trainer)
+        failure = self._save(trainer) if due or is_best else ""
+        if self.best is not None and is_best:
+            if failure:
+                self.best.load_state_dict(before)
+            else:
+                self._keep_best(trainer, self.best)
+        saved_here = Path(self._last_checkpoint_saved).parent.resolve() == self._folder.resolve()
+        if self._good_step == trainer.global_step and saved_here:
+            self._good_step, self._has_good = -1, True
+            on_first(trainer, keep_as, Path(self._last_checkpoint_saved), self._folder / GOOD)
+        return failure
+
+    def _save(self, trainer: L.Trainer) -> str:
+        """Save, unless that is done already; return what went wrong. For all ranks."""
+        step = trainer.global_step
+        if step == self._last_global_step_saved:
+            return ""
+        path = self._folder / (f"{step:07d}.ckpt" if self.keep else LAST)
+        names = [name for name in self._saved if name != path.name]
+        before, self._saved = self._saved, [*names, path.name] if self.keep else names
+        if what := write(trainer, path):
+            self._saved = before
+            newest = self._last_checkpoint_saved
+            rest = f"{newest!r} is as it was" if newest else "there is no earlier one"
+            return f"could not save {str(path)!r} ({what}); {rest}."
+        self._last_global_step_saved, self._last_checkpoint_saved = step, str(path)
+        self.last_model_path = self.best_model_path = str(path)
+        if self.keep:
+            on_first(trainer, point, self._folder / LAST, path)
+        if self.keep >= 0:
+            number = max(len(self._saved) - self.keep, 0)
+            self._saved, old = self._saved[number:], self._saved[:number]
+            for name in old:
+                on_first(trainer, delete, self._folder / name, trainer.ckpt_path)
         if trainer.is_global_zero:
-            good = Path(str(self.dirpath)) / GOOD
-            temporary = good.with_name(good.name + ".tmp")
-            temporary.unlink(missing_ok=True)
-            try:
-                os.link(self._last_checkpoint_saved, temporary)  # a second name costs no space
-            except OSError:  # not every file system has hard links
-                shutil.copy(self._last_checkpoint_saved, temporary)
-            temporary.replace(good)
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(proxy(self))
+        return ""
+
+    def _keep_best(self, trainer: L.Trainer, best: Best) -> None:
+        self.best_model_path = str(self._folder / BEST)
+        on_first(trainer, keep_as, Path(self._last_checkpoint_saved), self._folder / BEST)
+        on_first(trainer, best.save, self._folder)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(str(self.dirpath))
 
     def _settle(self, trainer: L.Trainer) -> None:
         self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
-        """Look where this run saves: Lightning would ask the logger for the folder."""
+        """Find the newest whole checkpoint where this run saves; Lightning asks for it."""
         self._settle(trainer)
-        return super()._find_last_checkpoints(trainer)
-
-    def _monitor_candidates(self, trainer: L.Trainer) -> dict[str, Tensor]:
-        """Name files by the iteration; the logged `step` is that of the last log."""
-        return super()._monitor_candidates(trainer) | {"step": torch.tensor(trainer.global_step)}
+        path, damaged = newest(self._folder)
+        if path is None:
+            rank_zero_warn(
+                f"--ckpt_path last: there is no checkpoint in {str(self._folder)!r} yet. The "
+                "training begins afresh."
+            )
+            return set()
+        if damaged:
+            rank_zero_warn(
+                f"--ckpt_path last: {'; '.join(damaged)}. The run continues from "
+                f"{str(path.resolve())!r}."
+            )
+        return {str(path)}

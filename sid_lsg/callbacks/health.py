@@ -174,8 +174,9 @@ class Health(L.Callback):
         every = trainer.log_every_n_steps
         found: dict[str, str] = {}  # kind of failure -> what was seen, "" for nothing
         if every and trainer.global_step % every == 0:
-            metrics, batch_size = trainer.callback_metrics, trainer.datamodule.batch_size
-            found["instability"] = self.instability.judge(metrics, batch_size)
+            # Skipped samples are those of all iterations since the last row.
+            metrics, samples = trainer.callback_metrics, every * trainer.datamodule.batch_size
+            found["instability"] = self.instability.judge(metrics, samples)
         probed = self.features is not None and due(trainer, self.every_n_images)
         if probed:
             found |= self._probe(trainer, pl_module)

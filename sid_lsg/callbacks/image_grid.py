@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_only
 
 from sid_lsg.checks import refuse
 from sid_lsg.images import grid, save_png, to_pil
@@ -52,10 +51,13 @@ class ImageGrid(L.Callback):
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             self._draw(trainer, pl_module)
 
-    @rank_zero_only
     def _draw(self, trainer: L.Trainer, module: Any) -> None:
         prompts = spread(trainer.datamodule.heldout_prompts, self.num_images)
-        images = module.teacher.decode(module.generate(prompts, range(self.num_images)))
+        # On all processes: a sharded network needs every one of them.
+        latents = module.generate(prompts, range(self.num_images))
+        if not trainer.is_global_zero:
+            return
+        images = module.teacher.decode(latents)
         picture, step = grid(images), trainer.global_step
         save_png(picture, Path(trainer.default_root_dir) / "grids" / f"step-{step:07d}.png")
         log_images(trainer.loggers, "grid", to_pil(images), prompts, step, whole=picture)

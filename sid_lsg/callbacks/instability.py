@@ -41,7 +41,7 @@ class Instability:
 
         Args:
             metrics: What `SiDLSG` logs, among others.
-            batch_size: Over all ranks.
+            batch_size: Samples per phase, over all ranks and all iterations since the last call.
 
         Returns:
             What is wrong, with numbers; empty for nothing.

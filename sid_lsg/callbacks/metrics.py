@@ -38,6 +38,9 @@ class Metrics(L.Callback):
     distilled generator; same prompts and seeds) is printed and written to the run directory:
     `summary.json` and `comparison.png`. Every process makes and scores its share of the images.
     Evaluation has its own seeds: it never changes the training.
+
+    Attributes:
+        latest: The newest scores, by the names that they are logged under.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class Metrics(L.Callback):
         self.teacher_steps, self.teacher_guidance = teacher_steps, teacher_guidance
         self.num_pictured = num_pictured
         self.evaluator: Evaluator | None = None
+        self.latest: dict[str, float] = {}
         self._fit_seconds = 0.0
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
@@ -137,7 +141,8 @@ class Metrics(L.Callback):
             return
         if due(trainer, self.every_n_images):
             scores = self._score(trainer, pl_module, generator_sampler(pl_module, pl_module.ema))
-            log_now(trainer, self._named(scores) | self._at_more_steps(trainer, pl_module))
+            self.latest = self._named(scores) | self._at_more_steps(trainer, pl_module)
+            log_now(trainer, self.latest)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -182,7 +187,8 @@ class Metrics(L.Callback):
             }
             summary |= {f"{key}{name}": value for name, value in found.items()}
         more = self._at_more_steps(trainer, module)
-        log_now(trainer, self._named(scores) | more)
+        self.latest = self._named(scores) | more
+        log_now(trainer, self.latest)
         summary |= more | {"num_images": self.num_images, "teacher_steps": self.teacher_steps}
         summary["teacher_guidance"] = guidance
         if trainer.is_global_zero:

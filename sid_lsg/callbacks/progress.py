@@ -23,8 +23,16 @@ class Progress(TQDMProgressBar):
             else (1 if sys.stderr.isatty() else 20)
         )
 
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Count over the whole run; a run that is continued begins no epoch."""
+        super().on_train_start(trainer, *_)
+        self._count_iterations(trainer)
+
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Count over the whole run: it has no epochs."""
+        """Keep counting: a run has no epochs."""
+        self._count_iterations(trainer)
+
+    def _count_iterations(self, trainer: L.Trainer) -> None:
         self.train_progress_bar.reset(total=trainer.max_steps if trainer.max_steps > 0 else None)
         self.train_progress_bar.initial = trainer.global_step
         self.train_progress_bar.set_description("distilling")

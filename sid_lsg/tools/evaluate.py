@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from sid_lsg.checks import refuse
 from sid_lsg.corpus import find_files, read_corpus
 from sid_lsg.errors import UsageError
-from sid_lsg.files import check_writable, text_hash, writing
+from sid_lsg.files import check_writable, remove_leftovers, text_hash, writing
 from sid_lsg.metrics.captions import read_captions
 from sid_lsg.metrics.evaluator import Evaluator
 from sid_lsg.metrics.features import PAPER_CLIP, PAPER_PREFIX, CLIPFeatures
@@ -222,6 +222,7 @@ def _make(
     about = source.about | {"seeds": rule, "prompts_sha256": text_hash(prompts)}
     if fabric.is_global_zero:
         check_manifest(root / IMAGES, about, "output")
+        remove_leftovers(root)
     fabric.barrier()
     bar = "images" if show else None
     with writing(root, "output"):

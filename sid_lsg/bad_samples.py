@@ -1,0 +1,57 @@
+"""Samples whose loss is not finite: all ranks learn of them together, and they have no effect.
+
+Masking such a loss would not do: 0 * NaN is NaN in the backward pass and would spoil the whole
+micro-batch. So the phase is evaluated again with finite samples in their places, whose losses are
+masked. Every rank does that if one of them must: networks that are sharded communicate in every
+forward and backward pass, and ranks that disagreed on the number of passes would wait for ever.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from sid_lsg.metrics.processes import gather
+from sid_lsg.phases import PhaseInputs
+
+_SHOWN = 3  # prompts in the warning
+
+
+def count(flags: Tensor) -> int:
+    """Count the true flags of all ranks together."""
+    total = flags.sum()
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(total)
+    return int(total)
+
+
+def replace_bad(inputs: PhaseInputs, good: Tensor) -> PhaseInputs:
+    """Put a copy of a good sample in the place of every bad one.
+
+    A rank that has none takes zeros: an empty prompt's like, which any working network can
+    evaluate. The number of samples stays, so that every micro-batch does.
+
+    Args:
+        inputs: B samples.
+        good: [B] bool.
+    """
+    places = torch.arange(inputs.size, device=good.device)
+    if good.any():
+        return inputs.select(torch.where(good, places, good.int().argmax()))
+    condition = {name: torch.zeros_like(value) for name, value in inputs.condition.items()}
+    noises = [torch.zeros_like(noise) for noise in inputs.draws.noises]
+    zeros = inputs.draws._replace(noises=noises, eps=torch.zeros_like(inputs.draws.eps))
+    return PhaseInputs(condition, zeros)
+
+
+def warn(iteration: int, prompts: Sequence[str]) -> None:
+    """Name the prompts of all ranks' bad samples. For all ranks."""
+    found = gather(list(prompts))
+    shown = ", ".join(repr(prompt) for prompt in found[:_SHOWN])
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    rank_zero_warn(
+        f"Iteration {iteration}: the loss of {len(found)} sample(s) was not finite: {shown}{more}. "
+        "They had no part in the step. Further ones are counted in the log as skipped_samples."
+    )

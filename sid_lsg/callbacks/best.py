@@ -1,0 +1,86 @@
+"""The best value of a metric: what it is so far, and whether a new one is better."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
+
+from sid_lsg.callbacks.metrics import Metrics
+from sid_lsg.errors import UsageError
+from sid_lsg.files import replacing
+
+Mode = Literal["min", "max"]
+_FILE = "best.json"
+
+
+class Best:
+    """The best value so far of a metric that `Metrics` measures, and its iteration."""
+
+    def __init__(self, metric: str, mode: Mode) -> None:
+        self.metric, self.mode = metric, mode
+        self.value, self.step = math.nan, 0
+        self._judged: dict[str, float] = {}  # the newest scores that were looked at
+        self._warned = False
+
+    def setup(self, trainer: L.Trainer) -> None:
+        """Find who measures.
+
+        Raises:
+            UsageError: If nobody does.
+        """
+        self._metrics = next((c for c in trainer.callbacks if isinstance(c, Metrics)), None)
+        if self._metrics is None or self._metrics.protocol is None:
+            raise UsageError(
+                f"--checkpoint.best: {self.metric!r} is never measured, since nothing is scored. "
+                "Give --metrics.clip and --metrics.every_n_images, or leave the option out."
+            )
+
+    def judge(self, trainer: L.Trainer) -> bool:
+        """Tell whether there are new scores, and they are the best so far. For all ranks."""
+        assert self._metrics is not None
+        scores = self._metrics.latest
+        if not scores or scores is self._judged:
+            return False
+        self._judged = scores
+        if self.metric not in scores:
+            if not self._warned:
+                known = ", ".join(sorted(scores))
+                rank_zero_warn(
+                    f"--checkpoint.best: there is no metric {self.metric!r}, and no best.ckpt is "
+                    f"kept. Choose one of {known}."
+                )
+            self._warned = True
+            return False
+        # Ranks may differ by rounding; they must not part over that.
+        value = float(trainer.strategy.broadcast(scores[self.metric]))
+        better = value < self.value if self.mode == "min" else value > self.value
+        if better or (math.isnan(self.value) and not math.isnan(value)):
+            self.value, self.step = value, trainer.global_step
+            return True
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the metric, its best value and the iteration."""
+        return {"metric": self.metric, "value": self.value, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue with these, if they are of the same metric."""
+        if state.get("metric") == self.metric:
+            self.value, self.step = float(state["value"]), int(state["step"])
+
+    def save(self, folder: Path) -> None:
+        """Note the value beside the file: final scores come when the last checkpoint is written."""
+        with replacing(folder / _FILE) as temporary:
+            temporary.write_text(json.dumps(self.state_dict()) + "\n")
+
+    def recall(self, folder: Path, step: int) -> None:
+        """Take what `save` noted, unless it is of iterations that are to be done again."""
+        try:
+            noted = json.loads((folder / _FILE).read_text())
+            if int(noted["step"]) <= step:
+                self.load_state_dict(noted)
+        except (OSError, ValueError, KeyError, TypeError):  # none, or not ours
+            return

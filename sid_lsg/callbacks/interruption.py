@@ -1,0 +1,209 @@
+"""SIGTERM and Ctrl-C end a run between two iterations, with everything saved."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments import SLURMEnvironment
+
+from sid_lsg.callbacks.checkpoint import Checkpoint
+from sid_lsg.errors import Interrupted
+
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+_NAMES: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+
+
+class Interruption(L.Callback):
+    """At SIGTERM or Ctrl-C finish the iteration, save a checkpoint and end the run.
+
+    Evaluation and saving belong to an iteration: they are finished too, so that a continued run
+    lacks nothing. All processes stop after the same iteration, whichever of them had the signal. A
+    second Ctrl-C ends the program at once; the last checkpoint stays valid. A signal to requeue
+    the job (SLURM) saves a checkpoint first and is then answered by Lightning, between iterations.
+
+    List it before other callbacks: the end of a training that has been interrupted is its too.
+    """
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self._ending = 0  # the signal that came and ends the run, SIGTERM or Ctrl-C
+        self._interrupts = 0  # how often Ctrl-C came
+        self._requeuing = 0  # the signal that came and asks to requeue the job
+        self._requeue: Any = None  # who answers that
+        self._agreed_on = False  # whether all processes know that the run ends
+        self._previous: dict[int, Any] = {}  # who handled the signals before the training
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Keep Lightning from answering SIGTERM.
+
+        Its handler starts a collective operation in the middle of whatever the processes are doing,
+        and ends the run without saving.
+        """
+        trainer._signal_connector._sigterm_notifier_fn = _nothing
+        self._pid, self._trainer = os.getpid(), trainer
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Block the signals until the training begins.
+
+        The processes that read the data start meanwhile and stay deaf: a scheduler, or a terminal,
+        signals them too, and they are to end with the training, not before it.
+        """
+        if threading.current_thread() is threading.main_thread():
+            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+            self._previous = {number: signal.getsignal(number) for number in _ENDING}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over from whatever handles the signals."""
+        if not self._previous:
+            return
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self._requeue = signal.getsignal(environment.requeue_signal)
+            _install(self._note, (environment.requeue_signal,))  # handed back by the Trainer
+        _install(self._note, _ENDING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Answer what came during the last iteration, now that it is complete and logged.
+
+        Raises:
+            Interrupted: To end the run.
+        """
+        ending, requeuing = self._agreed(trainer)
+        if not (ending or requeuing):
+            return
+        saved = self._save(trainer)
+        if requeuing:
+            self._requeuing = 0
+            if callable(self._requeue):
+                self._requeue(requeuing, None)
+        if not ending:
+            return
+        when = f"{_NAMES[ending]} after iteration {trainer.global_step}"
+        hint = "Continue with the same command and --ckpt_path last."
+        what = f"the state is saved, {saved}. {hint}" if saved else "nothing was saved."
+        raise _interrupted(f"{when}: {what}", ending)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave out the final comparison, if a signal came when the training was complete.
+
+        Raises:
+            Interrupted: To end the run.
+        """
+        self._release()
+        ending, _ = self._agreed(trainer)
+        if ending:
+            when = f"{_NAMES[ending]} after the last iteration, {trainer.global_step}"
+            rest = "--ckpt_path last makes up for the final comparison"
+            raise _interrupted(f"{when}: the training is complete and saved; {rest}.", ending)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Hand the signals back; end the processes that Lightning has launched, if they go on."""
+        self._release()
+        if isinstance(exception, Interrupted) and not self._agreed_on:
+            _kill_launched(trainer, signal.SIGTERM)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Hand the signals back."""
+        self._release()
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        """Remember a signal; at the second Ctrl-C, end the program."""
+        if os.getpid() != self._pid:  # a process that some library has forked
+            raise _interrupted("", signum)
+        if signum not in _ENDING:
+            self._requeuing = signum
+            return
+        self._ending = self._ending or signum
+        if signum != signal.SIGINT:
+            return
+        self._interrupts += 1
+        if self._interrupts > 1:
+            _kill_launched(self._trainer, signal.SIGKILL)
+            os._exit(128 + signum)  # an exception might be waited for, in other processes
+        if self._trainer.is_global_zero:
+            # print() must not be entered twice, and this may be in the middle of one.
+            os.write(2, b"\nCtrl-C: finishing the iteration; once more to end at once.\n")
+
+    def _agreed(self, trainer: L.Trainer) -> tuple[int, int]:
+        """Return the signals that any process has received, 0 for none: to end, to requeue."""
+        ending, requeuing = self._ending, self._requeuing
+        if trainer.world_size > 1:
+            shared = torch.tensor([ending, requeuing], device=trainer.strategy.root_device)
+            dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+            ending, requeuing = shared.tolist()
+        self._agreed_on = bool(ending)
+        return ending, requeuing
+
+    def _save(self, trainer: L.Trainer) -> Path | None:
+        """Save a checkpoint, if there is anything to save; return the file."""
+        checkpoint = next((c for c in trainer.callbacks if isinstance(c, Checkpoint)), None)
+        return checkpoint.save(trainer) if checkpoint and trainer.global_step else None
+
+    def _release(self) -> None:
+        """Restore who handled the signals before the training."""
+        if not self._previous:
+            return
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._previous = {}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C raise `Interrupted`, wherever the program is.
+
+    That is right where there is nothing to finish: at the start, in the final comparison, in tools.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in _ENDING}
+    _install(_end, _ENDING)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _install(handler: Callable[[int, FrameType | None], None], signals: tuple[int, ...]) -> None:
+    for number in signals:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup, and `&` in a script, set it
+            signal.signal(number, handler)
+
+
+def _end(signum: int, frame: FrameType | None) -> NoReturn:
+    hint = "The same command begins or continues what was interrupted; `fit` with --ckpt_path last"
+    raise _interrupted(f"{_NAMES[signum]}. {hint}.", signum)
+
+
+def _interrupted(message: str, signum: int) -> Interrupted:
+    """Make the exception; a process that Lightning has launched ends with status 0.
+
+    With any other, Lightning's observer would kill the first process before it has ended.
+    """
+    launched = os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
+    return Interrupted(message, 0 if launched else 128 + signum)
+
+
+def _kill_launched(trainer: L.Trainer, signum: int) -> None:
+    if trainer.strategy.launcher is not None:
+        trainer.strategy.launcher.kill(signum)
+
+
+def _nothing(*_: Any) -> None:
+    """Do nothing."""

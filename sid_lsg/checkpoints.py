@@ -1,0 +1,239 @@
+"""Checkpoint files: written whole or not at all, verified, and read without running code.
+
+They are the zip files of `torch.save`, which hold a CRC-32 of each of their records.
+"""
+
+import importlib.metadata
+import os
+import platform
+import re
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import IO, Any, BinaryIO, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from sid_lsg.errors import UsageError
+from sid_lsg.files import replacing
+
+BEST, GOOD, LAST = "best.ckpt", "good.ckpt", "last.ckpt"
+RECORD = "sid_lsg"  # where a file says what it is and what has written it
+SCHEMA = 1  # to be raised when what is written today can no longer be continued from
+
+_NAME = re.compile(r"(\d{7,}|last|good|best)\.ckpt")
+_NEEDED = ("state_dict", "optimizer_states", "loops", "pytorch-lightning_version")
+_PACKAGES = ("torch", "lightning", "diffusers", "transformers", "sid-lsg")
+_CHUNK = 2**24
+_UNENDING = "is truncated or corrupted: it has no end"
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Write to a temporary name, then rename; read nothing but whole files of plain data."""
+
+    def save_checkpoint(
+        self, checkpoint: Mapping[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write a file straight from the tensors; it is on the disk when this returns.
+
+        Raises:
+            OSError: If that is impossible; what had this name before is as it was.
+        """
+        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+            writer = _Writer(file)
+            try:
+                torch.save(checkpoint, cast(IO[bytes], writer))
+            except RuntimeError:
+                if writer.error is None:
+                    raise
+                raise writer.error from None
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(OSError):  # not every file system can: the rename then comes a little later
+            folder = os.open(Path(path).parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a file, whatever `weights_only` says without running code that it may hold.
+
+        Raises:
+            UsageError: If it is not a whole checkpoint, or of a newer version.
+        """
+        verify(Path(path))
+        found = torch.load(path, map_location=map_location, weights_only=True)
+        check_contents(found, str(path))
+        return found
+
+
+class _Writer:
+    """A file that remembers what went wrong: torch.save raises an error that does not say it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def write(trainer: L.Trainer, path: Path) -> str:
+    """Write the logs and then a checkpoint; return what went wrong. For all ranks, and on all."""
+    what = ""
+    try:
+        for logger in trainer.loggers:
+            logger.save()  # a continued run counts on the rows up to its checkpoint
+    except (OSError, UsageError) as error:
+        what = str(error)
+    if what := trainer.strategy.broadcast(what):
+        return str(what)
+    try:
+        trainer.save_checkpoint(path)
+    except OSError as error:
+        what = error.strerror or str(error)
+        trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks are
+    return str(trainer.strategy.broadcast(what))
+
+
+# ---------------------------------------------------------------------- is it whole?
+
+
+def damage(path: Path) -> str:
+    """Say what is wrong with a file, as the end of a sentence; "" for nothing."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return _damage(path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)  # one command looks at a file several times, and files are large
+def _damage(path: Path, *_: int) -> str:
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+            if not zipfile.is_zipfile(file):
+                return _UNENDING if start == b"PK" else "is not a checkpoint"
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as record:
+                    while record.read(_CHUNK):  # raises where the checksum differs
+                        pass
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    except Exception as error:  # whatever damaged headers lead zipfile to
+        return f"is corrupted ({error})"
+    try:
+        peek(path)
+    except UnpicklingError as error:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        return f"is refused: it holds {code[1] if code else 'something'}, which is not plain data"
+    except Exception as error:  # whatever a malformed file leads torch to
+        return f"is not a checkpoint ({str(error).splitlines()[0] if str(error) else error!r})"
+    return ""
+
+
+def peek(path: Path) -> dict[str, Any]:
+    """Open a file without reading its tensors, as far as they are not looked at."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def verify(path: Path) -> None:
+    """Refuse a file that is not a whole checkpoint.
+
+    Raises:
+        UsageError: If it is not.
+    """
+    if what := damage(path):
+        raise UsageError(
+            f"--ckpt_path: {str(path)!r} {what}. Give another checkpoint, or `last` for the newest "
+            "whole one in the run directory."
+        )
+
+
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """Find the newest whole checkpoint in a folder.
+
+    `last.ckpt` comes first, wherever it points: a run may have returned to an earlier checkpoint.
+
+    Returns:
+        Its path, None for an empty folder; and what is wrong with those that come before it.
+
+    Raises:
+        UsageError: If none of several is whole.
+    """
+    found = [path for path in folder.glob("*.ckpt") if _NAME.fullmatch(path.name)]
+    found.sort(key=lambda p: (p.name == LAST, p.lstat().st_mtime_ns, p.name), reverse=True)
+    skipped: dict[Path, str] = {}  # last.ckpt is a link, and links of links there may be
+    for path in found:
+        if path.resolve() in skipped:
+            continue
+        if not (what := damage(path)):
+            return path, [*skipped.values()]
+        skipped[path.resolve()] = f"{str(path.resolve())!r} {what}"
+    if not found:
+        return None, []
+    raise UsageError(
+        f"--ckpt_path last: there is no whole checkpoint in {str(folder)!r}: "
+        f"{'; '.join(skipped.values())}. Put one of them back from a copy, or leave --ckpt_path "
+        "out to begin afresh."
+    )
+
+
+# ---------------------------------------------------------------------- what is in it
+
+
+def check_contents(found: Any, path: str) -> None:
+    """Refuse a file of a newer version, and one that is not of a training.
+
+    Raises:
+        UsageError: If it is.
+    """
+    record = found.get(RECORD) if isinstance(found, dict) else None
+    schema = record.get("schema") if isinstance(record, dict) else 0  # older ones hold no record
+    if not isinstance(schema, int) or schema > SCHEMA:
+        by = (record or {}).get("versions", {}).get("sid-lsg", "unknown")
+        raise UsageError(
+            f"--ckpt_path: {path!r} is of schema {schema!r}, and this version reads up to {SCHEMA}."
+            f" Continue with the version of sid_lsg that wrote it ({by}) or a newer one."
+        )
+    for name in _NEEDED:
+        if not isinstance(found, dict) or name not in found:
+            raise UsageError(
+                f"--ckpt_path: {path!r} is not a checkpoint of a training: it lacks {name!r}. Give "
+                "one from a run directory's checkpoints/."
+            )
+
+
+def add_record(checkpoint: dict[str, Any], config: Mapping[str, Any] | None) -> None:
+    """Say in a checkpoint what it is: schema, versions, the run's configuration; plain data.
+
+    One that is made when the next iteration has begun counts that one too. It is to be done again,
+    so it is taken out.
+    """
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):  # a source tree, not installed
+            versions[name] = importlib.metadata.version(name)
+    checkpoint[RECORD] = {"schema": SCHEMA, "versions": versions, "config": config}
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    if progress["total"]["ready"] > progress["total"]["started"]:
+        for counts in (progress["total"], progress["current"]):
+            counts["ready"] = counts["started"]
+        progress["is_last_batch"] = False  # the next one's

@@ -1,0 +1,99 @@
+"""Whether a run can be continued from a checkpoint: told before anything of the run is changed."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sid_lsg.checkpoints import BEST, check_contents, newest, peek, verify
+from sid_lsg.errors import UsageError
+
+# What an optimizer keeps for every number of a weight; other things may be of any shape.
+_ELEMENTWISE = ("exp_avg", "exp_avg_sq", "exp_inf", "max_exp_avg_sq", "momentum_buffer",
+                "square_avg", "sum")  # fmt: skip
+
+
+def check_resume(ckpt_path: str | None, folder: Path, module: Any = None) -> None:
+    """Refuse what `--ckpt_path` names, before anything is written, if it cannot be continued from.
+
+    Args:
+        ckpt_path: The option's value.
+        folder: Where `last` is looked for.
+        module: What is to continue; None looks at the file alone.
+
+    Raises:
+        UsageError: If there is no such file, it is not whole, or it is of another model.
+    """
+    if ckpt_path in (None, "hpc"):
+        return
+    if ckpt_path == "best":
+        raise UsageError(
+            f"--ckpt_path best: name the file, for example {str(folder / BEST)!r}, or `last`."
+        )
+    path = newest(folder)[0] if ckpt_path == "last" else Path(str(ckpt_path))
+    if path is None:
+        return
+    if not path.exists():
+        raise UsageError(
+            f"--ckpt_path: there is no file {str(path)!r}. Give a checkpoint of this model, or "
+            "`last` for the newest one in the run directory."
+        )
+    verify(path)
+    found = peek(path)
+    check_contents(found, str(path))
+    if module is not None:
+        check_weights(module.state_dict(), found["state_dict"])
+        check_optimizers(module.configure_optimizers(), found["optimizer_states"])
+
+
+def check_weights(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Refuse weights with anything missing, left over or misshapen.
+
+    Raises:
+        UsageError: For the first of them.
+    """
+    for name in sorted(own.keys() ^ found.keys()):
+        where = "lacks" if name in own else "holds, and this teacher has not,"
+        shape = list((own if name in own else found)[name].shape)
+        raise UsageError(
+            f"--ckpt_path: the file {where} {name!r} {shape}: it is of another model. Give the "
+            "teacher that it was made with, or another checkpoint."
+        )
+    for name, value in own.items():
+        if value.shape != found[name].shape:
+            raise UsageError(
+                f"--ckpt_path: {name!r} is {list(found[name].shape)} in the file and "
+                f"{list(value.shape)} in this teacher: it is of another model. Give the teacher "
+                "that it was made with, or another checkpoint."
+            )
+
+
+def check_optimizers(own: Iterable[Optimizer], found: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse optimizer states of other weights.
+
+    Raises:
+        UsageError: For the first difference.
+    """
+    own, found = [*own], [*found]
+    remedy = "Give the optimizers that it was made with, or another checkpoint."
+    if len(own) != len(found):
+        raise UsageError(
+            f"--ckpt_path: the file holds {len(found)} optimizers, not {len(own)}. {remedy}"
+        )
+    for number, (optimizer, state) in enumerate(zip(own, found, strict=True), start=1):
+        counts = [len(group["params"]) for group in optimizer.param_groups]
+        if (others := [len(group["params"]) for group in state["param_groups"]]) != counts:
+            raise UsageError(
+                f"--ckpt_path: optimizer {number} has groups of {others} weights in the file and "
+                f"{counts} here. {remedy}"
+            )
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        for place, weight in enumerate(weights):
+            for name, value in state["state"].get(place, {}).items():
+                if name in _ELEMENTWISE and value is not None and value.shape != weight.shape:
+                    raise UsageError(
+                        f"--ckpt_path: {name!r} of optimizer {number}'s weight {place} is "
+                        f"{list(value.shape)} in the file and {list(weight.shape)} here. {remedy}"
+                    )

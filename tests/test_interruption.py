@@ -1,0 +1,295 @@
+"""What SIGTERM and Ctrl-C lead to, in real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from test_soak import changes, command, finish, rows, start, temporary
+
+from sid_lsg.callbacks import Checkpoint, Interruption
+from sid_lsg.callbacks.interruption import ending_on_signals
+from sid_lsg.errors import Interrupted
+
+REPOSITORY = Path(__file__).parent.parent
+STEPS = 6
+
+
+@pytest.fixture
+def arguments(tiny_sd: str, tmp_path: Path) -> list[str]:
+    """A run that scores nothing, and saves nothing on schedule before it is interrupted."""
+    return [
+        *command(tiny_sd, tmp_path), "--metrics.every_n_images=0", "--health.every_n_images=0",
+        "--metrics.clip=null", "--metrics.reference=null", "--checkpoint.every_n_steps=1000000",
+        "--trainer.max_steps=1000000",
+    ]  # fmt: skip
+
+
+def wait(processes: list[ForkServerProcess], path: Path, count: int) -> None:
+    """Wait for so many changes of a file or folder."""
+    seen = sum(1 for _ in zip(range(count), changes(path, processes), strict=False))
+    assert seen == count, path.parent.with_suffix(".log").read_text()[-3000:]
+
+
+def saved_step(root: Path) -> int:
+    return int(torch.load(root / "checkpoints/last.ckpt", weights_only=True)["global_step"])
+
+
+def workers(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def assert_saved(root: Path, said: str, name: str) -> int:
+    """The state of the last logged iteration is saved, and the run did not end as if complete."""
+    step = saved_step(root)
+    assert [int(row["step"]) for row in rows(root)] == list(range(1, step + 1))
+    assert {path.name for path in root.iterdir()} == {
+        "checkpoints", "config.yaml", "grids", "metrics.csv",
+    }  # fmt: skip
+    assert temporary(root) == []
+    lines = [line for line in said.splitlines() if line.startswith("interrupted:")]
+    path = root / f"checkpoints/{step:07d}.ckpt"
+    assert lines == [
+        f"interrupted: {name} after iteration {step}: the state is saved, {path}. Continue with "
+        "the same command and --ckpt_path last."
+    ]
+    return step
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")]
+)
+def test_a_signal_ends_a_run_between_iterations(
+    arguments: list[str], tmp_path: Path, number: signal.Signals, name: str
+) -> None:
+    """The processes that read the data get it too, as from a scheduler or a terminal."""
+    root = tmp_path / "run"
+    processes = start(arguments, root, 1)
+    wait(processes, root / "metrics.csv", 3)
+    (pid,) = [process.pid for process in processes]
+    assert pid
+    for worker in workers(pid):
+        os.kill(worker, number)
+    time.sleep(0.5)
+    assert processes[0].is_alive()  # they are deaf
+    os.kill(pid, number)
+    said = finish(processes, root, 128 + number)
+    step = assert_saved(root, said, name)
+    said = finish(
+        start([*arguments, "--ckpt_path=last", f"--trainer.max_steps={step + 1}"], root, 1), root
+    )
+    assert [int(row["step"]) for row in rows(root)] == list(range(1, step + 2))
+    assert (root / "generator").is_dir()
+
+
+def test_a_second_ctrl_c_ends_it_at_once(arguments: list[str], tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    big = [a for a in arguments if "batch_size" not in a and "every_n_steps" not in a]
+    big += ["--data.batch_size=256", "--model.micro_batch_size=256", "--checkpoint.every_n_steps=1"]
+    processes = start(big, root, 1)  # its iterations take seconds
+    wait(processes, root / "checkpoints", 2)
+    assert processes[0].pid
+    os.kill(processes[0].pid, signal.SIGINT)
+    time.sleep(0.2)
+    assert processes[0].is_alive()
+    os.kill(processes[0].pid, signal.SIGINT)
+    begin = time.perf_counter()
+    said = finish(processes, root, 130)
+    assert time.perf_counter() - begin < 1
+    assert said.count("once more to end at once") == 1
+    assert saved_step(root) >= 1
+
+
+def test_two_processes_stop_after_the_same_iteration(arguments: list[str], tmp_path: Path) -> None:
+    """Only the second has the signal; only the first speaks."""
+    root = tmp_path / "run"
+    processes = start(arguments, root, 2)
+    wait(processes, root / "metrics.csv", 3)
+    assert processes[1].pid
+    os.kill(processes[1].pid, signal.SIGTERM)
+    said = finish(processes, root, 143, 0)
+    assert_saved(root, said, "SIGTERM")
+
+
+def test_processes_that_lightning_launches_stop_too(arguments: list[str], tmp_path: Path) -> None:
+    """A terminal signals all of them at once; the command's status is the first one's."""
+    root, log = tmp_path / "run", tmp_path / "log"
+    options = [
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+        f"--trainer.default_root_dir={root}",
+    ]
+    with log.open("w") as file:
+        run = subprocess.Popen(
+            [sys.executable, "-m", "sid_lsg.cli", *arguments, *options],
+            cwd=REPOSITORY, stdout=file, stderr=file, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+        while not rows(root):
+            assert run.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.wait(60) == 130
+    assert "Traceback" not in log.read_text()
+    assert_saved(root, log.read_text(), "Ctrl-C")
+
+
+def test_a_signal_at_the_start_ends_it_at_once(arguments: list[str], tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    processes = start(arguments, root, 1)
+    wait(processes, root / "config.yaml", 1)
+    assert processes[0].pid
+    os.kill(processes[0].pid, signal.SIGTERM)
+    said = finish(processes, root, 143)
+    assert said.count("interrupted: SIGTERM") == 1
+    assert not (root / "checkpoints/last.ckpt").exists() or saved_step(root)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_elsewhere_a_signal_is_an_exception_with_its_status(number: signal.Signals) -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(Interrupted) as end, ending_on_signals():
+        signal.raise_signal(number)
+    assert end.value.code == 128 + number
+    assert "--ckpt_path last" in str(end.value)
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    """A job in the background of a script, or of nohup, is not ended by Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with ending_on_signals():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_thread_of_another_program_may_train() -> None:
+    """Python delivers signals to the main thread alone: there is nothing to take over."""
+    problems: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            with ending_on_signals():
+                run(Interruption(), trainer())
+        except BaseException as error:
+            problems.append(error)
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert problems == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def trainer(**more: Any) -> Any:
+    """As much of a Trainer as the callback uses."""
+    connector = SimpleNamespace(cluster_environment=None)
+    values = {
+        "_signal_connector": SimpleNamespace(),
+        "_accelerator_connector": connector,
+        "strategy": SimpleNamespace(launcher=None),
+        "callbacks": [],
+        "world_size": 1,
+        "global_step": 1,
+        "is_global_zero": True,
+    }
+    return SimpleNamespace(**values | more)
+
+
+def run(interruption: Interruption, trainer: Any, *signals: int) -> None:
+    """Go through the hooks of a run of one iteration, in which signals come."""
+    module: Any = None
+    interruption.setup(trainer, module, "fit")
+    interruption.on_fit_start(trainer, module)
+    try:
+        interruption.on_train_start(trainer, module)
+        for number in signals:
+            signal.raise_signal(number)
+        interruption.on_train_batch_start(trainer, module, None, 1)
+        interruption.on_fit_end(trainer, module)
+    except BaseException as error:
+        interruption.on_exception(trainer, module, error)
+        raise
+    finally:
+        interruption.teardown(trainer, module, "fit")
+
+
+def test_without_checkpoints_it_says_so() -> None:
+    with pytest.raises(Interrupted, match="SIGTERM after iteration 1: nothing was saved"):
+        run(Interruption(), trainer(), signal.SIGTERM)
+
+
+def test_a_signal_after_the_last_iteration_leaves_out_the_comparison() -> None:
+    interruption, only = Interruption(), trainer()
+    interruption.setup(only, None, "fit")  # type: ignore[arg-type]
+    interruption.on_fit_start(only, None)  # type: ignore[arg-type]
+    interruption.on_train_start(only, None)  # type: ignore[arg-type]
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="complete and saved") as end:
+        interruption.on_fit_end(only, None)  # type: ignore[arg-type]
+    assert end.value.code == 143
+
+
+def test_a_signal_before_anything_is_set_up_ends_what_lightning_has_launched() -> None:
+    killed: list[int] = []
+    launcher = SimpleNamespace(kill=killed.append)
+    early = trainer(strategy=SimpleNamespace(launcher=launcher))
+    Interruption().on_exception(early, None, Interrupted("", 143))  # type: ignore[arg-type]
+    assert killed == [signal.SIGTERM]
+    with pytest.raises(Interrupted):  # which the others know of
+        run(Interruption(), early, signal.SIGTERM)
+    assert killed == [signal.SIGTERM]
+
+
+def test_a_signal_to_requeue_is_answered_between_iterations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Lightning would save in the middle of one, when one network is trained and not the other."""
+    done: list[str] = []
+    checkpoint = Checkpoint()
+    monkeypatch.setattr(checkpoint, "save", lambda trainer: done.append("saved") or Path("x.ckpt"))
+    environment = SLURMEnvironment(requeue_signal=signal.SIGUSR1)
+    connector = SimpleNamespace(cluster_environment=environment)
+    slurm = trainer(_accelerator_connector=connector, callbacks=[checkpoint])
+    before = signal.signal(signal.SIGUSR1, lambda *_: done.append("requeued"))
+    try:
+        interruption = Interruption()
+        run(interruption, slurm, signal.SIGUSR1)
+        assert done == ["saved", "requeued"]
+        interruption.on_train_batch_start(slurm, None, None, 2)  # type: ignore[arg-type]
+        assert done == ["saved", "requeued"]  # once
+        signal.signal(signal.SIGUSR1, lambda *_: done.append("again"))
+        with pytest.raises(Interrupted, match="SIGTERM after iteration 1: the state is saved"):
+            run(Interruption(), slurm, signal.SIGUSR1, signal.SIGTERM)
+        assert done == ["saved", "requeued", "saved", "again"]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_lightnings_own_answer_is_still_called_so() -> None:
+    """It is replaced by name: it would run a collective operation in a signal's handler."""
+    assert callable(_SignalConnector._sigterm_notifier_fn)
+
+
+def test_the_signals_are_handed_back() -> None:
+    both = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in both]
+    run(Interruption(), trainer())
+    with pytest.raises(Interrupted):
+        run(Interruption(), trainer(), signal.SIGTERM)
+    assert [signal.getsignal(number) for number in both] == before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(both)
