@@ -4,12 +4,13 @@ A LightningModule with manual optimization. Only one network's gradients are red
 once, a bad sample cannot spoil the others, and one iteration of all phases counts as one step.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -77,6 +78,26 @@ class AlternatingModule(L.LightningModule):
         self.automatic_optimization = False
         self.strict_loading = False  # load_state_dict below is strict about what matters
         self.register_state_dict_post_hook(_drop_frozen)
+
+    def remember_options(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Note the options that optimizers are made with: learning rates, betas and so on."""
+        self._options = [
+            [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            for optimizer in optimizers
+        ]
+
+    def on_train_start(self) -> None:
+        """Let the configured options win over those that a checkpoint has brought.
+
+        A checkpoint holds the options of the run that wrote it; a learning rate that is changed
+        when a run is continued would silently have no effect.
+        """
+        for optimizer, groups in zip(self.trainer.optimizers, self._options, strict=True):
+            for group, options in zip(optimizer.param_groups, groups, strict=True):
+                for name, value in options.items():
+                    if group[name] != value:
+                        rank_zero_info(f"{name} was {group[name]} before, and is {value} now.")
+                group.update(options)
 
     def count_steps_of(self, optimizer: Any) -> None:
         """Let this optimizer's steps alone count.

@@ -288,10 +288,12 @@ class SiDLSG(AlternatingModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Make the two optimizers."""
-        return [
+        optimizers = [
             self.optimizer_fake(self.fake_score.parameters()),
             self.optimizer_generator(self.generator.parameters()),
         ]
+        self.remember_options(optimizers)
+        return optimizers
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what the next row of the log is to hold."""

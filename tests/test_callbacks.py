@@ -78,9 +78,10 @@ def fit(
     max_steps: int = STEPS,
     ckpt_path: str | None = None,
     num_steps: int = 1,
+    lr: float = 1e-3,  # moves visibly in a few steps
 ) -> Run:
     def adam(parameters: Any) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=1e-3)  # moves visibly in a few steps
+        return torch.optim.Adam(parameters, lr=lr)
 
     module = SiDLSG(tiny_sd, num_steps=num_steps, optimizer_fake=adam, optimizer_generator=adam)
     trainer = L.Trainer(
@@ -351,6 +352,16 @@ def test_continuing_keeps_what_was_logged(
         assert [int(row["step"]) for row in after if row[name]] == [2, 4, 6]
     before = rows(run)
     assert after[: len(before)] == before
+
+
+def test_a_changed_learning_rate_holds_when_a_run_is_continued(
+    tiny_sd: str, files: Files, earlier: Path
+) -> None:
+    """Not the checkpoint's, which torch would bring back; its moments are kept."""
+    options = {"max_steps": STEPS + 1, "ckpt_path": "last", "lr": 5e-4}
+    for optimizer in fit(tiny_sd, files, earlier, Checkpoint(), **options).trainer.optimizers:
+        assert optimizer.param_groups[0]["lr"] == 5e-4
+        assert float(next(iter(optimizer.state.values()))["step"]) == STEPS + 1
 
 
 def test_a_finished_run_can_be_started_again(tiny_sd: str, files: Files, earlier: Path) -> None:

@@ -521,38 +521,35 @@ def test_a_final_save_that_fails_is_an_error(
     assert load(empty / "checkpoints/last.ckpt")["global_step"] == 3
 
 
-def kill_while_saving(action: Callable[[], Any], leftover: str, folder: Path) -> None:
-    """Kill a process of its own as soon as it has written half of a file."""
-    process = multiprocessing.get_context("fork").Process(target=action, daemon=True)
-    process.start()
-    end = time.monotonic() + 60
-    while not any(p.stat().st_size > 500_000 for p in folder.glob(leftover)):
-        assert process.is_alive()
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    os.kill(process.pid or 0, signal.SIGKILL)
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
+def save_slowly(tiny_sd: str, root: Path) -> None:
+    """Be a run that takes a minute to save iteration 4."""
+    write = torch.save
+
+    def save(found: dict[str, Any], file: Any) -> None:
+        write(found, file)
+        if found["global_step"] == 4:
+            file.flush()
+            time.sleep(60)
+
+    torch.save = save
+    fit(tiny_sd, root, Checkpoint(every_n_steps=2))
 
 
 def test_a_process_that_is_killed_while_saving_leaves_the_checkpoint_before(
     tiny_sd: str, run: Path, empty: Path
 ) -> None:
     folder = empty / "checkpoints"
-
-    def slowly() -> None:
-        write = torch.save
-
-        def save(found: dict[str, Any], file: Any) -> None:
-            write(found, file)
-            if found["global_step"] == 4:
-                file.flush()
-                time.sleep(60)
-
-        torch.save = save
-        fit(tiny_sd, empty, Checkpoint(every_n_steps=2))
-
-    kill_while_saving(slowly, ".0000004.ckpt.*.tmp", folder)
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=save_slowly, args=(tiny_sd, empty), daemon=True)
+    process.start()
+    end = time.monotonic() + 120
+    while not any(p.stat().st_size > 500_000 for p in folder.glob(".0000004.ckpt.*.tmp")):
+        assert process.is_alive()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
     assert newest(folder) == (folder / "last.ckpt", [])
     assert (folder / "last.ckpt").readlink() == Path("0000002.ckpt")
     assert len(names(empty)) == 3
