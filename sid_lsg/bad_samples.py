@@ -13,8 +13,8 @@ import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from sid_lsg.metrics.processes import gather
 from sid_lsg.phases import PhaseInputs
+from sid_lsg.processes import gather, process
 
 _SHOWN = 3  # prompts in the warning
 
@@ -22,7 +22,7 @@ _SHOWN = 3  # prompts in the warning
 def count(flags: Tensor) -> int:
     """Count the true flags of all ranks together."""
     total = flags.sum()
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if process()[1] > 1:
         dist.all_reduce(total)
     return int(total)
 

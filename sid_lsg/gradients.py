@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from sid_lsg.processes import process
 from sid_lsg.sharding import first_of_share, local, whole
 
 ClipAlgorithm = Literal["norm", "value"]
@@ -34,8 +35,7 @@ def all_reduce_mean(parameters: Sequence[nn.Parameter]) -> None:
     for p in parameters:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    if not several or any(isinstance(p.grad, DTensor) for p in parameters):
+    if process()[1] == 1 or any(isinstance(p.grad, DTensor) for p in parameters):
         return
     bucket: list[Tensor] = []
     for index, p in enumerate(parameters):

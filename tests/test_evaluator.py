@@ -20,8 +20,8 @@ from sid_lsg.metrics.evaluator import Evaluator, Scores
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.manifold import kernel_distance, overlap
 from sid_lsg.metrics.preferences import Preference
-from sid_lsg.metrics.processes import batches_of, gather
 from sid_lsg.metrics.protocol import EvaluationProtocol, clip_protocol
+from sid_lsg.processes import batches_of, gather
 
 PROMPTS = ["a red cat", "two dogs on a log", ""]
 NUM_IMAGES = 10
@@ -234,7 +234,7 @@ def test_two_processes_score_as_one(clip: CLIPFeatures, clip_folder: str, tmp_pa
 def test_batches_leave_no_process_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert batches_of(10, 4) == [range(0, 4), range(4, 8), range(8, 10)]
     for world in (1, 2, 3, 5):
-        monkeypatch.setattr("sid_lsg.metrics.processes.process", lambda world=world: (0, world))
+        monkeypatch.setattr("sid_lsg.processes.process", lambda world=world: (0, world))
         for total in range(world, 20):
             for size in (1, 3, 50):
                 batches = batches_of(total, size)

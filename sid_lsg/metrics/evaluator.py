@@ -14,10 +14,10 @@ from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.folder import ImageReader
 from sid_lsg.metrics.manifold import kernel_distance, kth_distances, overlap
 from sid_lsg.metrics.preferences import Preference
-from sid_lsg.metrics.processes import batches_of, process
 from sid_lsg.metrics.protocol import EvaluationProtocol, clip_protocol
 from sid_lsg.metrics.scores import Mean, cosines, frechet_distance
 from sid_lsg.metrics.statistics import Collector, Statistics
+from sid_lsg.processes import batches_of, process, share_of
 
 Sampler = Callable[[Sequence[str], Sequence[int]], Tensor]
 """(prompts, seeds) -> images [B, 3, H, W] in [-1, 1]."""
@@ -140,10 +140,8 @@ class Evaluator:
             UsageError: If some cannot be read, all of them by name.
         """
         self._reset(device)
-        rank, world = process()
-        chunks = batches_of(len(paths), batch_size)[rank::world]
         reader = ImageReader(paths)
-        for places, images in reader.read(chunks, progress):
+        for places, images in reader.read(share_of(len(paths), batch_size), progress):
             self._update(images, None if texts is None else [texts[i] for i in places])
         reader.check(option)
         return self._compute(float("nan"))

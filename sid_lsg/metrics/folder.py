@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sid_lsg.errors import UsageError
-from sid_lsg.metrics.processes import gather
+from sid_lsg.processes import gather
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
 _READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)

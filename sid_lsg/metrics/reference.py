@@ -9,9 +9,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from sid_lsg.files import cache_folder
 from sid_lsg.metrics.folder import ImageReader, list_images
-from sid_lsg.metrics.processes import batches_of, gather, process
 from sid_lsg.metrics.protocol import EvaluationProtocol
 from sid_lsg.metrics.statistics import Collector, Statistics
+from sid_lsg.processes import gather, process, share_of
 from sid_lsg.resources import resolve
 
 
@@ -71,10 +71,8 @@ def compute_statistics(
     """
     collector = Collector(protocol)
     collector.reset(device)
-    rank, world = process()
     reader = ImageReader(files)
-    chunks = batches_of(len(files), batch_size)[rank::world]
-    for _, images in reader.read(chunks, progress):
+    for _, images in reader.read(share_of(len(files), batch_size), progress):
         collector.update(protocol.prepare(images))
     reader.check(option)
     return collector.compute()

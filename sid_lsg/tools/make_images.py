@@ -14,7 +14,7 @@ from tqdm import tqdm
 from sid_lsg.errors import UsageError
 from sid_lsg.files import replacing
 from sid_lsg.images import save_png, to_pil
-from sid_lsg.metrics.processes import batches_of
+from sid_lsg.processes import share_of
 from sid_lsg.samplers import ImageModel
 
 MANIFEST = "images.json"
@@ -59,7 +59,7 @@ def make_images(
             for index, (path, text) in enumerate(zip(paths, prompts, strict=True)):
                 row = {"file_name": path.name, "text": text, "seed": index}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    mine = batches_of(len(prompts), batch_size)[fabric.global_rank :: fabric.world_size]
+    mine = share_of(len(prompts), batch_size)
     missing = [batch for batch in mine if not all(paths[i].is_file() for i in batch)]
     total, left = (sum(map(len, batches)) for batches in (mine, missing))
     seconds = 0.0

@@ -1,4 +1,4 @@
-"""How several processes share an evaluation."""
+"""The processes of a command: which one this is, and what it shares with the others."""
 
 from typing import TypeVar
 
@@ -18,6 +18,12 @@ def batches_of(total: int, size: int) -> list[range]:
     """Cut 0..total-1 into batches of `size`, or of less if a process would be left without one."""
     size = max(1, min(size, total // process()[1]))
     return [range(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def share_of(total: int, size: int) -> list[range]:
+    """Return this process' part of `batches_of`."""
+    rank, world = process()
+    return batches_of(total, size)[rank::world]
 
 
 def gather(items: list[Item]) -> list[Item]:
