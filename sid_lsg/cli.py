@@ -22,7 +22,10 @@ warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the st
 warnings.filterwarnings("ignore", message=".*does not have many workers")
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec")
 warnings.filterwarnings("ignore", message=".*but there is no last checkpoint available")
+# Older releases of diffusers, which this project serves too, have no other name for it.
+warnings.filterwarnings("ignore", message=".*`torch_dtype` is deprecated")
 
+from diffusers.utils.logging import disable_progress_bar as be_quiet  # noqa: E402
 from jsonargparse import ActionConfigFile  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
 from lightning.pytorch.utilities import rank_zero_only  # noqa: E402
@@ -58,6 +61,7 @@ _ADAM = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-6, "betas": [0
 
 
 _TOOLS = {
+    "generate": ("generate", "make pictures of prompts"),
     "evaluate": ("evaluate", "score a model or a folder of images, and write a report"),
     "prepare-coco": ("prepare_coco", "make COCO's caption list and reference statistics"),
 }  # command: (module of sid_lsg.tools and its function, what it does)
@@ -67,6 +71,22 @@ def _refuse(message: str) -> NoReturn:
     """End the command with one message."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+_format_foreign_warning = warnings.formatwarning
+
+
+def _format_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """Write this project's warnings for people; others' with where they come from."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        return f"warning: {message}\n"
+    return _format_foreign_warning(message, category, filename, lineno, line)
 
 
 class _Parser(LightningArgumentParser):
@@ -154,6 +174,8 @@ def main(args: list[str] | None = None) -> None:
     SIGTERM and Ctrl-C end it with status 143 and 130.
     """
     disable_progress_bar()
+    be_quiet()
+    warnings.formatwarning = _format_warning
     register_strategies()
     arguments = sys.argv[1:] if args is None else args
     try:

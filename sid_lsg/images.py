@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -71,6 +71,35 @@ def grid(images: Tensor, tile: int = 64) -> Image.Image:
     for index, image in enumerate(tiles):
         canvas.paste(image, (index % columns * side, index // columns * side))
     return canvas
+
+
+def contact_sheet(
+    pictures: Sequence[Image.Image],
+    captions: Sequence[str],
+    columns: int | None = None,
+    tile: int = 160,
+) -> Image.Image:
+    """Show pictures with their captions, in rows.
+
+    Args:
+        pictures: Of one size.
+        captions: What to write below each, in at most three lines.
+        columns: How many in a row; by default as many as make it nearly square.
+        tile: Side of a picture on the sheet, about: small ones are enlarged by a whole factor.
+    """
+    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    small = pictures[0].width < tile
+    tiles = [_enlarge(p, tile) if small else ImageOps.contain(p, (tile, tile)) for p in pictures]
+    width, height = tiles[0].width + _MARGIN, tiles[0].height + 3 * _LINE + _MARGIN
+    rows = math.ceil(len(tiles) / columns)
+    sheet = Image.new("RGB", (columns * width + _MARGIN, rows * height + _MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (picture, caption) in enumerate(zip(tiles, captions, strict=True)):
+        left, top = index % columns * width + _MARGIN, index // columns * height + _MARGIN
+        sheet.paste(picture, (left, top))
+        lines = textwrap.wrap(caption, max(8, picture.width // 7), max_lines=3, placeholder="...")
+        draw.multiline_text((left, top + picture.height), "\n".join(lines), "black", _FONT)
+    return sheet
 
 
 def save_png(picture: Image.Image, path: Path, about: PngInfo | None = None) -> None:

@@ -3,8 +3,31 @@
 from typing import TypeVar
 
 import torch.distributed as dist
+from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from sid_lsg.errors import UsageError
 
 Item = TypeVar("Item")
+
+
+def launch(accelerator: str, devices: int, num_nodes: int = 1) -> Fabric:
+    """Start a command's processes: one for each device.
+
+    Raises:
+        UsageError: If there are no such devices.
+    """
+    try:
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy="ddp" if devices * num_nodes > 1 else "auto",
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise UsageError(f"--accelerator {accelerator} --devices {devices}: {error}") from error
+    fabric.launch()
+    return fabric
 
 
 def process() -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """Models to take images from: our generators, their teachers, any diffusers pipeline."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,8 @@ from sid_lsg.errors import UsageError
 from sid_lsg.files import weights_hash
 from sid_lsg.networks import StableDiffusion
 from sid_lsg.resources import resolve
+from sid_lsg.text import cut_off
+from sid_lsg.trained import find_checkpoint, load_trained
 
 SamplerName = Literal["auto", "generator", "ddim", "pipeline"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -28,11 +31,25 @@ class ImageModel:
             prompt and seed alone.
         about: What was loaded and how it is sampled, for reports and for continuing.
         evaluations: Of the network, for an image.
+        cut_off: What of a prompt the model does not see, since it is too long; "" for nothing.
     """
 
     sample: Callable[[Sequence[str], Sequence[int]], Tensor]
     about: dict[str, Any]
     evaluations: int
+    cut_off: Callable[[str], str]
+
+    def one_by_one(self) -> "ImageModel":
+        """Send each image through the networks alone, so that not one bit depends on the others.
+
+        Matrix products add up in another order when a batch has another size.
+        """
+
+        def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+            pairs = zip(prompts, seeds, strict=True)
+            return torch.cat([self.sample([prompt], [seed]) for prompt, seed in pairs])
+
+        return replace(self, sample=sample)
 
 
 def load_model(
@@ -43,34 +60,41 @@ def load_model(
     resolution: int | None = None,
     dtype: Precision = "float32",
     device: torch.device | str = "cpu",
+    option: str = "model",
 ) -> ImageModel:
     """Load a model to be sampled.
 
     Args:
-        model: A folder in diffusers' layout or a Hub id.
-        sampler: `generator` samples a folder that this project exported as the training does, in
-            one step or K; `ddim` samples a Stable Diffusion teacher as the training's comparison
-            does; `pipeline` is the model's own diffusers pipeline and scheduler; `auto` is the
-            first for exported folders, else the last.
-        num_steps: Steps; 1 by default for a generator, and to be given for the others.
+        model: A checkpoint of this project or a run directory (its newest checkpoint), a folder in
+            diffusers' layout or a Hub id.
+        sampler: `generator` samples what this project trained as the training does, in one step or
+            K; `ddim` samples a Stable Diffusion teacher as the training's comparison does;
+            `pipeline` is the model's own diffusers pipeline and scheduler; `auto` is the first for
+            checkpoints and exported folders, else the last.
+        num_steps: Steps; the training's by default for a generator, and to be given for the others.
         guidance: Guidance scale, to be given for all but generators, which have none.
         resolution: Side of the images in pixels; by default the model's.
         dtype: Of the networks.
         device: Where to sample.
+        option: The option that named the model, for messages.
 
     Raises:
         UsageError: If the model cannot be loaded or cannot be sampled so.
     """
     if num_steps is not None and num_steps < 1:
         refuse("num_steps", num_steps, "at least 1")
-    loaded = None
-    if sampler != "pipeline":
+    loaded, t_init, trained_steps = None, None, 1
+    if checkpoint := find_checkpoint(model):
+        if sampler in ("ddim", "pipeline"):
+            refuse("sampler", sampler, f"auto or generator for the checkpoint {model!r}")
+        loaded, t_init, trained_steps, _ = load_trained(checkpoint, None, resolution, option)
+    elif sampler != "pipeline":
         try:
-            loaded = StableDiffusion.from_pretrained(model, resolution=resolution, option="model")
+            loaded = StableDiffusion.from_pretrained(model, resolution=resolution, option=option)
+            t_init, trained_steps = loaded.exported_t_init, 1
         except UsageError:
             if sampler != "auto":
                 raise
-    t_init = loaded.exported_t_init if loaded else None
     if sampler == "auto":
         sampler = "pipeline" if t_init is None else "generator"
     about: dict[str, Any] = {"model": model, "sampler": sampler, "dtype": dtype}
@@ -78,20 +102,20 @@ def load_model(
     if sampler == "generator":
         if loaded is None or t_init is None:
             raise UsageError(
-                f"--sampler generator: {model!r} is not a generator that this project exported. "
+                f"--sampler generator: {model!r} is not a generator that this project trained. "
                 "Use --sampler pipeline (or ddim) with --num_steps and --guidance."
             )
         if guidance is not None:
             refuse("guidance", guidance, "left out for a generator, which samples without it")
-        num_steps = num_steps or 1
+        num_steps = num_steps or trained_steps
         if num_steps > t_init:
             refuse("num_steps", num_steps, f"at most {t_init}, the generator's timestep")
         return _generator(_ready(loaded, place, kind), t_init, num_steps, about)
-    source: Any = loaded if sampler == "ddim" else _load_pipeline(model, kind)
+    source: Any = loaded if sampler == "ddim" else _load_pipeline(model, kind, option)
     if num_steps is None or guidance is None:
         raise UsageError(
             f"--num_steps and --guidance are to be given for {model!r}, which is not a generator "
-            "that this project exported: a teacher's, such as 25 and 1.5, or those of the one-step "
+            "that this project trained: a teacher's, such as 25 and 1.5, or those of the one-step "
             "model that it is, such as 1 and 0."
         )
     about |= {"num_steps": num_steps, "guidance": guidance}
@@ -102,6 +126,7 @@ def load_model(
         lambda prompts, seeds: teacher.sample_reference(prompts, seeds, num_steps, guidance),
         about | _identity(teacher),
         _evaluations(num_steps, guidance),
+        partial(cut_off, teacher.text.tokenizer),
     )
 
 
@@ -115,7 +140,7 @@ def _generator(
         latents = teacher.generate(teacher.network, prompts, seeds, t_init, num_steps)
         return teacher.decode(latents)
 
-    return ImageModel(sample, about, num_steps)
+    return ImageModel(sample, about, num_steps, partial(cut_off, teacher.text.tokenizer))
 
 
 def _pipeline(
@@ -143,7 +168,9 @@ def _pipeline(
         ).images
         return images.float() * 2 - 1
 
-    return ImageModel(sample, about, _evaluations(num_steps, guidance))
+    tokenizer = getattr(pipeline, "tokenizer", None)
+    cut = partial(cut_off, tokenizer) if tokenizer else lambda prompt: ""
+    return ImageModel(sample, about, _evaluations(num_steps, guidance), cut)
 
 
 def _evaluations(num_steps: int, guidance: float) -> int:
@@ -151,7 +178,7 @@ def _evaluations(num_steps: int, guidance: float) -> int:
     return num_steps * (2 if guidance > 1 else 1)
 
 
-def _load_pipeline(model: str, dtype: torch.dtype) -> Any:
+def _load_pipeline(model: str, dtype: torch.dtype, option: str) -> Any:
     """Load any diffusers pipeline, from safetensors alone."""
     try:
         pipeline = DiffusionPipeline.from_pretrained(
@@ -160,7 +187,7 @@ def _load_pipeline(model: str, dtype: torch.dtype) -> Any:
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(
-            f"--model: could not load a diffusers pipeline from {model!r} ({reason[0]}). Give a "
+            f"--{option}: could not load a diffusers pipeline from {model!r} ({reason[0]}). Give a "
             "folder in diffusers' layout with safetensors weights, or a Hub id that this machine "
             "can reach."
         ) from error

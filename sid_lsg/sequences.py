@@ -51,7 +51,29 @@ class Texts(Sequence[str]):
         return [self._text(position) for position in positions]
 
 
-class Lines(Texts):
+class Rows(Texts):
+    """The rows of a file that are not blank.
+
+    Attributes:
+        blank: How many rows are left out.
+    """
+
+    def _leave_out(self, blank: Sequence[int]) -> None:
+        """Remember which rows are blank, in order."""
+        self.blank = len(blank)
+        self._kept_before = [row - index for index, row in enumerate(blank)]
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are, blank ones included."""
+        return len(self) + self.blank
+
+    def row(self, position: int) -> int:
+        """Return the row, from 0 and blank ones included, in which a string stands."""
+        return position + bisect_right(self._kept_before, position)
+
+
+class Lines(Rows):
     r"""The lines of a UTF-8 text file that are not blank, stripped, read on demand.
 
     Only \n ends a line; the \r of an \r\n is stripped with the other whitespace.
@@ -72,7 +94,7 @@ class Lines(Texts):
         begins = self._scan(data, chunk_bytes)
         suspects = np.flatnonzero(_BEGINS_WHITESPACE[data[begins]]).tolist()
         blank = [line for line in suspects if not _line_at(content, int(begins[line]))]
-        self.blank = len(blank)
+        self._leave_out(blank)
         self._begins = torch.from_numpy(np.delete(begins, blank))
 
     def _scan(self, data: np.ndarray, chunk_bytes: int) -> np.ndarray:
@@ -109,7 +131,7 @@ class Lines(Texts):
         return filter(None, map(str.strip, read_lines(self.path)))
 
 
-class Packed(Texts):
+class Packed(Rows):
     """Strings kept in one flat UTF-8 buffer.
 
     Args:
@@ -121,8 +143,7 @@ class Packed(Texts):
     """
 
     def __init__(self, rows: Iterable[object], origin: str) -> None:
-        buffer, ends = bytearray(), array("q", [0])
-        self.blank = 0
+        buffer, ends, blank = bytearray(), array("q", [0]), []
         for number, value in enumerate(rows, 1):
             if value is not None and not isinstance(value, str):
                 raise UsageError(
@@ -131,11 +152,12 @@ class Packed(Texts):
                 )
             text = (value or "").strip()
             if not text:
-                self.blank += 1
+                blank.append(number - 1)
                 continue
             # JSON can spell half of a surrogate pair, which is no character: it becomes "?".
             buffer += text.encode("utf-8", "replace")
             ends.append(len(buffer))
+        self._leave_out(blank)
         self._buffer = torch.from_numpy(np.frombuffer(buffer, dtype=np.uint8))
         self._ends = torch.from_numpy(np.frombuffer(ends, dtype=np.int64))
 
@@ -154,10 +176,16 @@ class Corpus(Texts):
         self.blank = sum(part.blank for part in parts)
         self._parts = parts
         self._starts = list(accumulate((len(part) for part in parts), initial=0))
+        self._first_rows = list(accumulate((part.num_rows for part in parts), initial=0))
 
     def _text(self, position: int) -> str:
         part = bisect_right(self._starts, position) - 1
         return self._parts[part][position - self._starts[part]]
+
+    def row(self, position: int) -> int:
+        """Return the row in which a prompt stands, counted from 0 through all files."""
+        part = bisect_right(self._starts, position) - 1
+        return self._first_rows[part] + self._parts[part].row(position - self._starts[part])
 
     def __len__(self) -> int:
         return self._starts[-1]

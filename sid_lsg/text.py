@@ -27,3 +27,12 @@ class PromptEncoder(nn.Module):
         )
         device = next(self.text_encoder.parameters()).device
         return self.text_encoder(tokens.input_ids.to(device))[0]
+
+
+def cut_off(tokenizer: CLIPTokenizer, prompt: str) -> str:
+    """Return what of a prompt is beyond the tokenizer's length, and not seen; "" if nothing."""
+    tokens = tokenizer(prompt, return_offsets_mapping=True, verbose=False)
+    if len(tokens.input_ids) <= tokenizer.model_max_length:
+        return ""
+    first = tokens.offset_mapping[tokenizer.model_max_length - 1][0]  # one place is the end token's
+    return prompt[first:].strip()

@@ -65,6 +65,7 @@ def test_several_files_make_one_corpus(tmp_path: Path) -> None:
     corpus = read_corpus([write_csv(tmp_path), lines], "text", "--data.prompts")
     assert list(corpus) == [*PROMPTS, "last"]
     assert corpus.blank == 4
+    assert [corpus.row(position) for position in range(5)] == [0, 1, 2, 3, 7]  # three blank ones
 
 
 @pytest.mark.parametrize(

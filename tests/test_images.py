@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sid_lsg.images import comparison, grid, save_png, to_pil, to_uint8
+from sid_lsg.images import comparison, contact_sheet, grid, save_png, to_pil, to_uint8
 
 
 def noise(batch: int, side: int = 8) -> Tensor:
@@ -135,6 +135,21 @@ def test_a_long_prompt_makes_a_taller_picture_and_is_not_cut_off() -> None:
     assert long.shape[0] > short.shape[0]
     lowest = int(np.nonzero(text(long))[0].max())
     assert short.shape[0] < lowest < long.shape[0] - 1
+
+
+@pytest.mark.parametrize("side", [8, 100, 400])
+def test_a_contact_sheet_shows_each_picture_above_its_caption(side: int) -> None:
+    colours = ["red", "lime", "blue", "yellow", "cyan"]
+    sheet = contact_sheet([Image.new("RGB", (side, side), c) for c in colours], colours, 2)
+    seen = pixels(sheet)
+    edge = 160 if side != 100 else 200  # enlarged by a whole factor, or shrunk
+    assert sheet.size == (2 * (edge + 6) + 6, 3 * (edge + 6 + 3 * 16) + 6)
+    for index, colour in enumerate(colours):
+        left, top = 6 + index % 2 * (edge + 6), 6 + index // 2 * (edge + 6 + 48)
+        tile = seen[top : top + edge, left : left + edge]
+        assert (tile == Image.new("RGB", (1, 1), colour).getpixel((0, 0))).all()
+        assert (seen[top + edge : top + edge + 48, left : left + edge] < 128).any()  # written
+    assert (seen[-edge:, -edge:] == 255).all()  # the last place is free
 
 
 def test_a_picture_is_saved_whole_under_its_own_name_alone(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Line finding against a plain reference; sequences that pickle and behave like lists."""
 
 import pickle
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,18 @@ def test_a_file_that_changed_since_its_lines_were_found_is_refused(tmp_path: Pat
     _mapped.cache_clear()  # as in a worker that has yet to open the file
     with pytest.raises(UsageError, match="prompts.txt has changed since the run began"):
         lines[0]
+
+
+@given(st.lists(st.sampled_from(["a", "", " ", "b c", "\u2003"])))
+@settings(max_examples=50, deadline=None)
+def test_strings_know_the_rows_they_stand_in(rows: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "lines.txt")
+        path.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+        for texts in (Lines(path), Packed(rows, "here")):
+            expected = [number for number, row in enumerate(rows) if row.strip()]
+            assert [texts.row(position) for position in range(len(texts))] == expected
+            assert texts.num_rows == len(rows)
 
 
 def test_packed_strips_skips_and_counts_blanks() -> None:

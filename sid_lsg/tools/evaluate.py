@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.fabric import Fabric
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from sid_lsg.checks import refuse
 from sid_lsg.corpus import find_files, read_corpus
@@ -18,8 +17,9 @@ from sid_lsg.metrics.folder import list_images
 from sid_lsg.metrics.preferences import HPSv2, ImageReward, Preference
 from sid_lsg.metrics.protocol import ProtocolName, load_protocol
 from sid_lsg.metrics.reference import load_reference
+from sid_lsg.processes import launch
 from sid_lsg.samplers import ImageModel, Precision, SamplerName, load_model
-from sid_lsg.tools.make_images import check_manifest, make_images
+from sid_lsg.tools.make_images import Picture, check_manifest, make_images
 from sid_lsg.tools.report import read_report, write_report
 
 IMAGES = "images"
@@ -110,7 +110,7 @@ def evaluate(
     others = [read_report(folder) for folder in compare]
     texts = _prompts(prompts, column) if prompts else None
     given = _given(images, captions, column) if images else None
-    fabric = _launch(accelerator, devices, num_nodes)
+    fabric = launch(accelerator, devices, num_nodes)
     show = fabric.is_global_zero and progress
 
     clip_model = CLIPFeatures.from_pretrained(clip) if clip else None
@@ -226,25 +226,11 @@ def _make(
     fabric.barrier()
     bar = "images" if show else None
     with writing(root, "output"):
-        made = make_images(source, texts, root / IMAGES, batch_size, fabric, bar)
+        pictures = [Picture(f"{i:07d}.png", text, i) for i, text in enumerate(texts)]
+        made = make_images(source, pictures, root / IMAGES, batch_size, fabric, bar)
     about |= {
         "images": str(root / IMAGES),
         "evaluations_per_image": source.evaluations,
         "seconds_per_image": made.seconds_per_image,
     }
     return Subject(made.paths, texts, about)
-
-
-def _launch(accelerator: str, devices: int, num_nodes: int) -> Fabric:
-    """Start the processes: one for each device."""
-    try:
-        fabric = Fabric(
-            accelerator=accelerator,
-            devices=devices,
-            num_nodes=num_nodes,
-            strategy="ddp" if devices * num_nodes > 1 else "auto",
-        )
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
-        raise UsageError(f"--accelerator {accelerator} --devices {devices}: {error}") from error
-    fabric.launch()
-    return fabric

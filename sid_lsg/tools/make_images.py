@@ -21,6 +21,14 @@ MANIFEST = "images.json"
 CAPTIONS = "metadata.jsonl"  # as Hugging Face's `imagefolder` format names it
 
 
+class Picture(NamedTuple):
+    """An image to make: its file's name, and what it depends on."""
+
+    name: str
+    prompt: str
+    seed: int
+
+
 class Made(NamedTuple):
     """The images' files, in order, and what sampling one took here; None if all were there."""
 
@@ -30,21 +38,21 @@ class Made(NamedTuple):
 
 def make_images(
     model: ImageModel,
-    prompts: Sequence[str],
+    pictures: Sequence[Picture],
     folder: Path,
     batch_size: int,
     fabric: Fabric,
     progress: str | None = None,
 ) -> Made:
-    """Write the image of each prompt, with the prompt's place as its seed, unless it is there.
+    """Write images, unless they are there.
 
     Each process makes its share of the batches, which are the same however many processes there
-    are. `metadata.jsonl` gets every image's prompt and seed.
+    are. `metadata.jsonl` gets every image's prompt and seed, and so does the image itself.
 
     Args:
         model: What to sample.
-        prompts: One for each image.
-        folder: Where to write 0000000.png, 0000001.png, ...
+        pictures: What to make.
+        folder: Where to write it.
         batch_size: Images at a time.
         fabric: The processes.
         progress: Name for a progress bar; none by default.
@@ -53,13 +61,13 @@ def make_images(
         UsageError: If an image is not finite.
         OSError: If a file cannot be written; finished images stay.
     """
-    paths = [folder / f"{index:07d}.png" for index in range(len(prompts))]
+    paths = [folder / picture.name for picture in pictures]
     if fabric.is_global_zero:
         with replacing(folder / CAPTIONS) as temporary, temporary.open("w") as file:
-            for index, (path, text) in enumerate(zip(paths, prompts, strict=True)):
-                row = {"file_name": path.name, "text": text, "seed": index}
+            for name, prompt, seed in pictures:
+                row = {"file_name": name, "text": prompt, "seed": seed}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    mine = share_of(len(prompts), batch_size)
+    mine = share_of(len(pictures), batch_size)
     missing = [batch for batch in mine if not all(paths[i].is_file() for i in batch)]
     total, left = (sum(map(len, batches)) for batches in (mine, missing))
     seconds = 0.0
@@ -67,31 +75,39 @@ def make_images(
         total=total, initial=total - left, desc=progress, disable=progress is None, leave=False
     ) as bar:
         for batch in missing:
+            chosen = [pictures[i] for i in batch]
             start = time.perf_counter()
-            images = model.sample([prompts[i] for i in batch], batch).cpu()
+            images = model.sample([p.prompt for p in chosen], [p.seed for p in chosen]).cpu()
             seconds += time.perf_counter() - start
-            _check_finite(images, batch, model)
-            for index, picture in zip(batch, to_pil(images), strict=True):
-                about = PngInfo()
-                about.add_itxt("prompt", prompts[index])
-                about.add_text("seed", str(index))
-                about.add_text("model", str(model.about["model"]))
-                save_png(picture, paths[index], about)
+            _check_finite(images, chosen, model)
+            for picture, image in zip(chosen, to_pil(images), strict=True):
+                save_png(image, folder / picture.name, about_image(picture, model.about["model"]))
             bar.update(len(batch))
     fabric.barrier()
     return Made(paths, seconds / left if left else None)
 
 
-def _check_finite(images: Tensor, indices: Sequence[int], model: ImageModel) -> None:
-    for index, finite in zip(indices, images.isfinite().flatten(1).all(1).tolist(), strict=True):
+def about_image(picture: Picture, model: str) -> PngInfo:
+    """Say in a PNG file what it shows: prompt, seed and model."""
+    about = PngInfo()
+    about.add_itxt("prompt", picture.prompt)
+    about.add_text("seed", str(picture.seed))
+    about.add_itxt("model", model)
+    return about
+
+
+def _check_finite(images: Tensor, pictures: Sequence[Picture], model: ImageModel) -> None:
+    for (name, *_), finite in zip(pictures, images.isfinite().flatten(1).all(1), strict=True):
         if not finite:
             raise UsageError(
-                f"--dtype: image {index} is not finite in {model.about['dtype']}. Use float32 or "
+                f"--dtype: image {name} is not finite in {model.about['dtype']}. Use float32 or "
                 "bfloat16."
             )
 
 
-def check_manifest(folder: Path, about: dict[str, Any], option: str) -> None:
+def check_manifest(
+    folder: Path, about: dict[str, Any], option: str, remedy: str = "or delete that one"
+) -> None:
     """Let a folder's images be continued by the same model under the same settings alone.
 
     Raises:
@@ -108,8 +124,10 @@ def check_manifest(folder: Path, about: dict[str, Any], option: str) -> None:
         raise UsageError(f"--{option}: cannot read {str(path)!r} ({error}).") from error
     for name in (*about, *earlier):
         if about.get(name) != earlier.get(name):
+            what = f"{name} is {earlier.get(name)!r}, and now {about.get(name)!r}"
+            if name.endswith("_sha256"):
+                what = f"{name.removesuffix('_sha256').replace('_', ' ')} differ"
             raise UsageError(
-                f"--{option}: {str(folder)!r} holds images that were made otherwise: their {name} "
-                f"is {earlier.get(name)!r}, and now {about.get(name)!r}. Choose another folder, or "
-                "delete that one."
+                f"--{option}: {str(folder)!r} holds images that were made otherwise: their {what}. "
+                f"Choose another folder, {remedy}."
             )

@@ -1,0 +1,111 @@
+"""The generator in a checkpoint of a training, ready to be sampled or exported."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sid_lsg.checkpoints import RECORD, check_contents, damage, newest, peek
+from sid_lsg.errors import UsageError
+from sid_lsg.networks import StableDiffusion
+
+AVERAGE = "ema."  # the generator's average in a checkpoint, which is what is evaluated
+
+
+class Trained(NamedTuple):
+    """A generator and how it is sampled.
+
+    Attributes:
+        teacher: The teacher's parts, with the averaged generator in float32 as `network`.
+        t_init: The generator's timestep.
+        num_steps: Evaluations per image, as in the training.
+        record: What the checkpoint says of its training: `schema`, `versions` and `config`.
+    """
+
+    teacher: StableDiffusion
+    t_init: int
+    num_steps: int
+    record: dict[str, Any]
+
+
+def find_checkpoint(path: str | Path) -> Path | None:
+    """Return the checkpoint that a path names: the file itself, or the newest of a run directory.
+
+    Returns:
+        None for any other path.
+
+    Raises:
+        UsageError: If a run directory holds no whole checkpoint.
+    """
+    path = Path(path).expanduser()
+    if path.suffix == ".ckpt":
+        return path
+    if not (path / "checkpoints").is_dir() or (path / "model_index.json").is_file():
+        return None
+    found, _ = newest(path / "checkpoints")
+    if found is None:
+        raise UsageError(f"{str(path)!r} holds no checkpoint yet. Train longer, or give a file.")
+    return found
+
+
+def load_trained(
+    path: str | Path,
+    teacher: str | None = None,
+    resolution: int | None = None,
+    option: str = "ckpt_path",
+) -> Trained:
+    """Load the averaged generator of a checkpoint, with its teacher's VAE and text encoder.
+
+    Args:
+        path: The checkpoint, or a run directory for its newest one.
+        teacher: Where the teacher lies; by default where it lay in the training.
+        resolution: Pixels of an image's side; by default the training's.
+        option: The option that named the checkpoint, for messages.
+
+    Raises:
+        UsageError: If there is no such file, it is damaged, or its teacher is not found.
+    """
+    found = find_checkpoint(path)
+    if found is None or not found.exists():
+        raise UsageError(
+            f"--{option}: there is no checkpoint {str(path)!r}. Give a .ckpt file from a run "
+            "directory's checkpoints/, or the run directory."
+        )
+    if what := damage(found):
+        raise UsageError(f"--{option}: {str(found)!r} {what}. Give another checkpoint.")
+    checkpoint = peek(found)
+    check_contents(checkpoint, str(found))
+    record = checkpoint.get(RECORD) or {}
+    options = (record.get("config") or {}).get("model")
+    if not options:
+        raise UsageError(
+            f"--{option}: {str(found)!r} does not say how it was trained: it was not written by "
+            "the command line. Give one that `fit` has written."
+        )
+    if teacher:
+        source: Mapping[str, Any] = {"model": teacher}
+    else:
+        names = ("revision", "variant", "subfolders")
+        source = {"model": options["teacher"]} | {name: options.get(name) for name in names}
+    loaded = StableDiffusion.from_pretrained(
+        **source, resolution=resolution or options.get("resolution"), option="teacher"
+    )
+    start = len(AVERAGE)
+    average = {k[start:]: v for k, v in checkpoint["state_dict"].items() if k.startswith(AVERAGE)}
+    check_names(loaded.network.state_dict(), average, str(found), option)
+    loaded.network.load_state_dict(average)
+    return Trained(loaded, options["t_init"], options["num_steps"], record)
+
+
+def check_names(own: Mapping[str, Any], found: Mapping[str, Any], path: str, option: str) -> None:
+    """Refuse weights of another network.
+
+    Raises:
+        UsageError: For the first name or shape that differs.
+    """
+    for name in sorted(own.keys() | found.keys()):
+        shapes = [list(of[name].shape) if name in of else "none" for of in (found, own)]
+        if shapes[0] != shapes[1]:
+            raise UsageError(
+                f"--{option}: {name!r} is {shapes[0]} in {path!r} and {shapes[1]} in the "
+                "teacher: it was made with another one. Name that with --teacher."
+            )
