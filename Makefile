@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup demo guidance test lint format type clean
+.PHONY: help setup demo guidance test browser lint format type clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,15 @@ guidance: $(STAMP)  ## Score the embedded teacher at several guidance scales: ru
 
 test: $(STAMP)  ## Run the tests
 	$(BIN)/python -m pytest -q
+
+browser: $(STAMP)  ## Test the app in a real browser; Debian's chromium is installed if missing
+	@command -v chromium >/dev/null || { \
+	  command -v apt-get >/dev/null || { \
+	    echo "error: this needs chromium, and there is no apt-get to install it with." >&2; exit 1; }; \
+	  sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	  $$sudo apt-get update -qq && \
+	  $$sudo apt-get install -qq --no-install-recommends -y chromium; }
+	$(BIN)/python -m pytest -q -m browser tests/test_app_browser.py
 
 lint: $(STAMP)  ## Check style
 	$(BIN)/ruff check .

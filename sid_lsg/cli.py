@@ -18,6 +18,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 os.environ.setdefault("TQDM_MININTERVAL", "0.5")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # which a forked worker cannot have
 warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
 warnings.filterwarnings("ignore", message=".*does not have many workers")
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec")
@@ -62,6 +63,7 @@ _ADAM = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-6, "betas": [0
 
 _TOOLS = {
     "generate": ("generate", "make pictures of prompts"),
+    "app": ("app", "try a generator in the browser, beside its teacher"),
     "evaluate": ("evaluate", "score a model or a folder of images, and write a report"),
     "prepare-coco": ("prepare_coco", "make COCO's caption list and reference statistics"),
 }  # command: (module of sid_lsg.tools and its function, what it does)

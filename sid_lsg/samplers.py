@@ -52,6 +52,10 @@ class ImageModel:
         return replace(self, sample=sample)
 
 
+AtSettings = Callable[[int | None, float | None], ImageModel]
+"""A loaded model: what samples it in a number of steps at a guidance scale."""
+
+
 def load_model(
     model: str,
     sampler: SamplerName = "auto",
@@ -81,8 +85,27 @@ def load_model(
     Raises:
         UsageError: If the model cannot be loaded or cannot be sampled so.
     """
-    if num_steps is not None and num_steps < 1:
-        refuse("num_steps", num_steps, "at least 1")
+    if num_steps is not None:
+        _check_steps(num_steps)
+    return open_model(model, sampler, resolution, dtype, device, option)(num_steps, guidance)
+
+
+def open_model(
+    model: str,
+    sampler: SamplerName = "auto",
+    resolution: int | None = None,
+    dtype: Precision = "float32",
+    device: torch.device | str = "cpu",
+    option: str = "model",
+) -> AtSettings:
+    """Load a model once, to be sampled at any settings.
+
+    The arguments are those of `load_model`. The result gives, of its num_steps and guidance, the
+    model at these settings, and raises UsageError for settings that the model cannot take.
+
+    Raises:
+        UsageError: If the model cannot be loaded.
+    """
     loaded, t_init, trained_steps = None, None, 1
     if checkpoint := find_checkpoint(model):
         if sampler in ("ddim", "pipeline"):
@@ -105,63 +128,66 @@ def load_model(
                 f"--sampler generator: {model!r} is not a generator that this project trained. "
                 "Use --sampler pipeline (or ddim) with --num_steps and --guidance."
             )
-        if guidance is not None:
-            refuse("guidance", guidance, "left out for a generator, which samples without it")
-        num_steps = num_steps or trained_steps
-        if num_steps > t_init:
-            refuse("num_steps", num_steps, f"at most {t_init}, the generator's timestep")
-        return _generator(_ready(loaded, place, kind), t_init, num_steps, about)
-    source: Any = loaded if sampler == "ddim" else _load_pipeline(model, kind, option)
-    if num_steps is None or guidance is None:
-        raise UsageError(
-            f"--num_steps and --guidance are to be given for {model!r}, which is not a generator "
-            "that this project trained: a teacher's, such as 25 and 1.5, or those of the one-step "
-            "model that it is, such as 1 and 0."
-        )
-    about |= {"num_steps": num_steps, "guidance": guidance}
-    if not isinstance(source, StableDiffusion):
-        return _pipeline(source.to(place), num_steps, guidance, resolution, about)
-    teacher = _ready(source, place, kind)
+        ready = _ready(loaded, place, kind)
+        return partial(_generator, ready, t_init, trained_steps, about | _identity(ready))
+    if sampler == "ddim":
+        assert loaded is not None
+        ready = _ready(loaded, place, kind)
+        return partial(_teacher, ready, about | _identity(ready))
+    pipeline = _load_pipeline(model, kind, option).to(place)
+    network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    about |= {"pipeline": type(pipeline).__name__, "scheduler": type(pipeline.scheduler).__name__}
+    about |= {"weights_sha256": weights_hash(network.state_dict()) if network else None}
+    return partial(_pipeline, pipeline, about | {"resolution": resolution})
+
+
+def _generator(
+    teacher: StableDiffusion,
+    t_init: int,
+    trained_steps: int,
+    about: dict[str, Any],
+    num_steps: int | None,
+    guidance: float | None,
+) -> ImageModel:
+    if guidance is not None:
+        refuse("guidance", guidance, "left out for a generator, which samples without it")
+    steps = _check_steps(trained_steps if num_steps is None else num_steps)
+    if steps > t_init:
+        refuse("num_steps", steps, f"at most {t_init}, the generator's timestep")
+
+    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        latents = teacher.generate(teacher.network, prompts, seeds, t_init, steps)
+        return teacher.decode(latents)
+
+    settings = {"num_steps": steps, "guidance": None, "t_init": t_init}
+    return ImageModel(sample, about | settings, steps, partial(cut_off, teacher.text.tokenizer))
+
+
+def _teacher(
+    teacher: StableDiffusion, about: dict[str, Any], num_steps: int | None, guidance: float | None
+) -> ImageModel:
+    steps, scale = _given(about, num_steps, guidance)
     return ImageModel(
-        lambda prompts, seeds: teacher.sample_reference(prompts, seeds, num_steps, guidance),
-        about | _identity(teacher),
-        _evaluations(num_steps, guidance),
+        lambda prompts, seeds: teacher.sample_reference(prompts, seeds, steps, scale),
+        about | {"num_steps": steps, "guidance": scale},
+        _evaluations(steps, scale),
         partial(cut_off, teacher.text.tokenizer),
     )
 
 
-def _generator(
-    teacher: StableDiffusion, t_init: int, num_steps: int, about: dict[str, Any]
-) -> ImageModel:
-    about |= {"num_steps": num_steps, "guidance": None, "t_init": t_init}
-    about |= _identity(teacher)
-
-    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        latents = teacher.generate(teacher.network, prompts, seeds, t_init, num_steps)
-        return teacher.decode(latents)
-
-    return ImageModel(sample, about, num_steps, partial(cut_off, teacher.text.tokenizer))
-
-
 def _pipeline(
-    pipeline: Any,
-    num_steps: int,
-    guidance: float,
-    resolution: int | None,
-    about: dict[str, Any],
+    pipeline: Any, about: dict[str, Any], num_steps: int | None, guidance: float | None
 ) -> ImageModel:
-    network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
-    about |= {"pipeline": type(pipeline).__name__, "scheduler": type(pipeline.scheduler).__name__}
-    about |= {"weights_sha256": weights_hash(network.state_dict()) if network else None}
-    about |= {"resolution": resolution}
-    size = {} if resolution is None else {"height": resolution, "width": resolution}
+    steps, scale = _given(about, num_steps, guidance)
+    side = about["resolution"]
+    size = {} if side is None else {"height": side, "width": side}
 
     @torch.no_grad()
     def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         images = pipeline(
             list(prompts),
-            num_inference_steps=num_steps,
-            guidance_scale=guidance,
+            num_inference_steps=steps,
+            guidance_scale=scale,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             output_type="pt",
             **size,
@@ -170,7 +196,27 @@ def _pipeline(
 
     tokenizer = getattr(pipeline, "tokenizer", None)
     cut = partial(cut_off, tokenizer) if tokenizer else lambda prompt: ""
-    return ImageModel(sample, about, _evaluations(num_steps, guidance), cut)
+    settings = {"num_steps": steps, "guidance": scale}
+    return ImageModel(sample, about | settings, _evaluations(steps, scale), cut)
+
+
+def _check_steps(num_steps: int) -> int:
+    if num_steps < 1:
+        refuse("num_steps", num_steps, "at least 1")
+    return num_steps
+
+
+def _given(
+    about: dict[str, Any], num_steps: int | None, guidance: float | None
+) -> tuple[int, float]:
+    """Return the settings of a model that has none of its own."""
+    if num_steps is None or guidance is None:
+        raise UsageError(
+            f"--num_steps and --guidance are to be given for {about['model']!r}, which is not a "
+            "generator that this project trained: a teacher's, such as 25 and 1.5, or those of the "
+            "one-step model that it is, such as 1 and 0."
+        )
+    return _check_steps(num_steps), guidance
 
 
 def _evaluations(num_steps: int, guidance: float) -> int:
