@@ -64,6 +64,8 @@ _ADAM = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-6, "betas": [0
 _TOOLS = {
     "generate": ("generate", "make pictures of prompts"),
     "app": ("app", "try a generator in the browser, beside its teacher"),
+    "export": ("export", "write a trained generator as a folder for other software"),
+    "import-official": ("import_official", "make such a folder from an official checkpoint"),
     "evaluate": ("evaluate", "score a model or a folder of images, and write a report"),
     "prepare-coco": ("prepare_coco", "make COCO's caption list and reference statistics"),
 }  # command: (module of sid_lsg.tools and its function, what it does)

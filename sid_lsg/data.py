@@ -20,6 +20,7 @@ from sid_lsg.corpus import find_files, read_corpus
 from sid_lsg.errors import UsageError
 from sid_lsg.randomness import permute
 from sid_lsg.sequences import Without
+from sid_lsg.teacher import Tokenize, Tokens
 
 _HELDOUT_EPOCH = -1  # the permutation that chooses the held-out prompts; training counts from 0
 
@@ -31,6 +32,8 @@ class PromptBatch(NamedTuple):
     position: int  # of this rank's first sample in the global batch
     fake: list[str]  # for the fake score's phase
     generator: list[str]  # for the generator's phase
+    fake_tokens: Tokens = {}  # noqa: RUF012 (read only)
+    generator_tokens: Tokens = {}  # noqa: RUF012
 
 
 class PromptDataset(Dataset[PromptBatch]):
@@ -42,16 +45,24 @@ class PromptDataset(Dataset[PromptBatch]):
         seed: The seed of the order.
         rank: Which contiguous share of the global batch to give.
         world_size: The number of shares.
+        tokenize: What turns prompts into tokens; None leaves that to the training process.
     """
 
     def __init__(
-        self, prompts: Sequence[str], batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        prompts: Sequence[str],
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        tokenize: Tokenize | None = None,
     ) -> None:
         self.prompts = prompts
         self.batch_size = batch_size
         self.seed = seed
         self.share = batch_size // world_size
         self.position = rank * self.share
+        self.tokenize = tokenize
 
     def __getitem__(self, iteration: int) -> PromptBatch:
         phases = torch.tensor([[2 * iteration], [2 * iteration + 1]])
@@ -59,7 +70,8 @@ class PromptDataset(Dataset[PromptBatch]):
         size = len(self.prompts)
         places = permute(n % size, size, self.seed, n // size)
         fake, generator = ([self.prompts[place] for place in row] for row in places.tolist())
-        return PromptBatch(iteration, self.position, fake, generator)
+        tokens = [self.tokenize(prompts) for prompts in (fake, generator)] if self.tokenize else []
+        return PromptBatch(iteration, self.position, fake, generator, *tokens)
 
 
 class Iterations(DistributedSampler[int]):
@@ -114,8 +126,8 @@ class PromptDataModule(L.LightningDataModule):
         column: Which column holds the prompts of .jsonl, .csv and .parquet files.
         batch_size: Prompts per phase and iteration, over all processes together, so that a run
             on more GPUs is the same run. Must be a multiple of the number of processes.
-        num_workers: Processes per rank that read prompts ahead of the training; 0 reads them in
-            the training process. One is plenty for text.
+        num_workers: Processes per rank that read and tokenize prompts ahead of the training; 0
+            does it in the training process. One is plenty for text.
         heldout: Prompts for image grids and metrics: files as for `prompts`. They are not
             compared with the training prompts; keep them apart yourself.
         num_heldout: Instead of `heldout`: take this many prompts, chosen by `seed`, out of the
@@ -199,8 +211,16 @@ class PromptDataModule(L.LightningDataModule):
         trainer = self.trainer
         rank = trainer.global_rank if trainer else 0
         total = trainer.max_steps if trainer and trainer.max_steps >= 0 else None
+        teacher = getattr(getattr(trainer, "lightning_module", None), "teacher", None)
         return StatelessDataLoader(
-            PromptDataset(self.train_prompts, self.batch_size, self.seed, rank, self._world_size),
+            PromptDataset(
+                self.train_prompts,
+                self.batch_size,
+                self.seed,
+                rank,
+                self._world_size,
+                teacher.tokenize if teacher is not None else None,
+            ),
             batch_size=None,  # an item of the dataset is a batch already
             sampler=Iterations(lambda: trainer.global_step if trainer else 0, total),
             num_workers=self.num_workers,

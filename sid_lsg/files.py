@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,26 +13,54 @@ from torch import Tensor
 
 from sid_lsg.errors import UsageError
 
+_ASIDE = ".old.tmp"  # a folder that waits for the new one to take its name
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name to write to; then rename it to `path`, or delete it after an error.
 
-    Whatever happens, `path` is the old file or the whole new one.
+    Whatever happens, `path` is the old file or folder or the whole new one. A folder cannot be
+    replaced at once: between two renamings the old one has the name that `remove_leftovers` knows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        temporary.replace(path)
+        if os.path.lexists(path) and (_is_folder(path) or _is_folder(temporary)):
+            aside = path.with_name(f".{path.name}{_ASIDE}")
+            remove(aside)
+            path.rename(aside)
+            temporary.rename(path)
+            remove(aside)
+        else:
+            temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder, if it is there; of a folder, the name goes first."""
+    if not _is_folder(path):
+        path.unlink(missing_ok=True)
+        return
+    if not path.name.endswith(".tmp"):
+        path = path.rename(path.with_name(f".{path.name}.{os.getpid()}.tmp"))
+    shutil.rmtree(path)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what killed processes have begun to write, in a folder and those inside it."""
-    for leftover in folder.rglob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+    for leftover in [*folder.rglob(".*.tmp")]:
+        path = leftover.with_name(leftover.name.removeprefix(".").removesuffix(_ASIDE))
+        if leftover.name.endswith(_ASIDE) and not os.path.lexists(path):
+            leftover.rename(path)
+        else:
+            remove(leftover)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def check_writable(folder: Path, option: str) -> None:

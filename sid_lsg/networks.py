@@ -1,8 +1,8 @@
 """Stable Diffusion as a teacher: a diffusers folder or Hub id into networks, text and schedule."""
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
-    EulerDiscreteScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -21,9 +20,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from sid_lsg.diffusion import PREDICTION_TYPES, NoiseSchedule
 from sid_lsg.errors import UsageError
+from sid_lsg.export.folder import save_pipeline, t_init_of
 from sid_lsg.resources import resolve
-from sid_lsg.teacher import Conditioning, Teacher
-from sid_lsg.text import PromptEncoder
+from sid_lsg.teacher import Conditioning, Teacher, Tokenize, Tokens
+from sid_lsg.text import PromptEncoder, tokenize
 
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
@@ -132,9 +132,14 @@ class StableDiffusion(Teacher):
             resolution=resolution,
         )
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+    @property
+    def tokenize(self) -> Tokenize:
+        """The CLIP tokenizer: `input_ids` [B, L]."""
+        return partial(tokenize, self.text.tokenizer)
+
+    def encode(self, tokens: Tokens) -> Conditioning:
         """Encode prompts: `encoder_hidden_states` [B, L, D]."""
-        return {"encoder_hidden_states": self.text(prompts)}
+        return {"encoder_hidden_states": self.text(tokens["input_ids"])}
 
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Conditioning
@@ -165,32 +170,24 @@ class StableDiffusion(Teacher):
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def save_generator(self, network: nn.Module, folder: str | Path, t_init: int) -> None:
-        """Save a one-step generator as a Stable Diffusion pipeline for stock diffusers.
+    def save_generator(
+        self, network: nn.Module, folder: str | Path, t_init: int, num_steps: int = 1
+    ) -> None:
+        """Save a generator as a Stable Diffusion pipeline for stock diffusers, in float32.
 
-        The generator's input is sigma_t z at t = t_init and its image is the x_0-estimate there.
-        An Euler step over the first t_init + 1 betas, from the last of them to zero noise, is just
-        that: `pipeline(prompt, num_inference_steps=1, guidance_scale=0)`.
+        `pipeline(prompt, num_inference_steps=num_steps, guidance_scale=0)` samples it.
         """
-        betas = DDPMScheduler.from_config(self.scheduler_config).betas[: t_init + 1]
-        scheduler = EulerDiscreteScheduler(
-            num_train_timesteps=t_init + 1,
-            trained_betas=betas.tolist(),
-            timestep_spacing="trailing",
-            steps_offset=1,  # unused by this spacing; diffusers warns about any other value
-            prediction_type=self.schedule.prediction_type,
-        )
-        pipeline = self.pipeline(network, scheduler)
-        for name in ("vae", "text_encoder"):  # the teacher's own may be stored in bfloat16
-            setattr(pipeline, name, copy.deepcopy(getattr(pipeline, name)).float())
-        pipeline.save_pretrained(folder, safe_serialization=True)
+        save_pipeline(self, network, Path(folder), t_init, num_steps)
 
     @property
     def exported_t_init(self) -> int | None:
         """The generator's timestep, if these are the parts that `save_generator` wrote."""
-        betas = self.scheduler_config.get("trained_betas")
-        trailing = self.scheduler_config.get("timestep_spacing") == "trailing"
-        return len(betas) - 1 if betas is not None and trailing else None
+        return t_init_of(self.scheduler_config)
+
+    @property
+    def exported_num_steps(self) -> int | None:
+        """The generator's number of steps, if these are the parts that `save_generator` wrote."""
+        return None if self.exported_t_init is None else self.scheduler_config.get("num_steps", 1)
 
     @torch.no_grad()
     def sample_reference(

@@ -110,11 +110,11 @@ def open_model(
     if checkpoint := find_checkpoint(model):
         if sampler in ("ddim", "pipeline"):
             refuse("sampler", sampler, f"auto or generator for the checkpoint {model!r}")
-        loaded, t_init, trained_steps, _ = load_trained(checkpoint, None, resolution, option)
+        loaded, t_init, trained_steps, *_ = load_trained(checkpoint, None, resolution, option)
     elif sampler != "pipeline":
         try:
             loaded = StableDiffusion.from_pretrained(model, resolution=resolution, option=option)
-            t_init, trained_steps = loaded.exported_t_init, 1
+            t_init, trained_steps = loaded.exported_t_init, loaded.exported_num_steps or 1
         except UsageError:
             if sampler != "auto":
                 raise

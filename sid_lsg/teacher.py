@@ -5,7 +5,7 @@ models (two text encoders, a flow-matching transformer) joins by a subclass of i
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,11 @@ from torch import Tensor, nn
 from sid_lsg.diffusion import NoiseSchedule
 from sid_lsg.generator import sample, seeded_noises
 from sid_lsg.objective import Prediction
+
+Tokens = dict[str, Tensor]
+"""What a tokenizer makes of prompts: named tensors, the first dimension over prompts."""
+
+Tokenize = Callable[[Sequence[str]], Tokens]
 
 Conditioning = dict[str, Tensor]
 """What prompts become for the network: named tensors, the first dimension over samples."""
@@ -55,9 +60,14 @@ class Teacher(nn.Module, ABC):
     schedule: NoiseSchedule
     latent_shape: tuple[int, int, int]
 
+    @property
     @abstractmethod
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Turn prompts into conditioning, on the teacher's device, without gradient."""
+    def tokenize(self) -> Tokenize:
+        """What turns prompts into tokens, on the CPU; a loader's workers have copies of it."""
+
+    @abstractmethod
+    def encode(self, tokens: Tokens) -> Conditioning:
+        """Turn tokens into conditioning, on the teacher's device, without gradient."""
 
     @abstractmethod
     def predict(
@@ -74,14 +84,20 @@ class Teacher(nn.Module, ABC):
         """Decode latents into images: [B, 3, H, W] float32, nominally in [-1, 1]."""
 
     @abstractmethod
-    def save_generator(self, network: nn.Module, folder: str | Path, t_init: int) -> None:
-        """Save a one-step generator as a folder that the family's usual library samples."""
+    def save_generator(
+        self, network: nn.Module, folder: str | Path, t_init: int, num_steps: int = 1
+    ) -> None:
+        """Save a generator as a folder that the family's usual library samples."""
 
     @abstractmethod
     def sample_reference(
         self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, guidance: float
     ) -> Tensor:
         """Sample the teacher itself, slowly: images as `decode` gives them."""
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Turn prompts into conditioning."""
+        return self.encode(self.tokenize(prompts))
 
     def freeze(self) -> None:
         """Make every parameter constant; gradients still flow through to the inputs."""

@@ -16,17 +16,20 @@ class PromptEncoder(nn.Module):
         self.text_encoder = text_encoder
 
     @torch.no_grad()
-    def forward(self, prompts: Sequence[str]) -> Tensor:
-        """Encode prompts, padded or cut to the tokenizer's length L.
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Encode tokens, [B, L] int64.
 
         Returns:
             [B, L, D], the last hidden state after the final LayerNorm.
         """
-        tokens = self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, return_tensors="pt"
-        )
         device = next(self.text_encoder.parameters()).device
-        return self.text_encoder(tokens.input_ids.to(device))[0]
+        return self.text_encoder(input_ids.to(device, non_blocking=True))[0]
+
+
+def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """Turn prompts into `input_ids` [B, L] int64, padded or cut to the tokenizer's length L."""
+    tokens = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
+    return {"input_ids": tokens.input_ids}
 
 
 def cut_off(tokenizer: CLIPTokenizer, prompt: str) -> str:

@@ -17,6 +17,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from sid_lsg.data import PromptBatch, PromptDataModule, PromptDataset
 from sid_lsg.errors import UsageError
+from sid_lsg.networks import StableDiffusion
 
 
 @pytest.fixture
@@ -227,3 +228,17 @@ def test_a_resumed_fit_continues_the_order_without_a_warning(prompts: str, tmp_p
 def test_short_epochs_do_not_repeat_the_order(prompts: str) -> None:
     seen = fit(prompts, 6, limit_train_batches=2).seen
     assert [batch.iteration for batch in seen] == list(range(6))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_prompts_come_tokenized_from_the_loader(prompts: str, tiny_sd: str, workers: int) -> None:
+    teacher = StableDiffusion.from_pretrained(tiny_sd)
+    trainer = at()
+    trainer.lightning_module = SimpleNamespace(teacher=teacher)
+    data = ready(prompts, trainer, batch_size=4, num_workers=workers)
+    batch = next(iter(data.train_dataloader()))
+    for texts, tokens in (
+        (batch.fake, batch.fake_tokens),
+        (batch.generator, batch.generator_tokens),
+    ):
+        assert torch.equal(tokens["input_ids"], teacher.tokenize(texts)["input_ids"])

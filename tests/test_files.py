@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from sid_lsg.errors import UsageError
-from sid_lsg.files import check_writable, replacing, text_hash, weights_hash, writing
+from sid_lsg.files import (
+    check_writable,
+    remove_leftovers,
+    replacing,
+    text_hash,
+    weights_hash,
+    writing,
+)
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -65,3 +72,40 @@ def test_weights_are_told_apart_by_name_type_shape_and_value() -> None:
 def test_texts_are_told_apart_by_where_they_end() -> None:
     assert text_hash(["ab", "c"]) != text_hash(["a", "bc"])
     assert text_hash(iter(["ab", "c"])) == text_hash(["ab", "c"])
+
+
+def fill(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "a.txt").write_text(text)
+    return folder
+
+
+def test_folders_are_replaced_or_left(tmp_path: Path) -> None:
+    path = fill(tmp_path / "x", "old")
+
+    def write() -> None:
+        with replacing(path) as temporary:
+            fill(temporary, "half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert (path / "a.txt").read_text() == "old"
+    with replacing(path) as temporary:
+        fill(temporary, "new")
+    assert (path / "a.txt").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_that_a_killed_process_put_aside_is_put_back(
+    tmp_path: Path, replaced: bool
+) -> None:
+    """Unless the new one has taken its place."""
+    fill(tmp_path / ".x.old.tmp", "old")
+    fill(tmp_path / ".x.17.tmp", "half")
+    if replaced:
+        fill(tmp_path / "x", "new")
+    remove_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x/a.txt").read_text() == ("new" if replaced else "old")

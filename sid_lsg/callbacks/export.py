@@ -1,14 +1,22 @@
 """The distilled generator as a folder for stock diffusers."""
 
-import shutil
+import json
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+import yaml
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from sid_lsg.errors import UsageError
+from sid_lsg.export.card import write_card
+from sid_lsg.export.facts import Facts, facts_of, teacher_license
+from sid_lsg.files import replacing
+from sid_lsg.lora import LORA_FOLDER, adapters, merged, save_lora
+from sid_lsg.run import CONFIG, SaveConfig
 
 EXPORT_FOLDER = "generator"
 
@@ -16,22 +24,19 @@ EXPORT_FOLDER = "generator"
 class Export(L.Callback):
     """At the end of training, save the averaged generator to the run directory's `generator/`.
 
-    Stock diffusers samples the folder in one step, with no code of this project:
-    `DiffusionPipeline.from_pretrained(folder)(prompt, num_inference_steps=1, guidance_scale=0)`.
+    Stock diffusers samples the folder; its README.md says how. For a generator of several steps it
+    also needs the scheduler that is saved with it. Of a generator that was trained by LoRA the
+    folder holds the merged weights, and the adapters alone in `lora/`.
     """
 
     _failure: str | None = None
+    _facts: Facts | None = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Put the weights together, if they are spread over the processes, and save."""
-        if pl_module.num_steps > 1:
-            rank_zero_warn(
-                f"The generator was trained with {pl_module.num_steps} steps; the exported folder "
-                "samples it in one. `SiDLSG.generate` samples it as it was trained."
-            )
         with pl_module.full_parameters(pl_module.ema) as network:
             try:
-                self._save(Path(trainer.default_root_dir) / EXPORT_FOLDER, network, pl_module)
+                self._save(trainer, network, pl_module)
             except OSError as error:
                 self._failure = error.strerror or str(error)
 
@@ -47,11 +52,33 @@ class Export(L.Callback):
                 "Make room, and run the same command with --ckpt_path last."
             )
 
+    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Add the final scores to the card, when every callback has ended."""
+        root = Path(trainer.default_root_dir)
+        if self._facts is None or not (root / "summary.json").is_file():
+            return
+        summary = json.loads((root / "summary.json").read_text(encoding="utf-8"))
+        if summary.get("iterations") == self._facts.iterations:  # not of an earlier end
+            with suppress(OSError):  # the card without them stays
+                write_card(root / EXPORT_FOLDER, replace(self._facts, summary=summary))
+
     @rank_zero_only
-    def _save(self, folder: Path, network: nn.Module, module: Any) -> None:
+    def _save(self, trainer: L.Trainer, network: nn.Module, module: Any) -> None:
         """Save under a temporary name, then rename."""
-        temporary = folder.with_name(folder.name + ".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        module.teacher.save_generator(network, temporary, module.t_init)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        root = Path(trainer.default_root_dir)
+        with replacing(root / EXPORT_FOLDER) as folder:
+            module.teacher.save_generator(merged(network), folder, module.t_init, module.num_steps)
+            if adapters(network):
+                save_lora(network, folder / LORA_FOLDER)
+            facts = self._gather(trainer, module)
+            write_card(folder, facts)
+        self._facts = facts
+
+    def _gather(self, trainer: L.Trainer, module: Any) -> Facts:
+        """Collect what the card says."""
+        known: dict[str, Any] = {"iterations": trainer.global_step}
+        if any(isinstance(callback, SaveConfig) for callback in trainer.callbacks):
+            text = Path(trainer.default_root_dir, CONFIG).read_text(encoding="utf-8")
+            known["config"] = yaml.safe_load(text)
+            known["license"] = teacher_license(known["config"]["model"]["teacher"])
+        return facts_of(module.teacher, module.num_steps, **known)

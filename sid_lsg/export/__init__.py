@@ -1,0 +1,1 @@
+"""A trained generator for other software: diffusers folders, ONNX, model cards, the Hub."""

@@ -1,0 +1,191 @@
+"""The model card of an exported folder: what it is, how it was trained, its scores, its use."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sid_lsg.export import snippets
+from sid_lsg.export.facts import CARD, Facts, is_hub_id, public_name, steps_text
+from sid_lsg.files import replacing
+from sid_lsg.guidance import Guidance
+
+_PROTOCOLS = {
+    "clean256": "features of Inception, resized by Pillow, LANCZOS to 256 and bicubic to 299",
+    "clip": "image embeddings of a CLIP model, resized by Pillow as it asks for",
+    "fast": "image embeddings of a CLIP model, resized by PyTorch",
+}
+_SCORES = re.compile(rf"(\w+?)_({'|'.join(_PROTOCOLS)})_(\d+k?)")
+_COST = "evaluations_per_image"
+_CITATION = """@inproceedings{zhou2025guided,
+  title     = {Guided Score identity Distillation for Data-Free One-Step Text-to-Image Generation},
+  author    = {Mingyuan Zhou and Zhendong Wang and Huangjie Zheng and Hai Huang},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2025}
+}"""
+
+
+def write_card(folder: Path, facts: Facts) -> None:
+    """Write README.md to an exported folder."""
+    with replacing(folder / CARD) as temporary:
+        temporary.write_text(card(facts), encoding="utf-8")
+
+
+def card(facts: Facts) -> str:
+    """Write the card: YAML for the Hub, then Markdown for people."""
+    few = "one-step" if facts.num_steps == 1 else "few-step"
+    onnx = facts.layout == "onnx"
+    metadata: dict[str, Any] = {
+        "license": facts.license or "other",
+        "library_name": "onnx" if onnx else "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": ["text-to-image", "onnx" if onnx else "diffusers", "sid-lsg", few],
+    }
+    if not facts.license:
+        metadata["license_name"] = "see-the-teacher"
+    if is_hub_id(facts.teacher):
+        metadata["base_model"] = facts.teacher
+    of = f" of {facts.teacher}" if facts.teacher else ""
+    height, width = facts.size
+    parts = [
+        f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
+        f"# SiD-LSG{of}, {facts.steps}",
+        "A text-to-image generator, made from a diffusion model and prompts alone, without images, "
+        "by [Guided Score identity Distillation](https://arxiv.org/abs/2406.01561) with long and "
+        f"short guidance. It makes an image of {width} x {height} pixels in {facts.steps}.",
+        f"## Use\n\n{_use(facts)}",
+        f"## Training\n\n{_training(facts)}",
+    ]
+    if scores := _scores(facts):
+        parts.append(f"## Scores\n\n{scores}")
+    parts += [f"## Limits and licence\n\n{_limits(facts)}"]
+    parts += [f"## Citation\n\n```bibtex\n{_CITATION}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _use(facts: Facts) -> str:
+    notes = {
+        "diffusers": "The picture of a seed is that of sid-lsg's own `generate`.",
+        "unet": "The folder holds the UNet and its scheduler; the rest is the teacher's.",
+        "onnx": "`noise` is standard normal, `image` in [-1, 1]; batches may be of any size. For "
+        "the picture that sid-lsg makes of a seed, draw the noise with PyTorch.",
+    }[facts.layout]
+    if facts.layout == "diffusers":
+        code = snippets.pipeline_snippet(facts.model, facts.num_steps, facts.dtype)
+    elif facts.layout == "unet":
+        teacher = facts.teacher if is_hub_id(facts.teacher) else "path/to/the/teacher"
+        code = snippets.unet_snippet(facts.model, teacher, facts.num_steps, facts.dtype)
+    else:
+        code = snippets.onnx_snippet(facts.model, facts.num_steps, facts.latent_shape, facts.tokens)
+        return f"```python\n{code}\n```\n\n{notes}"
+    if facts.num_steps > 1:
+        notes += (
+            " `trust_remote_code=True` lets diffusers run `scheduler/sid_lsg_scheduler.py`: its own"
+            " schedulers do not sample so. `num_inference_steps` may be another number."
+        )
+    else:
+        notes += (
+            " For more steps, export with `--num_steps`; or, where sid-lsg is installed, take "
+            "`sid_lsg.export.scheduler.SiDScheduler.from_config(pipeline.scheduler.config)` as the "
+            "pipeline's scheduler."
+        )
+    if facts.dtype == "float16":
+        notes += (
+            " If images are black, activations of the VAE are too large for float16: load the "
+            "folder in bfloat16 or float32."
+        )
+    return f"```python\n{code}\n```\n\n{notes}"
+
+
+def _training(facts: Facts) -> str:
+    rows = {"weights": f"average over the training, {facts.dtype}"}
+    rows |= {"UNet": f"{facts.prediction_type} prediction, {facts.steps}"}
+    if facts.config:
+        model, data = facts.config["model"], facts.config.get("data", {})
+        known = {f.name for f in fields(Guidance)}
+        options = {k: v for k, v in (model.get("guidance") or {}).items() if k in known}
+        kappas = ", ".join(f"{kappa:g}" for kappa in Guidance(**options).kappas)
+        rows = {
+            "teacher": f"`{facts.teacher}`",
+            "guidance": f"kappa_1..kappa_4 = {kappas}",
+            "first timestep": f"{model['t_init']}",
+            **rows,
+            "half-life of the average": f"{model['ema_halflife_images']:,.0f} images",
+            "optimizers": "; ".join(
+                f"{name.replace('_', ' ')}: {_optimizer(model.get(f'optimizer_{key}'))}"
+                for name, key in (("fake_score", "fake"), ("generator", "generator"))
+            ),
+            "precision": str(facts.config.get("trainer", {}).get("precision") or "32-true"),
+        }
+        if model["num_steps"] != facts.num_steps:
+            rows["trained with"] = f"num_steps {model['num_steps']}"
+        if facts.iterations is not None and (batch := data.get("batch_size")):
+            seen = f"{facts.iterations * batch:,} ({facts.iterations:,} iterations of {batch})"
+            rows["images seen"] = seen
+    if facts.versions:
+        rows["versions"] = ", ".join(f"{name} {value}" for name, value in facts.versions.items())
+    return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
+
+
+def _optimizer(options: Mapping[str, Any] | None) -> str:
+    if not options:
+        return "Adam"
+    rate = options.get("init_args", {}).get("lr")
+    name = str(options.get("class_path", "")).rsplit(".", 1)[-1]
+    return name + (f", learning rate {rate:g}" if isinstance(rate, int | float) else "")
+
+
+def _scores(facts: Facts) -> str:
+    """Lay out the scores, a row each for the teacher and the generator at each number of steps."""
+    rows: dict[str, dict[str, Any]] = {}
+    for key, value in (facts.summary or {}).items():
+        if "initial_" in key or not (found := _SCORES.match(key)):
+            continue
+        rows.setdefault(_whose(key, found.end(), facts.summary or {}), {})[
+            found.group().removeprefix("teacher_")
+        ] = value
+    for report in facts.reports:
+        name = f"this, {steps_text(report['num_steps'])}, {report['dtype']}, by `evaluate`"
+        rows[name] = dict(report["scores"])
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    if not columns:
+        return ""
+    head = ["", *(f"`{key}`" for key in columns)]
+    table = [head, ["---"] * len(head)]
+    for name, row in rows.items():
+        table.append([name, *(f"{row[k]:.4g}" if k in row else "-" for k in columns)])
+    named = {found.group(2) for key in columns if (found := _SCORES.match(key))}
+    legend = "; ".join(f"`{name}`: {what}" for name, what in _PROTOCOLS.items() if name in named)
+    clip = ((facts.config or {}).get("metrics") or {}).get("clip")
+    model = f" The CLIP model is `{public_name(clip)}`." if clip else ""
+    return "\n".join(
+        [
+            *(f"| {' | '.join(row)} |" for row in table),
+            "",
+            "A score is named after its protocol and the number of images; compare it only with "
+            f"scores of the same name. {legend}.{model}",
+        ]
+    )
+
+
+def _whose(key: str, end: int, summary: Mapping[str, Any]) -> str:
+    """Name what a key of summary.json is a score of."""
+    if key.startswith("teacher_"):
+        count = steps_text(summary["teacher_steps"])
+        return f"teacher, {count}, guidance {summary['teacher_guidance']:g}"
+    return f"this, {steps_text(int(key[end + 1 :].split('_')[0] or summary[_COST]))}"
+
+
+def _limits(facts: Facts) -> str:
+    text = (
+        "It is meant for research and for making pictures from text, and has its teacher's "
+        "limits: what that model cannot draw, its biases, and the contents that it was trained on. "
+        "It has no guidance scale, no negative prompts and no safety checker, so filter what it "
+        "makes before you publish it.\n\n"
+    )
+    if facts.license:
+        return f"{text}Licence, as the teacher's: `{facts.license}`."
+    return f"{text}Licence: the teacher's, which its files do not name. Look it up before sharing."

@@ -1,0 +1,117 @@
+"""What a model card says of an exported generator."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from huggingface_hub import ModelCard, hf_hub_download
+
+from sid_lsg.export.snippets import PLACE
+from sid_lsg.resources import PREFIX, resolve
+
+if TYPE_CHECKING:
+    from sid_lsg.networks import StableDiffusion
+
+CARD = "README.md"
+Layout = Literal["diffusers", "unet", "onnx"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card says.
+
+    Attributes:
+        num_steps: The folder's number of steps.
+        size: Height and width of an image in pixels.
+        latent_shape: (C, H, W) of a latent.
+        prediction_type: What the UNet predicts.
+        tokens: How many a prompt is padded to, the padding's id, and its text.
+        config: The configuration of the training, if it is known.
+        iterations: Of the training.
+        versions: Of what trained it.
+        summary: The run's summary.json, if it is of this generator.
+        reports: Reports of `evaluate` on this generator.
+        license: Its licence; None if the teacher does not say.
+        layout: What the folder holds.
+        dtype: Of the weights.
+        model: Where readers find it: a Hub id, if it goes there.
+    """
+
+    num_steps: int
+    size: tuple[int, int]
+    latent_shape: tuple[int, ...]
+    prediction_type: str
+    tokens: tuple[int, int, str]
+    config: Mapping[str, Any] | None = None
+    iterations: int | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    summary: Mapping[str, Any] | None = None
+    reports: Sequence[Mapping[str, Any]] = ()
+    license: str | None = None
+    layout: Layout = "diffusers"
+    dtype: str = "float32"
+    model: str = PLACE
+
+    @property
+    def teacher(self) -> str:
+        """The teacher's name, without the folders of the trainer's machine."""
+        return public_name(str((self.config or {}).get("model", {}).get("teacher", "")))
+
+    @property
+    def steps(self) -> str:
+        """How many steps it takes."""
+        return steps_text(self.num_steps)
+
+
+def facts_of(teacher: "StableDiffusion", num_steps: int, **known: Any) -> Facts:
+    """Collect what the teacher's parts say, with everything else that is known."""
+    tokenizer = teacher.text.tokenizer
+    channels, height, width = teacher.latent_shape
+    factor = 2 ** (len(teacher.vae.config.block_out_channels) - 1)
+    return Facts(
+        num_steps=num_steps,
+        size=(height * factor, width * factor),
+        latent_shape=(channels, height, width),
+        prediction_type=teacher.schedule.prediction_type,
+        tokens=(tokenizer.model_max_length, tokenizer.pad_token_id, tokenizer.pad_token),
+        **known,
+    )
+
+
+def is_hub_id(name: str) -> bool:
+    """Tell whether a model's name is a Hub id rather than a folder."""
+    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)) and not Path(name).exists()
+
+
+def public_name(name: str) -> str:
+    """Return a model's name without the folders of the trainer's machine."""
+    return name if name.startswith(PREFIX) or is_hub_id(name) else Path(name).name
+
+
+def steps_text(count: int) -> str:
+    """Say how many steps."""
+    return "1 step" if count == 1 else f"{count} steps"
+
+
+def teacher_license(teacher: str, ask_hub: bool = False) -> str | None:
+    """Return the licence that a teacher's own card names, if it has one.
+
+    Args:
+        teacher: Its folder or Hub id.
+        ask_hub: Fetch the card of a Hub id, if it can be reached.
+    """
+    if teacher.startswith(PREFIX):
+        return "apache-2.0"  # it is a part of this package
+    path = Path(resolve(teacher)).expanduser() / CARD
+    try:
+        if ask_hub and is_hub_id(teacher):
+            path = Path(hf_hub_download(teacher, CARD))
+        if not path.is_file():
+            return None
+        found = ModelCard.load(path, ignore_metadata_errors=True).data.get("license")
+    except (OSError, ValueError, yaml.YAMLError):  # the Hub is out of reach, or it is no card
+        return None
+    return found if isinstance(found, str) else None

@@ -1,0 +1,154 @@
+"""A generator as one ONNX graph: noise and tokens in, images out."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from sid_lsg.errors import UsageError
+from sid_lsg.export.folder import save_tokenizer
+from sid_lsg.generator import sampling_timesteps, seeded_noises
+from sid_lsg.networks import StableDiffusion
+
+GRAPH = "generator.onnx"
+_PROMPTS, _SEEDS = ["a lighthouse at dawn", ""], [0, 1]  # what is traced, and compared
+_TOLERANCE = 1 / 255  # of an image in [-1, 1]: half a grey level
+
+
+class Generator(nn.Module):
+    """From noise and tokens to images, in K steps.
+
+    The same as `StableDiffusion.sample` and `decode`, with timesteps that do not depend on the
+    batch, so that the graph takes a batch of any size.
+    """
+
+    def __init__(self, teacher: StableDiffusion, t_init: int, num_steps: int) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.timesteps = sampling_timesteps(t_init, num_steps)
+
+    def forward(self, noise: Tensor, input_ids: Tensor) -> Tensor:
+        """Generate.
+
+        Args:
+            noise: Standard normal float32, [B, C, H, W]; for several steps [B, K, C, H, W].
+            input_ids: [B, L] int64.
+
+        Returns:
+            Images [B, 3, H, W] float32, nominally in [-1, 1].
+        """
+        teacher, schedule = self.teacher, self.teacher.schedule
+        condition = teacher.encode({"input_ids": input_ids})
+        noises = noise.unbind(1) if noise.dim() == 5 else (noise,)
+        x_g = torch.zeros_like(noises[0])
+        for z, timestep in zip(noises, self.timesteps, strict=True):
+            t = torch.tensor([timestep])
+            x_t = schedule.add_noise(x_g, z, t)
+            x_g = schedule.x0(teacher.predict(teacher.network, x_t, t, condition), x_t, t)
+        return teacher.decode(x_g)
+
+
+def check_installed() -> None:
+    """Refuse to begin without what the export needs.
+
+    Raises:
+        UsageError: If it is not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"--format onnx needs {error.name}: pip install 'sid-lsg[onnx]'."
+        ) from error
+
+
+@torch.no_grad()
+def save_graph(teacher: StableDiffusion, folder: Path, t_init: int, num_steps: int) -> None:
+    """Write generator.onnx, its weights beside it, and the tokenizer.
+
+    Args:
+        teacher: With the generator as its network, on the CPU, in float32.
+        folder: Where to write; made if it is not there.
+        t_init: The first timestep.
+        num_steps: K.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # diffusers lays tensors of 64 images and more out anew, which changes no number: without this
+    # bound the tracing would refuse to ignore it. The graph itself has none.
+    batch = {0: Dim("batch", max=63)}
+    with _quiet():
+        program = torch.onnx.export(
+            Generator(teacher, t_init, num_steps).eval(),
+            _example(teacher, num_steps),
+            dynamo=True,
+            input_names=["noise", "input_ids"],
+            output_names=["image"],
+            dynamic_shapes={"noise": batch, "input_ids": batch},
+            verbose=False,
+        )
+        assert program is not None
+        for part in (program.model.graph, *program.model.graph):
+            part.metadata_props.clear()  # they name this machine's files
+        program.save(folder / GRAPH, external_data=True)
+    save_tokenizer(teacher.text.tokenizer, folder / "tokenizer")
+
+
+def check_graph(teacher: StableDiffusion, folder: Path, t_init: int, num_steps: int) -> float:
+    """Compare two images of the graph in onnxruntime with those of `StableDiffusion.generate`.
+
+    Returns:
+        The largest difference, in units of their range [-1, 1].
+
+    Raises:
+        UsageError: If it is more than half a grey level.
+    """
+    noise, input_ids = _example(teacher, num_steps)
+    latents = teacher.generate(teacher.network, _PROMPTS, _SEEDS, t_init, num_steps)
+    difference = float((run_graph(folder, noise, input_ids) - teacher.decode(latents)).abs().max())
+    if not difference <= _TOLERANCE:
+        raise UsageError(
+            f"--format onnx: onnxruntime's images differ from PyTorch's by {difference:.2g}, more "
+            f"than {_TOLERANCE:.2g} (their range is [-1, 1]). Use other versions of torch, onnx "
+            "and onnxruntime, or --format diffusers."
+        )
+    return difference
+
+
+def run_graph(folder: Path, noise: Tensor, input_ids: Tensor) -> Tensor:
+    """Sample an exported graph in onnxruntime, on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / GRAPH, providers=["CPUExecutionProvider"])
+    (images,) = session.run(None, {"noise": noise.numpy(), "input_ids": input_ids.numpy()})
+    return torch.from_numpy(images)
+
+
+def _example(teacher: StableDiffusion, num_steps: int) -> tuple[Tensor, Tensor]:
+    """Make the graph's inputs for two images."""
+    noises = torch.stack(seeded_noises(_SEEDS, teacher.latent_shape, num_steps), dim=1)
+    input_ids = teacher.tokenize(_PROMPTS)["input_ids"]
+    return (noises if num_steps > 1 else noises[:, 0]), input_ids
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what the exporter prints: progress, missing optional packages, its own future."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), redirect_stdout(StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,39 @@
+"""An exported folder on the Hub."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from sid_lsg.errors import UsageError
+
+
+def check_id(repo_id: str) -> None:
+    """Refuse what cannot be a repository's name.
+
+    Raises:
+        UsageError: If it is not owner/name.
+    """
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo_id):
+        raise UsageError(f"--push_to_hub: {repo_id!r} is not a Hub id. Give owner/name.")
+
+
+def push(folder: Path, repo_id: str, private: bool) -> str:
+    """Upload a folder as a model, which is made if it is not there; return its address.
+
+    Raises:
+        UsageError: If that fails; the folder stays.
+    """
+    api = HfApi()
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id, folder_path=folder, commit_message="Export a SiD-LSG generator"
+        )
+    except Exception as error:  # whatever it is: the user is to learn that the folder is there
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"--push_to_hub: {repo_id!r} could not be uploaded ({reason}). The export is complete "
+            f"in {str(folder)!r}: log in with `hf auth login`, then `hf upload {repo_id} {folder}`."
+        ) from error
+    return f"https://huggingface.co/{repo_id}"

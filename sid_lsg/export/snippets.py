@@ -1,0 +1,89 @@
+"""Python that samples an exported folder, for its model card."""
+
+from sid_lsg.export.folder import SCHEDULER_MODULE
+from sid_lsg.export.scheduler import SiDScheduler
+
+PLACE = "path/to/this/folder"  # for those who have it from elsewhere than the Hub
+_PROMPT = "a lighthouse at dawn"
+
+
+def pipeline_snippet(model: str, num_steps: int, dtype: str) -> str:
+    """Load and sample a whole pipeline."""
+    trust = ", trust_remote_code=True" if num_steps > 1 else ""
+    load = f'DiffusionPipeline.from_pretrained("{model}"{_typed(dtype)}{trust})'
+    lines = ["import torch", "from diffusers import DiffusionPipeline", "", f"pipeline = {load}"]
+    return "\n".join([*lines, *_sampled(num_steps, dtype)])
+
+
+def unet_snippet(model: str, teacher: str, num_steps: int, dtype: str) -> str:
+    """Put a UNet and its scheduler into the teacher's pipeline."""
+    name = SiDScheduler.__name__ if num_steps > 1 else "EulerDiscreteScheduler"
+    imports = ["import torch"]
+    found = []
+    if num_steps > 1:
+        imports += [
+            "from diffusers import DiffusionPipeline, UNet2DConditionModel",
+            "from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module",
+        ]
+        found = [
+            f"{name} = get_class_from_dynamic_module(",
+            f'    "{model}",',
+            f'    "{SCHEDULER_MODULE}.py",',
+            '    subfolder="scheduler",',
+            f'    class_name="{name}",',
+            "    trust_remote_code=True,",
+            ")",
+        ]
+    else:
+        imports += [f"from diffusers import DiffusionPipeline, {name}, UNet2DConditionModel"]
+    typed = _typed(dtype)
+    body = [
+        *found,
+        f'unet = UNet2DConditionModel.from_pretrained("{model}", subfolder="unet"{typed})',
+        f'scheduler = {name}.from_pretrained("{model}", subfolder="scheduler")',
+        "pipeline = DiffusionPipeline.from_pretrained(",
+        f'    "{teacher}", unet=unet, scheduler=scheduler{typed}',
+        ")",
+    ]
+    return "\n".join([*imports, "", *body, *_sampled(num_steps, dtype)])
+
+
+def onnx_snippet(
+    model: str, num_steps: int, latent_shape: tuple[int, ...], tokens: tuple[int, int, str]
+) -> str:
+    """Sample the graph without PyTorch."""
+    length, pad_id, pad_token = tokens
+    steps = (num_steps,) if num_steps > 1 else ()
+    shape = ", ".join(map(str, (*steps, *latent_shape)))
+    return f"""import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+folder = "{PLACE}"{"" if model == PLACE else f"  # hf download {model} --local-dir {PLACE}"}
+tokenizer = Tokenizer.from_file(f"{{folder}}/tokenizer/tokenizer.json")
+tokenizer.enable_truncation({length})
+tokenizer.enable_padding(length={length}, pad_id={pad_id}, pad_token="{pad_token}")
+session = onnxruntime.InferenceSession(f"{{folder}}/generator.onnx")
+
+prompts = ["{_PROMPT}"]
+input_ids = np.array([found.ids for found in tokenizer.encode_batch(prompts)], dtype=np.int64)
+noise = np.random.default_rng(0).standard_normal((len(prompts), {shape}), dtype=np.float32)
+(images,) = session.run(None, {{"noise": noise, "input_ids": input_ids}})
+pixels = np.rint((images + 1) * 127.5).clip(0, 255).astype(np.uint8)  # [B, 3, H, W]"""
+
+
+def _typed(dtype: str) -> str:
+    return "" if dtype == "float32" else f", torch_dtype=torch.{dtype}"
+
+
+def _sampled(num_steps: int, dtype: str) -> list[str]:
+    move = [] if dtype == "float32" else ['pipeline.to("cuda")']
+    return [
+        *move,
+        "image = pipeline(",
+        f'    "{_PROMPT}",',
+        f"    num_inference_steps={num_steps},",
+        "    guidance_scale=0,",
+        "    generator=torch.Generator().manual_seed(0),",
+        ").images[0]",
+    ]
