@@ -6,7 +6,7 @@ once, a bad sample cannot spoil the others, and one iteration of all phases coun
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sid_lsg.bad_samples import count, replace_bad
+from sid_lsg.errors import UsageError
 from sid_lsg.gradients import (
     ClipAlgorithm,
     all_reduce_mean,
@@ -25,36 +26,14 @@ from sid_lsg.gradients import (
     sample_weights,
     update_ratio,
 )
-from sid_lsg.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs
+from sid_lsg.lora import adapters, check_scales, is_adapter, scale, trainable
+from sid_lsg.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs, Update
 from sid_lsg.resume import check_weights
 from sid_lsg.sharding import is_sharded, reduce_in_backward
 from sid_lsg.strategies import FSDP2Strategy
 
 Evaluate = Callable[[PhaseInputs], FakeScoreOutput | GeneratorOutput]
 """A phase's forward pass: samples to their losses."""
-
-
-class Update(NamedTuple):
-    """What one optimizer step reports; tensors are scalars on the device.
-
-    Attributes:
-        loss: Mean over the batch.
-        weight: Mean over the batch.
-        gradient_norm: After the repair, before clipping.
-        skipped_samples: How many samples' losses were not finite, over all ranks.
-        skipped: Which of this rank's samples those were.
-        nonfinite_gradients: Share of the gradients' entries that were not finite, before the
-            repair; NaN in iterations that are not measured.
-        update_ratio: How far the step went, ||dw|| / ||w||; NaN likewise.
-    """
-
-    loss: Tensor
-    weight: Tensor
-    gradient_norm: Tensor
-    skipped_samples: int
-    skipped: list[int]
-    nonfinite_gradients: Tensor
-    update_ratio: Tensor
 
 
 class AlternatingModule(L.LightningModule):
@@ -131,7 +110,6 @@ class AlternatingModule(L.LightningModule):
             measured: Whether to measure what costs a pass over all gradients and a read of the
                 weights; neither waits for the device.
         """
-        optimizer.zero_grad()
         losses, weights = self._accumulate(inputs, evaluate, network)
         finite = losses.isfinite()
         # The one read from the device in a phase: it decides what all ranks compute next.
@@ -142,12 +120,13 @@ class AlternatingModule(L.LightningModule):
             again = replace_bad(inputs, finite)
             losses, weights = self._accumulate(again, evaluate, network, finite)
             weight = weights.sum() / finite.sum().clamp(min=1)
-        parameters = list(network.parameters())
+        parameters = trainable(network)
         all_reduce_mean(parameters)
         unknown = losses.new_full((), torch.nan)
         self._measured, self._nonfinite, ratio = measured, unknown, unknown
         before = sample_weights(parameters) if measured else None
         optimizer.step()
+        optimizer.zero_grad()  # one network's gradients are held at a time
         if before is not None:
             ratio = update_ratio(before, sample_weights(parameters), is_sharded(network))
         bad = (~finite).nonzero()[:, 0].tolist() if skipped else []
@@ -186,8 +165,17 @@ class AlternatingModule(L.LightningModule):
         return wrapper.no_sync() if isinstance(wrapper, DistributedDataParallel) else nullcontext()
 
     def shard(self, *networks: nn.Module) -> None:
-        """Shard networks, where the strategy does that."""
+        """Shard networks, where the strategy does that.
+
+        Raises:
+            UsageError: If one has adapters: its base belongs to several networks.
+        """
         if isinstance(strategy := self.trainer.strategy, FSDP2Strategy):
+            if any(adapters(network) for network in networks):
+                raise UsageError(
+                    "--trainer.strategy fsdp2 cannot spread the weights that networks with LoRA "
+                    "adapters share. Choose ddp_multi, or leave --model.lora_* out."
+                )
             for network in networks:
                 strategy.shard(network)
 
@@ -210,6 +198,14 @@ class AlternatingModule(L.LightningModule):
         if self.gradient_clip_val is not None:
             clip_gradients(parameters, self.gradient_clip_val, self.gradient_clip_algorithm)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what the weights do not show: how much adapters count."""
+        checkpoint["lora_scales"] = {name: scale(net) for name, net in self.named_children()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse adapters that would count for more or less."""
+        check_scales(dict(self.named_children()), checkpoint.get("lora_scales", {}))
+
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint; refuse one with anything missing, left over or misshapen."""
         check_weights(self.state_dict(), state_dict)
@@ -219,20 +215,25 @@ class AlternatingModule(L.LightningModule):
 def _drop_frozen(
     module: AlternatingModule, state_dict: dict[str, Any], prefix: str, _: Any
 ) -> None:
-    """Leave frozen networks out of checkpoints: they come from files of their own."""
-    left_out = tuple(prefix + name for name in module.frozen)
-    for name in [name for name in state_dict if name.startswith(left_out)]:
-        del state_dict[name]
+    """Leave what is not trained out of checkpoints: it comes from files of its own."""
+    frozen = tuple(prefix + name for name in module.frozen)
+    adapted = tuple(f"{prefix}{name}." for name, net in module.named_children() if adapters(net))
+    for name in list(state_dict):
+        if name.startswith(frozen) or (name.startswith(adapted) and not is_adapter(name)):
+            del state_dict[name]
 
 
 @contextmanager
 def constant(network: nn.Module) -> Iterator[None]:
-    """Stop gradients to a network's weights, not through it to its inputs."""
-    network.requires_grad_(False)
+    """Stop gradients to what is trained of a network, not through it to its inputs."""
+    parameters = trainable(network)
+    for p in parameters:
+        p.requires_grad_(False)
     try:
         yield
     finally:
-        network.requires_grad_(True)
+        for p in parameters:
+            p.requires_grad_(True)
 
 
 def _nothing() -> None:

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from sid_lsg.lora import trainable
 from sid_lsg.sharding import local
 
 
@@ -23,8 +24,11 @@ def ema_beta(
 
 @torch.no_grad()
 def update_ema(ema: nn.Module, network: nn.Module, beta: float) -> None:
-    """Average in place: ema = beta ema + (1 - beta) network; the average may be on the CPU."""
-    averages, weights = ([local(p) for p in net.parameters()] for net in (ema, network))
+    """Average what is trained, in place: ema = beta ema + (1 - beta) network.
+
+    The average may be on the CPU.
+    """
+    averages, weights = ([local(p) for p in trainable(net)] for net in (ema, network))
     if averages[0].device == weights[0].device:
         torch._foreach_lerp_(averages, weights, 1.0 - beta)
         return

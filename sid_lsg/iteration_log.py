@@ -5,9 +5,9 @@ from typing import Any
 import lightning as L
 import torch
 
-from sid_lsg.alternating import Update
 from sid_lsg.bad_samples import warn
 from sid_lsg.data import PromptBatch
+from sid_lsg.phases import Update
 
 
 class IterationLog:

@@ -1,27 +1,40 @@
 """Options that give precision or time for memory, network by network."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sid_lsg.checks import refuse
 from sid_lsg.errors import UsageError
+from sid_lsg.lora import adapters, base
+from sid_lsg.sharding import is_sharded
 from sid_lsg.teacher import Teacher
 
+Memory = Literal["fast", "balanced", "lean"]
 FrozenPrecision = Literal["32", "bf16"]
 EMADevice = Literal["cpu"]
 
 
-def set_frozen_precision(teacher: Teacher, precision: FrozenPrecision) -> None:
-    """Store a teacher's networks in bfloat16, if asked; its schedule stays in float32."""
+def set_frozen_precision(
+    precision: FrozenPrecision, teacher: Teacher, *networks: nn.Module
+) -> None:
+    """Store a teacher's networks in bfloat16, if asked; its schedule stays in float32.
+
+    So are the weights under other networks' adapters, which may be the teacher's.
+    """
     if precision not in ("32", "bf16"):
         refuse("model.frozen_precision", precision, "32 or bf16")
-    for name, child in teacher.named_children():
-        if name != "schedule" and precision == "bf16":
-            child.to(torch.bfloat16)
+    if precision == "bf16":
+        for name, child in teacher.named_children():
+            if name != "schedule":
+                child.to(torch.bfloat16)
+        for network in networks:
+            for p in base(network).values():
+                p.data = p.data.to(torch.bfloat16)
 
 
 def checkpoint_gradients(networks: Mapping[str, nn.Module], names: Sequence[str]) -> None:
@@ -48,6 +61,41 @@ def checkpoint_gradients(networks: Mapping[str, nn.Module], names: Sequence[str]
                 "activations again. Leave the option out, and lower --model.micro_batch_size."
             )
         enable()
+
+
+def check_ema_device(device: EMADevice | None, ema: nn.Module) -> None:
+    """Refuse to keep an average apart that is not whole, or not alone.
+
+    Raises:
+        UsageError: If it is one of these.
+    """
+    reason = "fsdp2 spreads the average over all devices already" if is_sharded(ema) else ""
+    if adapters(ema):
+        reason = "the average is of LoRA adapters, which are small, on weights that it shares"
+    if device and reason:
+        raise UsageError(f"--model.ema_device {device}: {reason}. Leave the option out.")
+
+
+def recomputed(memory: Memory) -> tuple[str, ...]:
+    """Return the networks that the generator's phase evaluates twice, to keep fewer activations.
+
+    The phase stores what the generator, the teacher and the fake score are to be differentiated
+    with. `fast` keeps all of it; `balanced` evaluates the teacher again when the fake score's is
+    done with, so that one of the two is held at a time; `lean` the generator too, last of all.
+    """
+    if memory not in get_args(Memory):
+        refuse("model.memory", memory, "fast, balanced or lean")
+    return {"fast": (), "balanced": ("teacher",), "lean": ("teacher", "generator")}[memory]
+
+
+def evaluate(again: bool, function: Callable[..., Any], *inputs: Any) -> Any:
+    """Call a function; `again` lets the backward pass call it too, in place of storing activations.
+
+    It computes the same numbers twice, so that gradients are the same bits.
+    """
+    if not again:
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ One iteration is one batch: the fake score takes an optimizer step on the genera
 generator's average (EMA) follows.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,21 +17,25 @@ from sid_lsg.checks import check_method, check_timesteps
 from sid_lsg.data import PromptBatch
 from sid_lsg.draws import Phase, draw
 from sid_lsg.ema import ema_beta, update_ema
-from sid_lsg.errors import UsageError
 from sid_lsg.gradients import ClipAlgorithm
 from sid_lsg.guidance import Guidance
 from sid_lsg.iteration_log import IterationLog
+from sid_lsg.lora import LoRA, check_options, copy_trainable, trainable
 from sid_lsg.memory import (
     EMADevice,
     FrozenPrecision,
+    Memory,
     borrowed,
+    check_ema_device,
     checkpoint_gradients,
+    evaluate,
+    recomputed,
     set_frozen_precision,
 )
 from sid_lsg.networks import StableDiffusion
 from sid_lsg.objective import fake_score_loss, generator_loss, generator_weight
 from sid_lsg.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs
-from sid_lsg.sharding import is_sharded
+from sid_lsg.starting import start
 from sid_lsg.teacher import Conditioning, Teacher, replace_where
 
 
@@ -55,6 +58,10 @@ class SiDLSG(AlternatingModule):
         tmax: int = 980,
         num_steps: int = 1,
         prompt_dropout: float = 0.1,
+        fake_score_init: str | None = None,
+        generator_init: str | None = None,
+        lora_fake_score: LoRA | None = None,
+        lora_generator: LoRA | None = None,
         micro_batch_size: int | None = None,
         optimizer_fake: OptimizerCallable = lambda p: torch.optim.Adam(
             p, lr=1e-6, betas=(0.0, 0.999)
@@ -66,6 +73,7 @@ class SiDLSG(AlternatingModule):
         ema_rampup_ratio: float = 0.05,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: ClipAlgorithm = "norm",
+        memory: Memory = "fast",
         frozen_precision: FrozenPrecision = "32",
         gradient_checkpointing: list[str] | None = None,
         ema_device: EMADevice | None = None,
@@ -90,6 +98,12 @@ class SiDLSG(AlternatingModule):
             num_steps: Evaluations of the generator per image, in training and in sampling.
             prompt_dropout: Probability of replacing a prompt by the empty one in the fake score's
                 phase, if that network is guided.
+            fake_score_init: Start the fake score as the UNet of this folder or Hub id, for example
+                an exported generator; by default it starts as the teacher.
+            generator_init: Start the generator and its average so; by default as the teacher.
+            lora_fake_score: Train LoRA adapters of the fake score alone, for example {rank: 64};
+                its other weights are the teacher's own, or those it starts with. Needs peft.
+            lora_generator: Train LoRA adapters of the generator alone.
             micro_batch_size: Samples that go through the networks at a time; each process' share of
                 the batch is accumulated in micro-batches of this size. By default all at once.
                 Changes memory and speed, not the result.
@@ -99,6 +113,10 @@ class SiDLSG(AlternatingModule):
             ema_rampup_ratio: The half-life is at most this share of the images seen so far.
             gradient_clip_val: Limit for the gradients of each network; by default none.
             gradient_clip_algorithm: Limit their total norm, or each entry's value.
+            memory: What the generator's phase keeps for its backward pass: `fast` everything;
+                `balanced` not the teacher's activations, which it computes again (1 evaluation of
+                18 more, 2 with guidance); `lean` not the generator's either (1 more). The numbers
+                are the same.
             frozen_precision: Of the teacher's weights: 32, or bf16 to store them in half the
                 memory. What is trained, its average and the optimizers are in float32 either way.
             gradient_checkpointing: Networks that compute activations again in the backward pass
@@ -120,10 +138,13 @@ class SiDLSG(AlternatingModule):
         self.ema_halflife_images, self.ema_rampup_ratio = ema_halflife_images, ema_rampup_ratio
         self.gradient_clip_val = gradient_clip_val
         self.gradient_clip_algorithm: ClipAlgorithm = gradient_clip_algorithm
+        self.recomputed = recomputed(memory)
         self.ema_device = ema_device
         self.seed = seed
         self.log_of_iterations = IterationLog()
         check_method(self)
+        check_options("model.lora_fake_score", lora_fake_score)
+        check_options("model.lora_generator", lora_generator)
 
         self.teacher: Teacher = StableDiffusion.from_pretrained(
             teacher, revision, variant, subfolders, resolution
@@ -131,32 +152,19 @@ class SiDLSG(AlternatingModule):
         check_timesteps(self, len(self.teacher.schedule))
         # Convolutions are fastest with the channels last, on CPUs and on tensor cores.
         self.teacher.network.to(memory_format=torch.channels_last)
-        self.fake_score = copy.deepcopy(self.teacher.network).requires_grad_(True)
-        self.generator = copy.deepcopy(self.teacher.network).requires_grad_(True)
-        self.ema = copy.deepcopy(self.teacher.network)
-        checkpoint_gradients(
-            {
-                "fake_score": self.fake_score,
-                "generator": self.generator,
-                "teacher": self.teacher.network,
-            },
-            gradient_checkpointing or [],
-        )
-        set_frozen_precision(self.teacher, frozen_precision)
+        self.fake_score = start(self.teacher, "fake_score", fake_score_init, lora_fake_score, seed)
+        self.generator = start(self.teacher, "generator", generator_init, lora_generator, seed)
+        self.ema = copy_trainable(self.generator)
+        check_ema_device(ema_device, self.ema)
+        networks = {"fake_score": self.fake_score, "generator": self.generator}
+        checkpointed = networks | {"teacher": self.teacher.network}
+        checkpoint_gradients(checkpointed, gradient_checkpointing or [])
+        set_frozen_precision(frozen_precision, self.teacher, *networks.values())
 
     def configure_model(self) -> None:
-        """Shard the networks, where the strategy does that.
-
-        Raises:
-            UsageError: If the average is to be somewhere else.
-        """
+        """Shard the networks, where the strategy does that."""
         self.shard(self.teacher.network, self.fake_score, self.generator, self.ema)
-
-        if self.ema_device and is_sharded(self.ema):
-            raise UsageError(
-                f"--model.ema_device {self.ema_device}: fsdp2 spreads the average over all devices "
-                "already. Leave the option out."
-            )
+        check_ema_device(self.ema_device, self.ema)
 
     def on_fit_start(self) -> None:
         """Put the average where it is to be: Lightning has moved all networks to the device."""
@@ -200,7 +208,10 @@ class SiDLSG(AlternatingModule):
         Prompts are dropped in phase 1 alone, where kappa_1 or kappa_2 guides the fake score; the
         generator sees the dropped prompt too.
         """
-        prompts = batch.fake if phase is Phase.FAKE_SCORE else batch.generator
+        if phase is Phase.FAKE_SCORE:
+            prompts, tokens = batch.fake, batch.fake_tokens
+        else:
+            prompts, tokens = batch.generator, batch.generator_tokens
         first = batch.position
         positions = torch.arange(first, first + len(prompts), device=self.device)
         draws = draw(
@@ -213,7 +224,7 @@ class SiDLSG(AlternatingModule):
             tmax=self.tmax,
             seed=self.seed,
         )
-        condition = self.teacher.encode_prompts(prompts)
+        condition = self.teacher.encode(tokens or self.teacher.tokenize(prompts))
         guided = self.kappas.train_fake != 1 or self.kappas.eval_fake_2 != 1
         if phase is Phase.FAKE_SCORE and guided:
             dropped = draws.u < self.prompt_dropout
@@ -238,17 +249,22 @@ class SiDLSG(AlternatingModule):
         """Evaluate phase 2: the score-identity loss; gradients reach x_g through both networks."""
         schedule, (condition, draws) = self.teacher.schedule, inputs
         eps, t = draws.eps, draws.t
-        x_g = self.sample(self.generator, condition, draws.noises)
+
+        again = "generator" in self.recomputed
+        x_g = evaluate(again, self.sample, self.generator, condition, draws.noises)
         x_t = schedule.add_noise(x_g, eps, t)
 
         def guided_x0(network: nn.Module, *kappas: float) -> list[Tensor]:
-            predictions = self.teacher.predict_guided(network, x_t, t, condition, kappas)
+            again = network is self.teacher.network and "teacher" in self.recomputed
+            predict = self.teacher.predict_guided
+            predictions = evaluate(again, predict, network, x_t, t, condition, kappas)
             return [schedule.x0(prediction, x_t, t) for prediction in predictions]
 
+        # What is evaluated last is differentiated first, and gone when the teacher is seen again.
+        (y_real,) = guided_x0(self.teacher.network, self.kappas.eval_real)
         y_fake_2, y_fake_3 = guided_x0(
             self.fake_score, self.kappas.eval_fake_2, self.kappas.eval_fake_3
         )
-        (y_real,) = guided_x0(self.teacher.network, self.kappas.eval_real)
         weight = generator_weight(x_g, y_real)
         loss = generator_loss(x_g, y_real, y_fake_2, y_fake_3, weight, self.alpha)
         return GeneratorOutput(loss, weight, x_g, y_fake_2, y_fake_3, y_real)
@@ -289,16 +305,18 @@ class SiDLSG(AlternatingModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Make the two optimizers."""
         optimizers = [
-            self.optimizer_fake(self.fake_score.parameters()),
-            self.optimizer_generator(self.generator.parameters()),
+            self.optimizer_fake(trainable(self.fake_score)),
+            self.optimizer_generator(trainable(self.generator)),
         ]
         self.remember_options(optimizers)
         return optimizers
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what the next row of the log is to hold."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["skipped_samples"] = self.log_of_iterations.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue to count."""
+        super().on_load_checkpoint(checkpoint)
         self.log_of_iterations.skipped = checkpoint.get("skipped_samples", 0)

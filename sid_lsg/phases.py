@@ -44,3 +44,26 @@ class GeneratorOutput(NamedTuple):
     y_fake_2: Tensor
     y_fake_3: Tensor
     y_real: Tensor
+
+
+class Update(NamedTuple):
+    """What one optimizer step reports; tensors are scalars on the device.
+
+    Attributes:
+        loss: Mean over the batch.
+        weight: Mean over the batch.
+        gradient_norm: After the repair, before clipping.
+        skipped_samples: How many samples' losses were not finite, over all ranks.
+        skipped: Which of this rank's samples those were.
+        nonfinite_gradients: Share of the gradients' entries that were not finite, before the
+            repair; NaN in iterations that are not measured.
+        update_ratio: How far the step went, ||dw|| / ||w||; NaN likewise.
+    """
+
+    loss: Tensor
+    weight: Tensor
+    gradient_norm: Tensor
+    skipped_samples: int
+    skipped: list[int]
+    nonfinite_gradients: Tensor
+    update_ratio: Tensor

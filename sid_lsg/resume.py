@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from sid_lsg.checkpoints import BEST, check_contents, newest, peek, verify
 from sid_lsg.errors import UsageError
+from sid_lsg.lora import is_adapter
 
 # What an optimizer keeps for every number of a weight; other things may be of any shape.
 _ELEMENTWISE = ("exp_avg", "exp_avg_sq", "exp_inf", "max_exp_avg_sq", "momentum_buffer",
@@ -54,20 +55,49 @@ def check_weights(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Non
     Raises:
         UsageError: For the first of them.
     """
+    _check_adapters(own, found)
     for name in sorted(own.keys() ^ found.keys()):
-        where = "lacks" if name in own else "holds, and this teacher has not,"
+        where = "lacks" if name in own else f"holds, and this {_origin(name)[0]} has not,"
         shape = list((own if name in own else found)[name].shape)
         raise UsageError(
             f"--ckpt_path: the file {where} {name!r} {shape}: it is of another model. Give the "
-            "teacher that it was made with, or another checkpoint."
+            f"{_origin(name)[1]} that it was made with, or another checkpoint."
         )
     for name, value in own.items():
         if value.shape != found[name].shape:
             raise UsageError(
                 f"--ckpt_path: {name!r} is {list(found[name].shape)} in the file and "
-                f"{list(value.shape)} in this teacher: it is of another model. Give the teacher "
-                "that it was made with, or another checkpoint."
+                f"{list(value.shape)} in this {_origin(name)[0]}: it is of another model. Give the "
+                f"{_origin(name)[1]} that it was made with, or another checkpoint."
             )
+
+
+def _check_adapters(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Refuse adapters where all of a network is trained, and the other way round."""
+    for network in dict.fromkeys(name.split(".")[0] for name in own):
+        ours, theirs = (
+            [is_adapter(name) for name in of if name.startswith(f"{network}.")]
+            for of in (own, found)
+        )
+        option = f"--model.lora_{network.replace('ema', 'generator')}"
+        if theirs and any(ours) and not any(theirs):
+            raise UsageError(
+                f"--ckpt_path: the file holds all weights of {network!r}, of which {option} trains "
+                "adapters alone. Leave that option out, or give another checkpoint."
+            )
+        if any(theirs) and not any(ours):
+            raise UsageError(
+                f"--ckpt_path: the file holds LoRA adapters of {network!r}, all of which is to be "
+                f"trained. Give the {option} that it was made with, or another checkpoint."
+            )
+
+
+def _origin(name: str) -> tuple[str, str]:
+    """Say where a weight comes from, and what to give to have it as it was."""
+    if not is_adapter(name):
+        return "teacher", "teacher"
+    network = name.split(".")[0].replace("ema", "generator")
+    return "run", f"--model.lora_{network}"
 
 
 def check_optimizers(own: Iterable[Optimizer], found: Iterable[Mapping[str, Any]]) -> None:

@@ -4,9 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from sid_lsg.checkpoints import RECORD, check_contents, damage, newest, peek
 from sid_lsg.errors import UsageError
+from sid_lsg.lora import LoRA, adapt, adapters, merged
 from sid_lsg.networks import StableDiffusion
+from sid_lsg.starting import load_network
 
 AVERAGE = "ema."  # the generator's average in a checkpoint, which is what is evaluated
 
@@ -19,12 +23,14 @@ class Trained(NamedTuple):
         t_init: The generator's timestep.
         num_steps: Evaluations per image, as in the training.
         record: What the checkpoint says of its training: `schema`, `versions` and `config`.
+        adapted: The same generator with its LoRA adapters apart; None if it was trained whole.
     """
 
     teacher: StableDiffusion
     t_init: int
     num_steps: int
     record: dict[str, Any]
+    adapted: nn.Module | None
 
 
 def find_checkpoint(path: str | Path) -> Path | None:
@@ -82,18 +88,26 @@ def load_trained(
             "the command line. Give one that `fit` has written."
         )
     if teacher:
-        source: Mapping[str, Any] = {"model": teacher}
+        where: Mapping[str, Any] = {"model": teacher}
     else:
         names = ("revision", "variant", "subfolders")
-        source = {"model": options["teacher"]} | {name: options.get(name) for name in names}
+        where = {"model": options["teacher"]} | {name: options.get(name) for name in names}
     loaded = StableDiffusion.from_pretrained(
-        **source, resolution=resolution or options.get("resolution"), option="teacher"
+        **where, resolution=resolution or options.get("resolution"), option="teacher"
     )
     start = len(AVERAGE)
     average = {k[start:]: v for k, v in checkpoint["state_dict"].items() if k.startswith(AVERAGE)}
-    check_names(loaded.network.state_dict(), average, str(found), option)
-    loaded.network.load_state_dict(average)
-    return Trained(loaded, options["t_init"], options["num_steps"], record)
+    network: Any = loaded.network
+    lora = options.get("lora_generator")
+    if lora:
+        if source := options.get("generator_init"):
+            network = load_network(source, loaded, "model.generator_init")
+        network = adapt(network, LoRA(**lora), seed=0, option="model.lora_generator")
+    check_names(adapters(network) or network.state_dict(), average, str(found), option)
+    network.load_state_dict(average, strict=not lora)  # the base is not in the file
+    loaded.network = merged(network)
+    adapted = network if lora else None
+    return Trained(loaded, options["t_init"], options["num_steps"], record, adapted)
 
 
 def check_names(own: Mapping[str, Any], found: Mapping[str, Any], path: str, option: str) -> None:
