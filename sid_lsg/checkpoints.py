@@ -1,26 +1,24 @@
-"""Checkpoint files: written whole or not at all, verified, and read without running code.
+"""Checkpoints: written whole or not at all, verified, and read without running code.
 
-They are the zip files of `torch.save`, which hold a CRC-32 of each of their records.
+They are files, or the folders of sharded_checkpoints.py.
 """
 
 import importlib.metadata
-import os
 import platform
 import re
-import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import IO, Any, BinaryIO, cast
+from typing import Any, cast
 
 import lightning as L
-import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from sid_lsg.checkpoint_files import damage_of_content, damage_of_records, open_file, save, sync
 from sid_lsg.errors import UsageError
 from sid_lsg.files import replacing
+from sid_lsg.sharded_checkpoints import damage_of_folder, joined, open_shares
 
 BEST, GOOD, LAST = "best.ckpt", "good.ckpt", "last.ckpt"
 RECORD = "sid_lsg"  # where a file says what it is and what has written it
@@ -29,12 +27,10 @@ SCHEMA = 1  # to be raised when what is written today can no longer be continued
 _NAME = re.compile(r"(\d{7,}|last|good|best)\.ckpt")
 _NEEDED = ("state_dict", "optimizer_states", "loops", "pytorch-lightning_version")
 _PACKAGES = ("torch", "lightning", "diffusers", "transformers", "sid-lsg")
-_CHUNK = 2**24
-_UNENDING = "is truncated or corrupted: it has no end"
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Write to a temporary name, then rename; read nothing but whole files of plain data."""
+    """Write to a temporary name, then rename; read nothing but whole checkpoints of plain data."""
 
     def save_checkpoint(
         self, checkpoint: Mapping[str, Any], path: Any, storage_options: Any = None
@@ -44,53 +40,33 @@ class SafeCheckpointIO(TorchCheckpointIO):
         Raises:
             OSError: If that is impossible; what had this name before is as it was.
         """
-        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
-            writer = _Writer(file)
-            try:
-                torch.save(checkpoint, cast(IO[bytes], writer))
-            except RuntimeError:
-                if writer.error is None:
-                    raise
-                raise writer.error from None
-            file.flush()
-            os.fsync(file.fileno())
-        with suppress(OSError):  # not every file system can: the rename then comes a little later
-            folder = os.open(Path(path).parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        with replacing(Path(path)) as temporary:
+            save(checkpoint, temporary)
+        sync(Path(path).parent)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read a file, whatever `weights_only` says without running code that it may hold.
+        """Read a file or folder, without running code that it may hold, whatever is asked for.
+
+        Tensors of a file are read when they are used, and take no memory before that.
 
         Raises:
             UsageError: If it is not a whole checkpoint, or of a newer version.
         """
-        verify(Path(path))
-        found = torch.load(path, map_location=map_location, weights_only=True)
-        check_contents(found, str(path))
-        return found
+        return cast(dict[str, Any], joined(load(Path(path))))
 
 
-class _Writer:
-    """A file that remembers what went wrong: torch.save raises an error that does not say it."""
+def load(path: Path) -> dict[str, Any]:
+    """Open a whole checkpoint; a folder's sharded tensors are `Pieces`.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = self.error or error
-            raise
-
-    def flush(self) -> None:
-        self.file.flush()
+    Raises:
+        UsageError: If it is not a whole checkpoint, or of a newer version.
+    """
+    verify(path)
+    found = peek(path)
+    check_contents(found, str(path))
+    return found
 
 
 def write(trainer: L.Trainer, path: Path) -> str:
@@ -115,47 +91,28 @@ def write(trainer: L.Trainer, path: Path) -> str:
 
 
 def damage(path: Path) -> str:
-    """Say what is wrong with a file, as the end of a sentence; "" for nothing."""
+    """Say what is wrong with a checkpoint, as the end of a sentence; "" for nothing."""
     try:
-        stat = path.stat()
+        stats = [part.stat() for part in (path, *path.glob("*"))]
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    return _damage(path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    return _damage(path, tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in stats))
 
 
-@lru_cache(maxsize=64)  # one command looks at a file several times, and files are large
-def _damage(path: Path, *_: int) -> str:
-    try:
-        with path.open("rb") as file:
-            start = file.read(2)
-            if not zipfile.is_zipfile(file):
-                return _UNENDING if start == b"PK" else "is not a checkpoint"
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                with archive.open(name) as record:
-                    while record.read(_CHUNK):  # raises where the checksum differs
-                        pass
-    except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
-    except Exception as error:  # whatever damaged headers lead zipfile to
-        return f"is corrupted ({error})"
-    try:
-        peek(path)
-    except UnpicklingError as error:
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        return f"is refused: it holds {code[1] if code else 'something'}, which is not plain data"
-    except Exception as error:  # whatever a malformed file leads torch to
-        return f"is not a checkpoint ({str(error).splitlines()[0] if str(error) else error!r})"
-    return ""
+@lru_cache(maxsize=64)  # one command looks at a checkpoint several times, and they are large
+def _damage(path: Path, _: tuple[tuple[int, ...], ...]) -> str:
+    if path.is_dir():
+        return damage_of_folder(path)
+    return damage_of_records(path) or damage_of_content(path, open_file)
 
 
 def peek(path: Path) -> dict[str, Any]:
-    """Open a file without reading its tensors, as far as they are not looked at."""
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    """Open a checkpoint without reading its tensors; a folder's sharded ones are `Pieces`."""
+    return open_shares(path) if path.is_dir() else cast(dict[str, Any], open_file(path))
 
 
 def verify(path: Path) -> None:
-    """Refuse a file that is not a whole checkpoint.
+    """Refuse what is not a whole checkpoint.
 
     Raises:
         UsageError: If it is not.

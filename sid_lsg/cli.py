@@ -53,6 +53,7 @@ from sid_lsg.run import (  # noqa: E402
     check_config_files,
     check_files,
     check_trainer,
+    continue_requeued,
     prepare_run_directory,
     put_inside,
 )
@@ -65,6 +66,7 @@ _TOOLS = {
     "generate": ("generate", "make pictures of prompts"),
     "app": ("app", "try a generator in the browser, beside its teacher"),
     "export": ("export", "write a trained generator as a folder for other software"),
+    "consolidate": ("consolidate", "make one file of a checkpoint that lies in a folder"),
     "import-official": ("import_official", "make such a folder from an official checkpoint"),
     "evaluate": ("evaluate", "score a model or a folder of images, and write a report"),
     "prepare-coco": ("prepare_coco", "make COCO's caption list and reference statistics"),
@@ -149,6 +151,7 @@ class SiDCLI(LightningCLI):
         """Refuse what cannot work before anything is built, let alone downloaded."""
         config = self.config[self.subcommand]
         config.weights_only = True  # a checkpoint is data, never code
+        continue_requeued(config)
         check_trainer(config.trainer)
         training_files(config.data.prompts)
         put_inside(config.trainer)

@@ -32,6 +32,10 @@ def all_reduce_mean(parameters: Sequence[nn.Parameter]) -> None:
     embedded teacher (two CPU processes, 32 images each in one micro-batch), which is the most that
     overlapping could save, and micro-batches make it less. Several GPUs have not been measured.
     """
+    if all(p.grad is None for p in parameters) and any(isinstance(p, DTensor) for p in parameters):
+        raise RuntimeError(
+            "the backward pass has left the gradients of a sharded network unreduced"
+        )
     for p in parameters:
         if p.grad is None:
             p.grad = torch.zeros_like(p)

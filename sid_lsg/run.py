@@ -1,7 +1,6 @@
 """The run directory: one run, one folder, and nothing of a run outside it."""
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import count, pairwise
 from pathlib import Path
@@ -13,10 +12,10 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from sid_lsg.errors import UsageError
-from sid_lsg.files import remove_leftovers
+from sid_lsg.files import check_writable, remove_leftovers, writing
 from sid_lsg.resume import check_resume
 
-STRATEGIES = ("auto", "ddp", "ddp_multi", "fsdp2", "single_device")
+STRATEGIES = ("auto", "ddp", "ddp_multi", "fsdp2", "fsdp2_sharded", "single_device")
 _CLASSES = ("DDPStrategy", "FSDP2Strategy", "SingleDeviceStrategy")
 CONFIG = "config.yaml"  # where it is, a run has been
 
@@ -59,7 +58,7 @@ def check_trainer(trainer: Any) -> None:
             f"--trainer.strategy: {name!r} is not served. Choose one of {', '.join(STRATEGIES)}; "
             "fsdp2 spreads weights and optimizers over all processes."
         )
-    if name.endswith(("fsdp2", "FSDP2Strategy")) and precision in ("16", "16-mixed"):
+    if "fsdp2" in name.lower() and precision in ("16", "16-mixed"):
         raise UsageError(
             "--trainer.precision: fsdp2 cannot scale losses for 16-mixed. Use bf16-mixed or "
             "32-true."
@@ -82,6 +81,16 @@ def check_config_files(args: Sequence[str]) -> None:
         except yaml.YAMLError as error:
             reason = " ".join(str(error).split())
             raise UsageError(f"--config: {value!r} is not valid YAML ({reason}).") from error
+
+
+def continue_requeued(config: Any) -> None:
+    """Let a job that SLURM starts again continue, though its command does not say so.
+
+    Args:
+        config: The configuration of `fit`, changed in place.
+    """
+    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and not config.get("ckpt_path"):
+        config.ckpt_path = "last"
 
 
 def check_files(config: Any) -> None:
@@ -139,20 +148,13 @@ def prepare_run_directory(root: Path, resumes: bool) -> None:
     Raises:
         UsageError: If the directory cannot be written.
     """
-    try:
+    with writing(root, "trainer.default_root_dir"):
         remove_leftovers(root)
         if (root / CONFIG).exists() and not resumes:
             aside = next(path for i in count(1) if not (path := Path(f"{root}.{i}")).exists())
             root.rename(aside)
             rank_zero_info(f"{root} held an earlier run: it is now {aside}.")
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root):
-            pass  # it can be written to
-    except OSError as error:
-        raise UsageError(
-            f"--trainer.default_root_dir: cannot write to {str(root)!r} ({error.strerror}). "
-            "Choose another directory."
-        ) from error
+    check_writable(root, "trainer.default_root_dir")
 
 
 class SaveConfig(SaveConfigCallback):

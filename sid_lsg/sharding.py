@@ -7,13 +7,14 @@ often, and whatever needs a whole tensor is for all processes together.
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -26,20 +27,44 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(tensor: Tensor, own: Tensor | None) -> Tensor:
-    """Shard a whole tensor as `own` is; return it as it is where that is not of its kind."""
-    if isinstance(own, DTensor) and own.shape == tensor.shape:
-        return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements)
-    return tensor
+class Pieces:
+    """A tensor whose rows lie in several tensors one after the other, which may lie in files."""
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self.parts, self.dtype = list(parts), parts[0].dtype
+        self.shape = torch.Size((sum(map(len, parts)), *parts[0].shape[1:]))
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Return a copy of the rows from `start` to `stop`."""
+        found, first = [], 0
+        for part in self.parts:
+            found.append(part[max(rows.start - first, 0) : max(rows.stop - first, 0)])
+            first += len(part)
+        return torch.cat(found)
+
+
+def like(value: Tensor | Pieces, own: Tensor | None) -> Tensor:
+    """Take this process' rows of a whole tensor, if `own` is sharded; else all of it.
+
+    Nothing travels, and of a tensor in a file nothing but these rows is read.
+    """
+    if isinstance(own, DTensor) and own.shape == value.shape:
+        start, mesh = _first_row(own), own.device_mesh
+        rows = value[start : start + len(own.to_local())].to(own.device, copy=True)
+        return DTensor.from_local(rows, mesh, own.placements, shape=own.shape, stride=own.stride())
+    return value[0 : value.shape[0]] if isinstance(value, Pieces) else value
 
 
 def first_of_share(tensor: Tensor) -> int:
     """Return the place of this process' first number in the whole tensor, flattened."""
     if not isinstance(tensor, DTensor):
         return 0
+    return _first_row(tensor) * (tensor.numel() // len(tensor))
+
+
+def _first_row(tensor: DTensor) -> int:
     rows = -(-len(tensor) // tensor.device_mesh.size())  # as torch.chunk cuts them
-    start = min(rows * tensor.device_mesh.get_local_rank(), len(tensor))
-    return start * (tensor.numel() // len(tensor))
+    return min(rows * tensor.device_mesh.get_local_rank(), len(tensor))
 
 
 def shard(network: nn.Module, mesh: DeviceMesh, half: bool = False) -> None:
@@ -63,6 +88,17 @@ def shard(network: nn.Module, mesh: DeviceMesh, half: bool = False) -> None:
     for block in _blocks(network):
         fully_shard(block, mesh=mesh, mp_policy=inner, reshard_after_forward=True)
     fully_shard(network, mesh=mesh, mp_policy=root, reshard_after_forward=True)
+    vars(network)["_evaluations"] = []
+    network.register_forward_hook(_note_evaluation)
+
+
+def _note_evaluation(network: nn.Module, _: Any, output: Any) -> None:
+    """Remember where the backward pass of an evaluation begins, if the network is trained."""
+    if torch._C._current_graph_task_id() != -1:
+        return  # in a backward pass, which computes again what was noted before
+    node = (output[0] if isinstance(output, tuple) else output).grad_fn
+    if node is not None and any(p.requires_grad for p in network.parameters()):
+        vars(network)["_evaluations"].append(node)
 
 
 def is_sharded(network: nn.Module) -> bool:
@@ -71,9 +107,17 @@ def is_sharded(network: nn.Module) -> bool:
 
 
 def reduce_in_backward(network: nn.Module, reduce: bool) -> None:
-    """Say whether backward passes reduce a sharded network's gradients, or only add them up."""
+    """Say whether the next backward pass reduces a sharded network's gradients, or only adds them.
+
+    FSDP2 would reduce them after every evaluation of the network. Here the first one alone does it,
+    which the backward pass comes to last, and until then each process has whole gradients.
+    """
     if isinstance(network, FSDPModule):
-        network.set_requires_gradient_sync(reduce)
+        evaluations: list[Any] = vars(network)["_evaluations"]
+        network.set_requires_gradient_sync(reduce and len(evaluations) < 2)
+        if reduce and len(evaluations) > 1:
+            evaluations[0].register_prehook(lambda _: network.set_requires_gradient_sync(True))
+        evaluations.clear()
 
 
 def skeleton(network: nn.Module) -> nn.Module:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +12,11 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
 from torch import nn
+from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 
+from sid_lsg.checkpoints import load
+from sid_lsg.sharded_checkpoints import save_shares, share
 from sid_lsg.sharding import is_sharded, like, shard, skeleton, whole
 
 
@@ -32,15 +37,32 @@ class MultiNetDDPStrategy(DDPStrategy):
 class FSDP2Strategy(ModelParallelStrategy):
     """Every process stores a share of all networks and optimizers (FSDP2).
 
-    Checkpoints are those of one process, whole and in one file, so that a run can go on under any
-    other strategy and number of processes.
+    A run can go on under any other strategy and number of processes, whichever of the two kinds of
+    checkpoints it writes.
     """
 
     precision_plugin: Any
 
-    def __init__(self, **options: Any) -> None:
-        """Take the options of `ModelParallelStrategy`; checkpoints are whole."""
-        super().__init__(**options | {"save_distributed_checkpoint": False})
+    def __init__(
+        self,
+        save_distributed_checkpoint: bool = False,
+        process_group_backend: str | None = None,
+        timeout: timedelta = default_pg_timeout,
+    ) -> None:
+        """Choose what is written.
+
+        Args:
+            save_distributed_checkpoint: Whether each process writes its share, into a folder. By
+                default the first one gathers everything and writes the file that one process alone
+                would have written, which takes it as much memory and the others' time.
+            process_group_backend: nccl or gloo; by default what suits the devices.
+            timeout: How long a process waits for the others.
+        """
+        super().__init__(
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
         self._skeletons: dict[nn.Module, nn.Module] = {}
         self._half = False
 
@@ -76,12 +98,12 @@ class FSDP2Strategy(ModelParallelStrategy):
         yield copied.eval()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return the module's whole state on the first process, nothing on the others."""
+        """Return what this process saves of the module."""
         assert self.lightning_module is not None
-        return self._gather(self.lightning_module.state_dict())
+        return self._to_save(self.lightning_module.state_dict())
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Load a whole state."""
+        """Load this process' share of a whole state."""
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
         given = checkpoint["state_dict"]
@@ -94,7 +116,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         return True
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return an optimizer's whole state on the first process, nothing on the others.
+        """Return what this process saves of an optimizer.
 
         Its parameters have the numbers that they have on a single process: sharding leaves the
         order of a network's parameters as it is.
@@ -102,25 +124,35 @@ class FSDP2Strategy(ModelParallelStrategy):
         if isinstance(optimizer, LightningOptimizer):
             optimizer = optimizer._optimizer
         state = optimizer.state_dict()
-        state["state"] = {number: self._gather(own) for number, own in state["state"].items()}
-        return state if self.is_global_zero else {}
+        state["state"] = {number: self._to_save(own) for number, own in state["state"].items()}
+        return state
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Load whole states."""
+        """Load this process' share of whole states."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             sharded = {
-                number: {
-                    name: like(value, parameters[number]) if torch.is_tensor(value) else value
-                    for name, value in own.items()
-                }
+                number: {name: like(value, parameters[number]) for name, value in own.items()}
                 for number, own in state["state"].items()
             }
             optimizer.load_state_dict({**state, "state": sharded})
 
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
+    ) -> None:
+        """Write a file, as any other strategy does, or a folder of shares. For all processes."""
+        if self._save_distributed_checkpoint:
+            save_shares(checkpoint, Path(filepath))
+        elif self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
+
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
-        """Read a file as any other strategy does."""
-        return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+        """Open a file or a folder; loading reads this process' share of it."""
+        return load(Path(checkpoint_path))
+
+    def _to_save(self, state: Mapping[str, Any]) -> Any:
+        """Return this process' share; or everything to the first process, nothing to the others."""
+        return share(state) if self._save_distributed_checkpoint else self._gather(state)
 
     def _gather(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Put tensors together one by one, on the first process' CPU."""
@@ -134,9 +166,11 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 def register_strategies() -> None:
-    """Make `--trainer.strategy ddp_multi` and `fsdp2` known."""
-    for name, strategy, description in (
-        ("ddp_multi", MultiNetDDPStrategy, "DDP without a wrapper, for networks trained in turn"),
-        ("fsdp2", FSDP2Strategy, "all networks sharded over all processes"),
+    """Make the names for `--trainer.strategy` known."""
+    folders = {"save_distributed_checkpoint": True}
+    for name, strategy, description, options in (
+        ("ddp_multi", MultiNetDDPStrategy, "DDP without a wrapper, for networks in turn", {}),
+        ("fsdp2", FSDP2Strategy, "all networks sharded over all processes", {}),
+        ("fsdp2_sharded", FSDP2Strategy, "the same, and checkpoints sharded too", folders),
     ):
-        StrategyRegistry.register(name, strategy, description=description, override=True)
+        StrategyRegistry.register(name, strategy, description, override=True, **options)

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sid_lsg.callbacks import Export
+from sid_lsg.checkpoints import SafeCheckpointIO
 from sid_lsg.data import PromptDataModule
 from sid_lsg.module import SiDLSG
 from sid_lsg.strategies import register_strategies
@@ -46,13 +48,14 @@ class Traffic(TorchDispatchMode):
 
 
 class Watched(SiDLSG):
-    """Counts an iteration's traffic, and poisons prompts."""
+    """Counts the last iteration's traffic, and poisons prompts."""
 
     poisoned: Sequence[str] = ()
-    dtypes: tuple[str, ...] = ()
 
     def training_step(self, *arguments: Any) -> None:
-        with Traffic() as self.traffic:
+        self.traffic = Traffic()
+        last = self.trainer.global_step == self.trainer.max_steps - 1
+        with self.traffic if last else nullcontext():  # it slows every operation down
             super().training_step(*arguments)
 
     def on_train_start(self) -> None:
@@ -104,6 +107,7 @@ def fit(job: dict[str, Any], run: dict[str, Any]) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        plugins=[SafeCheckpointIO()],
         **run.get("trainer", {}),
     )
     data = PromptDataModule(job["prompts"], batch_size=run.get("batch_size", 4), num_workers=0)

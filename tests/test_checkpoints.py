@@ -263,7 +263,7 @@ def test_other_files_are_no_checkpoints(run: Path, tmp_path: Path) -> None:
     assert damage(path) == "is not a checkpoint"
     path.unlink()
     path.mkdir()
-    assert "Is a directory" in damage(path)
+    assert damage(path) == "is incomplete: it has no manifest.json"
     assert "No such file" in damage(tmp_path / "0000002.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "0000003.ckpt")
     with pytest.raises(UsageError, match="not a checkpoint of a training: it lacks 'optimizer_st"):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
-from test_soak import changes, command, finish, rows, start, temporary
+from test_soak import _context, changes, command, finish, fit, free_port, rows, start, temporary
 
 from sid_lsg.callbacks import Checkpoint, Interruption
 from sid_lsg.callbacks.interruption import ending_on_signals
@@ -144,6 +144,74 @@ def test_processes_that_lightning_launches_stop_too(arguments: list[str], tmp_pa
     assert_saved(root, log.read_text(), "Ctrl-C")
 
 
+def test_a_signal_while_processes_wait_for_each_other(arguments: list[str], tmp_path: Path) -> None:
+    """The first one is deaf meanwhile, and the others have not heard of any signal's meaning."""
+    root, log = tmp_path / "run", tmp_path / "log"
+    options = ["--trainer.devices=2", "--trainer.strategy=ddp_multi"]
+    options += [f"--trainer.default_root_dir={root}"]
+    with log.open("w") as file:
+        run = subprocess.Popen(
+            [sys.executable, "-m", "sid_lsg.cli", *arguments, *options],
+            cwd=REPOSITORY, stdout=file, stderr=file, start_new_session=True,
+        )  # fmt: skip
+        while "GLOBAL_RANK: 0" not in log.read_text():
+            assert run.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.05)
+        time.sleep(1)
+        os.killpg(run.pid, signal.SIGTERM)
+        assert run.wait(120) == 143, log.read_text()[-3000:]
+    end = log.read_text().splitlines()[-1]
+    assert end.startswith("interrupted: SIGTERM. The same command begins or continues what was")
+    assert not any(sign in log.read_text() for sign in ("Traceback", "frame #", "interrupted: \n"))
+
+
+def test_slurm_requeues_a_job(arguments: list[str], tmp_path: Path) -> None:
+    """SIGUSR1 says that time is nearly up: save, requeue and go on. SIGTERM ends it."""
+    root, log, calls = tmp_path / "run", tmp_path / "run.log", tmp_path / "calls"
+    scontrol = tmp_path / "bin/scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+    scontrol.chmod(0o755)
+    common = {
+        "PATH": f"{scontrol.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "17",
+        "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1",
+        "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "MASTER_PORT": str(free_port()),
+    }  # fmt: skip
+    options = ["--trainer.devices=2", "--trainer.strategy=ddp_multi"]
+    options += [f"--trainer.default_root_dir={root}"]
+
+    def job(*more: str, **environment: str) -> list[ForkServerProcess]:
+        """Be srun."""
+        started = []
+        for rank in ("0", "1"):
+            task = common | environment | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}
+            started.append(
+                _context.Process(target=fit, args=([*arguments, *options, *more], log, task))
+            )
+            started[-1].start()
+        return started
+
+    def send(processes: list[ForkServerProcess], number: signal.Signals) -> None:
+        for process in processes:
+            assert process.pid
+            os.kill(process.pid, number)
+
+    processes = job()
+    wait(processes, root / "metrics.csv", 2)
+    send(processes, signal.SIGUSR1)
+    wait(processes, calls, 1)
+    saved = saved_step(root)
+    assert saved >= 2
+    wait(processes, root / "metrics.csv", 2)
+    send(processes, signal.SIGTERM)
+    said = finish(processes, root, 143, 143)
+    assert calls.read_text() == "requeue 17\n"
+    step = assert_saved(root, said, "SIGTERM")
+    assert step > saved
+    finish(job(f"--trainer.max_steps={step + 1}", SLURM_RESTART_COUNT="1"), root)
+    assert [int(row["step"]) for row in rows(root)] == list(range(1, step + 2))
+
+
 def test_a_signal_at_the_start_ends_it_at_once(arguments: list[str], tmp_path: Path) -> None:
     root = tmp_path / "run"
     processes = start(arguments, root, 1)
@@ -245,14 +313,17 @@ def test_a_signal_after_the_last_iteration_leaves_out_the_comparison() -> None:
 
 
 def test_a_signal_before_anything_is_set_up_ends_what_lightning_has_launched() -> None:
-    killed: list[int] = []
-    launcher = SimpleNamespace(kill=killed.append)
+    """Though that is deaf, in a wait for other processes."""
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); input()"
+    child = subprocess.Popen([sys.executable, "-c", deaf], stdin=subprocess.PIPE)
+    launcher = SimpleNamespace(procs=[child])
     early = trainer(strategy=SimpleNamespace(launcher=launcher))
-    Interruption().on_exception(early, None, Interrupted("", 143))  # type: ignore[arg-type]
-    assert killed == [signal.SIGTERM]
-    with pytest.raises(Interrupted):  # which the others know of
+    with pytest.raises(Interrupted):  # between iterations: the others know of it
         run(Interruption(), early, signal.SIGTERM)
-    assert killed == [signal.SIGTERM]
+    assert child.poll() is None
+    Interruption().on_exception(early, None, Interrupted("", 143))  # type: ignore[arg-type]
+    assert child.poll() == -signal.SIGKILL
+    assert launcher.procs == []  # where Lightning's observer looks for the dead
 
 
 def test_a_signal_to_requeue_is_answered_between_iterations(

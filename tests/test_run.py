@@ -25,6 +25,7 @@ from sid_lsg.run import (
     check_config_files,
     check_files,
     check_trainer,
+    continue_requeued,
     prepare_run_directory,
     put_inside,
 )
@@ -54,6 +55,7 @@ def by_class(name: str) -> Namespace:
         ({"strategy": "deepspeed_stage_2"}, "strategy: 'deepspeed_stage_2'", "fsdp2 spreads"),
         ({"strategy": by_class("ModelParallelStrategy")}, "is not served", "fsdp2 spreads"),
         ({"precision": "16-mixed", "strategy": "fsdp2"}, "16-mixed", "bf16-mixed"),
+        ({"precision": "16-mixed", "strategy": "fsdp2_sharded"}, "16-mixed", "bf16-mixed"),
     ],
 )
 def test_what_alternating_optimizers_cannot_have_is_refused(
@@ -138,6 +140,21 @@ def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "none.ckpt")
     with pytest.raises(UsageError, match=r"^--ckpt_path: there is no file .*none\.ckpt'. Give a"):
         check_files(Namespace(ckpt_path=path, trainer=Namespace(default_root_dir=".")))
+
+
+@pytest.mark.parametrize(
+    ("count", "asked", "expected"),
+    [(None, None, None), ("0", None, None), ("2", None, "last"), ("2", "a.ckpt", "a.ckpt")],
+)
+def test_a_requeued_job_continues(
+    monkeypatch: pytest.MonkeyPatch, count: str | None, asked: str | None, expected: str | None
+) -> None:
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    if count:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", count)
+    config = Namespace(ckpt_path=asked)
+    continue_requeued(config)
+    assert config.ckpt_path == expected
 
 
 @pytest.mark.parametrize("inside", [".", "run", "runs/x"])
@@ -239,7 +256,7 @@ def test_a_directory_that_cannot_be_written_to_is_refused(tmp_path: Path, inside
         begin(root)
     message = str(caught.value)
     assert message.startswith(f"--trainer.default_root_dir: cannot write to {str(root)!r} (")
-    assert "Choose another directory" in message
+    assert "choose another folder" in message
     assert (tmp_path / "file").read_text() == "precious"
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from sid_lsg.checkpoints import SafeCheckpointIO
 from sid_lsg.cli import main
 
 KILLS = int(os.environ.get("SOAK", "4"))
@@ -78,16 +79,22 @@ def fit(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
     main(arguments)
 
 
-def start(arguments: list[str], root: Path, processes: int) -> list[ForkServerProcess]:
+def free_port() -> int:
+    """Return a port where processes can meet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def start(
+    arguments: list[str], root: Path, processes: int, strategy: str = "ddp_multi"
+) -> list[ForkServerProcess]:
     """Start the command; with several processes, as torchrun and its like would."""
     arguments = [*arguments, f"--trainer.default_root_dir={root}"]
     environments: list[dict[str, str]] = [{}]
     if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        arguments += ["--trainer.strategy=ddp_multi", f"--trainer.devices={processes}"]
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+        arguments += [f"--trainer.strategy={strategy}", f"--trainer.devices={processes}"]
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
         environments = [common | {"LOCAL_RANK": str(rank)} for rank in range(processes)]
     log = root.with_suffix(".log")
     started = [_context.Process(target=fit, args=(arguments, log, e)) for e in environments]
@@ -165,10 +172,8 @@ def same(ours: Any, theirs: Any) -> bool:
 
 
 def assert_equal(root: Path, expected: Path, steps: int) -> None:
-    ours, theirs = (
-        torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
-        for folder in (root, expected)
-    )
+    read = SafeCheckpointIO().load_checkpoint
+    ours, theirs = (read(folder / "checkpoints/last.ckpt") for folder in (root, expected))
     assert ours["global_step"] == theirs["global_step"] == steps
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         assert same(ours[part], theirs[part]), part
@@ -184,7 +189,7 @@ def assert_equal(root: Path, expected: Path, steps: int) -> None:
             assert path.is_dir() or ours_path.read_bytes() == path.read_bytes(), path
     assert sorted(p.name for p in root.iterdir()) == sorted(p.name for p in expected.iterdir())
     assert temporary(root) == temporary(expected) == []
-    for folder in ("checkpoints", "generator"):
+    for folder in ("checkpoints", "generator", "grids"):
         names = [{p.relative_to(r / folder) for p in (r / folder).rglob("*")}
                  for r in (root, expected)]  # fmt: skip
         assert names[0] == names[1]
@@ -195,24 +200,26 @@ def assert_equal(root: Path, expected: Path, steps: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("processes", "kills"), [(1, KILLS), (2, 1 + KILLS // 10)], ids=["alone", "two processes"]
+    ("processes", "kills", "strategy"),
+    [(1, KILLS, "auto"), (2, 1 + KILLS // 10, "fsdp2_sharded")]
+    + [(2, KILLS // 10, "ddp_multi")] * (KILLS >= 10),
 )
 def test_a_killed_run_ends_as_if_nothing_had_been(
-    tiny_sd: str, tmp_path: Path, processes: int, kills: int
+    tiny_sd: str, tmp_path: Path, processes: int, kills: int, strategy: str
 ) -> None:
     steps = 4 * kills + 8
     arguments = [*command(tiny_sd, tmp_path), f"--trainer.max_steps={steps}"]
     expected, root, chance = tmp_path / "expected", tmp_path / "killed", random.Random(SEED)
     begin = time.perf_counter()
-    undisturbed = start(arguments, expected, processes)
+    undisturbed = start(arguments, expected, processes, strategy)
     if processes > 1:
         finish(undisturbed, expected)  # this machine has two cores
     count = 0
     for _ in range(kills):
         continues = ["--ckpt_path=last"] if (root / "config.yaml").exists() else []
-        count += killed(start([*arguments, *continues], root, processes), root, chance)
+        count += killed(start([*arguments, *continues], root, processes, strategy), root, chance)
     assert count > kills * 0.7  # rather than ended, on a machine that is slow in waking this one
-    finish(start([*arguments, "--ckpt_path=last"], root, processes), root)
+    finish(start([*arguments, "--ckpt_path=last"], root, processes, strategy), root)
     if processes == 1:
         finish(undisturbed, expected)
     print(f"{count} kills, {steps} iterations: {time.perf_counter() - begin:.0f} s")

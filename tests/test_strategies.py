@@ -9,12 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from safetensors.torch import load_file
+from several import Rows, optimizer
+from test_soak import same
 from torch import Tensor
 
-from sid_lsg.data import PromptDataset
+from sid_lsg.checkpoints import SafeCheckpointIO, load
+from sid_lsg.data import PromptDataModule, PromptDataset
+from sid_lsg.module import SiDLSG
+from sid_lsg.sharded_checkpoints import joined
+from sid_lsg.tools.consolidate import consolidate
 
 REPOSITORY = Path(__file__).parent.parent
 NETWORKS = ("fake_score", "generator", "ema")
@@ -54,7 +62,7 @@ def run_job(
     ]
     try:
         for process in started:
-            process.wait(300)
+            process.wait(900)
     finally:
         for process in started:
             process.kill()
@@ -80,12 +88,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }  # what two processes do, each with half of the batch
 
 
-def handed(steps: int, before: int, strategy: str | None = None) -> dict[str, Any]:
-    """Continue a run of so many steps, under another strategy and in other micro-batches."""
+def handed(steps: int, before: str | None = None, strategy: str = "auto") -> dict[str, Any]:
+    """Continue a run up to so many steps, on two processes if these have a strategy."""
     run: dict[str, Any] = {"name": f"step {steps}", "steps": steps, "optimizer": ADAM}
-    if strategy:
+    if before:
+        run["from"] = before
+    if strategy != "auto":
         run["trainer"] = {"strategy": strategy, "devices": 2}
-        run["from"] = f"step {before}"
     return run | {"model": {"gradient_clip_val": 1.0, "micro_batch_size": 1 + steps % 2}}
 
 
@@ -98,19 +107,32 @@ def results(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("several")
     bad = SGD_RUN | {"poisoned": poisoned()}
     alone = [SGD_RUN | {"name": "alone", "export": True}, bad | {"name": "alone, poisoned"}]
-    whole = handed(6, 0) | {"name": "whole"}
+    whole = handed(6) | {"name": "whole"}
+    larger = {"name": "larger micro-batches", "model": whole["model"] | {"micro_batch_size": 4}}
     short = SGD_RUN | {"steps": 2}
     more = short | {"name": "alone, two steps", "model": {"num_steps": 2}}
-    run_job(folder, tiny_sd, 1, [*alone, whole, handed(2, 0), more])
+    alone.append(short | {"name": "alone, short"})
+    alone += [whole, handed(2), handed(6, "step 2") | larger, more]
+    one_shard = {"trainer": {"strategy": "fsdp2_sharded", "devices": 1}, "name": "one shard"}
+    run_job(folder, tiny_sd, 1, [*alone, handed(3, "step 2") | one_shard])
     runs = [SGD_RUN | run for run in VARIANTS.values()]
     for name in ("ddp_multi", "fsdp2"):
         runs.append(bad | VARIANTS[f"{name}, micro-batch 1"] | {"name": f"{name}, poisoned"})
-    runs += [handed(4, 2, "fsdp2"), handed(5, 4, "ddp_multi"), handed(6, 5, "fsdp2")]
+    runs += [
+        handed(4, "one shard", "fsdp2_sharded"),
+        handed(5, "step 4", "ddp_multi"),
+        handed(6, "step 5", "fsdp2"),
+        handed(4, "one shard", "fsdp2") | {"name": "file"},
+        handed(5, "step 4", "fsdp2_sharded") | {"name": "from shards"},
+        handed(5, "file", "fsdp2_sharded") | {"name": "from file"},
+    ]
     fsdp2 = short | {"trainer": {"strategy": "fsdp2", "devices": 2}}
     names = ["fake_score", "generator", "teacher"]
-    options = {"num_steps": 2, "micro_batch_size": 1, "gradient_checkpointing": names}
-    runs.append(fsdp2 | {"name": "fsdp2, two steps", "model": options})
-    half = {"trainer": fsdp2["trainer"] | {"precision": "bf16-mixed"}, "steps": 5}
+    options: dict[str, Any] = {"num_steps": 2, "micro_batch_size": 1}
+    lean = {"name": "fsdp2, two steps, lean", "model": options | {"memory": "lean"}}
+    options |= {"gradient_checkpointing": names}
+    runs += [fsdp2 | {"name": "fsdp2, two steps", "model": options}, fsdp2 | lean]
+    half = {"trainer": fsdp2["trainer"] | {"precision": "bf16-mixed"}}
     runs.append(fsdp2 | half | {"name": "fsdp2, bf16"})
     run_job(folder, tiny_sd, 2, runs)
     return folder
@@ -163,8 +185,12 @@ def test_an_iteration_reduces_each_networks_gradients_once(results: Path, name: 
     assert sum(found.values()) < scalars
 
 
-def test_fsdp2_takes_several_evaluations_and_gradient_checkpointing(results: Path) -> None:
-    assert_same(results, "fsdp2, two steps", "alone, two steps", 1e-6)
+@pytest.mark.parametrize("name", ["fsdp2, two steps", "fsdp2, two steps, lean"])
+def test_fsdp2_takes_several_evaluations_and_computes_them_again(results: Path, name: str) -> None:
+    """And reduces the gradients once for all evaluations and micro-batches."""
+    assert_same(results, name, "alone, two steps", 1e-6)
+    size = 4 * len(weights(results, name, "generator"))
+    assert report(results, name)["traffic"]["c10d::_reduce_scatter_base_"] == 2 * size
 
 
 def test_fsdp2_gathers_bf16_and_keeps_float32(results: Path) -> None:
@@ -172,13 +198,12 @@ def test_fsdp2_gathers_bf16_and_keeps_float32(results: Path) -> None:
     size = 4 * len(weights(results, "alone", "generator"))
     assert found["traffic"]["c10d::_allgather_base_"] == 9 * size / 2
     assert found["traffic"]["c10d::_reduce_scatter_base_"] == 2 * size
-    assert_same(results, "fsdp2, bf16", "alone", 1e-3)
+    assert_same(results, "fsdp2, bf16", "alone, short", 1e-3)
     for network in NETWORKS:
-        ours, theirs = weights(results, "fsdp2, bf16", network), weights(results, "alone", network)
+        ours = weights(results, "fsdp2, bf16", network)
         assert ours.dtype == torch.float32
-        assert not torch.equal(ours, theirs)
         assert not torch.equal(ours, ours.bfloat16().float())
-    for a, b in zip(found["rows"], report(results, "alone")["rows"], strict=True):
+    for a, b in zip(found["rows"], report(results, "alone, short")["rows"], strict=True):
         assert a["loss_fake"] == pytest.approx(b["loss_fake"], rel=0.02)
         assert a["loss_generator"] == pytest.approx(b["loss_generator"], rel=0.2)
 
@@ -224,7 +249,10 @@ def test_bad_samples_on_one_rank_are_skipped_by_all_together(results: Path, stra
 
 
 def test_a_run_continues_under_another_strategy(results: Path) -> None:
-    """One process, then fsdp2, ddp_multi and fsdp2 on two: the run of one process throughout."""
+    """One process, fsdp2 on one and two, ddp_multi and fsdp2: the run of one process throughout.
+
+    The checkpoints between them: a file, folders of one and two shards, a file, a file.
+    """
     assert_same(results, "step 6", "whole", 1e-5)
     ours, theirs = (
         torch.load(results / run / "state.ckpt", weights_only=True) for run in ("step 6", "whole")
@@ -240,6 +268,37 @@ def test_a_run_continues_under_another_strategy(results: Path) -> None:
                 torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-7)
 
 
+def test_a_run_continues_in_other_micro_batches(results: Path) -> None:
+    assert_same(results, "larger micro-batches", "whole", 1e-5)
+
+
+def test_shards_are_the_file_that_one_process_writes(results: Path, tmp_path: Path) -> None:
+    shards, file, output = (
+        results / "step 4/state.ckpt",
+        results / "file/state.ckpt",
+        tmp_path / "a",
+    )
+    assert sorted(path.name for path in shards.iterdir()) == [
+        "manifest.json", "shard-00000-of-00002.ckpt", "shard-00001-of-00002.ckpt",
+    ]  # fmt: skip
+    assert sorted(path.name for path in shards.parent.iterdir()) == [
+        "latents0.pt", "latents1.pt", "report0.json", "report1.json", "state.ckpt",
+    ]  # fmt: skip
+    sizes = [path.stat().st_size / file.stat().st_size for path in shards.glob("shard*")]
+    assert max(sizes) < 0.6
+    consolidate(str(shards), str(output))
+    ours, theirs = (torch.load(path, weights_only=True) for path in (output, file))
+    assert ours.keys() == theirs.keys()
+    assert [key for key in theirs if not same(ours[key], theirs[key])] == []
+
+
+def test_a_run_continues_from_shards_as_from_a_file(results: Path) -> None:
+    """Bit by bit."""
+    ours, theirs = (load(results / f"from {which}/state.ckpt") for which in ("shards", "file"))
+    for part in ("state_dict", "optimizer_states"):
+        assert same(joined(ours[part]), joined(theirs[part])), part
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_gpus_give_the_weights_of_one(name: str, tiny_sd: str, tmp_path: Path) -> None:
@@ -250,16 +309,61 @@ def test_two_gpus_give_the_weights_of_one(name: str, tiny_sd: str, tmp_path: Pat
     assert_same(tmp_path, name, "alone", 1e-5)  # whose convolutions add up in another order
 
 
+# ---------------------------------------------------------------------- 16-mixed
+
+
+def half(tiny_sd: str, tmp_path: Path, scale: float | None) -> tuple[Any, list[dict[str, float]]]:
+    """Train for two iterations, in float16 if there is a scale; no GPU is needed with a scaler."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    make = optimizer("SGD", {"lr": 1e-6})
+    module = SiDLSG(tiny_sd, optimizer_fake=make, optimizer_generator=make)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0)
+    rows = Rows()
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=2, max_epochs=-1, logger=False, callbacks=[rows],
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler)] if scale else None,
+        log_every_n_steps=1, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(module, PromptDataModule(str(prompts), batch_size=2, num_workers=0))
+    trainer.save_checkpoint(tmp_path / "state.ckpt")
+    return torch.load(tmp_path / "state.ckpt", weights_only=True), rows.rows
+
+
+def test_one_scaler_serves_both_optimizers(tiny_sd: str, tmp_path: Path) -> None:
+    _, expected = half(tiny_sd, tmp_path, None)
+    for scale in (16.0, 128.0):
+        state, found = half(tiny_sd, tmp_path, scale)
+        assert state["MixedPrecision"]["scale"] == scale
+        for a, b in zip(found, expected, strict=True):
+            assert a["loss_fake"] == pytest.approx(b["loss_fake"], rel=1e-3)
+            assert a["grad_norm_fake"] == pytest.approx(b["grad_norm_fake"], rel=0.02)
+
+    # Each optimizer's step that overflows is left out, and halves the scale of both.
+    state, found = half(tiny_sd, tmp_path, 2.0**60)
+    assert state["MixedPrecision"]["scale"] == 2.0**56
+    assert [row["nonfinite_gradients"] for row in found] == [1, 1]
+    fresh = SiDLSG(tiny_sd).state_dict()
+    assert same(dict(fresh), state["state_dict"])
+
+
 # ---------------------------------------------------------------------- the command line
 
 
-def fit(tiny_sd: str, tmp_path: Path, name: str, *options: str) -> dict[str, Tensor]:
+PYTHON = [sys.executable]
+TORCHRUN = [*PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def fit(
+    tiny_sd: str, tmp_path: Path, *options: str, python: Sequence[str] = PYTHON
+) -> dict[str, Tensor]:
     """Train in real processes; return the final checkpoint's networks, and the final scores."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red cat\ntwo dogs\na blue bird\nthe moon\nan old book\n")
-    root = tmp_path / name
+    root = tmp_path / "run"
     command = [
-        sys.executable, "-m", "sid_lsg.cli", "fit", "--model.teacher", tiny_sd,
+        *python, "-m", "sid_lsg.cli", "fit", "--model.teacher", tiny_sd,
         "--data.prompts", str(prompts), "--data.batch_size", "4", "--data.num_workers", "0",
         # Adam with beta1 = 0 would turn the rounding of a tiny gradient into a whole step.
         "--model.optimizer_fake", "torch.optim.SGD", "--model.optimizer_fake.lr", "1e-4",
@@ -274,7 +378,7 @@ def fit(tiny_sd: str, tmp_path: Path, name: str, *options: str) -> dict[str, Ten
     ]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
-    saved = torch.load(root / "checkpoints/last.ckpt", weights_only=True)
+    saved = SafeCheckpointIO().load_checkpoint(root / "checkpoints/last.ckpt")
     assert saved["global_step"] == 3
     rows = (root / "metrics.csv").read_text().splitlines()
     assert len(rows) == 1 + 3
@@ -286,20 +390,23 @@ def fit(tiny_sd: str, tmp_path: Path, name: str, *options: str) -> dict[str, Ten
 
 @pytest.fixture(scope="module")
 def command(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    return fit(tiny_sd, tmp_path_factory.mktemp("command"), "command")
+    return fit(tiny_sd, tmp_path_factory.mktemp("command"))
 
 
 @pytest.mark.parametrize(
-    "options",
-    [("ddp_multi",), ("fsdp2", "--image_grid.every_n_steps", "2")],
-    ids=["ddp_multi", "fsdp2, image grids"],
+    ("python", "options"),
+    [(PYTHON, ["ddp_multi"]), (TORCHRUN, ["fsdp2_sharded", "--image_grid.every_n_steps", "2"])],
+    ids=["ddp_multi, started by Lightning", "fsdp2 and image grids, started by torchrun"],
 )
 def test_two_processes_train_and_score_as_one(
-    options: tuple[str, ...], command: dict[str, Tensor], tiny_sd: str, tmp_path: Path
+    python: list[str],
+    options: list[str],
+    command: dict[str, Tensor],
+    tiny_sd: str,
+    tmp_path: Path,
 ) -> None:
-    strategy, *others = options
-    devices = ["--trainer.devices", "2", "--trainer.strategy", strategy]
-    together = fit(tiny_sd, tmp_path, "two", *devices, *others)
+    devices = ["--trainer.devices", "2", "--trainer.strategy"]
+    together = fit(tiny_sd, tmp_path, *devices, *options, python=python)
     assert together.keys() == command.keys()
     for network in ("fake_score", "generator", "ema"):
         names = [name for name in command if name.startswith(f"{network}.")]

@@ -40,8 +40,8 @@ class ImageGrid(L.Callback):
         self.every_n_steps, self.num_images = every_n_steps, num_images
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Show where the training starts."""
-        if self.every_n_steps:
+        """Show where the training starts; what it continues from has been shown, if it was due."""
+        if self.every_n_steps and not trainer.global_step:
             self._draw(trainer, pl_module)
 
     def on_train_batch_end(

@@ -86,7 +86,10 @@ class Interruption(L.Callback):
         if requeuing:
             self._requeuing = 0
             if callable(self._requeue):
+                if saved:  # Lightning would save once more, into a file that is never deleted
+                    trainer.save_checkpoint = _nothing
                 self._requeue(requeuing, None)
+                vars(trainer).pop("save_checkpoint", None)
         if not ending:
             return
         when = f"{_NAMES[ending]} after iteration {trainer.global_step}"
@@ -113,7 +116,7 @@ class Interruption(L.Callback):
         """Hand the signals back; end the processes that Lightning has launched, if they go on."""
         self._release()
         if isinstance(exception, Interrupted) and not self._agreed_on:
-            _kill_launched(trainer, signal.SIGTERM)
+            _kill_launched(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Hand the signals back."""
@@ -131,7 +134,7 @@ class Interruption(L.Callback):
             return
         self._interrupts += 1
         if self._interrupts > 1:
-            _kill_launched(self._trainer, signal.SIGKILL)
+            _kill_launched(self._trainer)
             os._exit(128 + signum)  # an exception might be waited for, in other processes
         if self._trainer.is_global_zero:
             # print() must not be entered twice, and this may be in the middle of one.
@@ -200,9 +203,19 @@ def _interrupted(message: str, signum: int) -> Interrupted:
     return Interrupted(message, 0 if launched else 128 + signum)
 
 
-def _kill_launched(trainer: L.Trainer, signum: int) -> None:
-    if trainer.strategy.launcher is not None:
-        trainer.strategy.launcher.kill(signum)
+def _kill_launched(trainer: L.Trainer) -> None:
+    """End the processes that Lightning has launched at once: they have nothing to finish.
+
+    They may be waiting for this one, deaf to other signals, and would complain at length when it is
+    gone. Lightning's observer, which answers a death with death, does not see them any more.
+    """
+    launched = getattr(trainer.strategy.launcher, "procs", [])
+    processes = [*launched]
+    launched.clear()
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.wait()
 
 
 def _nothing(*_: Any) -> None:

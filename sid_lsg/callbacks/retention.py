@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
-from sid_lsg.files import replacing
+from sid_lsg.files import remove, replacing
 
 
 def on_first(trainer: L.Trainer, action: Callable[..., Any], *arguments: Any) -> None:
@@ -24,32 +24,40 @@ def on_first(trainer: L.Trainer, action: Callable[..., Any], *arguments: Any) ->
 def delete(path: Path, named: str | Path | None) -> None:
     """Delete a checkpoint, except what the user has named to continue from."""
     if named is None or Path(named).absolute() != path.absolute():
-        path.unlink(missing_ok=True)
+        remove(path)
 
 
 def keep_as(source: Path, target: Path) -> None:
-    """Give a file another name in place of `target`, for good: whatever becomes of the first.
+    """Give a checkpoint another name in place of `target`, for good: whatever becomes of the first.
 
     Raises:
         OSError: If that is impossible; `target` is as it was.
     """
+    source = source.resolve()
     with replacing(target) as temporary:
-        temporary.unlink(missing_ok=True)  # a killed process', if numbers of processes return
-        try:
-            os.link(source.resolve(), temporary)  # a second name costs no space
-        except OSError:  # not every file system has hard links
-            shutil.copy(source, temporary)
+        remove(temporary)  # a killed process', if numbers of processes return
+        if source.is_dir():
+            shutil.copytree(source, temporary, copy_function=_link)
+        else:
+            _link(source, temporary)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)  # a second name costs no space
+    except OSError:  # not every file system has hard links
+        shutil.copy(source, target)
 
 
 def point(link: Path, target: Path) -> None:
-    """Make a link to a file in the same folder, in place of what had the link's name.
+    """Make a link to a checkpoint in the same folder, in place of what had the link's name.
 
     Raises:
         OSError: If that is impossible; `link` is as it was.
     """
     try:
         with replacing(link) as temporary:
-            temporary.unlink(missing_ok=True)
+            remove(temporary)
             temporary.symlink_to(target.name)  # relative: the folder can be moved
     except OSError:  # not every file system has links
         keep_as(target, link)

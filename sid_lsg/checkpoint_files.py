@@ -1,0 +1,130 @@
+"""One file of a checkpoint: written to the disk, verified, and read without running code.
+
+It is a zip file of `torch.save`, which holds a CRC-32 of each of its records.
+"""
+
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import IO, Any, BinaryIO, NamedTuple, cast
+
+import torch
+
+_CHUNK = 2**24
+_UNENDING = "is truncated or corrupted: it has no end"
+
+
+class Written(NamedTuple):
+    """What a file must be: its length, and the CRC-32 of all of it."""
+
+    bytes: int
+    crc32: int
+
+
+def save(content: Any, path: Path) -> Written:
+    """Write a file straight from the tensors; it is on the disk when this returns.
+
+    Raises:
+        OSError: If that is impossible.
+    """
+    with path.open("wb") as file:
+        writer = _Writer(file)
+        try:
+            torch.save(content, cast(IO[bytes], writer))
+        except RuntimeError:
+            if writer.error is None:
+                raise
+            raise writer.error from None
+        file.flush()
+        os.fsync(file.fileno())
+    return Written(writer.bytes, writer.crc32)
+
+
+class _Writer:
+    """A file that remembers what went wrong: torch.save raises an error that does not say it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+        self.bytes = self.crc32 = 0
+
+    def write(self, data: Any) -> int:
+        try:
+            count = self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+        self.bytes += count
+        self.crc32 = zlib.crc32(data, self.crc32)
+        return count
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def sync(folder: Path) -> None:
+    """Put a folder's list of names on the disk, where the file system can do that."""
+    with suppress(OSError):  # a renaming then comes a little later
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def open_file(path: Path) -> Any:
+    """Open a file without reading its tensors, as far as they are not looked at.
+
+    They stay what they are when the file is deleted or replaced, until nobody uses them.
+    """
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def damage_of_records(path: Path) -> str:
+    """Say whether a file is a whole zip file, whose records have their checksums."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+            if not zipfile.is_zipfile(file):
+                return _UNENDING if start == b"PK" else "is not a checkpoint"
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as record:
+                    while record.read(_CHUNK):  # raises where the checksum differs
+                        pass
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    except Exception as error:  # whatever damaged headers lead zipfile to
+        return f"is corrupted ({error})"
+    return ""
+
+
+def damage_of_bytes(path: Path, written: Written) -> str:
+    """Say whether a file is the one that was written."""
+    size = crc32 = 0
+    try:
+        with path.open("rb") as file:
+            while data := file.read(_CHUNK):
+                size, crc32 = size + len(data), zlib.crc32(data, crc32)
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    if size != written.bytes:
+        return f"is truncated or corrupted: it has {size:,} bytes, not {written.bytes:,}"
+    return "" if crc32 == written.crc32 else "is corrupted (Bad CRC-32)"
+
+
+def damage_of_content(path: Path, opening: Callable[[Path], Any]) -> str:
+    """Say whether a checkpoint holds anything but plain data."""
+    try:
+        opening(path)
+    except UnpicklingError as error:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        return f"is refused: it holds {code[1] if code else 'something'}, which is not plain data"
+    except Exception as error:  # whatever a malformed file leads torch to
+        return f"is not a checkpoint ({str(error).splitlines()[0] if str(error) else error!r})"
+    return ""
