@@ -9,9 +9,16 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if __name__ == "__main__":
     # The imports below take seconds, in which Ctrl-C would end in a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    launched = os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
+    if launched and sys.argv[1:2] == ["fit"]:
+        # Lightning has launched this process. The first one answers signals for all: if this one
+        # ended before they have met, that one would wait for it, as deaf, for half an hour.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 # Said before transformers and diffusers are imported: they report optional packages that this
 # project does not use, and draw a progress bar for every file of weights.

@@ -10,6 +10,7 @@ from sid_lsg.checkpoints import RECORD, check_contents, damage, newest, peek
 from sid_lsg.errors import UsageError
 from sid_lsg.lora import LoRA, adapt, adapters, merged
 from sid_lsg.networks import StableDiffusion
+from sid_lsg.sharded_checkpoints import joined
 from sid_lsg.starting import load_network
 
 AVERAGE = "ema."  # the generator's average in a checkpoint, which is what is evaluated
@@ -30,7 +31,7 @@ class Trained(NamedTuple):
     t_init: int
     num_steps: int
     record: dict[str, Any]
-    adapted: nn.Module | None
+    adapted: nn.Module | None = None
 
 
 def find_checkpoint(path: str | Path) -> Path | None:
@@ -96,7 +97,8 @@ def load_trained(
         **where, resolution=resolution or options.get("resolution"), option="teacher"
     )
     start = len(AVERAGE)
-    average = {k[start:]: v for k, v in checkpoint["state_dict"].items() if k.startswith(AVERAGE)}
+    state = checkpoint["state_dict"]
+    average = joined({k[start:]: v for k, v in state.items() if k.startswith(AVERAGE)})
     network: Any = loaded.network
     lora = options.get("lora_generator")
     if lora:

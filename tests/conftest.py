@@ -1,5 +1,6 @@
 """Options and fixtures of all tests."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=HERE / "golden",
         help="folder with the official code's numbers (index.json, case_*, traj*)",
     )
+
+
+def pytest_configure() -> None:
+    # A shell's background jobs ignore Ctrl-C, and so would every process that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

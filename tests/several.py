@@ -15,13 +15,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sid_lsg.callbacks import Export
 from sid_lsg.checkpoints import SafeCheckpointIO
-from sid_lsg.data import PromptDataModule
+from sid_lsg.data import PromptBatch, PromptDataModule
+from sid_lsg.draws import Phase
 from sid_lsg.module import SiDLSG
+from sid_lsg.phases import PhaseInputs
 from sid_lsg.strategies import register_strategies
 
 
@@ -58,17 +59,15 @@ class Watched(SiDLSG):
         with self.traffic if last else nullcontext():  # it slows every operation down
             super().training_step(*arguments)
 
-    def on_train_start(self) -> None:
-        encode = self.teacher.encode_prompts
-
-        def poison(prompts: Sequence[str]) -> dict[str, Tensor]:
-            bad = torch.tensor([prompt in self.poisoned for prompt in prompts])
-            return {
-                name: value.masked_fill(bad.view(-1, *[1] * (value.dim() - 1)), float("nan"))
-                for name, value in encode(prompts).items()
-            }
-
-        self.teacher.encode_prompts = poison  # type: ignore[method-assign]
+    def phase_inputs(self, phase: Phase, batch: PromptBatch) -> PhaseInputs:
+        inputs = super().phase_inputs(phase, batch)
+        prompts = batch.fake if phase is Phase.FAKE_SCORE else batch.generator
+        bad = torch.tensor([prompt in self.poisoned for prompt in prompts], device=self.device)
+        condition = {
+            name: value.masked_fill(bad.view(-1, *[1] * (value.dim() - 1)), float("nan"))
+            for name, value in inputs.condition.items()
+        }
+        return inputs._replace(condition=condition)
 
 
 class Rows(L.Callback):

@@ -97,6 +97,7 @@ def start(
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
         environments = [common | {"LOCAL_RANK": str(rank)} for rank in range(processes)]
     log = root.with_suffix(".log")
+    log.unlink(missing_ok=True)  # where a killed run's orphans may still complain
     started = [_context.Process(target=fit, args=(arguments, log, e)) for e in environments]
     for process in started:
         process.start()

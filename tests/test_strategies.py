@@ -265,7 +265,7 @@ def test_a_run_continues_under_another_strategy(results: Path) -> None:
             for key, value in state.items():
                 found = a["state"][number][key]
                 assert type(found) is type(value)
-                torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-7)
+                assert float((found - value).norm()) <= 1e-3 * float(value.norm()), (number, key)
 
 
 def test_a_run_continues_in_other_micro_batches(results: Path) -> None:
