@@ -127,6 +127,22 @@ def build(
     return StableDiffusion(*parts, _tokenizer(parts[-1]), scheduler, resolution).to(device)
 
 
+def load(
+    model: str,
+    revision: str | None = None,
+    variant: str | None = None,
+    subfolders: Mapping[str, str] | None = None,
+    resolution: int | None = None,
+) -> StableDiffusion:
+    """Load the teacher that `--model.teacher` names, or make one of `architecture:NAME`.
+
+    The arguments and errors are those of `StableDiffusion.from_pretrained`.
+    """
+    if model.startswith(PREFIX):
+        return build(model.removeprefix(PREFIX), resolution=resolution)
+    return StableDiffusion.from_pretrained(model, revision, variant, subfolders, resolution)
+
+
 def outline(
     model: str,
     revision: str | None = None,

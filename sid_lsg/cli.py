@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -66,6 +67,7 @@ from sid_lsg.run import (  # noqa: E402
 )
 from sid_lsg.strategies import register_strategies  # noqa: E402
 
+PROGRAM = "python -m sid_lsg.cli"
 _ADAM = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-6, "betas": [0.0, 0.999]}}
 
 
@@ -77,7 +79,10 @@ _TOOLS = {
     "import-official": ("import_official", "make such a folder from an official checkpoint"),
     "evaluate": ("evaluate", "score a model or a folder of images, and write a report"),
     "prepare-coco": ("prepare_coco", "make COCO's caption list and reference statistics"),
+    "estimate": ("estimate", "say what a fit will need: memory on each device, and hours"),
+    "benchmark": ("benchmark", "measure how fast a fit is on this machine, and in how much memory"),
 }  # command: (module of sid_lsg.tools and its function, what it does)
+_OF_FIT = ("estimate", "benchmark")  # they take the options of `fit`, and read them themselves
 
 
 def _refuse(message: str) -> NoReturn:
@@ -230,20 +235,26 @@ def _fit(args: list[str] | None) -> None:
             "logger": {"class_path": "sid_lsg.loggers.CSVLogger"},
         },
         parser_kwargs={
-            "prog": _PROGRAM,
+            "prog": PROGRAM,
             "epilog": _EPILOG,
             "fit": {"description": _DESCRIPTION},
         },
     )
 
 
+def description(tool: Callable[..., Any]) -> str:
+    """Return what a tool's docstring says before its arguments."""
+    return (tool.__doc__ or "").split("\n\n    Args")[0]
+
+
 def _run_tool(command: str, *arguments: str) -> None:
     """Call a tool's function with its options, which are the function's arguments."""
     name, _ = _TOOLS[command]
     function = getattr(importlib.import_module(f"sid_lsg.tools.{name}"), name)
-    parser = _Parser(
-        prog=f"{_PROGRAM} {command}", description=function.__doc__.split("\n\n    Args")[0]
-    )
+    if command in _OF_FIT:
+        function(arguments)
+        return
+    parser = _Parser(prog=f"{PROGRAM} {command}", description=description(function))
     parser.add_config()
     parser.add_function_arguments(function, as_group=False)
     config = parser.parse_args(list(arguments))
@@ -251,7 +262,6 @@ def _run_tool(command: str, *arguments: str) -> None:
     function(**config.as_dict())
 
 
-_PROGRAM = "python -m sid_lsg.cli"
 _EPILOG = "further commands, each with --help of its own: " + "; ".join(
     f"{command}: {what}" for command, (_, what) in _TOOLS.items()
 )

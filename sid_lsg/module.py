@@ -13,6 +13,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from sid_lsg.alternating import AlternatingModule, constant
+from sid_lsg.architectures import load
 from sid_lsg.checks import check_method, check_timesteps
 from sid_lsg.data import PromptBatch
 from sid_lsg.draws import Phase, draw
@@ -32,7 +33,6 @@ from sid_lsg.memory import (
     recomputed,
     set_frozen_precision,
 )
-from sid_lsg.networks import StableDiffusion
 from sid_lsg.objective import fake_score_loss, generator_loss, generator_weight
 from sid_lsg.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs
 from sid_lsg.starting import start
@@ -83,8 +83,9 @@ class SiDLSG(AlternatingModule):
 
         Args:
             teacher: The model to distil: a folder in Stable Diffusion's diffusers layout, a Hub id
-                such as stable-diffusion-v1-5/stable-diffusion-v1-5, or package:demo/fashion, the
-                teacher that comes with this package.
+                such as stable-diffusion-v1-5/stable-diffusion-v1-5; package:demo/fashion, the
+                teacher that comes with this package; or architecture:sd15 (sd21, sd15-small), a
+                model's networks with random weights, to measure.
             revision: Branch, tag or commit of the teacher on the Hub.
             variant: Which of the teacher's weight files to load, for example fp16.
             subfolders: Where a part of the teacher does not lie in the folder of its own name, for
@@ -146,9 +147,7 @@ class SiDLSG(AlternatingModule):
         check_options("model.lora_fake_score", lora_fake_score)
         check_options("model.lora_generator", lora_generator)
 
-        self.teacher: Teacher = StableDiffusion.from_pretrained(
-            teacher, revision, variant, subfolders, resolution
-        )
+        self.teacher: Teacher = load(teacher, revision, variant, subfolders, resolution)
         check_timesteps(self, len(self.teacher.schedule))
         # Convolutions are fastest with the channels last, on CPUs and on tensor cores.
         self.teacher.network.to(memory_format=torch.channels_last)

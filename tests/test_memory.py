@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from sid_lsg.architectures import build
 from sid_lsg.data import PromptBatch
 from sid_lsg.draws import Phase
 from sid_lsg.errors import UsageError
@@ -58,17 +57,13 @@ def test_gradients_are_the_same_bits(tiny_sd: str, guidance: Guidance, num_steps
         assert all(torch.equal(g, other) for g, other in zip(gradients[0], others, strict=True))
 
 
-@pytest.mark.parametrize("source", ["tiny", "sd15-small"])
-def test_fewer_activations_are_held(
-    tiny_sd: str, source: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("source", ["tiny", "architecture:sd15-small"])
+def test_fewer_activations_are_held(tiny_sd: str, source: str) -> None:
     """`lean` at most 60% of `fast`; measured by torch's own accounting."""
-    if source != "tiny":
-        small = build(source, resolution=128)
-        monkeypatch.setattr("sid_lsg.module.StableDiffusion.from_pretrained", lambda *_: small)
+    options = {} if source == "tiny" else {"resolution": 128}
     peaks = {}
     for memory in ("fast", "balanced", "lean"):
-        module = made(tiny_sd, memory, guidance=GUIDED)  # type: ignore[arg-type]
+        module = made(tiny_sd if source == "tiny" else source, memory, guidance=GUIDED, **options)  # type: ignore[arg-type]
         for p in module.generator.parameters():
             p.grad = torch.zeros_like(p)  # they are no activations
         backward(module, 1)  # what is made once: the null prompt

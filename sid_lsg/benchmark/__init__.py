@@ -1,0 +1,1 @@
+"""How fast an iteration is, in how much memory, and against what."""

@@ -1,0 +1,104 @@
+"""Iterations of a run and of the baseline, taking turns on one machine."""
+
+import statistics
+from collections import defaultdict
+from typing import Any
+
+import lightning as L
+
+from sid_lsg.benchmark.baseline import Baseline
+from sid_lsg.benchmark.machine import clock
+from sid_lsg.benchmark.runs import fit, summary
+from sid_lsg.data import PromptBatch
+from sid_lsg.module import SiDLSG
+
+_OURS, _STEP = "ours", "ours, without the Trainer"
+_BASELINE, _LEAN = "baseline", "baseline, without garbage collection"
+
+
+def compare(
+    module: SiDLSG, batch_size: int, iterations: int, warmup: int, **trainer: Any
+) -> dict[str, Any]:
+    """Time iterations of the module in a Trainer and of `Baseline`, in turns, in float32.
+
+    Args:
+        module: What a config makes. It is trained.
+        batch_size: B.
+        iterations: How many of each are measured.
+        warmup: How many are not.
+        trainer: Options of the Trainer.
+
+    Returns:
+        For each the seconds (`machine.clock`): median, quartiles, values; and how many times more
+        iterations in the same time ours makes than the baseline, with and without its garbage
+        collection.
+    """
+    turns = _Turns(module)
+    fit(module, batch_size, iterations + warmup + 1, [turns], **trainer)
+    seconds = {name: values[warmup:] for name, values in turns.seconds.items()}
+    seconds = {name: values[:iterations] for name, values in seconds.items()}
+    return {
+        "iterations": {name: summary(values) for name, values in seconds.items()},
+        "ratio": _ratio(seconds[_BASELINE], seconds[_OURS]),
+        "ratio_without_garbage_collection": _ratio(seconds[_LEAN], seconds[_OURS]),
+    }
+
+
+def _ratio(theirs: list[float], ours: list[float]) -> dict[str, Any]:
+    """Return the ratio of the medians, and the quartiles of the turns' ratios."""
+    turns = [a / b for a, b in zip(theirs, ours, strict=True)]
+    own = summary(turns)
+    return {
+        "median": statistics.median(theirs) / statistics.median(ours),
+        "quartiles": own["quartiles"],
+    }
+
+
+class _Turns(L.Callback):
+    """Lets the baseline take its turns between the Trainer's iterations, and times all."""
+
+    def __init__(self, module: SiDLSG) -> None:
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self._started: float | None = None
+        self._step, self._module = module.training_step, module
+        setattr(module, "training_step", self._timed_step)  # noqa: B010 (not for the class)
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Make the baseline of the same networks, on the same device."""
+        m = self._module
+        m.teacher.to(trainer.strategy.root_device)
+        self._baseline = Baseline(
+            m.teacher,  # type: ignore[arg-type]
+            m.kappas,
+            m.alpha,
+            m.t_init,
+            m.tmin,
+            m.tmax,
+            m.prompt_dropout,
+            m.micro_batch_size,
+        )
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        """End one turn of ours, which includes what the Trainer does between two; take theirs."""
+        if self._started is not None:
+            self.seconds[_OURS].append(self._now() - self._started)
+        for name, collect in ((_BASELINE, True), (_LEAN, False)):
+            self._baseline.collect = collect
+            started = self._now()
+            self._baseline.iteration(batch.fake, batch.generator)
+            self.seconds[name].append(self._now() - started)
+        self._started = self._now()
+
+    def on_train_end(self, *_: Any) -> None:
+        """Give the module back as it was."""
+        del self._module.training_step
+
+    def _timed_step(self, *args: Any) -> None:
+        started = self._now()
+        self._step(*args)
+        self.seconds[_STEP].append(self._now() - started)
+
+    def _now(self) -> float:
+        return clock(self._module.device)()

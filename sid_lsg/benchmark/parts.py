@@ -1,0 +1,143 @@
+"""Where an iteration's time or work goes, part by part."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+import sid_lsg.alternating
+import sid_lsg.module
+from sid_lsg.draws import Phase
+from sid_lsg.ema import update_ema
+from sid_lsg.module import SiDLSG
+
+Parts = dict[tuple[str, str], float]
+"""(phase, part) to seconds or FLOPs; phases are "fake score", "generator" and "iteration"."""
+
+_PHASES = {Phase.FAKE_SCORE: "fake score", Phase.GENERATOR: "generator"}
+_OUTSIDE = "iteration"
+
+
+class Meter:
+    """Adds up what a clock shows, for the innermost part that has begun and not ended.
+
+    Args:
+        now: The clock: seconds, or floating-point operations so far.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.parts: dict[tuple[str, str], float] = defaultdict(float)
+        self.phase = _OUTSIDE
+        self._now, self._open = now, ["Trainer and loader"]
+        self._last = now()
+
+    def enter(self, phase: str) -> None:
+        """Let what comes belong to a phase."""
+        self._turn()
+        self.phase = phase
+
+    def begin(self, part: str) -> None:
+        """Begin a part: what is around it pauses."""
+        self._turn()
+        self._open.append(part)
+
+    def end(self) -> None:
+        """End the innermost part."""
+        self._turn()
+        self._open.pop()
+
+    def _turn(self) -> None:
+        now = self._now()
+        self.parts[self.phase, self._open[-1]] += now - self._last
+        self._last = now
+
+    def around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Make a function a part."""
+
+        @wraps(function)
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            self.begin(part)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.end()
+
+        return measured
+
+
+@contextmanager
+def measured_parts(module: SiDLSG, now: Callable[[], float]) -> Iterator[Parts]:
+    """Measure what an iteration does inside: one row, complete when the context ends.
+
+    Parts are told apart by the public methods and functions that the step calls, which are wrapped
+    meanwhile; what belongs to none of them is "other".
+    """
+    meter = Meter(now)
+
+    def of_phase(phase: str | None, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        inside = meter.around(part, function)
+
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            meter.enter(phase or _PHASES[args[0]])
+            return inside(*args, **kwargs)
+
+        return measured
+
+    def whole_step(*args: Any) -> Any:
+        step(*args)
+        meter.enter(_OUTSIDE)
+
+    step = meter.around("other", module.training_step)
+    ema = of_phase(_OUTSIDE, "EMA", update_ema)
+    wrapped: list[tuple[Any, str, str]] = [
+        (module.teacher, "encode", "text"),
+        (module.generator, "forward", "generator"),
+        (module.fake_score, "forward", "fake score"),
+        (module.teacher.network, "forward", "teacher"),
+        (torch.autograd, "backward", "backward"),
+        (torch.autograd, "grad", "backward"),
+        (sid_lsg.alternating, "all_reduce_mean", "reduce"),
+        (module, "on_before_optimizer_step", "repair and norm"),
+        *((optimizer, "step", "optimizer") for optimizer in module.trainer.optimizers),
+        (module.log_of_iterations, "write", "logging"),
+    ]
+    with ExitStack() as stack:
+        for owner, name, part in wrapped:
+            function = meter.around(part, getattr(owner, name))
+            stack.enter_context(mock.patch.object(owner, name, function))
+        inputs = of_phase(None, "draws", module.phase_inputs)  # and what is not the text encoder
+        stack.enter_context(mock.patch.object(module, "training_step", whole_step))
+        stack.enter_context(mock.patch.object(module, "phase_inputs", inputs))
+        stack.enter_context(mock.patch.object(sid_lsg.module, "update_ema", ema))
+        row: Parts = {}
+        yield row
+        meter.begin("end")  # closes what is open
+        row.update(meter.parts)
+
+
+@contextmanager
+def counted_flops(module: SiDLSG) -> Iterator[Parts]:
+    """Count an iteration's floating-point operations, part by part; matrix products alone count."""
+    aten = torch.ops.aten
+    ours = {  # which PyTorch's own list lacks
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    }
+    counter = FlopCounterMode(display=False, custom_mapping=ours)
+    with counter, measured_parts(module, counter.get_total_flops) as row:
+        yield row
+
+
+def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _attention_backward(
+    grad: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any
+) -> int:
+    return int(sdpa_backward_flop_count(grad, query, key, value))

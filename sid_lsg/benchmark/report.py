@@ -1,0 +1,88 @@
+"""A benchmark's numbers, to read."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_GIB = 2**30
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Write what `benchmark` saves as Markdown: the settings' table, then each one's parts."""
+    about = result["machine"]
+    lines = [
+        f"# {result['teacher']} on {about['device']}",
+        "",
+        f"{', '.join(f'{name} {value}' for name, value in about.items() if name != 'device')}. "
+        f"Times are {result['unit']}; medians of {result['iterations']} iterations.",
+        "",
+    ]
+    if settings := result.get("settings"):
+        lines += [*_table(_overview(settings)), ""]
+        for row in settings:
+            lines += [f"## {_name(row)}", "", *_table(_parts(row)), ""]
+    if largest := result.get("largest_micro_batch"):
+        lines += ["## Largest micro-batch that fits", ""]
+        lines += [f"- {precision}: {size}" for precision, size in largest.items()] + [""]
+    if comparison := result.get("comparison"):
+        lines += ["## Against the baseline", "", *_table(_comparison(comparison)), ""]
+        for name in ("ratio", "ratio_without_garbage_collection"):
+            ratio = comparison[name]
+            low, high = ratio["quartiles"]
+            lines.append(
+                f"{name.replace('_', ' ').capitalize()}: {ratio['median']:.2f} "
+                f"(quartiles of the turns {low:.2f} to {high:.2f})."
+            )
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    head, *body = rows
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"{row['precision']}, micro-batch {row['micro_batch_size']}, batch {row['batch_size']}"
+
+
+def _overview(settings: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    columns = "precision, micro-batch, images/s, seconds, TFLOP/s, ceiling, share, weights"
+    columns += ", gradients, optimizer, EMA, activations, peak GiB"
+    rows = [columns.split(", ")]
+    for row in settings:
+        memory = row["memory_bytes"]
+        peak = memory.get("allocator", memory["all"])
+        kinds = [memory[name] for name in ("weights", "gradients", "optimizer", "EMA")]
+        low, high = row["seconds"]["quartiles"]
+        rows.append(
+            [
+                row["precision"],
+                str(row["micro_batch_size"]),
+                f"{row['images_per_s']:.3g}",
+                f"{row['seconds']['median']:.3g} ({low:.3g}..{high:.3g})",
+                f"{row['flops_per_s'] / 1e12:.3g}",
+                f"{row['ceiling_flops_per_s'] / 1e12:.3g}",
+                f"{row['share_of_ceiling']:.1%}",
+                *(f"{size / _GIB:.3g}" for size in (*kinds, memory["activations"], peak)),
+            ]
+        )
+    return rows
+
+
+def _parts(row: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["phase", "part", "seconds", "share", "GFLOP", "TFLOP/s"]]
+    total = sum(value for parts in row["parts_seconds"].values() for value in parts.values())
+    for phase, parts in row["parts_seconds"].items():
+        for part, seconds in parts.items():
+            flops = row["parts_flops"].get(phase, {}).get(part, 0)
+            speed = f"{flops / seconds / 1e12:.3g}" if flops and seconds else ""
+            count = f"{flops / 1e9:.4g}" if flops else ""
+            rows.append([phase, part, f"{seconds:.3g}", f"{seconds / total:.1%}", count, speed])
+    return rows
+
+
+def _comparison(comparison: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["", "seconds", "quartiles"]]
+    for name, seconds in comparison["iterations"].items():
+        low, high = seconds["quartiles"]
+        rows.append([name, f"{seconds['median']:.4g}", f"{low:.4g}..{high:.4g}"])
+    return rows

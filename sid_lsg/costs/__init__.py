@@ -1,0 +1,1 @@
+"""What a run costs, counted and not timed: FLOPs, and bytes on each device."""

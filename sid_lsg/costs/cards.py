@@ -1,0 +1,35 @@
+"""Well-known cards: peak FLOP/s and memory."""
+
+from typing import Literal, NamedTuple
+
+GPU = Literal[
+    "b200", "h200", "h100", "h100-pcie", "a100", "a100-40",
+    "l40s", "a6000", "a10", "5090", "4090", "3090",
+]  # fmt: skip
+
+
+class Card(NamedTuple):
+    """A card's peak TFLOP/s without sparsity, sums in float32; and its memory in GiB."""
+
+    float32: float
+    tf32: float
+    half: float
+    memory_gib: float
+
+
+# NVIDIA's data sheets and architecture white papers, which give many of these with sparsity, that
+# is doubled; memory as nvidia-smi reports it.
+CARDS: dict[str, Card] = {
+    "b200": Card(75.0, 1125.0, 2250.0, 178.0),  # DGX B200 data sheet, an eighth
+    "h200": Card(66.9, 494.7, 989.4, 140.0),  # H200 data sheet (SXM)
+    "h100": Card(66.9, 494.7, 989.4, 79.6),  # H100 white paper, SXM5
+    "h100-pcie": Card(51.2, 378.0, 756.0, 79.6),  # H100 white paper, PCIe
+    "a100": Card(19.5, 156.0, 312.0, 80.0),  # A100 data sheet, 80 GB
+    "a100-40": Card(19.5, 156.0, 312.0, 40.0),  # A100 data sheet, 40 GB
+    "l40s": Card(91.6, 183.0, 362.0, 45.0),  # L40S data sheet
+    "a6000": Card(38.7, 77.4, 154.8, 48.0),  # Ampere GA102 white paper, RTX A6000
+    "a10": Card(31.2, 62.5, 125.0, 22.5),  # A10 data sheet
+    "5090": Card(104.8, 104.8, 209.5, 31.8),  # RTX Blackwell white paper
+    "4090": Card(82.6, 82.6, 165.2, 24.0),  # Ada white paper
+    "3090": Card(35.6, 35.6, 71.0, 24.0),  # Ampere GA102 white paper
+}

@@ -1,0 +1,237 @@
+"""What evaluating networks costs, counted and not timed: FLOPs, and bytes held.
+
+Networks are evaluated on PyTorch's `meta` device, where tensors have shapes and no numbers: that
+takes a second, needs no memory, and allocates tensor by tensor what a CUDA device would. What the
+device's libraries need inside an operation (workspaces, other orders of the same numbers) is not
+counted.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from sid_lsg.lora import trainable
+from sid_lsg.teacher import Teacher
+
+Gradient = Literal["weights", "inputs", "both"]
+"""What an evaluation's backward pass computes."""
+
+
+class Flops(NamedTuple):
+    """Floating-point operations, two for a multiplication with an addition.
+
+    Convolutions are apart, since PyTorch's default is TF32 for them and float32 for other products.
+    """
+
+    convolutions: float = 0.0
+    others: float = 0.0
+
+    def plus(self, other: "Flops") -> "Flops":
+        """Add."""
+        return Flops(self.convolutions + other.convolutions, self.others + other.others)
+
+    def times(self, factor: float) -> "Flops":
+        """Multiply."""
+        return Flops(self.convolutions * factor, self.others * factor)
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.convolutions + self.others
+
+
+# ---------------------------------------------------------------------- measuring
+
+
+class Meter(TorchDispatchMode):
+    """Count the FLOPs of operations, and the bytes of the tensors that they make.
+
+    Attributes:
+        flops: Of products and convolutions, forward and backward.
+        live: Bytes of tensors that were made inside and still exist. Views count once, with what
+            they are views of; what was there before does not count.
+        peak: The most bytes at a time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = Flops()
+        self.live = self.peak = 0
+        self._bytes: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operation and count it."""
+        kwargs = kwargs or {}
+        for tensor in _tensors((args, kwargs)):
+            self._note(tensor, 0)  # seen for the first time as an input: it was there before
+        out = func(*args, **kwargs)
+        for tensor in _tensors(out):
+            self._note(tensor, tensor.untyped_storage().nbytes())
+        packet = func._overloadpacket
+        if packet in flop_registry:
+            count = float(flop_registry[packet](*args, **kwargs, out_val=out))
+            convolution = packet in _CONVOLUTIONS
+            self.flops = self.flops.plus(Flops(count) if convolution else Flops(others=count))
+        return out
+
+    def _note(self, tensor: Tensor, size: int) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._bytes:
+            self._bytes[key] = size
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.live -= self._bytes.pop(key)
+
+
+_CONVOLUTIONS = {torch.ops.aten.convolution, torch.ops.aten.convolution_backward}
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """List the tensors in arguments or results."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+class AsOnCuda(TorchFunctionMode):
+    """Let operations on the meta device be those of a CUDA device.
+
+    Attention is fused: scores are never stored, and computed again in the backward pass. In mixed
+    precision products are in 16 bits and normalisations in float32, and weights are cast wherever
+    they are used, as Lightning does it.
+    """
+
+    def __init__(self, half: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.half = half
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call one function."""
+        kwargs = kwargs or {}
+        dtype = self.half if func in _IN_HALF else torch.float32
+        if self.half is not None and (func in _IN_HALF or func in _IN_FLOAT):
+            args = [_cast(value, dtype) for value in args]
+            kwargs = {name: _cast(value, dtype) for name, value in kwargs.items()}
+        if func is F.scaled_dot_product_attention:
+            query, key, value = args[:3]
+            fused = torch.ops.aten._scaled_dot_product_efficient_attention
+            return fused(query, key, value, None, compute_log_sumexp=query.requires_grad)[0]
+        return func(*args, **kwargs)
+
+
+_IN_HALF = {F.conv2d, F.linear, F.scaled_dot_product_attention, torch.matmul, torch.bmm}
+_IN_HALF |= {torch.conv2d, torch.baddbmm}
+_IN_FLOAT = {F.group_norm, F.layer_norm, F.softmax, torch.softmax}
+
+
+def _cast(value: Any, dtype: torch.dtype | None) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+# ---------------------------------------------------------------------- an evaluation of a network
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation of a network costs, for any number of samples.
+
+    All costs grow by the same amount with each sample, which the first two show.
+
+    Attributes:
+        forward: FLOPs per sample.
+        backward: FLOPs per sample, with those of what is computed again.
+        kept_bytes: What its graph holds between forward and backward, for one sample and for two.
+        peak_bytes: The most that exists at a time, its graph included, likewise.
+    """
+
+    forward: Flops
+    backward: Flops
+    kept_bytes: tuple[int, int]
+    peak_bytes: tuple[int, int]
+
+    def kept(self, samples: int) -> int:
+        """Return the bytes of its graph."""
+        return _extended(self.kept_bytes, samples)
+
+    def peak(self, samples: int) -> int:
+        """Return the most bytes at a time."""
+        return _extended(self.peak_bytes, samples)
+
+
+def _extended(first: tuple[int, int], samples: int) -> int:
+    return first[0] + (first[1] - first[0]) * (samples - 1)
+
+
+def evaluation(
+    teacher: Teacher, network: nn.Module, gradient: Gradient, half: torch.dtype | None = None
+) -> Evaluation:
+    """Count one evaluation of a network and its backward pass.
+
+    The gradients of its weights exist before, as in every micro-batch but the first, so that they
+    do not count as its own.
+
+    Args:
+        teacher: A teacher on the meta device.
+        network: It, or a network of its kind, likewise.
+        gradient: What the backward pass computes.
+        half: The type of products in mixed precision.
+    """
+    parameters = trainable(network)
+    before = [p.requires_grad for p in parameters]
+    for p in parameters:
+        p.requires_grad_(gradient in ("weights", "both"))
+        p.grad = torch.empty_like(p) if p.requires_grad else None
+    one, two = (_passes(teacher, network, gradient, half, samples) for samples in (1, 2))
+    for p, required in zip(parameters, before, strict=True):
+        p.requires_grad_(required)
+        p.grad = None
+    return Evaluation(one[0], one[1], (one[2], two[2]), (one[3], two[3]))
+
+
+def _passes(
+    teacher: Teacher,
+    network: nn.Module,
+    gradient: Gradient,
+    half: torch.dtype | None,
+    samples: int,
+) -> tuple[Flops, Flops, int, int]:
+    """Evaluate once: FLOPs forward and backward, bytes kept between them, and most bytes."""
+    null = teacher.null_condition()
+    condition = {name: v.new_empty(samples, *v.shape[1:]) for name, v in null.items()}
+    x_t = torch.empty(samples, *teacher.latent_shape, device="meta")
+    x_t.requires_grad_(gradient in ("inputs", "both"))
+    t = torch.empty(samples, dtype=torch.long, device="meta")
+    with AsOnCuda(half), Meter() as meter:
+        out = teacher.predict(network, x_t, t, condition)
+        forward, kept = meter.flops, meter.live
+        # Of an edge, not of a tensor, since functions of tensors leave `AsOnCuda`: what is
+        # checkpointed is evaluated in here once more.
+        edge = torch.autograd.graph.get_gradient_edge(out)
+        torch.autograd.backward(edge, torch.empty_like(out))
+    backward = meter.flops.plus(forward.times(-1))
+    return forward, backward, kept, meter.peak
+
+
+def call_cost(call: Callable[[], Any]) -> tuple[Flops, int]:
+    """Count a call without gradients, on the meta device: FLOPs, and the most bytes at a time."""
+    with torch.no_grad(), AsOnCuda(), Meter() as meter:
+        call()
+    return meter.flops, meter.peak

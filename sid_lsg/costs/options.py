@@ -1,0 +1,111 @@
+"""From the options of `fit` to what decides its costs."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import instantiate_class
+from torch import nn
+
+from sid_lsg.costs.plan import Plan
+from sid_lsg.errors import UsageError
+from sid_lsg.guidance import Guidance
+from sid_lsg.lora import LoRA
+from sid_lsg.optimizers import AdamWithoutMomentum
+
+_ALL = ("fake_score", "generator", "teacher")
+
+
+def plan_of(config: Any, gpus: int | None = None) -> Plan:
+    """Read what decides a run's costs from the options of `fit`.
+
+    Raises:
+        UsageError: If devices and micro-batches do not divide the batch.
+    """
+    model, trainer = config.model, config.trainer
+    devices = gpus or (trainer.devices if isinstance(trainer.devices, int) else 1) * int(
+        trainer.num_nodes or 1
+    )
+    batch = config.data.batch_size
+    if devices < 1 or batch % devices:
+        raise UsageError(
+            f"--estimate.gpus: {devices} device(s) do not divide --data.batch_size {batch}. Change "
+            "one of them."
+        )
+    micro = min(model.micro_batch_size or batch // devices, batch // devices)
+    if batch // devices % micro:
+        raise UsageError(
+            f"--model.micro_batch_size: {micro} does not divide the {batch // devices} prompts of "
+            "each device. Change it, or --data.batch_size."
+        )
+    strategy = trainer.strategy
+    strategy = strategy if isinstance(strategy, str) else strategy.class_path.rpartition(".")[2]
+    return Plan(
+        kappas=Guidance(**_plain(model.guidance)).kappas,
+        batch_size=batch,
+        micro_batch_size=micro,
+        num_steps=model.num_steps,
+        optimizer_fake=lambda p: instantiate_class(p, _plain(model.optimizer_fake)),
+        optimizer_generator=lambda p: instantiate_class(p, _plain(model.optimizer_generator)),
+        lora_fake_score=_lora(model.lora_fake_score),
+        lora_generator=_lora(model.lora_generator),
+        own_bases=frozenset(
+            name for name in ("fake_score", "generator") if model.get(f"{name}_init")
+        ),
+        frozen_precision=model.frozen_precision,
+        gradient_checkpointing=tuple(model.gradient_checkpointing or ()),
+        memory=model.memory,
+        ema_device=model.ema_device,
+        precision=str(trainer.precision or "32-true"),
+        strategy=strategy,
+        devices=devices,
+        pictures=_pictures(config),
+    )
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return value.as_dict() if hasattr(value, "as_dict") else asdict(value)
+
+
+def _lora(value: Any) -> LoRA | None:
+    return LoRA(**_plain(value)) if value else None
+
+
+def _pictures(config: Any) -> int:
+    """Find the most images that are made at a time while training."""
+    grid, metrics, health = config.image_grid, config.metrics, config.health
+    scored = metrics.clip or metrics.protocol == "clean256"
+    return max(
+        grid.num_images if grid.every_n_steps else 0,
+        metrics.batch_size if scored else 0,
+        health.batch_size if metrics.clip and health.every_n_images else 0,
+    )
+
+
+def levers(plan: Plan) -> dict[str, dict[str, Any]]:
+    """List options that would change the costs, as a user writes them."""
+    found: dict[str, dict[str, Any]] = {}
+    if plan.half is None:
+        found["--trainer.precision bf16-mixed"] = {"precision": "bf16-mixed"}
+    if plan.memory != "lean":
+        found["--model.memory lean"] = {"memory": "lean"}
+    if set(plan.gradient_checkpointing) != set(_ALL):
+        option = f'--model.gradient_checkpointing "[{", ".join(_ALL)}]"'
+        found[option] = {"gradient_checkpointing": _ALL}
+    optimizers = {"optimizer_fake": plan.optimizer_fake}
+    optimizers |= {"optimizer_generator": plan.optimizer_generator}
+    if all(_stores_gradients(make([nn.Parameter(torch.zeros(1))])) for make in optimizers.values()):
+        option = f"class_path: sid_lsg.optimizers.{AdamWithoutMomentum.__name__} (both optimizers)"
+        found[option] = dict.fromkeys(optimizers, AdamWithoutMomentum)
+    if plan.frozen_precision != "bf16":
+        found["--model.frozen_precision bf16"] = {"frozen_precision": "bf16"}
+    if not (plan.ema_device or plan.sharded or plan.lora_generator):
+        found["--model.ema_device cpu"] = {"ema_device": "cpu"}
+    if plan.devices > 1 and not (plan.sharded or plan.lora_generator or plan.lora_fake_score):
+        found["--trainer.strategy fsdp2"] = {"strategy": "fsdp2", "ema_device": None}
+    return found
+
+
+def _stores_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether an optimizer is Adam with a first moment that equals the gradient."""
+    return type(optimizer) is torch.optim.Adam and optimizer.defaults["betas"][0] == 0

@@ -1,0 +1,133 @@
+"""The part of a run's options that decides its costs, and its networks on the meta device."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from sid_lsg.costs.evaluation import Evaluation, Gradient, evaluation
+from sid_lsg.guidance import Kappas
+from sid_lsg.lora import LoRA, adapt, copy_trainable
+from sid_lsg.memory import (
+    EMADevice,
+    FrozenPrecision,
+    Memory,
+    checkpoint_gradients,
+    recomputed,
+    set_frozen_precision,
+)
+from sid_lsg.teacher import Teacher
+
+MakeOptimizer = Callable[[Sequence[nn.Parameter]], Optimizer]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of a run's options decides its costs; the names are the options'.
+
+    Attributes:
+        own_bases: Networks that start with weights of their own, which adapters do not share.
+        devices: On all machines together; they divide the batch.
+        pictures: Most images that are sampled and decoded at a time.
+    """
+
+    kappas: Kappas
+    batch_size: int
+    micro_batch_size: int
+    num_steps: int = 1
+    optimizer_fake: MakeOptimizer = torch.optim.Adam
+    optimizer_generator: MakeOptimizer = torch.optim.Adam
+    lora_fake_score: LoRA | None = None
+    lora_generator: LoRA | None = None
+    own_bases: frozenset[str] = frozenset()
+    frozen_precision: FrozenPrecision = "32"
+    gradient_checkpointing: tuple[str, ...] = ()
+    memory: Memory = "fast"
+    ema_device: EMADevice | None = None
+    precision: str = "32-true"
+    strategy: str = "auto"
+    devices: int = 1
+    pictures: int = 0
+
+    @property
+    def share(self) -> int:
+        """Images of an iteration on one device."""
+        return self.batch_size // self.devices
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights, gradients and optimizers are spread over the devices."""
+        return "fsdp2" in self.strategy.lower()
+
+    @property
+    def half(self) -> torch.dtype | None:
+        """The type of products in mixed precision."""
+        return {"bf16": torch.bfloat16, "16-m": torch.float16}.get(self.precision[:4])
+
+
+class PlannedRun:
+    """A plan's networks, which have shapes and no numbers."""
+
+    def __init__(
+        self, plan: Plan, teacher: Teacher, known: dict[Any, Evaluation] | None = None
+    ) -> None:
+        """Make the networks, as `SiDLSG` does.
+
+        Args:
+            plan: The plan.
+            teacher: Its teacher, on the meta device; it is left as it is.
+            known: What other plans for this teacher have counted, to which this one adds.
+        """
+        self.plan, self.teacher = plan, copy.deepcopy(teacher)
+        self.known = {} if known is None else known
+        self.tokens = next(iter(self.teacher.null_condition().values())).shape[1]
+        self.fake_score = self._start("fake_score", plan.lora_fake_score)
+        self.generator = self._start("generator", plan.lora_generator)
+        self.ema = copy_trainable(self.generator)
+        trained = {"fake_score": self.fake_score, "generator": self.generator}
+        checkpointed = trained | {"teacher": self.teacher.network}
+        checkpoint_gradients(checkpointed, plan.gradient_checkpointing)
+        set_frozen_precision(plan.frozen_precision, self.teacher, *trained.values())
+
+    def _start(self, name: str, lora: LoRA | None) -> nn.Module:
+        network = self.teacher.network
+        if not lora or name in self.plan.own_bases:
+            network = copy.deepcopy(network)
+        return adapt(network, lora, 0) if lora else network.requires_grad_(True)
+
+    def evaluation(self, name: str, gradient: Gradient) -> Evaluation:
+        """Count an evaluation of `teacher`, `fake_score` or `generator`."""
+        plan = self.plan
+        network = self.teacher.network if name == "teacher" else getattr(self, name)
+        half, dtype = plan.half, next(network.parameters()).dtype
+        if plan.sharded and half:  # FSDP2 gathers weights in this type: no autocast
+            half, dtype = None, half
+        lora = repr(getattr(plan, f"lora_{name}", None))
+        key = (gradient, half, dtype, lora, name in plan.gradient_checkpointing)
+        if key not in self.known:
+            if dtype != next(network.parameters()).dtype:
+                network = copy.deepcopy(network).to(dtype)
+            self.known[key] = evaluation(self.teacher, network, gradient, half)
+        return self.known[key]
+
+    @property
+    def evaluations(self) -> tuple[int, int, int]:
+        """Evaluations per image: of the fake score in both phases, and of the teacher.
+
+        A guided network is evaluated with the prompt and without.
+        """
+        kappa_1, kappa_2, kappa_3, kappa_4 = self.plan.kappas
+        return 1 + (kappa_1 != 1), 1 + ((kappa_2, kappa_3) != (1, 1)), 1 + (kappa_4 != 1)
+
+    def evaluated(self, name: str) -> int:
+        """Return how often phase 2 evaluates `teacher` or `generator` forward: once, or again."""
+        return 1 + (name in recomputed(self.plan.memory))
+
+    def encode(self, prompts: int) -> None:
+        """Encode so many prompts."""
+        ids = torch.empty(prompts, self.tokens, dtype=torch.long, device="meta")
+        self.teacher.encode({"input_ids": ids})

@@ -1,0 +1,204 @@
+"""`benchmark`: how fast a config trains on this machine, in how much memory, and what takes it."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from sid_lsg.benchmark.comparison import compare
+from sid_lsg.benchmark.machine import clock, describe, matmul_ceiling, threads
+from sid_lsg.benchmark.report import markdown
+from sid_lsg.benchmark.runs import measure, peak_bytes
+from sid_lsg.benchmark.search import largest, without_memory_error
+from sid_lsg.checks import refuse
+from sid_lsg.files import replacing, writing
+from sid_lsg.tools.fit_options import FitOptions
+
+Precision = Literal["config", "fp32", "tf32", "bf16"]
+
+# What each means: the Trainer's precision, whether products in float32 may use TF32, and the type
+# whose ceiling counts.
+_PRECISIONS = {
+    "fp32": ("32-true", False),
+    "tf32": ("32-true", True),
+    "bf16": ("bf16-mixed", True),
+}
+_DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
+
+
+@dataclass
+class Benchmark:
+    """What to measure.
+
+    Args:
+        output: Where to save the numbers: a .json file; a .md file of the same name is beside it.
+        precisions: The precisions to measure, one after the other: fp32 (no TF32), tf32, bf16 (that
+            is bf16-mixed), or the config's.
+        micro_batches: The micro-batches to measure; each is then the whole batch too. By default
+            the config's, with its batch.
+        iterations: How many iterations are timed, and how many more are to tell the parts apart.
+        warmup: How many iterations come first.
+        threads: Threads of the CPU. With one, times on a CPU are CPU seconds, which other programs
+            disturb less. By default one on a CPU, and PyTorch's own number on a GPU.
+        search: Find the largest micro-batch that fits, in each precision. By default on a GPU, or
+            where there is a memory_limit.
+        memory_limit: What has to be enough, in GiB; on a CPU from counted memory.
+        compare_official: Compare with an iteration in the manner of the official code instead: in
+            turns, in float32, with the config's batch and micro-batch.
+    """
+
+    output: Path = Path("runs/benchmark.json")
+    precisions: list[Precision] = field(default_factory=lambda: list[Precision](["config"]))
+    micro_batches: list[int] | None = None
+    iterations: int = 10
+    warmup: int = 3
+    threads: int | None = None
+    search: bool | None = None
+    memory_limit: float | None = None
+    compare_official: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        for name in ("iterations", "warmup", "threads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                refuse(f"benchmark.{name}", value, "at least 1")
+        if self.micro_batches is not None and min(self.micro_batches, default=0) < 1:
+            refuse("benchmark.micro_batches", self.micro_batches, "a list of numbers from 1")
+        if not self.precisions:
+            refuse("benchmark.precisions", self.precisions, "a list of precisions")
+        if self.memory_limit is not None and self.memory_limit <= 0:
+            refuse("benchmark.memory_limit", self.memory_limit, "a number of GiB")
+        if self.output.suffix != ".json":
+            refuse("benchmark.output", str(self.output), "the name of a .json file")
+
+
+def benchmark(args: Sequence[str]) -> None:
+    """Measure how fast a config trains on this machine, in how much memory, and what takes it.
+
+    Nothing is trained for keeps, and prompts are made up. It prints the numbers and saves them with
+    the machine's name.
+
+    Args:
+        args: Options of `fit`, and those of `Benchmark` after `--benchmark.`.
+
+    Raises:
+        UsageError: If an option is out of range, or the report cannot be written.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    cli = FitOptions(benchmark, Benchmark, args)
+    options = Benchmark(**cli.config.benchmark.as_dict())
+    with writing(options.output.parent, "benchmark.output"):
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+    device = _device(cli.config.trainer.accelerator)
+    number = options.threads or (1 if device.type == "cpu" else torch.get_num_threads())
+    with threads(number):
+        result = {
+            "teacher": cli.config.model.teacher,
+            "machine": describe(device),
+            "unit": "CPU seconds" if clock(device) is time.process_time else "seconds",
+            "iterations": options.iterations,
+            "config": json.loads(json.dumps(cli.config.model.as_dict(), default=str)),
+        } | (_compared if options.compare_official else _measured)(cli, options, device)
+    with writing(options.output.parent, "benchmark.output"):
+        for suffix, text in ((".json", json.dumps(result, indent=1)), (".md", markdown(result))):
+            with replacing(options.output.with_suffix(suffix)) as temporary:
+                temporary.write_text(text)
+    print(markdown(result))
+
+
+def _compared(cli: FitOptions, options: Benchmark, device: torch.device) -> dict[str, Any]:
+    batch = cli.config.data.batch_size
+    module = cli.module()
+    with _products(tf32=False):
+        return {
+            "comparison": compare(
+                module, batch, options.iterations, options.warmup, accelerator=device.type
+            )
+        }
+
+
+def _measured(cli: FitOptions, options: Benchmark, device: torch.device) -> dict[str, Any]:
+    """Measure each precision and micro-batch."""
+    settings: list[dict[str, Any]] = []
+    found: dict[str, int] = {}
+    search = options.search
+    if search is None:
+        search = device.type == "cuda" or options.memory_limit is not None
+    for name in options.precisions:
+        as_configured = str(cli.config.trainer.precision or "32-true"), None
+        precision, tf32 = _PRECISIONS.get(name, as_configured)
+        dtype = next((d for start, d in _DTYPES.items() if precision.startswith(start)), None)
+        tries = _Tries(cli, options, {"accelerator": device.type, "precision": precision})
+        with _products(tf32):
+            ceiling = matmul_ceiling(device, dtype or torch.float32)
+            for micro_batch in options.micro_batches or (None,):
+                if (row := tries.measure(micro_batch)) is None:
+                    print(f"{name}, micro-batch {micro_batch or 'as configured'}: does not fit.")
+                    continue
+                share = row["flops_per_s"] / ceiling
+                about = {"precision": name, "ceiling_flops_per_s": ceiling}
+                settings.append(about | {"share_of_ceiling": share} | row)
+            if search:
+                found[name] = largest(tries.fits)
+    return {"settings": settings, "largest_micro_batch": found}
+
+
+@dataclass
+class _Tries:
+    """Attempts in one precision, each with a module of its own."""
+
+    cli: FitOptions
+    options: Benchmark
+    trainer: dict[str, Any]
+
+    def measure(self, micro_batch: int | None) -> dict[str, Any] | None:
+        """Measure a micro-batch, or the config's own; None if the memory is not enough."""
+        config, count, warmup = self.cli.config, self.options.iterations, self.options.warmup
+        own, batch = config.model.micro_batch_size, config.data.batch_size
+        if micro_batch is not None:
+            own, batch = micro_batch, micro_batch
+        row: dict[str, Any] = {}
+
+        def attempt() -> None:
+            row.update(
+                measure(self.cli.module(micro_batch_size=own), batch, count, warmup, **self.trainer)
+            )
+
+        return row if without_memory_error(attempt) else None
+
+    def fits(self, size: int) -> bool:
+        """Try iterations of two micro-batches: in the second, all that is ever held is held."""
+        peak = 0
+
+        def attempt() -> None:
+            nonlocal peak
+            peak = peak_bytes(self.cli.module(micro_batch_size=size), 2 * size, **self.trainer)
+
+        limit = self.options.memory_limit
+        return without_memory_error(attempt) and (limit is None or peak <= limit * 2**30)
+
+
+def _device(accelerator: str) -> torch.device:
+    """Return the device that the Trainer will choose."""
+    cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda", 0) if cuda else torch.device("cpu")
+
+
+@contextmanager
+def _products(tf32: bool | None) -> Iterator[None]:
+    """Let products in float32 use TF32 or not; None leaves PyTorch's own settings."""
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend, own in zip(backends, before, strict=True):
+        backend.allow_tf32 = own if tf32 is None else tf32
+    try:
+        yield
+    finally:
+        for backend, own in zip(backends, before, strict=True):
+            backend.allow_tf32 = own

@@ -1,0 +1,321 @@
+"""What is counted on shapes is what runs: FLOPs and bytes, compared with real ones."""
+
+import itertools
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from sid_lsg.architectures import build, outline
+from sid_lsg.costs.compute import iteration_flops, iteration_seconds
+from sid_lsg.costs.evaluation import AsOnCuda, Flops, Meter, evaluation
+from sid_lsg.costs.memory import (
+    largest_micro_batch,
+    optimizer_bytes,
+    passing_bytes,
+    standing_bytes,
+    total_bytes,
+)
+from sid_lsg.costs.plan import Plan, PlannedRun
+from sid_lsg.data import PromptDataModule
+from sid_lsg.guidance import Guidance, Kappas
+from sid_lsg.lora import LoRA
+from sid_lsg.memory import checkpoint_gradients
+from sid_lsg.module import SiDLSG
+from sid_lsg.networks import StableDiffusion
+
+GUIDED = Kappas(1.5, 1.5, 1.5, 1.5)
+
+
+@contextmanager
+def allocations() -> Any:
+    """Note what PyTorch's CPU allocator gives out: the most at a time, and what is left."""
+    found: dict[str, int] = {}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        yield found
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    sizes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+    sums = list(itertools.accumulate(sizes))
+    found |= {"peak": max(sums), "left": sums[-1]}
+
+
+# ---------------------------------------------------------------------- one evaluation
+
+
+def test_stable_diffusion_costs_what_is_published() -> None:
+    """METHOD: 803 GFLOP forward, a multiply-add being two."""
+    teacher = build("sd15", "meta")
+    cost = evaluation(teacher, teacher.network, "weights")
+    assert cost.forward.total == pytest.approx(803e9, rel=1e-3)
+    # Twice that, and attention's scores once more, which no graph keeps.
+    assert cost.backward.total == pytest.approx(2.075 * 803e9, rel=1e-2)
+
+
+def test_flops_are_those_of_pytorchs_own_counter(tiny_sd: str) -> None:
+    teacher = outline(tiny_sd)
+    x_t = torch.empty(1, *teacher.latent_shape, device="meta", requires_grad=True)
+    condition, t = teacher.null_condition(), torch.empty(1, device="meta")
+    with AsOnCuda(), FlopCounterMode(display=False) as counter:
+        out = teacher.predict(teacher.network, x_t, t, condition)
+        torch.autograd.backward(torch.autograd.graph.get_gradient_edge(out), torch.empty_like(out))
+    cost = evaluation(teacher, teacher.network, "inputs")
+    assert cost.forward.plus(cost.backward).total == counter.get_total_flops()
+    by_kind = counter.get_flop_counts()["Global"]
+    convolutions = [n for op, n in by_kind.items() if "convolution" in str(op)]
+    assert cost.forward.plus(cost.backward).convolutions == sum(convolutions)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("gradient", ["weights", "inputs"])
+def test_an_evaluation_allocates_what_is_counted(
+    tiny_sd: str, gradient: Any, checkpointed: bool
+) -> None:
+    samples, names = 16, ["teacher"] if checkpointed else []
+    teacher, real = outline(tiny_sd), StableDiffusion.from_pretrained(tiny_sd)
+    for each in (teacher, real):
+        checkpoint_gradients({"teacher": each.network}, names)
+    cost = evaluation(teacher, teacher.network, gradient)
+
+    real.network.requires_grad_(gradient == "weights")
+    for p in real.network.parameters():
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    condition = {name: v.repeat(samples, 1, 1) for name, v in real.null_condition().items()}
+    x_t = torch.randn(samples, *real.latent_shape, requires_grad=gradient == "inputs")
+    t = torch.full((samples,), 500)
+
+    def forward() -> torch.Tensor:
+        return real.predict(real.network, x_t, t, condition)
+
+    with allocations() as found:
+        out = forward()
+    assert found["left"] == pytest.approx(cost.kept(samples), rel=0.1)
+    del out
+    ones = torch.ones_like(x_t.detach())
+    with allocations() as found:
+        forward().backward(ones)
+    assert found["peak"] == pytest.approx(cost.peak(samples), rel=0.1)
+
+
+def test_mixed_precision_is_that_of_a_cuda_device() -> None:
+    x, weight = torch.empty(2, 32, 8, 8, device="meta"), torch.empty(32, 32, 3, 3, device="meta")
+    with AsOnCuda(torch.bfloat16):
+        product = F.conv2d(x, weight)
+        assert product.dtype == torch.bfloat16
+        assert F.group_norm(product, 4).dtype == torch.float32
+        assert F.silu(product).dtype == torch.bfloat16
+
+
+def test_attention_keeps_no_scores() -> None:
+    query = torch.empty(1, 8, 4096, 40, device="meta", requires_grad=True)
+    with AsOnCuda(), Meter() as meter:
+        F.scaled_dot_product_attention(query, query, query)
+    assert meter.peak < 2 * query.nbytes
+    assert meter.flops.total == 2 * 2 * 8 * 4096**2 * 40
+
+
+# ---------------------------------------------------------------------- a whole run
+
+
+class Iteration(L.Callback):
+    """Notes what the second iteration allocates."""
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 1:
+            self._measuring = allocations()
+            self.found = self._measuring.__enter__()
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, _: Any) -> None:
+        self.gradients = max(
+            getattr(self, "gradients", 0),
+            sizes(*(p.grad for p in module.parameters() if p.grad is not None)),
+        )
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 2:
+            self._measuring.__exit__(None, None, None)
+            self.found["gradients"] = self.gradients
+
+
+@pytest.fixture
+def trained(tiny_sd: str, tmp_path: Path) -> Callable[..., tuple[SiDLSG, dict[str, int]]]:
+    """Return a function that runs two iterations, and gives the module and what it allocated."""
+
+    def run(**options: Any) -> tuple[SiDLSG, dict[str, int]]:
+        prompts = tmp_path / "prompts.txt"
+        prompts.write_text("a cat\na dog\na bird\n")
+        module, iteration = SiDLSG(tiny_sd, **options), Iteration()
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_steps=2,
+            callbacks=[iteration],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(module, PromptDataModule(str(prompts), batch_size=32, num_workers=0))
+        return module, iteration.found
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def plan(tiny_sd: str) -> Callable[..., PlannedRun]:
+    """Return a function that plans a run of the tiny pipeline."""
+    teacher, known = outline(tiny_sd), dict[Any, Any]()
+
+    def make(**options: Any) -> PlannedRun:
+        usual = {"kappas": GUIDED, "batch_size": 32, "micro_batch_size": 4}
+        return PlannedRun(Plan(**usual | options), teacher, known)
+
+    return make
+
+
+def sizes(*tensors: torch.Tensor) -> int:
+    return sum(
+        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("guidance", "options"),
+    [
+        (Guidance("lsg", 1.5), {}),
+        (Guidance("lsg", 1.5), {"memory": "balanced"}),
+        (Guidance("lsg", 1.5), {"memory": "lean"}),
+        (Guidance("none"), {"num_steps": 2, "gradient_checkpointing": ["generator"]}),
+        (Guidance("long"), {"lora_generator": LoRA(4), "frozen_precision": "bf16"}),
+    ],
+)
+def test_a_run_holds_what_is_counted(
+    plan: Callable[..., PlannedRun],
+    trained: Callable[..., tuple[SiDLSG, dict[str, int]]],
+    guidance: Guidance,
+    options: dict[str, Any],
+) -> None:
+    """Weights, gradients and optimizers to the byte; what comes and goes within a tenth."""
+    module, found = trained(guidance=guidance, micro_batch_size=16, **options)
+    if names := options.get("gradient_checkpointing"):
+        options = options | {"gradient_checkpointing": tuple(names)}
+    run = plan(kappas=guidance.kappas, micro_batch_size=16, **options)
+    standing = standing_bytes(run)
+
+    weights = ("teacher", "fake score", "generator", "average (EMA)", "VAE, text encoder")
+    networks = (module.teacher, module.fake_score, module.generator, module.ema)
+    tensors = [t for net in networks for t in (*net.parameters(), *net.buffers())]
+    assert sum(standing[name] for name in weights) == sizes(*tensors)
+    assert standing["gradients"] == found["gradients"]
+    states = [s for o in module.trainer.optimizers for p in o.state.values() for s in p.values()]
+    assert standing["optimizers"] == sizes(*(s for s in states if s.numel() > 1))
+
+    # Gradients go after each step, and so are allocated in every iteration too.
+    most = standing["gradients"] + max(passing_bytes(run).values())
+    assert found["peak"] == pytest.approx(most, rel=0.1)
+
+
+def test_flops_follow_the_method(plan: Callable[..., PlannedRun]) -> None:
+    """METHOD: 18 evaluations per image with guidance, a backward being 1, and 1 for weights."""
+
+    def units(**options: Any) -> float:
+        run = plan(**options)
+        unit = run.evaluation("teacher", "inputs").forward.convolutions
+        return sum(flops.convolutions for flops in iteration_flops(run).values()) / unit
+
+    # Attention's backward costs the same whatever it leads to: convolutions show the rule.
+    assert units() == pytest.approx(18, rel=0.01)
+    assert units(kappas=Kappas(1, 1, 1, 1)) == pytest.approx(11, rel=0.01)
+    assert units(kappas=Kappas(1, 1, 1, 3)) == pytest.approx(13, rel=0.01)
+    assert units(memory="balanced") == pytest.approx(20, rel=0.01)
+    assert units(memory="lean") == pytest.approx(21, rel=0.01)
+    assert units(num_steps=2) == pytest.approx(22, rel=0.01)
+
+
+def test_the_modes_hold_one_graph_less_each(plan: Callable[..., PlannedRun]) -> None:
+    fast, balanced, lean = (
+        passing_bytes(plan(memory=mode))["phase 2"] for mode in ("fast", "balanced", "lean")
+    )
+    teacher = plan().evaluation("teacher", "inputs").kept(8)
+    generator = plan().evaluation("generator", "weights").kept(4)
+    assert fast - balanced == teacher
+    assert balanced - lean == generator
+    assert lean < 0.6 * fast
+
+
+def test_sharding_divides_what_is_trained(plan: Callable[..., PlannedRun]) -> None:
+    whole, sharded, copied = (
+        standing_bytes(plan(strategy=name, devices=8)) for name in ("ddp_multi", "fsdp2", "ddp")
+    )
+    for name in ("teacher", "generator", "gradients", "optimizers"):
+        assert sharded[name] == pytest.approx(whole[name] / 8, abs=8)
+    assert sharded["VAE, text encoder"] == whole["VAE, text encoder"]
+    assert copied["copy of the gradients (ddp)"] == 2 * whole["gradients"]
+
+
+def test_the_largest_micro_batch_fits_and_divides(plan: Callable[..., PlannedRun]) -> None:
+    run = plan()
+    room = total_bytes(run, 8)
+    assert largest_micro_batch(run, room) == 8
+    assert largest_micro_batch(run, room - 1) == 4
+    assert largest_micro_batch(run, 1e6) is None
+
+
+def test_pictures_are_made_while_there_are_no_gradients(plan: Callable[..., PlannedRun]) -> None:
+    few, many, elsewhere = (
+        passing_bytes(plan(pictures=n, ema_device=device))[f"{n} pictures"]
+        for n, device in ((1, None), (64, None), (64, "cpu"))
+    )
+    standing = standing_bytes(plan())
+    assert few == 0
+    decoding = (many + standing["gradients"]) / 64
+    assert 3 * 4 * 64**2 < decoding < 100 * 4 * 64**2
+    assert elsewhere - many == standing["average (EMA)"]
+
+
+def test_time_is_work_over_speed(plan: Callable[..., PlannedRun]) -> None:
+    run = plan(devices=2)
+    total = sum(f.total for f in iteration_flops(run).values())
+    assert iteration_seconds(run, Flops(1e12, 1e12), 0.5) == pytest.approx(16 * total / 0.5e12)
+    half = iteration_seconds(run, Flops(1e12, float("inf")), 0.5)
+    convolutions = sum(f.convolutions for f in iteration_flops(run).values())
+    assert half == pytest.approx(16 * convolutions / 0.5e12)
+
+
+def test_optimizers_are_measured() -> None:
+    adam, sgd = torch.optim.Adam, torch.optim.SGD
+    assert optimizer_bytes(adam) == (8, 4)
+    assert optimizer_bytes(lambda p: adam(p, fused=True))[0] == 8
+    assert optimizer_bytes(lambda p: adam(p, fused=True))[1] < 0.1
+    assert optimizer_bytes(lambda p: sgd(p, lr=1e-6))[0] == 0
+    assert optimizer_bytes(lambda p: sgd(p, lr=1e-6, momentum=0.9))[0] == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_cuda_device_allocates_what_is_counted(tmp_path: Path, precision: str) -> None:
+    module = SiDLSG("architecture:sd15-small", resolution=512, micro_batch_size=8)
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    torch.cuda.reset_peak_memory_stats()
+    trainer = L.Trainer(
+        accelerator="gpu",
+        devices=1,
+        precision=precision,  # type: ignore[arg-type]
+        max_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, PromptDataModule(str(tmp_path / "prompts.txt"), batch_size=16))
+    options = {"batch_size": 16, "micro_batch_size": 8, "precision": precision}
+    run = PlannedRun(Plan(GUIDED, **options), build("sd15-small", "meta", 512))
+    assert torch.cuda.max_memory_allocated() == pytest.approx(total_bytes(run), rel=0.1)

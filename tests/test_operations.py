@@ -1,0 +1,109 @@
+"""What an iteration asks the device to do: the number of operations, and of waits for it.
+
+A loop over samples would make the number of operations grow with the batch; a read of a value on
+the host makes a GPU's queue run dry.
+"""
+
+import warnings
+from collections import Counter
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sid_lsg.benchmark.baseline import Baseline
+from sid_lsg.benchmark.runs import fit
+from sid_lsg.guidance import Guidance, Kappas
+from sid_lsg.module import SiDLSG
+from sid_lsg.networks import StableDiffusion
+
+# Operations that give the host a number, or a tensor whose size depends on the values.
+READS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
+
+# One per phase: whether there is a bad sample, which decides what is computed next.
+READS_PER_ITERATION = 2
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations by name, and the reads of what would be on the device.
+
+    Args:
+        host: Places of tensors that are on the host whatever the device is: reading them is free.
+    """
+
+    def __init__(self, host: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+        super().__init__()
+        self.count: Counter[str] = Counter()
+        self.reads = 0
+        self.host = host
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.count[name] += 1
+        self.reads += name in READS and args[0].data_ptr() not in self.host
+        return func(*args, **(kwargs or {}))
+
+
+def step_counters(optimizers: list[torch.optim.Optimizer]) -> set[int]:
+    """Return the places of the optimizers' numbers of steps, which PyTorch keeps on the host."""
+    states = [state for optimizer in optimizers for state in optimizer.state.values()]
+    return {state["step"].data_ptr() for state in states if torch.is_tensor(state.get("step"))}
+
+
+class Watch(L.Callback):
+    """Counts a step's operations in some iterations."""
+
+    def __init__(self, *iterations: int) -> None:
+        self.iterations, self.rows = iterations, {}  # type: ignore[var-annotated]
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step in self.iterations:
+            self.rows[trainer.global_step] = Operations(step_counters(trainer.optimizers))
+            self.rows[trainer.global_step].__enter__()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step - 1 in self.rows:
+            self.rows[trainer.global_step - 1].__exit__(None, None, None)
+
+
+def watched(tiny_sd: str, batch: int, *iterations: int, **options: Any) -> dict[int, Operations]:
+    watch = Watch(*iterations)
+    module = SiDLSG(tiny_sd, guidance=Guidance(scale=2.0), **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit(module, batch, max(iterations) + 1, [watch], accelerator="cpu")
+    return watch.rows
+
+
+def test_operations_do_not_grow_with_the_batch(tiny_sd: str) -> None:
+    small, medium, large = (watched(tiny_sd, batch, 1)[1].count for batch in (2, 4, 8))
+    assert small.total() > 1000
+    assert small == medium == large
+
+
+def test_operations_grow_with_the_micro_batches_alone(tiny_sd: str) -> None:
+    """As many per micro-batch, whatever its size; the counter sees what is repeated."""
+    one, two = (watched(tiny_sd, 4, 1, micro_batch_size=size)[1].count for size in (4, 2))
+    assert one["convolution"] * 2 == two["convolution"]
+    assert one["convolution_backward"] * 2 == two["convolution_backward"]
+
+
+def test_reads(tiny_sd: str) -> None:
+    """An iteration reads from the device once per phase; the tenth, which logs, no more."""
+    rows = watched(tiny_sd, 4, 1, 9)
+    assert rows[1].reads == READS_PER_ITERATION
+    assert rows[9].reads == READS_PER_ITERATION
+
+
+def test_loops_and_reads_are_seen(tiny_sd: str) -> None:
+    """The baseline has a loop over samples, which reads: the counts tell."""
+    baseline = Baseline(StableDiffusion.from_pretrained(tiny_sd), Kappas(2.0, 2.0, 2.0, 2.0))
+    baseline.iteration(["a cat"], ["a dog"])  # makes the optimizers' states
+    counts = []
+    for batch in (2, 4):
+        with Operations() as operations:
+            baseline.iteration(["a cat"] * batch, ["a dog"] * batch)
+        counts.append(operations)
+    assert counts[0].count.total() < counts[1].count.total()
+    assert READS_PER_ITERATION < counts[0].reads < counts[1].reads
