@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 import yaml
 from jsonargparse import Namespace
 
@@ -15,7 +16,7 @@ ALL = sorted(CONFIGS.rglob("*.yaml"))
 COMPLETE = [path for path in ALL if path.parent == CONFIGS]
 TRAINERS = [path for path in ALL if path.parent.name == "trainer"]
 SWEEPS = [path for path in ALL if path.parent.name == "sweep"]  # for wandb: tests/test_sweep.py
-OTHERS = ("trainer", "sweep", "evaluate")  # of a machine, of wandb, of another command
+OTHERS = ("trainer", "sweep", "evaluate", "study")  # of a machine, of wandb, of other commands
 OVERLAYS = [path for path in ALL if path.parent != CONFIGS and path.parent.name not in OTHERS]
 
 
@@ -62,6 +63,30 @@ def test_complete_configs_run(
     assert {path.name for path in tmp_path.iterdir()} == {"run", "prompts.txt"}
 
 
+@pytest.mark.parametrize(
+    "path", OVERLAYS + TRAINERS, ids=lambda path: f"{path.parent.name}/{path.name}"
+)
+def test_overlays_run(
+    path: Path, tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two iterations over the complete config; of a machine's overlay, all but the machine."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    base = CONFIGS / "lsg.yaml"
+    options = [*small(tmp_path, tiny_sd, base), "--trainer.num_nodes", "1"]
+    try:
+        main(["fit", "--config", str(base), "--config", str(path), *options])
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    assert json.loads((tmp_path / "run/summary.json").read_text())["images_seen"] == 8
+    saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    said = yaml.safe_load(path.read_text())
+    assert saved["trainer"]["strategy"] == said.get("trainer", {}).get("strategy", "auto")
+    if "model" in said:
+        assert saved["model"]["guidance"].items() >= said["model"]["guidance"].items()
+
+
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_overlays_merge_over_a_complete_config(
     path: Path, capsys: pytest.CaptureFixture[str]
@@ -80,8 +105,10 @@ def test_overlays_merge_over_a_complete_config(
             else:
                 assert whole[name] == value, name
 
-    check(yaml.safe_load(path.read_text()), merged)
-    assert merged["model"]["teacher"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    said = yaml.safe_load(path.read_text())
+    check(said, merged)
+    teacher = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert merged["model"]["teacher"] == said["model"].get("teacher", teacher)
 
 
 @pytest.mark.parametrize("path", TRAINERS, ids=lambda path: path.name)
@@ -122,5 +149,5 @@ def test_headers_state_the_command(path: Path) -> None:
     if path in SWEEPS:
         assert f"wandb sweep {path.relative_to(CONFIGS.parent)}" in header
     else:
-        command = "evaluate" if path.parent.name == "evaluate" else "fit"
+        command = path.parent.name if path.parent.name in ("evaluate", "study") else "fit"
         assert f"sid_lsg.cli {command}" in path.read_text().split("\nmodel:")[0]
