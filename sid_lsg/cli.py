@@ -68,7 +68,10 @@ from sid_lsg.run import (  # noqa: E402
 from sid_lsg.strategies import register_strategies  # noqa: E402
 
 PROGRAM = "python -m sid_lsg.cli"
-_ADAM = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-6, "betas": [0.0, 0.999]}}
+_ADAM = {
+    "class_path": "sid_lsg.optimizers.AdamWithoutMomentum",
+    "init_args": {"lr": 1e-6, "betas": [0.0, 0.999], "fused": True},
+}
 
 
 _TOOLS = {
@@ -79,6 +82,7 @@ _TOOLS = {
     "import-official": ("import_official", "make such a folder from an official checkpoint"),
     "evaluate": ("evaluate", "score a model or a folder of images, and write a report"),
     "prepare-coco": ("prepare_coco", "make COCO's caption list and reference statistics"),
+    "study": ("study", "run a grid of fits and compare their scores, as tables and plots"),
     "estimate": ("estimate", "say what a fit will need: memory on each device, and hours"),
     "benchmark": ("benchmark", "measure how fast a fit is on this machine, and in how much memory"),
 }  # command: (module of sid_lsg.tools and its function, what it does)

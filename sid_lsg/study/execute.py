@@ -1,0 +1,235 @@
+"""Run tasks as processes of their own, several at a time; tell how far they are; end them."""
+
+import csv
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+from sid_lsg.errors import UsageError
+from sid_lsg.study.tasks import Task
+
+_POLL_S = 0.2
+_LOOK_S = 5.0  # how often to see how far the running fits are
+_PATIENCE_S = 120.0  # in which a fit that is told to end can finish its iteration and save it
+
+
+@contextmanager
+def alone(output: Path) -> Iterator[int]:
+    """Hold a study's folder, and give the lock to pass on to the processes that are started.
+
+    While one of them lives the folder stays held, even if this process has been killed.
+
+    Raises:
+        UsageError: If another process holds it.
+    """
+    with (output / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"--output: {str(output)!r} is in use by another study, or by a run that a killed "
+                "one has left behind. Wait for it, end it, or choose another folder."
+            ) from error
+        yield file.fileno()
+
+
+@dataclass
+class _Child:
+    """A task that is running."""
+
+    task: Task
+    rest: Sequence[Task]
+    number: int
+    process: subprocess.Popen[bytes]
+    begun: float
+    share: float = 0.0  # of its work that is done
+    before: float = 0.0  # that was done when it was started
+
+
+@dataclass
+class Board:
+    """What is told while tasks run: which of how many, how far, how long still.
+
+    Args:
+        jobs: All of them, the finished ones too.
+    """
+
+    jobs: Sequence[Sequence[Task]]
+    begun: float = field(default_factory=time.monotonic)
+    done_now: float = 0.0  # work of this session's finished tasks
+
+    def __post_init__(self) -> None:
+        """Count."""
+        tasks = [task for job in self.jobs for task in job]
+        self.count, self.total = len(tasks), sum(task.cost for task in tasks)
+        self.finished = sum(task.finished for task in tasks)
+        self.left = self.total - sum(task.cost for task in tasks if task.finished)
+        self.bar = tqdm(
+            total=self.total,
+            initial=self.total - self.left,
+            disable=None,  # where nobody looks
+            leave=False,
+            bar_format="{percentage:3.0f}%|{bar}| {desc}",
+        )
+
+    def tell(self, text: str) -> None:
+        """Print a line."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def remaining(self, running: Sequence[_Child]) -> str:
+        """Say how long it still takes, from what was done in this session."""
+        going = sum((child.share - child.before) * child.task.cost for child in running)
+        known = sum(child.share * child.task.cost for child in running)
+        done, elapsed = self.done_now + going, time.monotonic() - self.begun
+        self.bar.n = min(self.total, self.total - self.left + known)
+        if done <= 0:
+            return ""
+        left = f", about {duration((self.left - known) * elapsed / done)} left"
+        self.bar.set_description_str(f"{self.finished} of {self.count} done{left}")
+        return left
+
+
+def duration(seconds: float) -> str:
+    """Say how long, as coarsely as is useful."""
+    seconds = max(0.0, seconds)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
+def execute(
+    jobs: Sequence[Sequence[Task]],
+    processes: int,
+    threads: int | None,
+    lock: int,
+    finished: Callable[[Task], None],
+) -> list[str]:
+    """Run what is not finished; the tasks of a job one after the other.
+
+    Ctrl-C and SIGTERM end what is running: fits save first.
+
+    Args:
+        jobs: Lists of tasks.
+        processes: How many at a time.
+        threads: Of each; None leaves that to torch.
+        lock: What the processes are to hold.
+        finished: Called when a task is done.
+
+    Returns:
+        What failed, in words.
+    """
+    board = Board(jobs)
+    failures: list[str] = []
+    waiting = deque([task for task in job if not task.finished] for job in jobs)
+    running: list[_Child] = []
+    looked = 0.0
+    try:
+        while running or waiting:
+            while waiting and len(running) < processes:
+                if job := waiting.popleft():
+                    number = board.finished + len(running) + len(failures) + 1
+                    child = _start(job, number, threads, lock)
+                    running.append(child)
+                    board.tell(
+                        f"[{number}/{board.count}] {child.task.title}{board.remaining(running)}"
+                    )
+            time.sleep(_POLL_S)
+            if time.monotonic() - looked > _LOOK_S:
+                looked = time.monotonic()
+                for child in running:
+                    child.share = max(child.share, done_share(child.task))
+                board.remaining(running)
+            for child in [child for child in running if child.process.poll() is not None]:
+                running.remove(child)
+                took = duration(time.monotonic() - child.begun)
+                if child.process.returncode == 0 and child.task.finished:
+                    board.finished += 1
+                    board.left -= child.task.cost
+                    board.done_now += child.task.cost * (1 - child.before)
+                    finished(child.task)
+                    left = board.remaining(running)
+                    board.tell(f"[{child.number}/{board.count}] {child.task.title}: {took}{left}")
+                    waiting.appendleft([*child.rest])
+                else:
+                    failures.append(_failure(child))
+                    board.tell(f"[{child.number}/{board.count}] failed: {failures[-1]}")
+    except BaseException:
+        _end(running)
+        raise
+    finally:
+        board.bar.close()
+    return failures
+
+
+def done_share(task: Task) -> float:
+    """Return how much of a fit is done, by the last whole row of its metrics.csv."""
+    try:
+        lines = (task.folder / "metrics.csv").read_text().splitlines()
+        step = dict(zip(*csv.reader([lines[0], lines[-1]]), strict=True))["step"]
+        return min(1.0, int(step) / task.iterations)
+    except (OSError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        return 0.0
+
+
+def _start(job: Sequence[Task], number: int, threads: int | None, lock: int) -> _Child:
+    task, *rest = job
+    before = done_share(task)
+    if not task.folder.exists():
+        task.folder.parent.mkdir(parents=True, exist_ok=True)
+        task.record()
+    environment = dict(os.environ)
+    if threads:
+        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    log: IO[bytes]
+    with task.log.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sid_lsg.cli", *task.continued().command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            pass_fds=[lock],
+            start_new_session=True,  # Ctrl-C is for this process, which tells the others
+        )
+    return _Child(task, rest, number, process, time.monotonic(), before, before)
+
+
+def _failure(child: _Child) -> str:
+    lines = child.task.log.read_text(errors="replace").splitlines()
+    last = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
+    status = child.process.returncode
+    return f"{child.task.title} (status {status}; {child.task.log}): {last[-300:]}"
+
+
+def _end(running: Sequence[_Child]) -> None:
+    """Tell what is running to end, and wait until it has."""
+    if not running:
+        return
+    try:
+        for child in running:
+            child.process.terminate()
+        what = f"{len(running)} running, which save{'s' if len(running) == 1 else ''} first"
+        print(f"\nending {what}; once more to end at once", file=sys.stderr, flush=True)
+        deadline = time.monotonic() + _PATIENCE_S
+        for child in running:
+            child.process.wait(max(0.1, deadline - time.monotonic()))
+    except BaseException as error:  # Ctrl-C again, or out of patience
+        for child in running:
+            if child.process.poll() is None:
+                os.killpg(child.process.pid, signal.SIGKILL)
+            child.process.wait()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise

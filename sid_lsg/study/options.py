@@ -1,0 +1,145 @@
+"""What a study is made of, as its config says it; and options of `fit` by their dotted names."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from sid_lsg.checks import refuse
+from sid_lsg.errors import UsageError
+
+ErrorBars = Literal["std", "sem"]
+Options = dict[str, Any]
+
+
+@dataclass
+class Series:
+    """Fits that belong together: a line in the plots.
+
+    Args:
+        points: The fits by their labels: options of `fit` by dotted names, for example
+            {"1.5": {model.guidance.scale: 1.5}}.
+        options: Options of all of them.
+        images: Images that each sees; by default the study's.
+    """
+
+    points: dict[str, dict[str, Any]]
+    options: dict[str, Any] = field(default_factory=dict)
+    images: int | None = None
+
+
+@dataclass
+class Teacher:
+    """The settings at which the teacher itself is sampled by DDIM and scored: all pairs of these.
+
+    Args:
+        num_steps: Numbers of steps.
+        guidance: Guidance scales.
+    """
+
+    num_steps: list[int] = field(default_factory=lambda: [25])
+    guidance: list[float] = field(default_factory=lambda: [1.0])
+
+
+@dataclass
+class Study:
+    """A study's options, checked as far as no fit has to be read.
+
+    The attributes are the arguments of `sid_lsg.tools.study.study`.
+    """
+
+    output: Path
+    base: list[str]
+    options: Options
+    series: dict[str, Series]
+    seeds: list[int]
+    images: int
+    teacher: Teacher | None = None
+    generator_steps: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuse what is missing or out of range."""
+        for name, value in (("base", self.base), ("series", self.series), ("seeds", self.seeds)):
+            if not value:
+                raise UsageError(f"--{name} is missing: give it, or a config of configs/study.")
+        for path in self.base:
+            if not Path(path).is_file():
+                raise UsageError(
+                    f"--base: there is no file {path!r}; a relative path starts at the working "
+                    f"directory, {Path.cwd()}."
+                )
+        if len(set(self.seeds)) < len(self.seeds):
+            refuse("seeds", self.seeds, "numbers that differ")
+        for label, series in self.series.items():
+            if not series.points:
+                raise UsageError(f"--series: {label!r} has no points; give it some, or remove it.")
+            if (series.images or self.images) < 1:
+                refuse("images", series.images or self.images, "at least 1")
+        for count in [*self.generator_steps, *(self.teacher.num_steps if self.teacher else [])]:
+            if count < 1:
+                refuse("generator_steps and --teacher.num_steps", count, "at least 1 each")
+
+
+def merge(*parts: Mapping[str, Any]) -> Options:
+    """Merge options by dotted names: the last one wins, over its own parts too.
+
+    `a: {...}` after `a.b: 1` replaces it, as on the command line.
+    """
+    merged: Options = {}
+    for name, value in (item for part in parts for item in part.items()):
+        merged = {
+            key: v for key, v in merged.items() if key != name and not key.startswith(f"{name}.")
+        }
+        merged[name] = value
+    return merged
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Options:
+    """Return a config's options by dotted names; lists and empty sections stay values."""
+    flat: Options = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def explicit(base: Sequence[str], options: Options) -> Options:
+    """Return all that a fit's configs and options say, without the defaults.
+
+    Raises:
+        UsageError: If a config is not a YAML file of options.
+    """
+    flat: Options = {}
+    for path in base:
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(f"--base: cannot read {path!r} as YAML ({reason}).") from error
+        if not isinstance(content, dict):
+            raise UsageError(f"--base: {path!r} holds no options, but {content!r:.60}.")
+        flat |= flatten(content)
+    for name, value in options.items():
+        flat = merge(flat, {name: value})
+        if isinstance(value, Mapping) and value:
+            flat = merge(flat, flatten({name: value}))
+            flat.pop(name)
+    return flat
+
+
+def arguments(base: Sequence[str], options: Options) -> list[str]:
+    """Write configs and options as they stand on a command line."""
+    return [
+        *(f"--config={path}" for path in base),
+        *(f"--{name}={in_words(value)}" for name, value in options.items()),
+    ]
+
+
+def in_words(value: Any) -> str:
+    """Write an option's value: text as it is, all else as JSON, which is YAML."""
+    return value if isinstance(value, str) else json.dumps(value)

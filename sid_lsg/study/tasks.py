@@ -1,0 +1,180 @@
+"""From runs to commands of this project, each with the file that it leaves when it is done."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sid_lsg.callbacks.comparison import steps as in_words
+from sid_lsg.errors import UsageError
+from sid_lsg.files import replacing
+from sid_lsg.study.options import Options, Study, arguments
+from sid_lsg.study.plan import Run, slugify
+from sid_lsg.study.prompts import located
+
+RUNS, EVALUATIONS = "runs", "evaluations"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A command.
+
+    Attributes:
+        title: Its name for people.
+        folder: The folder that it writes.
+        result: The file there that it leaves when it is done.
+        command: What follows `python -m sid_lsg.cli`.
+        options: What its results depend on.
+        cost: About how many evaluations of a network it takes.
+        iterations: How many rows at most its metrics.csv counts; 0 if it has none.
+    """
+
+    title: str
+    folder: Path
+    result: Path
+    command: tuple[str, ...]
+    options: Options
+    cost: float
+    iterations: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether it is done."""
+        return self.result.is_file()
+
+    @property
+    def beside(self) -> Path:
+        """Return the file beside its folder that holds its options."""
+        return self.folder.with_name(f"{self.folder.name}.json")
+
+    @property
+    def log(self) -> Path:
+        """Return the file beside its folder that holds what it prints."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    def continued(self) -> "Task":
+        """Return the command that goes on, where it was interrupted."""
+        resumes = self.command[0] == "fit" and self.folder.exists()
+        return replace(self, command=(*self.command, "--ckpt_path=last")) if resumes else self
+
+    def record(self) -> None:
+        """Write the options down."""
+        with replacing(self.beside) as temporary:
+            temporary.write_text(json.dumps(self.options, indent=2, ensure_ascii=False) + "\n")
+
+    def check(self) -> None:
+        """Refuse to go on with other options than the ones that were written down.
+
+        Raises:
+            UsageError: Naming what differs.
+        """
+        if not self.folder.exists():
+            return
+        try:
+            before = json.loads(self.beside.read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"--output: {str(self.folder)!r} is there, but not the file {self.beside.name!r} "
+                "beside it that says how it was made. Give another --output, or delete that folder."
+            ) from error
+        if changes := differences(before, json.loads(json.dumps(self.options))):
+            state = "finished" if self.finished else "interrupted"
+            raise UsageError(
+                f"--output: {state} {str(self.folder)!r} was made with other options: "
+                f"{'; '.join(changes)}. Restore them, give another --output, or delete that folder "
+                "to make it again."
+            )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say which options differ, and how."""
+    nothing = "not given"
+    return [
+        f"{name} was {before.get(name, nothing)!r}, is {now.get(name, nothing)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name, nothing) != now.get(name, nothing)
+    ]
+
+
+def jobs(study: Study, runs: Iterable[Run]) -> list[list[Task]]:
+    """List what is to be done: tasks that follow on each other, in lists that do not."""
+    runs = [*runs]
+    return [*teacher_jobs(study, runs), *([fit(study, r), *at_steps(study, r)] for r in runs)]
+
+
+def fit(study: Study, run: Run) -> Task:
+    """Make the command of a run."""
+    folder = study.output / RUNS / run.name
+    options = {name: located(value, study.output) for name, value in run.options.items()}
+    options |= {"trainer.default_root_dir": str(folder), "progress.refresh_rate": 0}
+    command = ("fit", *arguments(study.base, options))
+    result = folder / "summary.json"
+    return Task(run.title, folder, result, command, run.explicit, run.evaluations, run.iterations)
+
+
+def teacher_jobs(study: Study, runs: Iterable[Run]) -> list[list[Task]]:
+    """Make the commands that score the teacher, once on each kind of prompts and scores."""
+    found: dict[str, list[Task]] = {}
+    for run in runs if study.teacher else ():
+        assert study.teacher
+        for steps in study.teacher.num_steps:
+            for guidance in study.teacher.guidance:
+                scored = _scored(run) | {
+                    "model": run.config.model.teacher,
+                    "resolution": run.config.model.resolution,
+                    "sampler": "ddim",
+                    "num_steps": steps,
+                    "guidance": guidance,
+                }
+                key = json.dumps(scored)
+                if key not in found:
+                    name = slugify(f"teacher-{Path(run.scored_prompts).stem}")
+                    same = {task.folder.name for (task,) in found.values()}
+                    name = f"{name}-steps{steps}-guidance{guidance:g}"
+                    while name in same:  # prompts of one file name, in several folders
+                        name += "x"
+                    title = f"teacher, {in_words(steps)}, guidance {guidance:g}"
+                    cost = scored["num_images"] * steps * (1 if guidance == 1 else 2)
+                    found[key] = [_evaluation(study, name, title, scored, cost)]
+    return [*found.values()]
+
+
+def at_steps(study: Study, run: Run) -> list[Task]:
+    """Make the commands that score a run's generator at other numbers of steps."""
+    folder = study.output / RUNS / run.name
+    made = []
+    for steps in study.generator_steps:
+        if steps != run.config.model.num_steps:
+            scored = _scored(run) | {
+                "model": str(folder / "generator"),
+                "sampler": "generator",
+                "num_steps": steps,
+            }
+            title, name = f"{run.title}, {in_words(steps)}", f"{run.name}-steps{steps}"
+            task = _evaluation(study, name, title, scored, scored["num_images"] * steps)
+            # Wherever the study lies, the generator is that of the run.
+            made.append(replace(task, options=task.options | {"model": run.name}))
+    return made
+
+
+def _scored(run: Run) -> dict[str, Any]:
+    """Return the options of `evaluate` that score as the run does."""
+    data, metrics = run.config.data, run.config.metrics
+    same = ("reference", "protocol", "inception", "clip", "clip_prefix", "num_images", "batch_size")
+    return {
+        "prompts": run.scored_prompts
+        if isinstance(data.heldout or data.prompts, str)
+        else run.scored_prompts.split(", "),
+        "column": data.column,
+        **{name: metrics[name] for name in same},
+        "accelerator": run.config.trainer.accelerator,
+    }
+
+
+def _evaluation(study: Study, name: str, title: str, scored: Options, cost: float) -> Task:
+    folder = study.output / EVALUATIONS / name
+    options = {option: located(value, study.output) for option, value in scored.items()}
+    options |= {"output": str(folder), "name": title, "progress": False}
+    command = ("evaluate", *arguments((), options))
+    return Task(title, folder, folder / "report.json", command, scored, cost)
