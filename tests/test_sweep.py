@@ -1,5 +1,6 @@
-"""The shipped sweep: what W&B reads of it, and the commands that its agents run."""
+"""The shipped sweeps: what W&B reads of them, and the commands that their agents run."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -18,9 +19,12 @@ from wandb.wandb_agent import Agent
 from sid_lsg.cli import main
 from sid_lsg.guidance import Guidance, Preset
 from sid_lsg.run import put_inside
+from sid_lsg.tools.estimate import Estimate, estimate
+from sid_lsg.tools.fit_options import FitOptions
 
 REPOSITORY = Path(__file__).parent.parent
 SWEEP = REPOSITORY / "configs" / "sweep" / "kappa.yaml"
+SWEEPS = sorted(SWEEP.parent.glob("*.yaml"))
 PARAMETERS = yaml.safe_load(SWEEP.read_text())["parameters"]
 GUIDANCE = PARAMETERS["model.guidance"]["values"]
 
@@ -29,9 +33,10 @@ EXPLICIT = "{preset: none, scale: null, train_fake: 1.0, eval_fake: [1.5, 1.0], 
 KAPPAS = {PRESET: [1.5, 1.5, 1.5, 1.5], EXPLICIT: [1.0, 1.5, 1.0, 1.5]}
 
 
-def test_wandb_can_read_it() -> None:
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_wandb_can_read_it(path: Path) -> None:
     """What `wandb sweep` checks here, and what W&B's server documents to require."""
-    config = load_sweep_config(str(SWEEP))
+    config = load_sweep_config(str(path))
     assert config is not None
     assert config.keys() <= {
         "program", "project", "name", "method", "metric", "parameters", "command",
@@ -44,6 +49,22 @@ def test_wandb_can_read_it() -> None:
         assert len(set(parameter["values"])) == len(parameter["values"]) > 0
     assert config["command"].count("${args}") == 1
     assert all(isinstance(part, str) for part in config["command"])
+    assert config["name"] == path.stem
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_fit_takes_every_value_of_every_sweep(path: Path) -> None:
+    """As the agent writes it: each is read, and no two are the same point."""
+    config = yaml.safe_load(path.read_text())
+    command = config["command"]
+    given = [part for part in command[command.index("fit") + 1 :] if not part.startswith("$")]
+    given = [str(REPOSITORY / part) if part.startswith("configs/") else part for part in given]
+    for name, values in config["parameters"].items():
+        read = [
+            FitOptions(estimate, Estimate, [*given, f"--{name}={value}"]).config.as_dict()
+            for value in values["values"]
+        ]
+        assert all(one != other for one, other in itertools.combinations(read, 2))
 
 
 @pytest.mark.parametrize("base", ["demo.yaml", "lsg.yaml"])
