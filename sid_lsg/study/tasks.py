@@ -14,6 +14,7 @@ from sid_lsg.study.plan import Run, slugify
 from sid_lsg.study.prompts import located
 
 RUNS, EVALUATIONS = "runs", "evaluations"
+_SAID = 6  # changed options that a message names
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Task:
                 "beside it that says how it was made. Give another --output, or delete that folder."
             ) from error
         if changes := differences(before, json.loads(json.dumps(self.options))):
+            if len(changes) > _SAID:
+                changes[_SAID:] = [f"and {len(changes) - _SAID} more"]
             state = "finished" if self.finished else "interrupted"
             raise UsageError(
                 f"--output: {state} {str(self.folder)!r} was made with other options: "

@@ -40,7 +40,7 @@ def study(
     threads: int | None = None,
     keep_checkpoints: bool = True,
     error_bars: ErrorBars = "std",
-    results: list[str] | None = None,
+    results: str | list[str] | None = None,
     dry_run: bool = False,
 ) -> None:
     """Run a grid of fits, one for each point and seed, and compare their scores.
@@ -65,7 +65,7 @@ def study(
         keep_checkpoints: Keep a finished run's checkpoints, beside its generator.
         error_bars: Spread over the seeds: the standard deviation (std), or the standard error of
             the mean (sem).
-        results: Run nothing; make tables and plots of the rows in these files.
+        results: Run nothing; make tables and plots of the rows in this results.csv, or in several.
         dry_run: Run nothing; list what would be run.
 
     Raises:
@@ -74,7 +74,7 @@ def study(
     root = Path(output)
     if results is not None:
         check_writable(root, "output")
-        rows = read_results(results)
+        rows = read_results([results] if isinstance(results, str) else results)
         with writing(root, "output"):
             report(rows, error_bars, root)
         return
