@@ -48,11 +48,13 @@ def draw(rows: Sequence[Row], kind: ErrorBars, folder: Path) -> list[Path]:
     }
     written = []
     for name, figure in figures.items():
+        paths = [folder / f"{name}.{ending}" for ending in ("png", "svg")]
         if figure is None:
+            for path in paths:  # of other rows, drawn earlier
+                path.unlink(missing_ok=True)
             continue
         figure.suptitle(f"{suffix(rows)}  {note}", x=0.99, ha="right", fontsize=7)
-        for ending in ("png", "svg"):
-            path = folder / f"{name}.{ending}"
+        for path, ending in zip(paths, ("png", "svg"), strict=True):
             with replacing(path) as temporary, rc_context(_STYLE):
                 metadata = {"Date": None} if ending == "svg" else {"Software": None}
                 figure.savefig(temporary, format=ending, dpi=150, metadata=metadata)
@@ -116,11 +118,13 @@ def over_images(curves: Sequence[Group], teachers: Sequence[Group]) -> Figure | 
         best = [g for g in teachers if g.scored_prompts == same[0].scored_prompts]
         best = sorted((g for g in best if "fid" in g.scores), key=lambda g: g.scores["fid"].value)
         for g in best[:1]:
-            label = f"teacher's lowest (guidance {g.point}, {steps(g.num_steps)})"
-            axes.axhline(g.scores["fid"].value, color="black", linestyle="--", lw=1, label=label)
+            words = f"teacher's lowest: guidance {g.point}, {steps(g.num_steps)}"
+            fid, place = g.scores["fid"].value, axes.get_yaxis_transform()
+            axes.axhline(fid, color="black", linestyle="--", lw=1)
+            axes.text(0.99, fid, words, fontsize=7, ha="right", va="bottom", transform=place)
         _scale_fid(axes, [g.scores["fid"].value for g in same])
         axes.set_xlabel("images seen")
-        axes.legend(loc="upper right")
+        axes.legend(loc="upper right", ncols=3)
 
     return _figure(panels, panel)
 
