@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sid_lsg.bad_samples import count, replace_bad
+from sid_lsg.bad_samples import Reading, count, replace_bad
 from sid_lsg.errors import UsageError
 from sid_lsg.gradients import (
     ClipAlgorithm,
@@ -26,7 +26,7 @@ from sid_lsg.gradients import (
     sample_weights,
     update_ratio,
 )
-from sid_lsg.lora import adapters, check_scales, is_adapter, scale, trainable
+from sid_lsg.lora import adapters, check_scales, is_adapter, scale
 from sid_lsg.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs, Update
 from sid_lsg.resume import check_weights
 from sid_lsg.sharding import is_sharded, reduce_in_backward
@@ -110,28 +110,28 @@ class AlternatingModule(L.LightningModule):
             measured: Whether to measure what costs a pass over all gradients and a read of the
                 weights; neither waits for the device.
         """
-        losses, weights = self._accumulate(inputs, evaluate, network)
+        losses, weights, bad = self._accumulate(inputs, evaluate, network)
         finite = losses.isfinite()
-        # The one read from the device in a phase: it decides what all ranks compute next.
-        skipped = count(~finite)
+        skipped = int(bad)  # decides what all ranks compute next
         weight = weights.mean()
         if skipped:
             optimizer.zero_grad()
             again = replace_bad(inputs, finite)
-            losses, weights = self._accumulate(again, evaluate, network, finite)
+            losses, weights, _ = self._accumulate(again, evaluate, network, finite)
             weight = weights.sum() / finite.sum().clamp(min=1)
-        parameters = trainable(network)
+        parameters = trained_by(optimizer)
         all_reduce_mean(parameters)
         unknown = losses.new_full((), torch.nan)
-        self._measured, self._nonfinite, ratio = measured, unknown, unknown
+        self._measured = measured
+        self._nonfinite = self._norm = ratio = unknown
         before = sample_weights(parameters) if measured else None
         optimizer.step()
         optimizer.zero_grad()  # one network's gradients are held at a time
         if before is not None:
             ratio = update_ratio(before, sample_weights(parameters), is_sharded(network))
-        bad = (~finite).nonzero()[:, 0].tolist() if skipped else []
+        which = (~finite).nonzero()[:, 0].tolist() if skipped else []
         loss = losses.sum() / inputs.size
-        return Update(loss, weight, self._norm, skipped, bad, self._nonfinite, ratio)
+        return Update(loss, weight, self._norm, skipped, which, self._nonfinite, ratio)
 
     def _accumulate(
         self,
@@ -139,11 +139,13 @@ class AlternatingModule(L.LightningModule):
         evaluate: Evaluate,
         network: nn.Module,
         counted: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Reading]:
         """Backpropagate the mean loss, over the `counted` [B] alone but divided by B.
 
         Returns:
-            Every sample's loss [B] and weight [B]; zero where they do not count.
+            Every sample's loss [B] and weight [B], zero where they do not count; and how many
+            losses of all ranks are not finite. That is sent before the last backward pass, which
+            keeps the device busy while the host waits for it.
         """
         losses, weights = inputs.draws.u.new_zeros(2, inputs.size)
         size = self.micro_batch_size or inputs.size
@@ -153,11 +155,14 @@ class AlternatingModule(L.LightningModule):
             loss, weight = output.loss, output.weight.flatten()
             if counted is not None:
                 loss, weight = (x.where(counted[part], 0) for x in (loss, weight))
-            reduce_in_backward(network, start + size >= inputs.size)
+            losses[part], weights[part] = loss.detach(), weight
+            last = start + size >= inputs.size
+            if last:
+                bad = count(~losses.isfinite())
+            reduce_in_backward(network, last)
             with self._without_reduction():
                 self.manual_backward(loss.sum() / inputs.size)
-            losses[part], weights[part] = loss.detach(), weight
-        return losses, weights
+        return losses, weights, bad
 
     def _without_reduction(self) -> AbstractContextManager[None]:
         """Keep DistributedDataParallel from reducing: it would reduce both networks each time."""
@@ -190,11 +195,12 @@ class AlternatingModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Repair, measure and clip the gradients, after a precision plugin has unscaled them."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = trained_by(optimizer)
         if self._measured:
             self._nonfinite = nonfinite_share(parameters)
         repair_gradients(parameters)
-        self._norm = gradient_norm(parameters)
+        if self._measured:
+            self._norm = gradient_norm(parameters)
         if self.gradient_clip_val is not None:
             clip_gradients(parameters, self.gradient_clip_val, self.gradient_clip_algorithm)
 
@@ -224,9 +230,8 @@ def _drop_frozen(
 
 
 @contextmanager
-def constant(network: nn.Module) -> Iterator[None]:
+def constant(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """Stop gradients to what is trained of a network, not through it to its inputs."""
-    parameters = trainable(network)
     for p in parameters:
         p.requires_grad_(False)
     try:
@@ -234,6 +239,11 @@ def constant(network: nn.Module) -> Iterator[None]:
     finally:
         for p in parameters:
             p.requires_grad_(True)
+
+
+def trained_by(optimizer: Any) -> list[nn.Parameter]:
+    """Return an optimizer's parameters: what `trainable` finds, without a walk over the network."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _nothing() -> None:

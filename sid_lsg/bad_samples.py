@@ -19,12 +19,30 @@ from sid_lsg.processes import gather, process
 _SHOWN = 3  # prompts in the warning
 
 
-def count(flags: Tensor) -> int:
+class Reading:
+    """A number on its way from the device, which goes on working meanwhile."""
+
+    def __init__(self, number: Tensor) -> None:
+        """Send a scalar to the host, behind what the device has been told to do so far."""
+        self._number = torch.empty((), dtype=number.dtype, pin_memory=number.is_cuda)
+        self._number.copy_(number, non_blocking=True)
+        self._sent = torch.cuda.Event() if number.is_cuda else None
+        if self._sent:
+            self._sent.record()
+
+    def __int__(self) -> int:
+        """Wait until it is there; not for what the device was told to do later."""
+        if self._sent:
+            self._sent.synchronize()
+        return int(self._number)
+
+
+def count(flags: Tensor) -> Reading:
     """Count the true flags of all ranks together."""
     total = flags.sum()
     if process()[1] > 1:
         dist.all_reduce(total)
-    return int(total)
+    return Reading(total)
 
 
 def replace_bad(inputs: PhaseInputs, good: Tensor) -> PhaseInputs:

@@ -68,7 +68,10 @@ from sid_lsg.run import (  # noqa: E402
 from sid_lsg.strategies import register_strategies  # noqa: E402
 
 PROGRAM = "python -m sid_lsg.cli"
-_ADAM = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-6, "betas": [0.0, 0.999]}}
+_ADAM = {
+    "class_path": "sid_lsg.optimizers.AdamWithoutMomentum",
+    "init_args": {"lr": 1e-6, "betas": [0.0, 0.999], "fused": True},
+}
 
 
 _TOOLS = {

@@ -1,11 +1,12 @@
 """Everything random that one phase of one iteration needs."""
 
+import math
 from enum import IntEnum
 from typing import NamedTuple
 
 from torch import Tensor
 
-from sid_lsg.randomness import integers, normal, uniform
+from sid_lsg.randomness import integers, normal, random_bits, uniform
 
 
 class Phase(IntEnum):
@@ -55,13 +56,18 @@ def draw(
         seed: The seed of the run.
     """
     # One stream per use: three for eps, t and u, and one for each of the generator's steps.
-    base = int(phase) << 16
+    base, count = int(phase) << 16, math.prod(latent_shape)
+    pairs = count + count % 2
+    counts = {base: pairs, base + 1: 1, base + 2: 1}
+    counts |= dict.fromkeys(range(base + 16, base + 16 + num_steps), pairs)
+    eps, t, u, *noises = random_bits(counts, positions, iteration, seed)
+
+    def latent(bits: Tensor) -> Tensor:
+        return normal(bits)[:, :count].reshape(-1, *latent_shape)
+
     return Draws(
-        noises=[
-            normal(latent_shape, positions, iteration, base + 16 + step, seed)
-            for step in range(num_steps)
-        ],
-        eps=normal(latent_shape, positions, iteration, base, seed),
-        t=integers(tmin, tmax, positions, iteration, base + 1, seed),
-        u=uniform(positions, iteration, base + 2, seed),
+        noises=[latent(bits) for bits in noises],
+        eps=latent(eps),
+        t=integers(t[:, 0], tmin, tmax),
+        u=uniform(u[:, 0]),
     )

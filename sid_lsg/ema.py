@@ -1,9 +1,10 @@
 """The average of the generator that is evaluated and exported."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
-from sid_lsg.lora import trainable
 from sid_lsg.sharding import local
 
 
@@ -23,12 +24,12 @@ def ema_beta(
 
 
 @torch.no_grad()
-def update_ema(ema: nn.Module, network: nn.Module, beta: float) -> None:
-    """Average what is trained, in place: ema = beta ema + (1 - beta) network.
+def update_ema(ema: Sequence[nn.Parameter], trained: Sequence[nn.Parameter], beta: float) -> None:
+    """Average what is trained, in place: ema = beta ema + (1 - beta) trained.
 
-    The average may be on the CPU.
+    The averages may be on the CPU.
     """
-    averages, weights = ([local(p) for p in trainable(net)] for net in (ema, network))
+    averages, weights = ([local(p) for p in parameters] for parameters in (ema, trained))
     if averages[0].device == weights[0].device:
         torch._foreach_lerp_(averages, weights, 1.0 - beta)
         return

@@ -77,7 +77,8 @@ def adapters(network: nn.Module) -> dict[str, nn.Parameter]:
 
 def trainable(network: nn.Module) -> list[nn.Parameter]:
     """Return what is trained or averaged of a network, whether it is being trained or not."""
-    return list(adapters(network).values()) or list(network.parameters())
+    named = dict(network.named_parameters())
+    return [p for name, p in named.items() if is_adapter(name)] or [*named.values()]
 
 
 def base(network: nn.Module) -> dict[str, nn.Parameter]:

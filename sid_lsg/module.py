@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from sid_lsg.alternating import AlternatingModule, constant
+from sid_lsg.alternating import AlternatingModule, constant, trained_by
 from sid_lsg.architectures import load
 from sid_lsg.checks import check_method, check_timesteps
 from sid_lsg.data import PromptBatch
@@ -34,6 +34,7 @@ from sid_lsg.memory import (
     set_frozen_precision,
 )
 from sid_lsg.objective import fake_score_loss, generator_loss, generator_weight
+from sid_lsg.optimizers import AdamWithoutMomentum
 from sid_lsg.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs
 from sid_lsg.starting import start
 from sid_lsg.teacher import Conditioning, Teacher, replace_where
@@ -63,11 +64,9 @@ class SiDLSG(AlternatingModule):
         lora_fake_score: LoRA | None = None,
         lora_generator: LoRA | None = None,
         micro_batch_size: int | None = None,
-        optimizer_fake: OptimizerCallable = lambda p: torch.optim.Adam(
-            p, lr=1e-6, betas=(0.0, 0.999)
-        ),
-        optimizer_generator: OptimizerCallable = lambda p: torch.optim.Adam(
-            p, lr=1e-6, betas=(0.0, 0.999)
+        optimizer_fake: OptimizerCallable = lambda p: AdamWithoutMomentum(p, lr=1e-6, fused=True),
+        optimizer_generator: OptimizerCallable = lambda p: AdamWithoutMomentum(
+            p, lr=1e-6, fused=True
         ),
         ema_halflife_images: float = 50_000.0,
         ema_rampup_ratio: float = 0.05,
@@ -108,7 +107,8 @@ class SiDLSG(AlternatingModule):
             micro_batch_size: Samples that go through the networks at a time; each process' share of
                 the batch is accumulated in micro-batches of this size. By default all at once.
                 Changes memory and speed, not the result.
-            optimizer_fake: Optimizer of the fake score.
+            optimizer_fake: Optimizer of the fake score; by default Adam with beta1 = 0, as in the
+                paper's runs, which stores no first moment and takes one pass over the memory.
             optimizer_generator: Optimizer of the generator.
             ema_halflife_images: Half-life of the generator's average, in images.
             ema_rampup_ratio: The half-life is at most this share of the images seen so far.
@@ -185,7 +185,7 @@ class SiDLSG(AlternatingModule):
             optimizer_fake,
             logged,
         )
-        with constant(self.fake_score):
+        with constant(trained_by(optimizer_fake)):
             generator = self.update(
                 self.phase_inputs(Phase.GENERATOR, batch),
                 self.generator_phase,
@@ -196,7 +196,7 @@ class SiDLSG(AlternatingModule):
         images = len(batch.fake) * self.trainer.world_size
         seen = batch.iteration * images
         beta = ema_beta(images, seen, self.ema_halflife_images, self.ema_rampup_ratio)
-        update_ema(self.ema, self.generator, beta)
+        update_ema(trainable(self.ema), trained_by(optimizer_generator), beta)
         self.log_of_iterations.count(batch, fake, generator)
         if logged:
             self.log_of_iterations.write(self, fake, generator, seen + images)

@@ -145,7 +145,7 @@ class StableDiffusion(Teacher):
         self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Conditioning
     ) -> Tensor:
         """Call the UNet once, in the precision of its weights."""
-        dtype: Any = network.dtype
+        dtype = next(network.parameters()).dtype  # `network.dtype` would walk all modules
         named = {name: value.to(dtype) for name, value in condition.items()}
         return network(x_t.to(dtype), t, return_dict=False, **named)[0].to(x_t.dtype)
 

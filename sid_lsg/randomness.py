@@ -8,6 +8,7 @@ over samples and without a random state to save.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -19,10 +20,13 @@ _ROUNDS = 10
 
 
 def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the high and low 32 bits of a 32 x 32 bit product, within signed 64-bit integers."""
-    low_half, high_half = a * (b & 0xFFFF), a * (b >> 16)  # both below 2**48
-    middle = high_half + (low_half >> 16)
-    return middle >> 16, ((middle & 0xFFFF) << 16) | (low_half & 0xFFFF)
+    """Return the high and low 32 bits of a 32 x 32 bit product.
+
+    Its 64 bits are right in a signed integer too, which wraps around; the shift fills in copies of
+    the sign, which the mask takes away.
+    """
+    product = b * a
+    return (product >> 32) & _MASK, product & _MASK
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, ...]:
@@ -45,63 +49,72 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[T
     return c0, c1, c2, c3
 
 
-def random_bits(count: int, positions: Tensor, iteration: int, stream: int, seed: int) -> Tensor:
-    """Draw `count` uniform 32-bit integers for each sample.
+def random_bits(
+    counts: Mapping[int, int], positions: Tensor, iteration: int, seed: int
+) -> list[Tensor]:
+    """Draw uniform 32-bit integers for each sample, for several uses at once.
 
     Args:
-        count: How many numbers each sample needs.
+        counts: For each stream, that is use, how many numbers a sample needs; different streams are
+            independent.
         positions: [B] int64, the samples' positions in the global batch.
         iteration: The training iteration.
-        stream: What the draw is for; draws of different streams are independent.
         seed: The seed of the run.
 
     Returns:
-        [B, count] int64 in [0, 2**32), on the device of `positions`.
+        For each stream [B, count] int64 in [0, 2**32), on the device of `positions`.
     """
-    blocks = torch.arange(-(-count // 4), device=positions.device)
+    device = positions.device
+    sizes = [-(-count // 4) for count in counts.values()]
+    blocks = torch.cat([torch.arange(size, device=device) for size in sizes])
     # torch.full fills on the device; torch.tensor would copy from the host and wait.
-    when = torch.full((), iteration & _MASK, dtype=torch.int64, device=positions.device)
-    what = torch.full((), stream & _MASK, dtype=torch.int64, device=positions.device)
-    words = philox((blocks[None, :], positions[:, None], when, what), seed)
-    return torch.stack(words, dim=-1).flatten(1)[:, :count]
+    what = torch.cat(
+        [
+            torch.full((size,), stream & _MASK, dtype=torch.int64, device=device)
+            for stream, size in zip(counts, sizes, strict=True)
+        ]
+    )
+    when = torch.full((), iteration & _MASK, dtype=torch.int64, device=device)
+    words = torch.stack(philox((blocks, positions[:, None], when, what), seed), dim=-1)
+    each = words.split(sizes, dim=1)
+    return [w.flatten(1)[:, :n] for w, n in zip(each, counts.values(), strict=True)]
 
 
-def uniform(positions: Tensor, iteration: int, stream: int, seed: int) -> Tensor:
-    """Draw one uniform number in [0, 1) per sample: [B] float32, a multiple of 2**-24."""
-    bits = random_bits(1, positions, iteration, stream, seed)[:, 0]
+def uniform(bits: Tensor) -> Tensor:
+    """Make numbers in [0, 1) of 32-bit integers: float32, multiples of 2**-24."""
     return (bits >> 8).float() * 2**-24
 
 
-def integers(
-    low: int, high: int, positions: Tensor, iteration: int, stream: int, seed: int
-) -> Tensor:
-    """Draw one integer in low..high-1 per sample: [B] int64 (bias below (high - low) / 2**32)."""
-    bits = random_bits(1, positions, iteration, stream, seed)[:, 0]
+def integers(bits: Tensor, low: int, high: int) -> Tensor:
+    """Make integers in low..high-1 of 32-bit ones: int64 (bias below (high - low) / 2**32)."""
     return low + ((bits * (high - low)) >> 32)
 
 
-def normal(
-    shape: tuple[int, ...], positions: Tensor, iteration: int, stream: int, seed: int
-) -> Tensor:
-    """Draw standard normal noise by the Box-Muller transform: [B, *shape] float32.
+def normal(bits: Tensor) -> Tensor:
+    """Make standard normal noise of 32-bit integers by the Box-Muller transform.
 
     The uniform under the logarithm lies in (0, 1], so no draw is infinite; the largest magnitude is
     sqrt(2 * 32 * ln 2) = 6.66.
+
+    Args:
+        bits: [B, N] with an even N: each two integers become two numbers.
+
+    Returns:
+        [B, N] float32.
     """
-    count = math.prod(shape)
-    pairs = random_bits(count + count % 2, positions, iteration, stream, seed).unflatten(1, (-1, 2))
+    pairs = bits.unflatten(1, (-1, 2))
     radius = torch.sqrt(-2.0 * torch.log((pairs[..., 0].double() + 1.0) * 2.0**-32))
     angle = (2.0 * math.pi * 2.0**-32) * pairs[..., 1].double()
     noise = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
-    return noise.float().flatten(1)[:, :count].reshape(-1, *shape)
+    return noise.float().flatten(1)
 
 
 def permute(index: Tensor, size: int, seed: int, epoch: Tensor | int) -> Tensor:
     """Map indices through a pseudo-random permutation of 0..size-1, in constant memory.
 
-    An eight-round Feistel network permutes the smallest square of a power of two that holds `size`;
-    values that leave the range are sent through again until they fall inside ("cycle walking"),
-    at most four times on average, since the square is at most four times too large.
+    An eight-round Feistel network permutes the pairs (left, right) of a rectangle that holds
+    `size` and is as nearly square as it can be; the few values that leave the range are sent
+    through again until they fall inside ("cycle walking").
 
     Args:
         index: int64 indices in 0..size-1.
@@ -112,17 +125,20 @@ def permute(index: Tensor, size: int, seed: int, epoch: Tensor | int) -> Tensor:
     Returns:
         int64, of the shape of `index`.
     """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
+    rows = math.isqrt(size - 1) + 1
+    columns = -(-size // rows)
     epochs = torch.as_tensor(epoch, device=index.device).expand_as(index)
     zero = torch.zeros((), dtype=torch.int64, device=index.device)
 
     def feistel(value: Tensor, epoch: Tensor) -> Tensor:
-        left, right = value >> half, value & mask
+        left, right = value // columns, value % columns
+        height, width = rows, columns
         for round_ in range(8):
             key = torch.full_like(zero, _PERMUTATION_STREAM + round_)
-            left, right = right, left ^ (philox((right, epoch & _MASK, zero, key), seed)[0] & mask)
-        return (left << half) | right
+            word = philox((right, epoch & _MASK, zero, key), seed)[0]
+            left, right = right, (left + ((word * height) >> 32)) % height
+            height, width = width, height
+        return left * columns + right
 
     value = feistel(index, epochs)
     while bool((outside := value >= size).any()):

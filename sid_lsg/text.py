@@ -28,8 +28,11 @@ class PromptEncoder(nn.Module):
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> dict[str, Tensor]:
     """Turn prompts into `input_ids` [B, L] int64, padded or cut to the tokenizer's length L."""
-    tokens = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
-    return {"input_ids": tokens.input_ids}
+    # A mask would not be used, and lists take half the time that the tokenizer's own tensors do.
+    tokens = tokenizer(
+        list(prompts), padding="max_length", truncation=True, return_attention_mask=False
+    )
+    return {"input_ids": torch.tensor(tokens.input_ids)}
 
 
 def cut_off(tokenizer: CLIPTokenizer, prompt: str) -> str:

@@ -55,6 +55,13 @@ def test_shapes_and_types() -> None:
     assert [x.dtype for x in flat(draws)] == [torch.float32] * 4 + [torch.int64, torch.float32]
 
 
+def test_a_latent_may_have_an_odd_number_of_entries() -> None:
+    odd = drawn(Phase.GENERATOR, 3, torch.arange(5), latent_shape=(3, 3, 1))
+    even = drawn(Phase.GENERATOR, 3, torch.arange(5), latent_shape=(10, 1, 1))
+    for a, b in zip((*odd.noises, odd.eps), (*even.noises, even.eps), strict=True):
+        assert torch.equal(a.flatten(1), b.flatten(1)[:, :9])
+
+
 def test_other_noises_do_not_change_with_the_number_of_steps_or_the_range_of_t() -> None:
     one = drawn(Phase.FAKE_SCORE, 5, torch.arange(6), num_steps=1)
     four = drawn(Phase.FAKE_SCORE, 5, torch.arange(6), num_steps=4, tmin=0, tmax=7)

@@ -212,7 +212,7 @@ def treat(ema: nn.Module, network: nn.Module) -> dict[str, Tensor]:
     before = sample_weights(made)
     torch.optim.SGD(made, lr=0.1).step()
     found["ratio"] = update_ratio(before, sample_weights(made), sharded=is_sharded(network))
-    update_ema(ema, network, 0.75)
+    update_ema([*ema.parameters()], [*network.parameters()], 0.75)
     found |= {f"gradient {i}": whole(p.grad) for i, p in enumerate(made)}  # type: ignore[arg-type]
     found |= {f"average {i}": whole(p.detach()) for i, p in enumerate(ema.parameters())}
     return found

@@ -164,7 +164,7 @@ def gradients(module: SiDLSG, phase: Phase, network: nn.Module) -> dict[str, Ten
     if phase is Phase.FAKE_SCORE:
         module.fake_score_phase(inputs).loss.sum().backward()
     else:
-        with constant(module.fake_score):
+        with constant(trainable(module.fake_score)):
             module.generator_phase(inputs).loss.sum().backward()
     assert all(p.grad is None for p in module.teacher.parameters())
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
@@ -262,7 +262,7 @@ def test_the_average_is_of_the_adapters(tiny_sd: str) -> None:
     old = [p.clone() for p in trainable(stir(module.ema, 1))]
     frozen = {name: p.clone() for name, p in base(module.ema).items()}
     written = [p._version for p in base(module.ema).values()]
-    update_ema(module.ema, stir(module.generator), 0.75)
+    update_ema(trainable(module.ema), trainable(stir(module.generator)), 0.75)
     assert [p._version for p in base(module.ema).values()] == written
     for average, before, now in zip(trainable(module.ema), old, trainable(module.generator),
                                     strict=True):  # fmt: skip

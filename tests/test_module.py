@@ -19,6 +19,7 @@ from sid_lsg.draws import Phase
 from sid_lsg.ema import update_ema
 from sid_lsg.errors import UsageError
 from sid_lsg.guidance import Guidance
+from sid_lsg.lora import trainable
 from sid_lsg.memory import borrowed
 from sid_lsg.module import SiDLSG
 from sid_lsg.phases import PhaseInputs
@@ -399,7 +400,7 @@ def test_good_samples_gradients_are_exact_beside_bad_ones(tiny_sd: str) -> None:
         (module.generator_phase(chosen).loss.where(counted, 0).sum() / 3).backward()
         return torch.cat([p.grad.flatten() for p in module.generator.parameters()])
 
-    with constant(module.fake_score):
+    with constant(trainable(module.fake_score)):
         alone = sum(gradient(inputs.select(slice(i, i + 1)), torch.tensor([True])) for i in (0, 2))
         inputs.draws.noises[0][1] = float("nan")
         replaced = replace_bad(inputs, good)
@@ -484,7 +485,7 @@ def test_a_gpus_average_on_the_cpu_is_the_same(tiny_sd: str) -> None:
     for module in made:
         module.on_fit_start()
         part_from_teacher(module.generator.cpu())
-        update_ema(module.ema, module.generator.cuda(), 0.5)
+        update_ema(trainable(module.ema), trainable(module.generator.cuda()), 0.5)
     there, here = made
     assert next(here.ema.parameters()).device.type == "cpu"
     torch.testing.assert_close(weights(here.ema), weights(there.ema).cpu())

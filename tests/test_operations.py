@@ -9,6 +9,7 @@ from collections import Counter
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,8 +22,9 @@ from sid_lsg.networks import StableDiffusion
 # Operations that give the host a number, or a tensor whose size depends on the values.
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
 
-# One per phase: whether there is a bad sample, which decides what is computed next.
-READS_PER_ITERATION = 2
+# One per phase: whether there is a bad sample, which decides what is computed next. It was sent to
+# the host before the phase's last backward pass.
+SENT_PER_ITERATION = 2
 
 
 class Operations(TorchDispatchMode):
@@ -36,12 +38,21 @@ class Operations(TorchDispatchMode):
         super().__init__()
         self.count: Counter[str] = Counter()
         self.reads = 0
-        self.host = host
+        self.host = set(host)
+        self.order: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         self.count[name] += 1
-        self.reads += name in READS and args[0].data_ptr() not in self.host
+        if name == "copy_" and (kwargs or {}).get("non_blocking", args[2:] == (True,)):
+            self.host.add(args[0].data_ptr())
+            self.order.append("sent")
+        elif name in READS and args[0].data_ptr() in self.host:
+            self.order.append("read")
+        elif name in READS:
+            self.reads += 1
+        else:
+            self.order.append(name)
         return func(*args, **(kwargs or {}))
 
 
@@ -89,11 +100,31 @@ def test_operations_grow_with_the_micro_batches_alone(tiny_sd: str) -> None:
     assert one["convolution_backward"] * 2 == two["convolution_backward"]
 
 
-def test_reads(tiny_sd: str) -> None:
-    """An iteration reads from the device once per phase; the tenth, which logs, no more."""
-    rows = watched(tiny_sd, 4, 1, 9)
-    assert rows[1].reads == READS_PER_ITERATION
-    assert rows[9].reads == READS_PER_ITERATION
+@pytest.mark.parametrize("size", [4, 2])
+def test_the_host_does_not_wait_for_an_idle_device(tiny_sd: str, size: int) -> None:
+    """All that an iteration reads, even one that logs, was sent before a backward pass."""
+    for row in watched(tiny_sd, 4, 1, 9, micro_batch_size=size).values():
+        assert row.reads == 0
+        order = [name for name in row.order if name in ("sent", "read", "convolution_backward")]
+        assert order.count("sent") == SENT_PER_ITERATION
+        backward = order.count("convolution_backward")
+        while "sent" in order:
+            sent, read = order.index("sent"), order.index("read")
+            assert read - sent > backward / 8
+            order = order[read + 1 :]
+
+
+@pytest.mark.gpu
+def test_a_cuda_device_is_not_waited_for(tiny_sd: str) -> None:
+    class Strict(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            torch.cuda.set_sync_debug_mode("error" if trainer.global_step > 1 else "default")
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            torch.cuda.set_sync_debug_mode("default")
+
+    module = SiDLSG(tiny_sd, guidance=Guidance(scale=2.0))
+    fit(module, 4, 4, [Strict()], accelerator="gpu")
 
 
 def test_loops_and_reads_are_seen(tiny_sd: str) -> None:
@@ -106,4 +137,4 @@ def test_loops_and_reads_are_seen(tiny_sd: str) -> None:
             baseline.iteration(["a cat"] * batch, ["a dog"] * batch)
         counts.append(operations)
     assert counts[0].count.total() < counts[1].count.total()
-    assert READS_PER_ITERATION < counts[0].reads < counts[1].reads
+    assert 0 < counts[0].reads < counts[1].reads

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import sid_lsg.randomness
 from sid_lsg.randomness import integers, normal, permute, philox, random_bits, uniform
 
 ONES = 0xFFFFFFFF
@@ -64,8 +63,13 @@ def test_philox_broadcasts_its_counter() -> None:
     assert [int(word[2, 4]) for word in words] == reference([2, 4, 0, 0], 7)
 
 
+def bits_of(count: int, positions: Tensor, iteration: int, stream: int, seed: int) -> Tensor:
+    """Draw for one use."""
+    return random_bits({stream: count}, positions, iteration, seed)[0]
+
+
 def test_random_bits_read_the_counter_of_block_position_iteration_and_stream() -> None:
-    bits = random_bits(6, torch.tensor([3, 900]), iteration=11, stream=5, seed=42)
+    bits = bits_of(6, torch.tensor([3, 900]), iteration=11, stream=5, seed=42)
     for row, position in zip(bits.tolist(), (3, 900), strict=True):
         blocks = [reference([block, position, 11, 5], 42) for block in (0, 1)]
         assert row == (blocks[0] + blocks[1])[:6]
@@ -77,7 +81,7 @@ def test_a_number_depends_on_neither_its_neighbours_nor_how_many_are_drawn(
     count: int, split: int, more: int
 ) -> None:
     def bits(count: int, positions: Tensor) -> Tensor:
-        return random_bits(count, positions, 3, 4, 5)
+        return bits_of(count, positions, 3, 4, 5)
 
     positions = torch.arange(8)
     whole, left, right = (bits(count, p) for p in (positions, positions[:split], positions[split:]))
@@ -87,15 +91,24 @@ def test_a_number_depends_on_neither_its_neighbours_nor_how_many_are_drawn(
     assert torch.equal(whole.flip(0), bits(count, positions.flip(0)))
 
 
+@bounded
+@given(counts=st.dictionaries(st.integers(0, 2**20), st.integers(1, 13), min_size=1, max_size=5))
+def test_uses_can_be_drawn_together(counts: dict[int, int]) -> None:
+    positions = torch.arange(3)
+    together = random_bits(counts, positions, 1, 2)
+    for bits, (stream, count) in zip(together, counts.items(), strict=True):
+        assert torch.equal(bits, bits_of(count, positions, 1, stream, 2))
+
+
 def test_every_coordinate_of_a_draw_matters() -> None:
     position = torch.tensor([1])
     draws = [
-        random_bits(8, position, 2, 3, 4),
-        random_bits(8, position + 1, 2, 3, 4),
-        random_bits(8, position, 3, 3, 4),
-        random_bits(8, position, 2, 4, 4),
-        random_bits(8, position, 2, 3, 5),
-        random_bits(8, position, 2, 3, 4 + 2**32),
+        bits_of(8, position, 2, 3, 4),
+        bits_of(8, position + 1, 2, 3, 4),
+        bits_of(8, position, 3, 3, 4),
+        bits_of(8, position, 2, 4, 4),
+        bits_of(8, position, 2, 3, 5),
+        bits_of(8, position, 2, 3, 4 + 2**32),
     ]
     numbers = torch.cat(draws).flatten().tolist()
     assert len(set(numbers)) == len(numbers)
@@ -109,38 +122,27 @@ def assert_even(values: Tensor, size: int) -> None:
     assert chi_squared < size - 1 + 4 * math.sqrt(2 * (size - 1))
 
 
-def fixed_bits(monkeypatch: pytest.MonkeyPatch, *words: int) -> Tensor:
-    """Make every draw read the given words; return positions for one sample."""
-    row = torch.tensor([words])
-    monkeypatch.setattr(sid_lsg.randomness, "random_bits", lambda count, *_: row[:, :count])
-    return torch.zeros(1, dtype=torch.int64)
-
-
-def test_extreme_bits_stay_in_range(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = fixed_bits(monkeypatch, 0, 0)
-    assert uniform(one, 0, 0, 0).item() == 0.0
-    assert integers(20, 980, one, 0, 0, 0).item() == 20
-    largest = normal((2,), one, 0, 0, 0)
-    assert largest.tolist() == [[pytest.approx(math.sqrt(64 * math.log(2))), 0.0]]
-    one = fixed_bits(monkeypatch, ONES, ONES)
-    assert uniform(one, 0, 0, 0).item() == 1.0 - 2.0**-24
-    assert integers(20, 980, one, 0, 0, 0).item() == 979
-    assert normal((2,), one, 0, 0, 0).abs().tolist() == [[0.0, 0.0]]
+def test_extreme_bits_stay_in_range() -> None:
+    zeros, ones = torch.tensor([[0, 0]]), torch.tensor([[ONES, ONES]])
+    assert uniform(zeros[:, 0]).item() == 0.0
+    assert integers(zeros[:, 0], 20, 980).item() == 20
+    assert normal(zeros).tolist() == [[pytest.approx(math.sqrt(64 * math.log(2))), 0.0]]
+    assert uniform(ones[:, 0]).item() == 1.0 - 2.0**-24
+    assert integers(ones[:, 0], 20, 980).item() == 979
+    assert normal(ones).abs().tolist() == [[0.0, 0.0]]
 
 
 def test_normal_is_the_box_muller_transform_of_the_bits() -> None:
-    positions = torch.tensor([0, 5])
-    bits = random_bits(4, positions, 1, 2, 3).tolist()
-    noise = normal((3,), positions, 1, 2, 3)  # an odd number leaves half a pair unused
-    for row, (a, b, c, d) in zip(noise.tolist(), bits, strict=True):
+    bits = bits_of(4, torch.tensor([0, 5]), 1, 2, 3)
+    for row, (a, b, c, d) in zip(normal(bits).tolist(), bits.tolist(), strict=True):
         z = [math.sqrt(2 * math.log(2**32 / (u + 1))) for u in (a, c)]
         turn = [2 * math.pi * v / 2**32 for v in (b, d)]
-        expected = [z[0] * math.cos(turn[0]), z[0] * math.sin(turn[0]), z[1] * math.cos(turn[1])]
+        expected = [f(x) * r for r, x in zip(z, turn, strict=True) for f in (math.cos, math.sin)]
         assert row == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
 
 def test_normal_has_the_moments_of_the_standard_normal() -> None:
-    noise = normal((2,), MANY[:200_000], 0, 0, 0)
+    noise = normal(bits_of(2, MANY[:200_000], 0, 0, 0))
     assert noise.dtype == torch.float32
     assert noise.shape == (200_000, 2)
     assert noise.isfinite().all()
@@ -158,7 +160,7 @@ def test_normal_has_the_moments_of_the_standard_normal() -> None:
 
 
 def test_uniform_fills_the_unit_interval_evenly() -> None:
-    u = uniform(MANY, 0, 0, 0)
+    u = uniform(bits_of(1, MANY, 0, 0, 0)[:, 0])
     assert u.dtype == torch.float32
     assert 0 <= float(u.min()) < 1e-4
     assert 1 - 1e-4 < float(u.max()) < 1
@@ -167,7 +169,7 @@ def test_uniform_fills_the_unit_interval_evenly() -> None:
 
 
 def test_integers_reach_every_value_evenly() -> None:
-    t = integers(20, 980, MANY, 0, 0, 0)
+    t = integers(bits_of(1, MANY, 0, 0, 0)[:, 0], 20, 980)
     assert t.dtype == torch.int64
     assert (int(t.min()), int(t.max())) == (20, 979)
     assert_even(t - 20, 960)
@@ -176,7 +178,7 @@ def test_integers_reach_every_value_evenly() -> None:
 @bounded
 @given(low=st.integers(-1000, 1000), size=st.integers(1, 2**31 - 1), seed=st.integers(0, 2**64 - 1))
 def test_integers_stay_in_any_range(low: int, size: int, seed: int) -> None:
-    drawn = integers(low, low + size, torch.arange(50), 0, 0, seed)
+    drawn = integers(bits_of(1, torch.arange(50), 0, 0, seed)[:, 0], low, low + size)
     assert int(drawn.min()) >= low
     assert int(drawn.max()) < low + size
 
