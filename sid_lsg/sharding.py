@@ -85,7 +85,7 @@ def shard(network: nn.Module, mesh: DeviceMesh, half: bool = False) -> None:
         root = dataclasses.replace(inner, output_dtype=torch.float32)
     for p in network.parameters():
         p.data = p.data.contiguous()  # FSDP2 takes no other order, such as channels last
-    for block in _blocks(network):
+    for block in blocks(network):
         fully_shard(block, mesh=mesh, mp_policy=inner, reshard_after_forward=True)
     fully_shard(network, mesh=mesh, mp_policy=root, reshard_after_forward=True)
     vars(network)["_evaluations"] = []
@@ -130,8 +130,8 @@ def skeleton(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, empty)
 
 
-def _blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """List what is gathered at a time: the members of lists, and a UNet's middle."""
+def blocks(network: nn.Module) -> Iterator[nn.Module]:
+    """List what is gathered or compiled at a time: the members of lists, and a UNet's middle."""
     for name, child in network.named_children():
         if isinstance(child, nn.ModuleList):
             yield from child

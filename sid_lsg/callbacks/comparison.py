@@ -35,7 +35,7 @@ def contestants(module: Any, teacher_steps: int, guidance: float) -> dict[str, C
     """List who is compared, by the prefix of their scores in the summary."""
 
     def teacher(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        return module.teacher.sample_reference(prompts, seeds, teacher_steps, guidance)
+        return module.sample_teacher(prompts, seeds, teacher_steps, guidance)
 
     own, count = steps(module.num_steps), module.num_steps
     evaluations = teacher_steps * (1 if guidance == 1 else 2)

@@ -194,7 +194,7 @@ class Health(L.Callback):
         kappa = module.kappas.eval_real if guidance is None else guidance
 
         def teacher(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-            return module.teacher.sample_reference(prompts, seeds, steps, kappa)
+            return module.sample_teacher(prompts, seeds, steps, kappa)
 
         def generator(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
             return module.teacher.decode(module.generate(prompts, seeds))

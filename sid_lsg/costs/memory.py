@@ -9,7 +9,7 @@ from torch import nn
 from sid_lsg.costs.evaluation import Meter, call_cost
 from sid_lsg.costs.plan import MakeOptimizer, PlannedRun
 from sid_lsg.lora import trainable
-from sid_lsg.sharding import _blocks
+from sid_lsg.sharding import blocks
 
 
 def standing_bytes(run: PlannedRun) -> dict[str, int]:
@@ -50,10 +50,10 @@ def _gathered(run: PlannedRun) -> int:
     a network, all of its gradients are whole until the last one.
     """
     plan, network = run.plan, run.fake_score
-    blocks = sum(sorted(_numbers(block.parameters()) for block in _blocks(network))[-2:])
+    two = sum(sorted(_numbers(block.parameters()) for block in blocks(network))[-2:])
     several = plan.share > plan.micro_batch_size or plan.num_steps > 1
-    gradients = _numbers(trainable(network)) if several else blocks
-    return (2 if plan.half else 4) * blocks + 4 * gradients
+    gradients = _numbers(trainable(network)) if several else two
+    return (2 if plan.half else 4) * two + 4 * gradients
 
 
 def passing_bytes(run: PlannedRun, micro_batch_size: int | None = None) -> dict[str, int]:

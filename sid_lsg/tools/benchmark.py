@@ -18,9 +18,10 @@ from sid_lsg.benchmark.runs import measure, peak_bytes
 from sid_lsg.benchmark.search import largest, without_memory_error
 from sid_lsg.checks import refuse
 from sid_lsg.files import replacing, writing
+from sid_lsg.module import SiDLSG
 from sid_lsg.tools.fit_options import FitOptions
 
-Precision = Literal["config", "fp32", "tf32", "bf16"]
+Precision = Literal["config", "fp32", "tf32", "bf16", "bf16-compile"]
 
 # What each means: the Trainer's precision, whether products in float32 may use TF32, and the type
 # whose ceiling counts.
@@ -28,6 +29,7 @@ _PRECISIONS = {
     "fp32": ("32-true", False),
     "tf32": ("32-true", True),
     "bf16": ("bf16-mixed", True),
+    "bf16-compile": ("bf16-mixed", True),
 }
 _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
@@ -39,7 +41,7 @@ class Benchmark:
     Args:
         output: Where to save the numbers: a .json file; a .md file of the same name is beside it.
         precisions: The precisions to measure, one after the other: fp32 (no TF32), tf32, bf16 (that
-            is bf16-mixed), or the config's.
+            is bf16-mixed), bf16-compile (with --model.compile true), or the config's.
         micro_batches: The micro-batches to measure; each is then the whole batch too. By default
             the config's, with its batch.
         iterations: How many iterations are timed, and how many more are to tell the parts apart.
@@ -134,7 +136,9 @@ def _measured(cli: FitOptions, options: Benchmark, device: torch.device) -> dict
         as_configured = str(cli.config.trainer.precision or "32-true"), None
         precision, tf32 = _PRECISIONS.get(name, as_configured)
         dtype = next((d for start, d in _DTYPES.items() if precision.startswith(start)), None)
-        tries = _Tries(cli, options, {"accelerator": device.type, "precision": precision})
+        changes = {"compile": True} if name.endswith("-compile") else {}
+        trainer = {"accelerator": device.type, "precision": precision}
+        tries = _Tries(cli, options, changes, trainer)
         with _products(tf32):
             ceiling = matmul_ceiling(device, dtype or torch.float32)
             for micro_batch in options.micro_batches or (None,):
@@ -155,7 +159,11 @@ class _Tries:
 
     cli: FitOptions
     options: Benchmark
+    changes: dict[str, Any]
     trainer: dict[str, Any]
+
+    def _module(self, micro_batch_size: int | None) -> SiDLSG:
+        return self.cli.module(micro_batch_size=micro_batch_size, **self.changes)
 
     def measure(self, micro_batch: int | None) -> dict[str, Any] | None:
         """Measure a micro-batch, or the config's own; None if the memory is not enough."""
@@ -166,9 +174,7 @@ class _Tries:
         row: dict[str, Any] = {}
 
         def attempt() -> None:
-            row.update(
-                measure(self.cli.module(micro_batch_size=own), batch, count, warmup, **self.trainer)
-            )
+            row.update(measure(self._module(own), batch, count, warmup, **self.trainer))
 
         return row if without_memory_error(attempt) else None
 
@@ -178,7 +184,7 @@ class _Tries:
 
         def attempt() -> None:
             nonlocal peak
-            peak = peak_bytes(self.cli.module(micro_batch_size=size), 2 * size, **self.trainer)
+            peak = peak_bytes(self._module(size), 2 * size, **self.trainer)
 
         limit = self.options.memory_limit
         return without_memory_error(attempt) and (limit is None or peak <= limit * 2**30)

@@ -1,0 +1,109 @@
+"""Compiled blocks: the same numbers, no graph break, and no new program after an iteration."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from sid_lsg.benchmark.runs import fit
+from sid_lsg.compilation import compile_blocks
+from sid_lsg.errors import UsageError
+from sid_lsg.guidance import Guidance
+from sid_lsg.lora import LoRA
+from sid_lsg.module import SiDLSG
+from sid_lsg.sharding import blocks
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Trace blocks and run what was traced; machine code for a CPU would take minutes."""
+    monkeypatch.setattr("sid_lsg.compilation._BACKEND", "eager")
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+class Programs(L.Callback):
+    """Counts the programs that there are when an iteration ends."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.counts.append(counters["stats"]["unique_graphs"])
+
+
+def sgd(parameters: object) -> torch.optim.Optimizer:
+    """Adam would make a step of the sign of a gradient that is nearly zero."""
+    return torch.optim.SGD(parameters, lr=1e-4)  # type: ignore[arg-type]
+
+
+def trained(tiny_sd: str, iterations: int = 2, **options: object) -> tuple[SiDLSG, Programs]:
+    programs = Programs()
+    module = SiDLSG(
+        tiny_sd,
+        guidance=Guidance(scale=2.0),
+        optimizer_fake=sgd,
+        optimizer_generator=sgd,
+        **options,
+    )  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        fit(module, 4, iterations, [programs], accelerator="cpu")
+    return module, programs
+
+
+EVERYTHING = {
+    "memory": "lean",
+    "micro_batch_size": 2,
+    "gradient_checkpointing": ["fake_score", "generator", "teacher"],
+    "lora_fake_score": LoRA(2),
+    "lora_generator": LoRA(2),
+}
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_the_same_run(tiny_sd: str, options: dict[str, object]) -> None:
+    plain, _ = trained(tiny_sd, **options)
+    compiled, programs = trained(tiny_sd, compile=True, **options)
+    first, second = programs.counts
+    assert second == first > 10
+    assert not counters["graph_break"]
+    assert plain.state_dict().keys() == compiled.state_dict().keys()
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    # Pictures, in batches of another size, need no new programs.
+    compiled.generate(["a cat"] * 3, range(3), network=compiled.generator)
+    compiled.sample_teacher(["a cat"] * 3, range(3), 2, 1.5)
+    assert counters["stats"]["unique_graphs"] == first
+
+
+def test_a_copy_has_weights_of_its_own(tiny_sd: str) -> None:
+    network = SiDLSG(tiny_sd).generator
+    compile_blocks(network)
+    copied = copy.deepcopy(network)
+    assert all(block._compiled_call_impl for block in blocks(network))
+    assert not any(block._compiled_call_impl for block in blocks(copied))
+
+
+def test_sharded_networks_are_refused(tiny_sd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sid_lsg.compilation.is_sharded", lambda _: True)
+    with pytest.raises(UsageError, match="--model.compile cannot .*ddp_multi"):
+        compile_blocks(SiDLSG(tiny_sd).generator)
+
+
+def test_the_command_line_has_it(tiny_sd: str, tmp_path: Path) -> None:
+    from sid_lsg.tools.benchmark import Benchmark, benchmark
+    from sid_lsg.tools.fit_options import FitOptions
+
+    options = FitOptions(benchmark, Benchmark, ["--model.teacher", tiny_sd])
+    assert not options.module().compiled
+    assert options.module(compile=True).compiled
