@@ -44,5 +44,7 @@ def as_written(compiled: bool) -> AbstractContextManager[None]:
     Args:
         compiled: Whether there is a compiled network.
     """
-    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
-    return stance if compiled else nullcontext()
+    if not compiled:
+        return nullcontext()
+    made: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return made

@@ -225,9 +225,13 @@ class PromptDataModule(L.LightningDataModule):
             sampler=Iterations(lambda: trainer.global_step if trainer else 0, total),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            # Tokens then travel to a GPU without a wait.
-            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
+            pin_memory=self._on_gpu,  # tokens then travel without a wait
         )
+
+    @property
+    def _on_gpu(self) -> bool:
+        device = getattr(getattr(self.trainer, "strategy", None), "root_device", None)
+        return device is not None and device.type == "cuda"
 
     @property
     def _world_size(self) -> int:

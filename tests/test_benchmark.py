@@ -163,7 +163,7 @@ def test_command(tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
         tiny_sd,
         tmp_path / "made" / "numbers.json",
         *("--config", "configs/lsg.yaml", "--model.resolution", "null"),
-        *("--benchmark.micro_batches", "[1, 2]", "--benchmark.memory_limit", "0.016"),
+        *("--benchmark.micro_batches", "[1, 2]", "--benchmark.memory_limit", "0.0145"),
         *("--benchmark.precisions", "[fp32]"),
     )
     one, two = result["settings"]

@@ -12,7 +12,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from sid_lsg.benchmark.runs import fit
-from sid_lsg.compilation import compile_blocks
+from sid_lsg.compilation import as_written, compile_blocks
 from sid_lsg.errors import UsageError
 from sid_lsg.guidance import Guidance
 from sid_lsg.lora import LoRA
@@ -84,6 +84,16 @@ def test_the_same_run(tiny_sd: str, options: dict[str, object]) -> None:
     compiled.generate(["a cat"] * 3, range(3), network=compiled.generator)
     compiled.sample_teacher(["a cat"] * 3, range(3), 2, 1.5)
     assert counters["stats"]["unique_graphs"] == first
+
+
+def test_only_pictures_are_made_as_written() -> None:
+    function = torch.compile(lambda x: x + 1, backend="eager")
+    with as_written(True):
+        function(torch.ones(2))
+    assert not counters["stats"]["unique_graphs"]
+    with as_written(False):
+        function(torch.ones(2))
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_a_copy_has_weights_of_its_own(tiny_sd: str) -> None:

@@ -26,6 +26,7 @@ from sid_lsg.data import PromptDataModule
 from sid_lsg.errors import UsageError
 from sid_lsg.module import SiDLSG
 from sid_lsg.optimizers import AdamWithoutMomentum
+from sid_lsg.optimizers_8bit import Adam8bit
 from sid_lsg.sharding import local, shard
 
 BETAS = (0.0, 0.999)
@@ -346,3 +347,50 @@ def test_the_command_line_offers_it(capsys: pytest.CaptureFixture[str]) -> None:
         main(["fit", "--config", str(config), *both, "--model.optimizer_fake.amsgrad=true"])
     assert end.value.code == 2
     assert "amsgrad" in capsys.readouterr().err
+
+
+def test_states_in_eight_bits_resume_bitwise(tiny_sd: str, tmp_path: Path) -> None:
+    """Weights keep their order of memory, on which a convolution's roundings depend."""
+    (tmp_path / "prompts.txt").write_text("a red cat\ntwo dogs\n")
+
+    def eight_bits(parameters: Any) -> torch.optim.Optimizer:
+        return Adam8bit(parameters, 1e-3, BETAS)
+
+    whole = fit(tiny_sd, tmp_path, eight_bits, 2)
+    fit(tiny_sd, tmp_path, eight_bits, 1)
+    parts = fit(tiny_sd, tmp_path, eight_bits, 2, tmp_path / "1.ckpt")
+    expected = whole.state_dict()
+    for name, value in parts.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+        assert value.stride() == expected[name].stride()
+    assert any(not p.is_contiguous() for p in whole.generator.parameters())
+
+
+def test_steps_in_eight_bits_are_near_adams() -> None:
+    """Where a block's gradients are within two orders of magnitude."""
+    shapes, magnitudes = SHAPES[-2:], {"low": -1.0, "high": 1.0}
+    weights, ours = train(lambda w: Adam8bit(w, 1e-3, BETAS, min_8bit_size=1), shapes, **magnitudes)
+    expected, _ = train(lambda w: Adam(w, 1e-3, BETAS), shapes, **magnitudes)
+    start = make_weights(shapes)
+    for weight, adams, first in zip(weights, expected, start, strict=True):
+        moved = (adams - first).norm()
+        assert moved > 0
+        assert (weight - adams).norm() < 0.1 * moved
+        assert ours.state[weight]["state2"].dtype == torch.uint8
+
+
+def test_eight_bits_are_in_order_of_memory() -> None:
+    """The same numbers for the same tensor in either order, block by block."""
+    plain = nn.Parameter(torch.randn(8, 3, 3, 16, generator=torch.Generator().manual_seed(0)))
+    last = nn.Parameter(
+        plain.detach().permute(0, 3, 1, 2).clone(memory_format=torch.preserve_format)
+    )
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert not last.is_contiguous()
+    for w, order in ((plain, (0, 1, 2, 3)), (last, (0, 3, 1, 2))):
+        optimizer = Adam8bit([w], 1e-2, BETAS, min_8bit_size=1)
+        for step in range(3):
+            random = torch.Generator().manual_seed(step)
+            w.grad = torch.randn(8, 3, 3, 16, generator=random).permute(order)
+            optimizer.step()
+    assert torch.equal(plain.permute(0, 3, 1, 2), last)

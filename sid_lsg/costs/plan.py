@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +21,12 @@ from sid_lsg.memory import (
     recomputed,
     set_frozen_precision,
 )
+from sid_lsg.optimizers import AdamWithoutMomentum
 from sid_lsg.teacher import Teacher
 
 MakeOptimizer = Callable[[Sequence[nn.Parameter]], Optimizer]
+
+_DEFAULT: MakeOptimizer = partial(AdamWithoutMomentum, fused=True)
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class Plan:
     batch_size: int
     micro_batch_size: int
     num_steps: int = 1
-    optimizer_fake: MakeOptimizer = torch.optim.Adam
-    optimizer_generator: MakeOptimizer = torch.optim.Adam
+    optimizer_fake: MakeOptimizer = _DEFAULT
+    optimizer_generator: MakeOptimizer = _DEFAULT
     lora_fake_score: LoRA | None = None
     lora_generator: LoRA | None = None
     own_bases: frozenset[str] = frozenset()
