@@ -49,6 +49,23 @@ def test_the_guidance_table_is_the_stored_report() -> None:
         assert f"| {scale:g} | {fid:.3f} | {clip:.3f} |" in README
 
 
+def test_the_speeds_are_the_stored_measurements() -> None:
+    comparison = json.loads((REPOSITORY / "docs/benchmarks/comparison_tiny_cpu.json").read_text())
+    ratios = comparison["comparison"]
+    assert f"**{ratios['ratio']['median']:.2f} times**" in README
+    assert f"{ratios['ratio_without_garbage_collection']['median']:.2f} times with its" in README
+    for name, batch, sentence in (
+        ("tiny", 16, "{:.0%} is inside the networks"),
+        ("demo", 64, "({:.0%} in the demo;"),
+    ):
+        stored = json.loads((REPOSITORY / f"docs/benchmarks/{name}_cpu.json").read_text())
+        (row,) = [row for row in stored["settings"] if row["micro_batch_size"] == batch]
+        parts = [item for phase in row["parts_seconds"].values() for item in phase.items()]
+        networks = {"generator", "fake score", "teacher", "backward"}
+        inside = sum(seconds for part, seconds in parts if part in networks)
+        assert sentence.format(inside / sum(seconds for _, seconds in parts)) in README
+
+
 def test_links_lead_to_files() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", README)
     local = [link for link in links if not link.startswith("http")]
