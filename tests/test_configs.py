@@ -83,8 +83,11 @@ def test_overlays_run(
     saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     said = yaml.safe_load(path.read_text())
     assert saved["trainer"]["strategy"] == said.get("trainer", {}).get("strategy", "auto")
-    if "model" in said:
-        assert saved["model"]["guidance"].items() >= said["model"]["guidance"].items()
+    for name, value in said.get("model", {}).items():
+        if isinstance(value, dict):
+            assert saved["model"][name].items() >= value.items()
+        elif f"--model.{name}" not in options:
+            assert saved["model"][name] == value
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: f"{path.parent.name}/{path.name}")
