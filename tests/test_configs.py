@@ -1,6 +1,7 @@
 """Every shipped config runs: two iterations, on the tiny pipeline where it names a large one."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -74,11 +75,15 @@ def test_overlays_run(
     monkeypatch.chdir(tmp_path)
     base = CONFIGS / "lsg.yaml"
     options = [*small(tmp_path, tiny_sd, base), "--trainer.num_nodes", "1"]
+    environment = dict(os.environ)
     try:
         main(["fit", "--config", str(base), "--config", str(path), *options])
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        # Lightning has noted a port there, which later tests' processes would take for theirs.
+        os.environ.clear()
+        os.environ.update(environment)
     assert json.loads((tmp_path / "run/summary.json").read_text())["images_seen"] == 8
     saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     said = yaml.safe_load(path.read_text())
