@@ -122,8 +122,7 @@ class AlternatingModule(L.LightningModule):
         parameters = trained_by(optimizer)
         all_reduce_mean(parameters)
         unknown = losses.new_full((), torch.nan)
-        self._measured = measured
-        self._nonfinite = self._norm = ratio = unknown
+        self._measured, self._nonfinite, ratio = measured, unknown, unknown
         before = sample_weights(parameters) if measured else None
         optimizer.step()
         optimizer.zero_grad()  # one network's gradients are held at a time
@@ -199,8 +198,7 @@ class AlternatingModule(L.LightningModule):
         if self._measured:
             self._nonfinite = nonfinite_share(parameters)
         repair_gradients(parameters)
-        if self._measured:
-            self._norm = gradient_norm(parameters)
+        self._norm = gradient_norm(parameters)
         if self.gradient_clip_val is not None:
             clip_gradients(parameters, self.gradient_clip_val, self.gradient_clip_algorithm)
 

@@ -52,11 +52,11 @@ class Update(NamedTuple):
     Attributes:
         loss: Mean over the batch.
         weight: Mean over the batch.
-        gradient_norm: After the repair, before clipping; NaN in iterations that are not measured.
+        gradient_norm: After the repair, before clipping.
         skipped_samples: How many samples' losses were not finite, over all ranks.
         skipped: Which of this rank's samples those were.
         nonfinite_gradients: Share of the gradients' entries that were not finite, before the
-            repair; NaN likewise.
+            repair; NaN in iterations that are not measured.
         update_ratio: How far the step went, ||dw|| / ||w||; NaN likewise.
     """
 
