@@ -78,7 +78,7 @@ def measure(images: Tensor, texts: Tensor) -> Probe:
     images, texts = F.normalize(images, dim=1), F.normalize(texts, dim=1)
     prompt = torch.arange(len(texts), device=images.device)
     prompt = prompt.repeat_interleave(len(images) // len(texts))
-    distance = 1 - images @ images.T
+    distance = (1 - images @ images.T).clamp(min=0)  # of equals, roundings may say less
     same = prompt[:, None] == prompt
     others = same & ~torch.eye(len(images), dtype=torch.bool, device=images.device)
     cosine = images @ texts.T
