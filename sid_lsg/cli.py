@@ -70,7 +70,7 @@ from sid_lsg.strategies import register_strategies  # noqa: E402
 PROGRAM = "python -m sid_lsg.cli"
 _ADAM = {
     "class_path": "sid_lsg.optimizers.AdamWithoutMomentum",
-    "init_args": {"lr": 1e-6, "betas": [0.0, 0.999], "fused": True},
+    "init_args": {"lr": 1e-6, "betas": [0.0, 0.999]},
 }
 
 
