@@ -65,10 +65,8 @@ class SiDLSG(AlternatingModule):
         lora_fake_score: LoRA | None = None,
         lora_generator: LoRA | None = None,
         micro_batch_size: int | None = None,
-        optimizer_fake: OptimizerCallable = lambda p: AdamWithoutMomentum(p, lr=1e-6, fused=True),
-        optimizer_generator: OptimizerCallable = lambda p: AdamWithoutMomentum(
-            p, lr=1e-6, fused=True
-        ),
+        optimizer_fake: OptimizerCallable = lambda p: AdamWithoutMomentum(p, lr=1e-6),
+        optimizer_generator: OptimizerCallable = lambda p: AdamWithoutMomentum(p, lr=1e-6),
         ema_halflife_images: float = 50_000.0,
         ema_rampup_ratio: float = 0.05,
         gradient_clip_val: float | None = None,

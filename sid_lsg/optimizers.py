@@ -33,7 +33,7 @@ class AdamWithoutMomentum(Adam):
         betas: tuple[float, float] = (0.0, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        fused: bool = False,
+        fused: bool | None = None,
     ) -> None:
         """Choose what torch.optim.Adam offers, as far as it goes with beta1 = 0.
 
@@ -43,9 +43,9 @@ class AdamWithoutMomentum(Adam):
             betas: 0, and the weight of the old mean of squares.
             eps: Added to the root of the mean of squares.
             weight_decay: Added to the gradient, times the weights.
-            fused: One pass over the memory instead of six; other roundings, which are bit for bit
-                those of torch.optim.Adam with `fused: true`. With weight decay the gradients are
-                changed.
+            fused: One pass over the memory instead of six, by default; with other roundings, which
+                are bit for bit those of torch.optim.Adam with `fused: true`. With weight decay the
+                gradients are changed. (Not `true`, which a config's next class would inherit.)
 
         Raises:
             UsageError: If beta1 is not 0.
@@ -55,7 +55,7 @@ class AdamWithoutMomentum(Adam):
                 f"--model.optimizer_*: AdamWithoutMomentum has betas: [0, ...], not {[*betas]}. "
                 "Momentum needs class_path: torch.optim.Adam."
             )
-        super().__init__(params, lr, betas, eps, weight_decay, fused=fused or None)
+        super().__init__(params, lr, betas, eps, weight_decay, fused=fused is not False or None)
         # Let a gradient scaler unscale the gradients before they are repaired.
         self._step_supports_amp_scaling = False
 
