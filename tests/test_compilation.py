@@ -1,10 +1,8 @@
 """Compiled blocks: the same numbers, no graph break, and no new program after an iteration."""
 
 import copy
-import logging
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import lightning as L
 import pytest
@@ -18,6 +16,8 @@ from sid_lsg.guidance import Guidance
 from sid_lsg.lora import LoRA
 from sid_lsg.module import SiDLSG
 from sid_lsg.sharding import blocks
+from sid_lsg.tools.benchmark import Benchmark, benchmark
+from sid_lsg.tools.fit_options import FitOptions
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,6 @@ def trained(tiny_sd: str, iterations: int = 2, **options: object) -> tuple[SiDLS
     )  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         fit(module, 4, iterations, [programs], accelerator="cpu")
     return module, programs
 
@@ -110,10 +109,7 @@ def test_sharded_networks_are_refused(tiny_sd: str, monkeypatch: pytest.MonkeyPa
         compile_blocks(SiDLSG(tiny_sd).generator)
 
 
-def test_the_command_line_has_it(tiny_sd: str, tmp_path: Path) -> None:
-    from sid_lsg.tools.benchmark import Benchmark, benchmark
-    from sid_lsg.tools.fit_options import FitOptions
-
+def test_the_command_line_has_it(tiny_sd: str) -> None:
     options = FitOptions(benchmark, Benchmark, ["--model.teacher", tiny_sd])
     assert not options.module().compiled
     assert options.module(compile=True).compiled

@@ -1,5 +1,6 @@
 """Iterations under a real Trainer, without prompts of one's own, loggers or callbacks."""
 
+import logging
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -48,18 +49,31 @@ def fit(
     loader: TRAIN_DATALOADERS = StatelessDataLoader(
         dataset, batch_size=None, sampler=Iterations(lambda: 0, iterations)
     )
-    L.Trainer(
-        **{"accelerator": "auto", "devices": 1} | trainer,
-        max_steps=iterations,
-        max_epochs=-1,
-        log_every_n_steps=10,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=list(callbacks),
-    ).fit(module, loader)
+    with _quiet():
+        L.Trainer(
+            **{"accelerator": "auto", "devices": 1} | trainer,
+            max_steps=iterations,
+            max_epochs=-1,
+            log_every_n_steps=10,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            callbacks=list(callbacks),
+        ).fit(module, loader)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let Lightning say nothing of devices and ends of training meanwhile."""
+    logger = logging.getLogger("lightning.pytorch")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def measure(

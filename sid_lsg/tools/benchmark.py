@@ -1,7 +1,6 @@
 """`benchmark`: how fast a config trains on this machine, in how much memory, and what takes it."""
 
 import json
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -92,7 +91,6 @@ def benchmark(args: Sequence[str]) -> None:
     Raises:
         UsageError: If an option is out of range, or the report cannot be written.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     cli = FitOptions(benchmark, Benchmark, args)
     options = Benchmark(**cli.config.benchmark.as_dict())
     with writing(options.output.parent, "benchmark.output"):
