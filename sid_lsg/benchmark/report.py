@@ -3,6 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sid_lsg.markdown import table
+
+Table = tuple[list[str], list[list[str]]]
+"""A head and rows."""
+
 _GIB = 2**30
 
 
@@ -17,14 +22,14 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
     ]
     if settings := result.get("settings"):
-        lines += [*_table(_overview(settings)), ""]
+        lines += [table(*_overview(settings)), ""]
         for row in settings:
-            lines += [f"## {_name(row)}", "", *_table(_parts(row)), ""]
+            lines += [f"## {_name(row)}", "", table(*_parts(row)), ""]
     if largest := result.get("largest_micro_batch"):
         lines += ["## Largest micro-batch that fits", ""]
         lines += [f"- {precision}: {size}" for precision, size in largest.items()] + [""]
     if comparison := result.get("comparison"):
-        lines += ["## Against the baseline", "", *_table(_comparison(comparison)), ""]
+        lines += ["## Against the baseline", "", table(*_comparison(comparison)), ""]
         for name in ("ratio", "ratio_without_garbage_collection"):
             ratio = comparison[name]
             low, high = ratio["quartiles"]
@@ -35,19 +40,14 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    head, *body = rows
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
-
-
 def _name(row: Mapping[str, Any]) -> str:
     return f"{row['precision']}, micro-batch {row['micro_batch_size']}, batch {row['batch_size']}"
 
 
-def _overview(settings: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def _overview(settings: Sequence[Mapping[str, Any]]) -> Table:
     columns = "precision, micro-batch, images/s, seconds, TFLOP/s, ceiling, share, weights"
     columns += ", gradients, optimizer, EMA, activations, peak GiB"
-    rows = [columns.split(", ")]
+    rows = []
     for row in settings:
         memory = row["memory_bytes"]
         peak = memory.get("allocator", memory["all"])
@@ -65,11 +65,11 @@ def _overview(settings: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                 *(f"{size / _GIB:.3g}" for size in (*kinds, memory["activations"], peak)),
             ]
         )
-    return rows
+    return columns.split(", "), rows
 
 
-def _parts(row: Mapping[str, Any]) -> list[list[str]]:
-    rows = [["phase", "part", "seconds", "share", "GFLOP", "TFLOP/s"]]
+def _parts(row: Mapping[str, Any]) -> Table:
+    rows = []
     total = sum(value for parts in row["parts_seconds"].values() for value in parts.values())
     for phase, parts in row["parts_seconds"].items():
         for part, seconds in parts.items():
@@ -77,12 +77,12 @@ def _parts(row: Mapping[str, Any]) -> list[list[str]]:
             speed = f"{flops / seconds / 1e12:.3g}" if flops and seconds else ""
             count = f"{flops / 1e9:.4g}" if flops else ""
             rows.append([phase, part, f"{seconds:.3g}", f"{seconds / total:.1%}", count, speed])
-    return rows
+    return ["phase", "part", "seconds", "share", "GFLOP", "TFLOP/s"], rows
 
 
-def _comparison(comparison: Mapping[str, Any]) -> list[list[str]]:
-    rows = [["", "seconds", "quartiles"]]
+def _comparison(comparison: Mapping[str, Any]) -> Table:
+    rows = []
     for name, seconds in comparison["iterations"].items():
         low, high = seconds["quartiles"]
         rows.append([name, f"{seconds['median']:.4g}", f"{low:.4g}..{high:.4g}"])
-    return rows
+    return ["", "seconds", "quartiles"], rows

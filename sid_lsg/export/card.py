@@ -12,6 +12,7 @@ from sid_lsg.export import snippets
 from sid_lsg.export.facts import CARD, Facts, is_hub_id, public_name, steps_text
 from sid_lsg.files import replacing
 from sid_lsg.guidance import Guidance
+from sid_lsg.markdown import table
 
 _PROTOCOLS = {
     "clean256": "features of Inception, resized by Pillow, LANCZOS to 256 and bicubic to 299",
@@ -153,17 +154,17 @@ def _scores(facts: Facts) -> str:
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))
     if not columns:
         return ""
-    head = ["", *(f"`{key}`" for key in columns)]
-    table = [head, ["---"] * len(head)]
-    for name, row in rows.items():
-        table.append([name, *(f"{row[k]:.4g}" if k in row else "-" for k in columns)])
+    body = [
+        [name, *(f"{row[k]:.4g}" if k in row else "-" for k in columns)]
+        for name, row in rows.items()
+    ]
     named = {found.group(2) for key in columns if (found := _SCORES.match(key))}
     legend = "; ".join(f"`{name}`: {what}" for name, what in _PROTOCOLS.items() if name in named)
     clip = ((facts.config or {}).get("metrics") or {}).get("clip")
     model = f" The CLIP model is `{public_name(clip)}`." if clip else ""
     return "\n".join(
         [
-            *(f"| {' | '.join(row)} |" for row in table),
+            table(["", *(f"`{key}`" for key in columns)], body),
             "",
             "A score is named after its protocol and the number of images; compare it only with "
             f"scores of the same name. {legend}.{model}",

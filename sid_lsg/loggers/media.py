@@ -8,6 +8,8 @@ import wandb
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
+from sid_lsg.markdown import table
+
 
 def log_images(
     loggers: Iterable[Logger],
@@ -64,10 +66,8 @@ def log_table(
             logger.log_table(key, columns=list(columns), data=cells, step=step)
         elif isinstance(logger, TensorBoardLogger):
             kept = [i for i in range(len(columns)) if not any(_is_media(row[i]) for row in rows)]
-            lines = [[columns[i] for i in kept], ["---"] * len(kept)]
-            lines += [[_markdown(row[i]) for i in kept] for row in rows]
-            text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-            logger.experiment.add_text(key, text, step)
+            text = [[_text(row[i]) for i in kept] for row in rows]
+            logger.experiment.add_text(key, table([columns[i] for i in kept], text), step)
 
 
 def _for_wandb(cell: Any) -> Any:
@@ -80,7 +80,5 @@ def _is_media(cell: Any) -> bool:
     return isinstance(cell, Image.Image | wandb.data_types.WBValue)
 
 
-def _markdown(cell: Any) -> str:
-    """Write a cell so that it stays one cell."""
-    text = f"{cell:.4g}" if isinstance(cell, float) else str(cell)
-    return " ".join(text.split()).replace("|", "\\|")
+def _text(cell: Any) -> str:
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from sid_lsg.markdown import table as lay_out
 from sid_lsg.study.options import ErrorBars
 from sid_lsg.study.results import Row, suffix
 from sid_lsg.study.statistics import ERROR_BARS, Group, Mean, by_prompts, groups, is_teacher
@@ -38,8 +39,7 @@ def table(found: Sequence[Group]) -> str:
         ]
         for group in sorted(found, key=lambda group: not is_teacher(group))
     ]
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in lines)
+    return lay_out(head, body)
 
 
 def number(mean: Mean | None) -> str:

@@ -14,6 +14,7 @@ from sid_lsg import __version__
 from sid_lsg.errors import UsageError
 from sid_lsg.files import replacing
 from sid_lsg.images import comparison, save_png
+from sid_lsg.markdown import table
 from sid_lsg.metrics.alignment import ImageSet, draw, neighbour_distances, report
 from sid_lsg.metrics.evaluator import K_NEAREST, Evaluator, Scores
 from sid_lsg.metrics.folder import read_image
@@ -72,10 +73,10 @@ def write_report(
     save_png(_samples(paths, captions, content, others), root / "samples.png")
     with replacing(root / REPORT) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    table = markdown_table([*others, content])
+    scored = markdown_table([*others, content])
     with replacing(root / "report.md") as temporary:
-        temporary.write_text(_markdown(content, table))
-    print(f"\n{table}\n\nReport and pictures: {root}")
+        temporary.write_text(_markdown(content, scored))
+    print(f"\n{scored}\n\nReport and pictures: {root}")
 
 
 def read_report(folder: str) -> dict[str, Any]:
@@ -116,13 +117,12 @@ def check_comparable(own: dict[str, Any], other: dict[str, Any]) -> None:
 def markdown_table(reports: Sequence[dict[str, Any]]) -> str:
     """Lay out reports' scores: a row each."""
     keys = list(reports[-1]["scores"])
-    head = ["", *keys, "evaluations/image", "s/image"]
-    rows = [head, ["---"] * len(head)]
+    rows = []
     for content in reports:
         values = [_number(content["scores"].get(key)) for key in keys]
         cost = [_number(content.get(f"{name}_per_image")) for name in ("evaluations", "seconds")]
         rows.append([content["name"], *values, *cost])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return table(["", *keys, "evaluations/image", "s/image"], rows)
 
 
 def versions() -> dict[str, str]:
@@ -182,7 +182,7 @@ def _read(paths: Sequence[Path]) -> Tensor:
     return torch.stack(cropped)
 
 
-def _markdown(content: dict[str, Any], table: str) -> str:
+def _markdown(content: dict[str, Any], scored: str) -> str:
     """Write the report for people."""
     protocol = content["protocol"]
     reference = content["reference"]
@@ -203,4 +203,4 @@ def _markdown(content: dict[str, Any], table: str) -> str:
     pictures = "![samples](samples.png)\n"
     if reference:
         pictures += "\n![alignment with the reference](alignment.png)\n"
-    return f"# {content['name']}\n\n{table}\n\n" + "\n".join(lines) + f"\n\n{pictures}"
+    return f"# {content['name']}\n\n{scored}\n\n" + "\n".join(lines) + f"\n\n{pictures}"
