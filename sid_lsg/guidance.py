@@ -17,6 +17,15 @@ class Kappas(NamedTuple):
     eval_fake_3: float
     eval_real: float
 
+    @property
+    def evaluations(self) -> tuple[int, int, int]:
+        """Evaluations per image: of the fake score in phase 1 and in phase 2, and of the teacher.
+
+        A guided network is evaluated with the prompt and without.
+        """
+        kappa_1, kappa_2, kappa_3, kappa_4 = self
+        return 1 + (kappa_1 != 1), 1 + ((kappa_2, kappa_3) != (1, 1)), 1 + (kappa_4 != 1)
+
 
 @dataclass(frozen=True)
 class Guidance:

@@ -10,8 +10,8 @@ from lightning import Callback
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
+from sid_lsg.allocations import Allocations
 from sid_lsg.benchmark.machine import clock, describe, matmul_ceiling, threads
-from sid_lsg.benchmark.memory import Allocations
 from sid_lsg.benchmark.runs import fit, measure, peak_bytes
 from sid_lsg.benchmark.search import largest, without_memory_error
 from sid_lsg.errors import UsageError

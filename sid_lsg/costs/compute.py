@@ -12,7 +12,7 @@ def iteration_flops(run: PlannedRun) -> dict[str, Flops]:
     evaluates the generator K, fake score and teacher g times each, and goes back through both to
     their inputs and to the generator's weights; `balanced` and `lean` evaluate some once more.
     """
-    plan, (fake_1, fake_2, real) = run.plan, run.evaluations
+    plan, (fake_1, fake_2, real) = run.plan, run.plan.kappas.evaluations
     trained = run.evaluation("fake_score", "weights")
     fake, teacher = (run.evaluation(name, "inputs") for name in ("fake_score", "teacher"))
     first = run.evaluation("generator", "weights")

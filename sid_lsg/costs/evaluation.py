@@ -6,8 +6,7 @@ device's libraries need inside an operation (workspaces, other orders of the sam
 counted.
 """
 
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -15,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from sid_lsg.allocations import Allocations
 from sid_lsg.lora import trainable
 from sid_lsg.teacher import Teacher
 
@@ -51,62 +50,31 @@ class Flops(NamedTuple):
 # ---------------------------------------------------------------------- measuring
 
 
-class Meter(TorchDispatchMode):
-    """Count the FLOPs of operations, and the bytes of the tensors that they make.
+class Meter(Allocations):
+    """Count operations' FLOPs, beside the bytes of the tensors that they make.
 
     Attributes:
         flops: Of products and convolutions, forward and backward.
-        live: Bytes of tensors that were made inside and still exist. Views count once, with what
-            they are views of; what was there before does not count.
-        peak: The most bytes at a time.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.flops = Flops()
-        self.live = self.peak = 0
-        self._bytes: dict[int, int] = {}
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run one operation and count it."""
-        kwargs = kwargs or {}
-        for tensor in _tensors((args, kwargs)):
-            self._note(tensor, 0)  # seen for the first time as an input: it was there before
-        out = func(*args, **kwargs)
-        for tensor in _tensors(out):
-            self._note(tensor, tensor.untyped_storage().nbytes())
+        out = super().__torch_dispatch__(func, types, args, kwargs)
         packet = func._overloadpacket
         if packet in flop_registry:
-            count = float(flop_registry[packet](*args, **kwargs, out_val=out))
+            count = float(flop_registry[packet](*args, **(kwargs or {}), out_val=out))
             convolution = packet in _CONVOLUTIONS
             self.flops = self.flops.plus(Flops(count) if convolution else Flops(others=count))
         return out
 
-    def _note(self, tensor: Tensor, size: int) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._bytes:
-            self._bytes[key] = size
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._forget, key)
-
-    def _forget(self, key: int) -> None:
-        self.live -= self._bytes.pop(key)
-
 
 _CONVOLUTIONS = {torch.ops.aten.convolution, torch.ops.aten.convolution_backward}
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """List the tensors in arguments or results."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)
 
 
 class AsOnCuda(TorchFunctionMode):
@@ -221,17 +189,17 @@ def _passes(
     t = torch.empty(samples, dtype=torch.long, device="meta")
     with AsOnCuda(half), Meter() as meter:
         out = teacher.predict(network, x_t, t, condition)
-        forward, kept = meter.flops, meter.live
+        forward, kept = meter.flops, sum(meter.live.values())
         # Of an edge, not of a tensor, since functions of tensors leave `AsOnCuda`: what is
         # checkpointed is evaluated in here once more.
         edge = torch.autograd.graph.get_gradient_edge(out)
         torch.autograd.backward(edge, torch.empty_like(out))
     backward = meter.flops.plus(forward.times(-1))
-    return forward, backward, kept, meter.peak
+    return forward, backward, kept, meter.peak_of_all
 
 
 def call_cost(call: Callable[[], Any]) -> tuple[Flops, int]:
     """Count a call without gradients, on the meta device: FLOPs, and the most bytes at a time."""
     with torch.no_grad(), AsOnCuda(), Meter() as meter:
         call()
-    return meter.flops, meter.peak
+    return meter.flops, meter.peak_of_all

@@ -74,7 +74,7 @@ def _phase_bytes(run: PlannedRun, size: int) -> dict[str, int]:
     computed again has its graph when its turn comes, the teacher's before the generator's.
     """
     plan = run.plan
-    fake_1, fake_2, real = (size * times for times in run.evaluations)
+    fake_1, fake_2, real = (size * times for times in plan.kappas.evaluations)
     trained = run.evaluation("fake_score", "weights")
     fake, teacher = (run.evaluation(name, "inputs") for name in ("fake_score", "teacher"))
     generator = run.evaluation("generator", "weights" if plan.num_steps == 1 else "both")
@@ -148,7 +148,8 @@ def optimizer_bytes(make: MakeOptimizer) -> tuple[float, float]:
     with Meter() as meter:
         optimizer.step()
     states = [s for s in optimizer.state[p].values() if torch.is_tensor(s) and s.numel() > 1]
-    return sum(s.untyped_storage().nbytes() for s in states) / p.numel(), meter.peak / p.numel()
+    held = sum(s.untyped_storage().nbytes() for s in states)
+    return held / p.numel(), meter.peak_of_all / p.numel()
 
 
 def _numbers(parameters: Iterable[nn.Parameter]) -> int:

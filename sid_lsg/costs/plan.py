@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,8 +25,6 @@ from sid_lsg.teacher import Teacher
 
 MakeOptimizer = Callable[[Sequence[nn.Parameter]], Optimizer]
 
-_DEFAULT: MakeOptimizer = partial(AdamWithoutMomentum, fused=True)
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -43,8 +40,8 @@ class Plan:
     batch_size: int
     micro_batch_size: int
     num_steps: int = 1
-    optimizer_fake: MakeOptimizer = _DEFAULT
-    optimizer_generator: MakeOptimizer = _DEFAULT
+    optimizer_fake: MakeOptimizer = AdamWithoutMomentum
+    optimizer_generator: MakeOptimizer = AdamWithoutMomentum
     lora_fake_score: LoRA | None = None
     lora_generator: LoRA | None = None
     own_bases: frozenset[str] = frozenset()
@@ -117,15 +114,6 @@ class PlannedRun:
                 network = copy.deepcopy(network).to(dtype)
             self.known[key] = evaluation(self.teacher, network, gradient, half)
         return self.known[key]
-
-    @property
-    def evaluations(self) -> tuple[int, int, int]:
-        """Evaluations per image: of the fake score in both phases, and of the teacher.
-
-        A guided network is evaluated with the prompt and without.
-        """
-        kappa_1, kappa_2, kappa_3, kappa_4 = self.plan.kappas
-        return 1 + (kappa_1 != 1), 1 + ((kappa_2, kappa_3) != (1, 1)), 1 + (kappa_4 != 1)
 
     def evaluated(self, name: str) -> int:
         """Return how often phase 2 evaluates `teacher` or `generator` forward: once, or again."""

@@ -74,10 +74,7 @@ def evaluations_per_image(kappas: Kappas, num_steps: int = 1) -> int:
 
     A pass back to the inputs costs as much as one forward, and to the weights once more.
     """
-    fake_1, fake_23, real = (
-        1 if all(kappa == 1 for kappa in group) else 2
-        for group in (kappas[:1], kappas[1:3], kappas[3:])
-    )
+    fake_1, fake_23, real = kappas.evaluations
     return num_steps + 3 * fake_1 + 3 * num_steps + 2 * fake_23 + 2 * real
 
 

@@ -1,0 +1,71 @@
+"""The memory that operations take: the bytes of the tensors that live, by category."""
+
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+GRADIENTS, ACTIVATIONS = "gradients", "activations"
+
+
+class Allocations(TorchDispatchMode):
+    """Counts the bytes of the tensors that live, as operations make them and Python frees them.
+
+    It is the same on every device: PyTorch keeps no account of the CPU. What a kernel takes for
+    itself while it runs is not seen.
+
+    Attributes:
+        live: Bytes by category now.
+        peak: The most at any time, by category.
+        peak_of_all: The most at any time, all together.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[str, int] = defaultdict(int)
+        self.peak: dict[str, int] = defaultdict(int)
+        self.peak_of_all = 0
+        self._category: dict[int, str] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation, and note the memory of what it returns that is new."""
+        out = func(*args, **(kwargs or {}))
+        given = {_key(t) for t in tensors((args, kwargs))}
+        for tensor in tensors(out):
+            if _key(tensor) not in given:
+                self.note(tensor, ACTIVATIONS)
+        return out
+
+    def note(self, tensor: Tensor, category: str) -> None:
+        """Put a tensor's memory into a category."""
+        storage, key = tensor.untyped_storage(), _key(tensor)
+        known = self._category.get(key)
+        if known == category:
+            return
+        size = storage.nbytes()
+        if known is None:
+            weakref.finalize(storage, self._free, key, size)
+        else:
+            self.live[known] -= size
+        self._category[key] = category
+        self.live[category] += size
+        self.peak[category] = max(self.peak[category], self.live[category])
+        self.peak_of_all = max(self.peak_of_all, sum(self.live.values()))
+
+    def _free(self, key: int, size: int) -> None:
+        self.live[self._category.pop(key)] -= size
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """List the tensors in arguments or results."""
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def _key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
