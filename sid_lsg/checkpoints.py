@@ -80,7 +80,7 @@ def write(trainer: L.Trainer, path: Path) -> str:
     if what := trainer.strategy.broadcast(what):
         return str(what)
     try:
-        trainer.save_checkpoint(path, weights_only=False)  # the optimizers too
+        trainer.save_checkpoint(path, weights_only=False)  # what is saved: all
     except OSError as error:
         what = error.strerror or str(error)
         trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks are
