@@ -455,7 +455,7 @@ def test_the_listing_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     main(["study", "--config", config, "--base", f"[{DEMO}]", "--output", str(tmp_path / "none"),
           "--dry_run", "true"])  # fmt: skip
     said = capsys.readouterr().out
-    assert "9 fits, 288,000 images" in said
+    assert "9 fits, 115,200 images" in said
     assert "trained in, 4 steps, seed 2, 1 step" in said
     assert not (tmp_path / "none").exists()
 

@@ -91,7 +91,7 @@ def test_the_studies_are_what_they_are_named_after(tmp_path: Path) -> None:
         }.get(series, (float(point),) * 3)  # fmt: skip
     assert {run.config.model.num_steps for run in found["steps"][1]} == {1, 2, 4}
     for run in found["settings"][1]:
-        assert run.iterations * run.config.data.batch_size == run.images == 32_000
+        assert run.iterations * run.config.data.batch_size == run.images == 12_800
         rates = [run.config.model[f"optimizer_{n}"].init_args.lr for n in ("fake", "generator")]
         assert rates[0] == rates[1]
     shared = [run for run in found["settings"][1] if len(run.labels) > 1]

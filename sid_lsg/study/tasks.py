@@ -101,8 +101,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def jobs(study: Study, runs: Iterable[Run]) -> list[list[Task]]:
-    """List what is to be done: tasks that follow on each other, in lists that do not."""
-    runs = [*runs]
+    """List what is to be done: tasks that follow on each other, in lists that do not.
+
+    All points with the first seed come first: an interrupted study shows the whole range already.
+    """
+    runs = sorted(runs, key=lambda run: study.seeds.index(run.seed))
     return [*teacher_jobs(study, runs), *([fit(study, r), *at_steps(study, r)] for r in runs)]
 
 
