@@ -1,6 +1,8 @@
 # Every target makes .venv first if it is missing or its dependencies have changed.
 
 PYTHON ?= python3
+# Tests at a time, each on one thread: most are too small to use two cores.
+WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -28,8 +30,8 @@ guidance: $(STAMP)  ## Score the embedded teacher at several guidance scales: ru
 	  reports="$${reports:+$$reports,}runs/guidance/$$scale"; \
 	done
 
-test: $(STAMP)  ## Run the tests
-	$(BIN)/python -m pytest -q
+test: $(STAMP)  ## Run the tests, WORKERS at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 browser: $(STAMP)  ## Test the app in a real browser; Debian's chromium is installed if missing
 	@command -v chromium >/dev/null || { \

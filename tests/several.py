@@ -1,11 +1,10 @@
-"""What test_strategies.py runs in real processes: `python tests/several.py JOB`.
+"""What test_strategies.py runs in real processes.
 
 A job is a JSON file {folder, prompts, teacher, runs}. Every process goes through all runs in order,
 which saves the start of the processes; results lie in the folder, by the run's name.
 """
 
 import json
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -132,8 +131,9 @@ def fit(job: dict[str, Any], run: dict[str, Any]) -> None:
     torch.save(rows.latents, root / f"latents{trainer.global_rank}.pt")
 
 
-if __name__ == "__main__":
+def main(path: Path) -> None:
+    """Go through a job."""
     register_strategies()
-    job = json.loads(Path(sys.argv[1]).read_text())
+    job = json.loads(path.read_text())
     for run in job["runs"]:
         fit(job, run)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import multiprocessing
 import os
 import pickle
 import resource
@@ -18,6 +17,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import prepared
 import pytest
 import torch
 import yaml
@@ -539,9 +539,7 @@ def test_a_process_that_is_killed_while_saving_leaves_the_checkpoint_before(
     tiny_sd: str, run: Path, empty: Path
 ) -> None:
     folder = empty / "checkpoints"
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=save_slowly, args=(tiny_sd, empty), daemon=True)
-    process.start()
+    process = prepared.start(save_slowly, tiny_sd, empty, log=empty.with_suffix(".log"))
     end = time.monotonic() + 120
     while not any(p.stat().st_size > 500_000 for p in folder.glob(".0000004.ckpt.*.tmp")):
         assert process.is_alive()

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import prepared
 import pytest
 import torch
-import torch.multiprocessing
 import torch.nn.functional as F
 from PIL import Image
 from test_features import DIMENSION, make_clip
@@ -220,7 +220,7 @@ def _evaluate(rank: int, folder: str, clip_folder: str) -> None:
 def test_two_processes_score_as_one(clip: CLIPFeatures, clip_folder: str, tmp_path: Path) -> None:
     """Three batches: the second process samples once for nothing, which must not count."""
     write_images(tmp_path / "images")
-    torch.multiprocessing.spawn(_evaluate, (str(tmp_path), clip_folder), nprocs=2)
+    prepared.together(_evaluate, str(tmp_path), clip_folder)
     alone: Scores = evaluator(clip).of_sampler(Seeded(), PROMPTS, NUM_IMAGES, 4, "cpu")
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for process in found:

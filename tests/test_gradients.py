@@ -4,13 +4,13 @@ import math
 from pathlib import Path
 
 import numpy as np
+import prepared
 import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.multiprocessing.spawn import spawn
 
 import sid_lsg.gradients
 from sid_lsg.ema import update_ema
@@ -166,7 +166,7 @@ def average(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_average_their_gradients(tmp_path: Path) -> None:
-    spawn(average, (str(tmp_path),), nprocs=2)
+    prepared.together(average, str(tmp_path))
     ranks = [load_file(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1)]
     for size, collectives in BUCKETS.items():
         for found in ranks:
@@ -241,7 +241,7 @@ def test_sharded_gradients_are_treated_as_whole_ones(
     assert 0 < float(expected["share"]) < 0.1
     assert float(expected["norm"]) > 5e4
     assert float(expected["clipped"]) == pytest.approx(1.0, rel=1e-4)
-    spawn(treat_sharded, (str(tmp_path),), nprocs=2)
+    prepared.together(treat_sharded, str(tmp_path))
     for rank in (0, 1):
         found = load_file(tmp_path / f"rank{rank}.safetensors")
         assert found.keys() == expected.keys()

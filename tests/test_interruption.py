@@ -11,14 +11,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import prepared
 import pytest
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
-from test_soak import _context, changes, command, finish, fit, free_port, rows, start, temporary
+from test_soak import changes, command, finish, free_port, rows, start, temporary
 
 from sid_lsg.callbacks import Checkpoint, Interruption
 from sid_lsg.callbacks.interruption import ending_on_signals
+from sid_lsg.cli import main
 from sid_lsg.errors import Interrupted
 
 REPOSITORY = Path(__file__).parent.parent
@@ -185,10 +187,8 @@ def test_slurm_requeues_a_job(arguments: list[str], tmp_path: Path) -> None:
         started = []
         for rank in ("0", "1"):
             task = common | environment | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}
-            started.append(
-                _context.Process(target=fit, args=([*arguments, *options, *more], log, task))
-            )
-            started[-1].start()
+            line = [*arguments, *options, *more]
+            started.append(prepared.start(main, line, log=log, environment=task))
         return started
 
     def send(processes: list[ForkServerProcess], number: signal.Signals) -> None:

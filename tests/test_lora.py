@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
+import prepared
 import pytest
 import torch
 import yaml
@@ -28,7 +28,7 @@ from sid_lsg.errors import UsageError
 from sid_lsg.lora import LORA_FILE, LoRA, adapt, adapters, base, merged, save_lora, trainable
 from sid_lsg.module import SiDLSG
 from sid_lsg.resume import check_resume
-from sid_lsg.strategies import FSDP2Strategy
+from sid_lsg.strategies import FSDP2Strategy, register_strategies
 
 HERE = Path(__file__).parent
 PROMPTS = ["a red cat", "two dogs running", "a blue bird", "the moon"]
@@ -515,6 +515,7 @@ def train_in_processes(root: str, tiny_sd: str, *strategies: str) -> None:
     def sgd(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=1e-3)
 
+    register_strategies()
     for strategy in strategies:
         options: dict[str, Any] = {"optimizer_fake": sgd, "optimizer_generator": sgd}
         module = make(tiny_sd, **BOTH, **options, micro_batch_size=1, prompt_dropout=0.0)
@@ -538,31 +539,25 @@ def several(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = (
-        "import sys; from sid_lsg.strategies import register_strategies; register_strategies(); "
-        "from test_lora import train_in_processes; train_in_processes(*sys.argv[1:])"
-    )
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    common |= {"PYTHONPATH": f"{HERE.parent}:{HERE}"}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     two = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
     jobs: list[tuple[list[str], dict[str, str]]] = [(["auto"], {})]
     jobs += [(["ddp", "ddp_multi"], two | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+    logs = [folder / f"log{number}" for number in range(3)]
     started = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(folder), tiny_sd, *strategies],
-            env=os.environ | common | own,
-            stderr=(folder / f"stderr{number}").open("w"),
+        prepared.start(
+            train_in_processes, str(folder), tiny_sd, *strategies, log=log, environment=common | own
         )
-        for number, (strategies, own) in enumerate(jobs)
+        for log, (strategies, own) in zip(logs, jobs, strict=True)
     ]
     try:
         for process in started:
-            process.wait(300)
+            process.join(300)
     finally:
         for process in started:
             process.kill()
-    errors = "".join((folder / f"stderr{number}").read_text()[-3000:] for number in range(3))
-    assert all(process.returncode == 0 for process in started), errors
+    errors = "".join(log.read_text()[-3000:] for log in logs)
+    assert all(process.exitcode == 0 for process in started), errors
     return folder
 
 

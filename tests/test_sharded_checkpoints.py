@@ -5,17 +5,17 @@ import pickle
 import resource
 import shutil
 from collections.abc import Iterator
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import prepared
 import pytest
 import torch
 import torch.distributed as dist
 from test_checkpoints import flip
 from test_networks import Trap
-from test_soak import _context, free_port, same
+from test_soak import free_port, same
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -183,14 +183,7 @@ def save_together(rank: int, path: Path, port: int) -> None:
 
 def test_processes_write_together_or_not_at_all(tmp_path: Path) -> None:
     path, port = tmp_path / "0000001.ckpt", free_port()
-    processes: list[ForkServerProcess] = [
-        _context.Process(target=save_together, args=(rank, path, port)) for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
+    prepared.together(save_together, path, port)
     for rank in (0, 1):
         assert (tmp_path / f"problem{rank}").read_text() == "2 File too large"
     assert {p.name for p in tmp_path.iterdir()} == {path.name, "problem0", "problem1"}

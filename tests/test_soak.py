@@ -5,10 +5,8 @@
 
 import csv
 import json
-import multiprocessing
 import os
 import random
-import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import prepared
 import pytest
 import torch
 
@@ -26,10 +25,6 @@ KILLS = int(os.environ.get("SOAK", "4"))
 MEASURED = ("images_per_s", "peak_memory_gib")  # differ from run to run
 WATCHED = ("metrics.csv", "grids", "checkpoints")
 SEED = 1
-
-# Processes that have imported everything: it would take longer than all the rest.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["sid_lsg.cli", "sid_lsg.loggers", "pytest"])
 
 
 def command(tiny_sd: str, folder: Path) -> list[str]:
@@ -67,18 +62,6 @@ def command(tiny_sd: str, folder: Path) -> list[str]:
     return ["fit", *(f"--{name}={value}" for name, value in options.items())]
 
 
-def fit(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
-    """Be the command's process."""
-    with log.open("a") as file:
-        for descriptor in (1, 2):
-            os.dup2(file.fileno(), descriptor)
-    os.environ.update(environment)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-    multiprocessing.set_start_method("fork", force=True)  # the platform's own, for the workers
-    torch.set_num_threads(1)
-    main(arguments)
-
-
 def free_port() -> int:
     """Return a port where processes can meet."""
     with socket.socket() as free:
@@ -98,10 +81,7 @@ def start(
         environments = [common | {"LOCAL_RANK": str(rank)} for rank in range(processes)]
     log = root.with_suffix(".log")
     log.unlink(missing_ok=True)  # where a killed run's orphans may still complain
-    started = [_context.Process(target=fit, args=(arguments, log, e)) for e in environments]
-    for process in started:
-        process.start()
-    return started
+    return [prepared.start(main, arguments, log=log, environment=e) for e in environments]
 
 
 def finish(processes: list[ForkServerProcess], root: Path, *statuses: int) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import prepared
 import pytest
 import scipy.linalg
 import torch
-import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -145,7 +145,7 @@ def _accumulate(rank: int, folder: str) -> None:
 
 
 def test_two_processes_accumulate_as_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_accumulate, (str(tmp_path),), nprocs=2)
+    prepared.together(_accumulate, str(tmp_path))
     features = normal(60, 2)
     alone = statistics(features)
     reference = statistics(normal(80, 3))

@@ -1,7 +1,6 @@
 """Several processes train, score, stop and continue as one does."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -10,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import prepared
 import pytest
+import several
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from safetensors.torch import load_file
@@ -49,25 +50,27 @@ def run_job(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(REPOSITORY)}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    common |= {"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "test"} if processes > 1 else {}
+    common |= {"TORCHELASTIC_RUN_ID": "test"} if processes > 1 else {}
+    logs = [folder / f"log{rank}" for rank in range(processes)]
     started = [
-        subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "tests/several.py"), str(path)],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=(folder / f"stderr{rank}").open("w"),
+        prepared.start(
+            several.main,
+            path,
+            log=log,
+            environment=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
-        for rank in range(processes)
+        for rank, log in enumerate(logs)
     ]
     try:
         for process in started:
-            process.wait(900)
+            process.join(900)
     finally:
         for process in started:
             process.kill()
-    errors = "".join((folder / f"stderr{rank}").read_text()[-3000:] for rank in range(processes))
-    assert all(process.returncode == 0 for process in started), errors
+    errors = "".join(log.read_text()[-3000:] for log in logs)
+    assert all(process.exitcode == 0 for process in started), errors
 
 
 def poisoned() -> list[str]:

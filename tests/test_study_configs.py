@@ -2,6 +2,8 @@
 
 import json
 import re
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,12 @@ STUDIES = sorted((REPOSITORY / "configs/study").glob("*.yaml"))
 RATE = 1050  # evaluations per second on 2 CPU cores: 58 images/s at 18, 100 at 11
 
 
-def shipped(path: Path, output: Path) -> tuple[Study, list[Run], dict[str, PromptFile]]:
+@cache
+def shipped(path: Path) -> tuple[Study, list[Run], dict[str, PromptFile]]:
     config: dict[str, Any] = yaml.safe_load(path.read_text())
     files = {k: PromptFile(**f) for k, f in config.get("prompt_files", {}).items()}
     of = Study(
-        output=output,
+        output=Path("runs/study"),
         base=[str(REPOSITORY / base) for base in config["base"]],
         options=config["options"],
         series={k: Series(**s) for k, s in config["series"].items()},
@@ -40,8 +43,8 @@ def shipped(path: Path, output: Path) -> tuple[Study, list[Run], dict[str, Promp
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_headers_state_the_cost(path: Path, tmp_path: Path) -> None:
-    _, runs, _ = shipped(path, tmp_path)
+def test_headers_state_the_cost(path: Path) -> None:
+    _, runs, _ = shipped(path)
     text = path.read_text()
     assert f"--config configs/study/{path.name} --output runs/{path.stem}" in text
     stated = re.search(
@@ -62,7 +65,8 @@ def test_a_point_of_each_series_runs(
     path: Path, tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The very commands of the study, made small."""
-    of, runs, files = shipped(path, tmp_path)
+    of, runs, files = shipped(path)
+    of = replace(of, output=tmp_path)
     write_prompts(files, tmp_path)
     small = {
         "model.teacher": tiny_sd, "model.resolution": 64, "data.batch_size": 2,
@@ -77,8 +81,8 @@ def test_a_point_of_each_series_runs(
         assert "fid_clip_4" in summary
 
 
-def test_the_studies_are_what_they_are_named_after(tmp_path: Path) -> None:
-    found = {path.stem: shipped(path, tmp_path) for path in STUDIES}
+def test_the_studies_are_what_they_are_named_after() -> None:
+    found = {path.stem: shipped(path) for path in STUDIES}
     assert set(found) == {"kappa", "strategies", "steps", "prompts", "settings"}
     kappas = [run.kappas for run in found["kappa"][1] if run.seed == 0]
     assert kappas == [(k,) * 4 for k in (1, 1.2, 1.5, 2, 3, 4.5)]
