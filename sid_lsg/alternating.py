@@ -110,15 +110,16 @@ class AlternatingModule(L.LightningModule):
             measured: Whether to measure what costs a pass over all gradients and a read of the
                 weights; neither waits for the device.
         """
-        losses, weights, bad = self._accumulate(inputs, evaluate, network)
+        losses, numbers, bad = self._accumulate(inputs, evaluate, network)
         finite = losses.isfinite()
         skipped = int(bad)  # decides what all ranks compute next
-        weight = weights.mean()
+        parts = {name: values.mean() for name, values in numbers.items()}
         if skipped:
             optimizer.zero_grad()
             again = replace_bad(inputs, finite)
-            losses, weights, _ = self._accumulate(again, evaluate, network, finite)
-            weight = weights.sum() / finite.sum().clamp(min=1)
+            losses, numbers, _ = self._accumulate(again, evaluate, network, finite)
+            good = finite.sum().clamp(min=1)
+            parts = {name: values.sum() / good for name, values in numbers.items()}
         parameters = trained_by(optimizer)
         all_reduce_mean(parameters)
         unknown = losses.new_full((), torch.nan)
@@ -129,8 +130,8 @@ class AlternatingModule(L.LightningModule):
         if before is not None:
             ratio = update_ratio(before, sample_weights(parameters), is_sharded(network))
         which = (~finite).nonzero()[:, 0].tolist() if skipped else []
-        loss = losses.sum() / inputs.size
-        return Update(loss, weight, self._norm, skipped, which, self._nonfinite, ratio)
+        loss, weight = losses.sum() / inputs.size, parts.pop("weight")
+        return Update(loss, weight, parts, self._norm, skipped, which, self._nonfinite, ratio)
 
     def _accumulate(
         self,
@@ -138,30 +139,32 @@ class AlternatingModule(L.LightningModule):
         evaluate: Evaluate,
         network: nn.Module,
         counted: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Reading]:
+    ) -> tuple[Tensor, dict[str, Tensor], Reading]:
         """Backpropagate the mean loss, over the `counted` [B] alone but divided by B.
 
         Returns:
-            Every sample's loss [B] and weight [B], zero where they do not count; and how many
-            losses of all ranks are not finite. That is sent before the last backward pass, which
-            keeps the device busy while the host waits for it.
+            Every sample's loss [B], its weight and further numbers, each [B] by name, zero where
+            they do not count; and how many losses of all ranks are not finite. That is sent before
+            the last backward pass, which keeps the device busy while the host waits for it.
         """
-        losses, weights = inputs.draws.u.new_zeros(2, inputs.size)
+        losses = inputs.draws.u.new_zeros(inputs.size)
+        numbers: dict[str, Tensor] = {}
         size = self.micro_batch_size or inputs.size
         for start in range(0, inputs.size, size):
             part = slice(start, start + size)
             output = evaluate(inputs.select(part))
-            loss, weight = output.loss, output.weight.flatten()
-            if counted is not None:
-                loss, weight = (x.where(counted[part], 0) for x in (loss, weight))
-            losses[part], weights[part] = loss.detach(), weight
+            loss = output.loss if counted is None else output.loss.where(counted[part], 0)
+            losses[part] = loss.detach()
+            for name, value in {"weight": output.weight.flatten(), **output.parts}.items():
+                value = value if counted is None else value.where(counted[part], 0)
+                numbers.setdefault(name, torch.zeros_like(losses))[part] = value.detach()
             last = start + size >= inputs.size
             if last:
                 bad = count(~losses.isfinite())
             reduce_in_backward(network, last)
             with self._without_reduction():
                 self.manual_backward(loss.sum() / inputs.size)
-        return losses, weights, bad
+        return losses, numbers, bad
 
     def _without_reduction(self) -> AbstractContextManager[None]:
         """Keep DistributedDataParallel from reducing: it would reduce both networks each time."""

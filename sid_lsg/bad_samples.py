@@ -61,7 +61,7 @@ def replace_bad(inputs: PhaseInputs, good: Tensor) -> PhaseInputs:
     condition = {name: torch.zeros_like(value) for name, value in inputs.condition.items()}
     noises = [torch.zeros_like(noise) for noise in inputs.draws.noises]
     zeros = inputs.draws._replace(noises=noises, eps=torch.zeros_like(inputs.draws.eps))
-    return PhaseInputs(condition, zeros)
+    return inputs._replace(condition=condition, draws=zeros)
 
 
 def warn(iteration: int, prompts: Sequence[str]) -> None:

@@ -41,6 +41,7 @@ from lightning.pytorch.utilities import rank_zero_only  # noqa: E402
 from lightning.pytorch.utilities.exceptions import MisconfigurationException  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
+from sid_lsg.adversarial import check_real_data  # noqa: E402
 from sid_lsg.callbacks import (  # noqa: E402
     Checkpoint,
     Export,
@@ -170,6 +171,7 @@ class SiDCLI(LightningCLI):
         continue_requeued(config)
         check_trainer(config.trainer)
         training_files(config.data.prompts)
+        check_real_data(config.model.real_data, config.data.real_images)
         put_inside(config.trainer)
         check_files(config)
 

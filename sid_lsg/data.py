@@ -6,6 +6,7 @@ is seen twice, and neither workers, nor the number of ranks, nor a restart chang
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from torch.utils.data.distributed import DistributedSampler
 from sid_lsg.corpus import find_files, read_corpus
 from sid_lsg.errors import UsageError
 from sid_lsg.randomness import permute
+from sid_lsg.real_images import RealBatch, RealImages
 from sid_lsg.sequences import Without
 from sid_lsg.teacher import Tokenize, Tokens
 
@@ -34,6 +36,7 @@ class PromptBatch(NamedTuple):
     generator: list[str]  # for the generator's phase
     fake_tokens: Tokens = {}  # noqa: RUF012 (read only)
     generator_tokens: Tokens = {}  # noqa: RUF012
+    real: RealBatch | None = None  # images for the fake score's phase, if they are asked for
 
 
 class PromptDataset(Dataset[PromptBatch]):
@@ -46,6 +49,7 @@ class PromptDataset(Dataset[PromptBatch]):
         rank: Which contiguous share of the global batch to give.
         world_size: The number of shares.
         tokenize: What turns prompts into tokens; None leaves that to the training process.
+        real: Gives real images to go with the prompts: which one is the first, and how many.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class PromptDataset(Dataset[PromptBatch]):
         rank: int = 0,
         world_size: int = 1,
         tokenize: Tokenize | None = None,
+        real: Callable[[int, int], RealBatch] | None = None,
     ) -> None:
         self.prompts = prompts
         self.batch_size = batch_size
@@ -63,6 +68,7 @@ class PromptDataset(Dataset[PromptBatch]):
         self.share = batch_size // world_size
         self.position = rank * self.share
         self.tokenize = tokenize
+        self.real = real
 
     def __getitem__(self, iteration: int) -> PromptBatch:
         phases = torch.tensor([[2 * iteration], [2 * iteration + 1]])
@@ -70,8 +76,15 @@ class PromptDataset(Dataset[PromptBatch]):
         size = len(self.prompts)
         places = permute(n % size, size, self.seed, n // size)
         fake, generator = ([self.prompts[place] for place in row] for row in places.tolist())
-        tokens = [self.tokenize(prompts) for prompts in (fake, generator)] if self.tokenize else []
-        return PromptBatch(iteration, self.position, fake, generator, *tokens)
+        batch = PromptBatch(iteration, self.position, fake, generator)
+        if self.tokenize:
+            batch = batch._replace(
+                fake_tokens=self.tokenize(fake), generator_tokens=self.tokenize(generator)
+            )
+        if self.real is None:
+            return batch
+        first = iteration * self.batch_size + self.position
+        return batch._replace(real=self.real(first, self.share))
 
 
 class Iterations(DistributedSampler[int]):
@@ -134,6 +147,9 @@ class PromptDataModule(L.LightningDataModule):
             training prompts, together with every duplicate of them. With neither option, grids
             and metrics use the training prompts.
         seed: Determines the order of the prompts and the choice of `num_heldout`.
+        real_images: A folder of real images with captions, for --model.real_data: a metadata.jsonl
+            or metadata.csv with the columns file_name and text, or cat.txt beside cat.png. They
+            are cropped about their centre and resized to the teacher's resolution.
 
     Raises:
         UsageError: An option has an impossible value, or (in `setup`) a file cannot be used.
@@ -148,6 +164,7 @@ class PromptDataModule(L.LightningDataModule):
         heldout: str | list[str] | None = None,
         num_heldout: int = 0,
         seed: int = 0,
+        real_images: str | None = None,
     ) -> None:
         super().__init__()
         for option, value, least in (
@@ -168,8 +185,10 @@ class PromptDataModule(L.LightningDataModule):
         self.heldout = heldout
         self.num_heldout = num_heldout
         self.seed = seed
+        self.real_images = real_images
         self.train_prompts: Sequence[str] = ()
         self._heldout_prompts: Sequence[str] = ()
+        self._real: RealImages | None = None
 
     @property
     def heldout_prompts(self) -> Sequence[str]:
@@ -177,7 +196,7 @@ class PromptDataModule(L.LightningDataModule):
         return self._heldout_prompts or self.train_prompts
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the prompt files, once; `stage` makes no difference."""
+        """Open the prompt files and find the images, once; `stage` makes no difference."""
         if len(self.train_prompts):
             return
         if self.batch_size % self._world_size:
@@ -205,6 +224,9 @@ class PromptDataModule(L.LightningDataModule):
             f"{len(self.train_prompts):,} training prompts from {len(files):,} file(s), "
             f"{corpus.blank:,} blank lines skipped, {len(self._heldout_prompts):,} held out."
         )
+        if self.real_images:
+            self._real = RealImages(self.real_images)
+            rank_zero_info(f"{len(self._real):,} real images from {self.real_images}.")
 
     def train_dataloader(self) -> DataLoader[PromptBatch]:
         """Return a loader of one `PromptBatch` per iteration, from the Trainer's step onwards."""
@@ -212,6 +234,12 @@ class PromptDataModule(L.LightningDataModule):
         rank = trainer.global_rank if trainer else 0
         total = trainer.max_steps if trainer and trainer.max_steps >= 0 else None
         teacher = getattr(getattr(trainer, "lightning_module", None), "teacher", None)
+        tokenize, real = None, None
+        if teacher is not None:
+            tokenize = teacher.tokenize
+            if self._real:
+                size = teacher.image_size
+                real = partial(self._real.batch, seed=self.seed, size=size, tokenize=tokenize)
         return StatelessDataLoader(
             PromptDataset(
                 self.train_prompts,
@@ -219,7 +247,8 @@ class PromptDataModule(L.LightningDataModule):
                 self.seed,
                 rank,
                 self._world_size,
-                teacher.tokenize if teacher is not None else None,
+                tokenize,
+                real,
             ),
             batch_size=None,  # an item of the dataset is a batch already
             sampler=Iterations(lambda: trainer.global_step if trainer else 0, total),

@@ -16,6 +16,10 @@ class Phase(IntEnum):
     GENERATOR = 1
 
 
+REAL_IMAGES = 2
+"""Beside the phases: the draws of phase 1's real images (`adversarial`), which need no z."""
+
+
 class Draws(NamedTuple):
     """The random numbers of B samples in one phase.
 
@@ -31,9 +35,14 @@ class Draws(NamedTuple):
     t: Tensor
     u: Tensor
 
+    def select(self, index: Tensor | slice) -> "Draws":
+        """Take some of the samples."""
+        noises, *others = self
+        return Draws([z[index] for z in noises], *(tensor[index] for tensor in others))
+
 
 def draw(
-    phase: Phase,
+    phase: int,
     iteration: int,
     positions: Tensor,
     *,
@@ -46,7 +55,7 @@ def draw(
     """Draw a phase's numbers as a pure function of (seed, iteration, position, stream).
 
     Args:
-        phase: Each phase draws its own.
+        phase: Each `Phase` draws its own, and so do `REAL_IMAGES`.
         iteration: The training iteration.
         positions: [B] int64, the samples' positions in the global batch.
         latent_shape: (C, H, W).

@@ -5,6 +5,8 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -25,6 +27,21 @@ def to_uint8(images: Tensor) -> Tensor:
         [B, 3, H, W] uint8 on the device of `images`.
     """
     return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).byte()
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """Undo `to_uint8`: [-1, 1] float32."""
+    return images.float() / 127.5 - 1.0
+
+
+def fitted(picture: Image.Image, size: tuple[int, int]) -> Tensor:
+    """Crop a picture about its centre to the shape of (H, W) and resize it, by LANCZOS.
+
+    Returns:
+        [3, H, W] uint8; of a picture of that size its own pixels.
+    """
+    whole = ImageOps.fit(picture.convert("RGB"), size[::-1], Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(whole)).permute(2, 0, 1)
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:

@@ -33,6 +33,8 @@ class IterationLog:
         optimizers = module.trainer.optimizers
         losses = {"loss_fake": fake.loss, "loss_generator": generator.loss}
         others: dict[str, Any] = {
+            **fake.parts,
+            **generator.parts,
             "grad_norm_fake": fake.gradient_norm,
             "grad_norm_generator": generator.gradient_norm,
             "update_ratio_fake": fake.update_ratio,

@@ -12,12 +12,13 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
+from sid_lsg.adversarial import Discriminator, RealData, required
 from sid_lsg.alternating import AlternatingModule, constant, trained_by
 from sid_lsg.architectures import load
 from sid_lsg.checks import check_method, check_timesteps
 from sid_lsg.compilation import as_written, compile_blocks
 from sid_lsg.data import PromptBatch
-from sid_lsg.draws import Phase, draw
+from sid_lsg.draws import REAL_IMAGES, Draws, Phase, draw
 from sid_lsg.ema import ema_beta, update_ema
 from sid_lsg.gradients import ClipAlgorithm
 from sid_lsg.guidance import Guidance
@@ -36,9 +37,9 @@ from sid_lsg.memory import (
 )
 from sid_lsg.objective import fake_score_loss, generator_loss, generator_weight
 from sid_lsg.optimizers import AdamWithoutMomentum
-from sid_lsg.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs
+from sid_lsg.phases import FakeScoreOutput, GeneratorOutput, Parts, PhaseInputs, RealSamples
 from sid_lsg.starting import start
-from sid_lsg.teacher import Conditioning, Teacher, replace_where
+from sid_lsg.teacher import Conditioning, Teacher, Tokens, replace_where
 
 
 class SiDLSG(AlternatingModule):
@@ -60,6 +61,7 @@ class SiDLSG(AlternatingModule):
         tmax: int = 980,
         num_steps: int = 1,
         prompt_dropout: float = 0.1,
+        real_data: RealData | None = None,
         fake_score_init: str | None = None,
         generator_init: str | None = None,
         lora_fake_score: LoRA | None = None,
@@ -98,6 +100,8 @@ class SiDLSG(AlternatingModule):
             num_steps: Evaluations of the generator per image, in training and in sampling.
             prompt_dropout: Probability of replacing a prompt by the empty one in the fake score's
                 phase, if that network is guided.
+            real_data: Add an adversarial term on the images of --data.real_images, for example
+                {generator_weight: 0.0001}; by default none, which is data-free.
             fake_score_init: Start the fake score as the UNet of this folder or Hub id, for example
                 an exported generator; by default it starts as the teacher.
             generator_init: Start the generator and its average so; by default as the teacher.
@@ -161,6 +165,9 @@ class SiDLSG(AlternatingModule):
         networks = {"fake_score": self.fake_score, "generator": self.generator}
         checkpointed = networks | {"teacher": self.teacher.network}
         checkpoint_gradients(checkpointed, gradient_checkpointing or [])
+        self.discriminator = (
+            Discriminator(real_data, self.teacher, self.fake_score) if real_data else None
+        )
         set_frozen_precision(frozen_precision, self.teacher, *networks.values())
 
     def configure_model(self) -> None:
@@ -210,34 +217,44 @@ class SiDLSG(AlternatingModule):
         """Encode a phase's prompts, once, and draw its random numbers.
 
         Prompts are dropped in phase 1 alone, where kappa_1 or kappa_2 guides the fake score; the
-        generator sees the dropped prompt too.
+        generator sees the dropped prompt too. Real images are for phase 1.
         """
-        if phase is Phase.FAKE_SCORE:
-            prompts, tokens = batch.fake, batch.fake_tokens
-        else:
-            prompts, tokens = batch.generator, batch.generator_tokens
-        first = batch.position
-        positions = torch.arange(first, first + len(prompts), device=self.device)
-        draws = draw(
-            phase,
-            batch.iteration,
-            positions,
-            latent_shape=self.teacher.latent_shape,
-            num_steps=self.num_steps,
-            tmin=self.tmin,
-            tmax=self.tmax,
-            seed=self.seed,
-        )
-        condition = self.teacher.encode(tokens or self.teacher.tokenize(prompts))
-        guided = self.kappas.train_fake != 1 or self.kappas.eval_fake_2 != 1
-        if phase is Phase.FAKE_SCORE and guided:
-            dropped = draws.u < self.prompt_dropout
-            condition = replace_where(dropped, condition, self.teacher.null_condition())
-        return PhaseInputs(condition, draws)
+
+        def drawn(phase: int, num_steps: int) -> Draws:
+            first = batch.position
+            return draw(
+                phase,
+                batch.iteration,
+                torch.arange(first, first + len(batch.fake), device=self.device),
+                latent_shape=self.teacher.latent_shape,
+                num_steps=num_steps,
+                tmin=self.tmin,
+                tmax=self.tmax,
+                seed=self.seed,
+            )
+
+        def encoded(prompts: Sequence[str], tokens: Tokens, draws: Draws) -> Conditioning:
+            condition = self.teacher.encode(tokens or self.teacher.tokenize(prompts))
+            guided = self.kappas.train_fake != 1 or self.kappas.eval_fake_2 != 1
+            if phase is Phase.FAKE_SCORE and guided:
+                dropped = draws.u < self.prompt_dropout
+                condition = replace_where(dropped, condition, self.teacher.null_condition())
+            return condition
+
+        draws = drawn(phase, self.num_steps)
+        if phase is Phase.GENERATOR:
+            return PhaseInputs(encoded(batch.generator, batch.generator_tokens, draws), draws)
+        condition = encoded(batch.fake, batch.fake_tokens, draws)
+        if not self.discriminator:
+            return PhaseInputs(condition, draws)
+        images, captions, tokens = required(batch.real)
+        numbers = drawn(REAL_IMAGES, num_steps=0)
+        real = RealSamples(images, encoded(captions, tokens, numbers), numbers)
+        return PhaseInputs(condition, draws, real)
 
     def fake_score_phase(self, inputs: PhaseInputs) -> FakeScoreOutput:
         """Evaluate phase 1: the fake score denoises the generator's samples, guided by kappa_1."""
-        schedule, (condition, draws) = self.teacher.schedule, inputs
+        schedule, (condition, draws, real) = self.teacher.schedule, inputs
         eps, t = draws.eps, draws.t
         with torch.no_grad():
             x_g = self.sample(self.generator, condition, draws.noises)
@@ -246,12 +263,15 @@ class SiDLSG(AlternatingModule):
             self.fake_score, x_t, t, condition, [self.kappas.train_fake]
         )
         target, weight = schedule.target(x_g, eps, t), schedule.eps_weight(t)
-        loss = fake_score_loss(prediction, target, weight)
-        return FakeScoreOutput(loss, weight, x_g, prediction)
+        loss, parts = fake_score_loss(prediction, target, weight), Parts()
+        if self.discriminator and real:
+            term, parts = self.discriminator.fake_score_term(real)
+            loss = loss + term
+        return FakeScoreOutput(loss, weight, x_g, prediction, parts)
 
     def generator_phase(self, inputs: PhaseInputs) -> GeneratorOutput:
         """Evaluate phase 2: the score-identity loss; gradients reach x_g through both networks."""
-        schedule, (condition, draws) = self.teacher.schedule, inputs
+        schedule, (condition, draws, _) = self.teacher.schedule, inputs
         eps, t = draws.eps, draws.t
 
         again = "generator" in self.recomputed
@@ -271,7 +291,11 @@ class SiDLSG(AlternatingModule):
         )
         weight = generator_weight(x_g, y_real)
         loss = generator_loss(x_g, y_real, y_fake_2, y_fake_3, weight, self.alpha)
-        return GeneratorOutput(loss, weight, x_g, y_fake_2, y_fake_3, y_real)
+        parts = Parts()
+        if self.discriminator:
+            term, parts = self.discriminator.generator_term(x_g, weight)
+            loss = loss + term
+        return GeneratorOutput(loss, weight, x_g, y_fake_2, y_fake_3, y_real, parts)
 
     # ------------------------------------------------------------------ sampling
 

@@ -21,6 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from sid_lsg.diffusion import PREDICTION_TYPES, NoiseSchedule
 from sid_lsg.errors import UsageError
 from sid_lsg.export.folder import save_pipeline, t_init_of
+from sid_lsg.images import from_uint8
 from sid_lsg.resources import resolve
 from sid_lsg.teacher import Conditioning, Teacher, Tokenize, Tokens
 from sid_lsg.text import PromptEncoder, tokenize
@@ -64,7 +65,9 @@ class StableDiffusion(Teacher):
         self.schedule = NoiseSchedule.from_alphas_cumprod(
             scheduler.alphas_cumprod, scheduler.config.prediction_type
         )
-        self.latent_shape = (unet.config.in_channels, *_latent_size(unet, vae, resolution))
+        height, width = _latent_size(unet, vae, resolution)
+        self.latent_shape = (unet.config.in_channels, height, width)
+        self.image_size = (height * _factor(vae), width * _factor(vae))
         if resolution is not None:
             # What is exported then samples at this resolution by default.
             unet.register_to_config(sample_size=self.latent_shape[1])
@@ -155,6 +158,18 @@ class StableDiffusion(Teacher):
         scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
         return self.vae.decode(scaled, return_dict=False)[0].float()
 
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Encode images: the VAE posterior's mean times scaling_factor, float32, no draw."""
+        pixels = from_uint8(images).to(self.vae.dtype)
+        posterior = self.vae.encode(pixels, return_dict=False)[0]
+        return posterior.mean.float() * self.vae.config.scaling_factor
+
+    def end_of_encoder(self, network: nn.Module) -> nn.Module:
+        """Return the UNet's last block on its way down; the middle block follows."""
+        down_blocks: Any = network.down_blocks
+        return down_blocks[-1]
+
     def pipeline(self, network: nn.Module, scheduler: Any) -> StableDiffusionPipeline:
         """Put a UNet and a scheduler into a stock diffusers pipeline with the teacher's parts."""
         pipeline = StableDiffusionPipeline(
@@ -195,14 +210,13 @@ class StableDiffusion(Teacher):
     ) -> Tensor:
         """Sample the teacher by DDIM through diffusers' own pipeline."""
         scheduler = DDIMScheduler.from_config(self.scheduler_config, clip_sample=False)
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         latents = self.pipeline(self.network, scheduler)(
             list(prompts),
             num_inference_steps=num_steps,
             guidance_scale=guidance,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            height=self.latent_shape[1] * factor,
-            width=self.latent_shape[2] * factor,
+            height=self.image_size[0],
+            width=self.image_size[1],
             output_type="latent",
         ).images
         return self.decode(latents)
@@ -266,11 +280,16 @@ def _check_fit(
         )
 
 
+def _factor(vae: AutoencoderKL) -> int:
+    """Return how many pixels of an image's side make one of a latent's."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
 def _latent_size(
     unet: UNet2DConditionModel, vae: AutoencoderKL, resolution: int | None
 ) -> tuple[int, int]:
     """Return the latents' height and width, which the UNet must be able to halve at every level."""
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = _factor(vae)
     if resolution is None:
         size = unet.config.sample_size
         if size is None:

@@ -7,12 +7,30 @@ from torch import Tensor
 from sid_lsg.draws import Draws
 from sid_lsg.teacher import Conditioning, select
 
+Parts = dict[str, Tensor]
+"""Further numbers of a phase's samples for the log, by name: each [B], or their mean."""
+
+
+class RealSamples(NamedTuple):
+    """Real images for phase 1's adversarial term: [B, 3, H, W] uint8, with captions and numbers."""
+
+    images: Tensor
+    condition: Conditioning
+    draws: Draws
+
+    def select(self, index: Tensor | slice) -> "RealSamples":
+        """Take some of the images."""
+        return RealSamples(
+            self.images[index], select(self.condition, index), self.draws.select(index)
+        )
+
 
 class PhaseInputs(NamedTuple):
-    """What one phase works on: B samples' conditioning and random numbers."""
+    """What one phase works on: B samples' conditioning and random numbers, and real images."""
 
     condition: Conditioning
     draws: Draws
+    real: RealSamples | None = None
 
     @property
     def size(self) -> int:
@@ -21,9 +39,8 @@ class PhaseInputs(NamedTuple):
 
     def select(self, index: Tensor | slice) -> "PhaseInputs":
         """Take some of the samples."""
-        noises, *others = self.draws
-        chosen = Draws([z[index] for z in noises], *(tensor[index] for tensor in others))
-        return PhaseInputs(select(self.condition, index), chosen)
+        real = self.real.select(index) if self.real else None
+        return PhaseInputs(select(self.condition, index), self.draws.select(index), real)
 
 
 class FakeScoreOutput(NamedTuple):
@@ -33,6 +50,7 @@ class FakeScoreOutput(NamedTuple):
     weight: Tensor
     x_g: Tensor
     prediction: Tensor
+    parts: Parts = {}  # noqa: RUF012 (read only)
 
 
 class GeneratorOutput(NamedTuple):
@@ -44,6 +62,7 @@ class GeneratorOutput(NamedTuple):
     y_fake_2: Tensor
     y_fake_3: Tensor
     y_real: Tensor
+    parts: Parts = {}  # noqa: RUF012
 
 
 class Update(NamedTuple):
@@ -52,6 +71,7 @@ class Update(NamedTuple):
     Attributes:
         loss: Mean over the batch.
         weight: Mean over the batch.
+        parts: Means over the batch of the phase's further numbers, by name.
         gradient_norm: After the repair, before clipping.
         skipped_samples: How many samples' losses were not finite, over all ranks.
         skipped: Which of this rank's samples those were.
@@ -62,6 +82,7 @@ class Update(NamedTuple):
 
     loss: Tensor
     weight: Tensor
+    parts: Parts
     gradient_norm: Tensor
     skipped_samples: int
     skipped: list[int]

@@ -54,11 +54,13 @@ class Teacher(nn.Module, ABC):
         network: The denoising network, f_phi.
         schedule: alpha_t, sigma_t and the prediction type.
         latent_shape: (C, H, W) of a latent at the chosen resolution.
+        image_size: (H, W) of an image in pixels.
     """
 
     network: nn.Module
     schedule: NoiseSchedule
     latent_shape: tuple[int, int, int]
+    image_size: tuple[int, int]
 
     @property
     @abstractmethod
@@ -82,6 +84,17 @@ class Teacher(nn.Module, ABC):
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents into images: [B, 3, H, W] float32, nominally in [-1, 1]."""
+
+    @abstractmethod
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Encode images, [B, 3, H, W] uint8: the most likely latents, without gradient."""
+
+    @abstractmethod
+    def end_of_encoder(self, network: nn.Module) -> nn.Module:
+        """Return the part of a network of the teacher's kind after which its decoder begins.
+
+        Its output, or the first of its outputs, is [B, C, h, w] and depends on all of x_t.
+        """
 
     @abstractmethod
     def save_generator(

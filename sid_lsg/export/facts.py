@@ -69,12 +69,10 @@ class Facts:
 def facts_of(teacher: "StableDiffusion", num_steps: int, **known: Any) -> Facts:
     """Collect what the teacher's parts say, with everything else that is known."""
     tokenizer = teacher.text.tokenizer
-    channels, height, width = teacher.latent_shape
-    factor = 2 ** (len(teacher.vae.config.block_out_channels) - 1)
     return Facts(
         num_steps=num_steps,
-        size=(height * factor, width * factor),
-        latent_shape=(channels, height, width),
+        size=teacher.image_size,
+        latent_shape=teacher.latent_shape,
         prediction_type=teacher.schedule.prediction_type,
         tokens=(tokenizer.model_max_length, tokenizer.pad_token_id, tokenizer.pad_token),
         **known,

@@ -13,7 +13,13 @@ COLUMNS = ("caption", "text", "prompt")
 FILE_NAME = "file_name"  # as in Hugging Face's `imagefolder` format
 
 
-def read_captions(path: str, column: str | None, images: Sequence[Path], root: Path) -> list[str]:
+def read_captions(
+    path: str,
+    column: str | None,
+    images: Sequence[Path],
+    root: Path,
+    option: str = "captions",
+) -> list[str]:
     """Read each image's caption from a text file (a line each) or a table (.jsonl, .csv).
 
     A table with the column `file_name` names its images by their path in the folder; all else is in
@@ -24,6 +30,7 @@ def read_captions(path: str, column: str | None, images: Sequence[Path], root: P
         column: The table's column of captions; by default `caption`, `text` or `prompt`.
         images: The images to be captioned, in order.
         root: Their folder.
+        option: The option to name in an error.
 
     Raises:
         UsageError: If an image is left without a caption, or a caption without an image.
@@ -31,31 +38,32 @@ def read_captions(path: str, column: str | None, images: Sequence[Path], root: P
     try:
         rows = _rows(Path(path).expanduser())
     except (OSError, ValueError, csv.Error) as error:
-        raise UsageError(f"--captions: cannot read {path!r}: {error}.") from error
+        raise UsageError(f"--{option}: cannot read {path!r}: {error}.") from error
     column = column or next((name for name in COLUMNS if rows and name in rows[0]), COLUMNS[0])
     if any(column not in row for row in rows):
         found = ", ".join(rows[0])
-        raise UsageError(
-            f"--captions: {path!r} has the columns {found}. Name that of the captions by --column."
-        )
+        named = f"The captions' must be called {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}"
+        if option == "captions":
+            named = "Name that of the captions by --column"
+        raise UsageError(f"--{option}: {path!r} has the columns {found}. {named}.")
     captions = [str(row[column] or "").strip() for row in rows]
     if rows and FILE_NAME in rows[0]:
         by_name = dict(zip((row.get(FILE_NAME) for row in rows), captions, strict=True))
         names = [image.relative_to(root).as_posix() for image in images]
         if lacking := [name for name in names if name not in by_name]:
             raise UsageError(
-                f"--captions: {path!r} has no caption for {len(lacking)} of {len(names)} images, "
+                f"--{option}: {path!r} has no caption for {len(lacking)} of {len(names)} images, "
                 f"the first of them {lacking[0]!r}. Add them, or remove the images."
             )
         captions = [by_name[name] for name in names] + captions[len(names) :]
     if len(captions) != len(images):
         raise UsageError(
-            f"--captions: {path!r} holds {len(captions)} captions and {str(root)!r} {len(images)} "
+            f"--{option}: {path!r} holds {len(captions)} captions and {str(root)!r} {len(images)} "
             "images. Give one for each image, in the order of the files' names."
         )
     if "" in captions:
         raise UsageError(
-            f"--captions: caption {captions.index('') + 1} of {path!r} is blank. Every image needs "
+            f"--{option}: caption {captions.index('') + 1} of {path!r} is blank. Every image needs "
             "one."
         )
     return captions

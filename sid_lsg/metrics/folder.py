@@ -14,7 +14,7 @@ from sid_lsg.errors import UsageError
 from sid_lsg.processes import gather
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
-_READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 _NAMED = 10  # at most so many files in a message
 
 
@@ -79,7 +79,7 @@ class ImageReader:
     def _read(self, path: Path) -> Tensor | None:
         try:
             return read_image(path)
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             self.unreadable.append((str(path), str(error).strip() or type(error).__name__))
             return None
 
