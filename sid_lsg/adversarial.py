@@ -32,6 +32,7 @@ from sid_lsg.checks import refuse
 from sid_lsg.errors import UsageError
 from sid_lsg.phases import Parts, RealSamples
 from sid_lsg.real_images import RealBatch
+from sid_lsg.sharding import gather_root
 from sid_lsg.teacher import Teacher
 
 Term = tuple[Tensor, Parts]
@@ -159,10 +160,13 @@ class Discriminator:
         """Watch the encoder of a fake score."""
         self.options, self._teacher, self._fake_score = options, teacher, fake_score
         self._features: Tensor | None = None
-        teacher.end_of_encoder(fake_score).register_forward_hook(self._keep)
+        end = teacher.end_of_encoder(fake_score)
 
-    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self._features = output[0] if isinstance(output, tuple) else output
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            if module is end:  # and not the same part of a copy, which has this hook too
+                self._features = output[0] if isinstance(output, tuple) else output
+
+        end.register_forward_hook(keep)
 
     def _latest_logits(self, size: int) -> Tensor:
         """Return the logits [B, h, w] of the samples just evaluated, with their prompts.
@@ -182,6 +186,7 @@ class Discriminator:
         x_0, (_, eps, t, _) = self._teacher.encode_images(real.images), real.draws
         x_t = self._teacher.schedule.add_noise(x_0, eps, t)
         self._teacher.predict(self._fake_score, x_t, t, real.condition)
+        gather_root(self._fake_score)
         found = self._latest_logits(len(real.images))
         loss = discriminator_loss(found, generated)
         parts = {

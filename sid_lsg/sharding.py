@@ -120,6 +120,16 @@ def reduce_in_backward(network: nn.Module, reduce: bool) -> None:
         evaluations.clear()
 
 
+def gather_root(network: nn.Module) -> None:
+    """Gather the weights that are in no block, if a network is sharded.
+
+    For a backward pass that does not begin at the network's output, where FSDP2 would do it. The
+    pass frees them as ever.
+    """
+    if isinstance(network, FSDPModule):
+        network.unshard()
+
+
 def skeleton(network: nn.Module) -> nn.Module:
     """Copy a network without its numbers: FSDP2 changes a network's class, and cannot undo it."""
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}

@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sid_lsg.adversarial import RealData
 from sid_lsg.callbacks import Export
 from sid_lsg.checkpoints import SafeCheckpointIO
 from sid_lsg.data import PromptBatch, PromptDataModule
@@ -90,6 +91,7 @@ def fit(job: dict[str, Any], run: dict[str, Any]) -> None:
     """Train once, and save weights, log, traffic and warnings."""
     name, options = run["optimizer"]
     both = {key: optimizer(name, options) for key in ("optimizer_fake", "optimizer_generator")}
+    both |= {"real_data": RealData(1.0, 0.1)} if "real_images" in run else {}
     module = Watched(job["teacher"], prompt_dropout=0.0, **both, **run.get("model", {}))
     module.poisoned = run.get("poisoned", ())
     root, rows = Path(job["folder"]) / run["name"], Rows()
@@ -108,7 +110,12 @@ def fit(job: dict[str, Any], run: dict[str, Any]) -> None:
         plugins=[SafeCheckpointIO()],
         **run.get("trainer", {}),
     )
-    data = PromptDataModule(job["prompts"], batch_size=run.get("batch_size", 4), num_workers=0)
+    data = PromptDataModule(
+        job["prompts"],
+        batch_size=run.get("batch_size", 4),
+        num_workers=0,
+        real_images=run.get("real_images"),
+    )
     before = run.get("from")
     ckpt_path = str(Path(job["folder"]) / before / "state.ckpt") if before else None
     with warnings.catch_warnings(record=True) as caught:

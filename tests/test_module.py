@@ -48,6 +48,7 @@ def fit(tiny_sd: str, tmp_path: Path) -> Callable[..., SiDLSG]:
         ckpt_path: str | None = None,
         logger: Any = False,
         module: type[SiDLSG] = SiDLSG,
+        real_images: str | None = None,
         **options: Any,
     ) -> SiDLSG:
         options = {"optimizer_fake": adam, "optimizer_generator": adam} | options
@@ -65,7 +66,9 @@ def fit(tiny_sd: str, tmp_path: Path) -> Callable[..., SiDLSG]:
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        data = PromptDataModule(str(prompts), batch_size=batch_size, num_workers=0)
+        data = PromptDataModule(
+            str(prompts), batch_size=batch_size, num_workers=0, real_images=real_images
+        )
         trainer.fit(trained, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
         assert trainer.global_step == steps
         return trained

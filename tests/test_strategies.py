@@ -14,6 +14,7 @@ import pytest
 import several
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
+from PIL import Image
 from safetensors.torch import load_file
 from several import Rows, optimizer
 from test_soak import same
@@ -102,6 +103,16 @@ def handed(steps: int, before: str | None = None, strategy: str = "auto") -> dic
 
 
 SGD_RUN: dict[str, Any] = {"optimizer": SGD, "steps": 5}
+WITH_REAL_IMAGES = ("ddp_multi", "fsdp2")
+
+
+def photographs(folder: Path) -> str:
+    """Make real images with captions."""
+    (folder / "photographs").mkdir()
+    for n in range(5):
+        Image.effect_noise((64, 64), 50 + 40 * n).save(folder / f"photographs/{n}.png")
+        (folder / f"photographs/{n}.txt").write_text(f"noise {n}")
+    return str(folder / "photographs")
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +126,8 @@ def results(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     short = SGD_RUN | {"steps": 2}
     more = short | {"name": "alone, two steps", "model": {"num_steps": 2}}
     alone.append(short | {"name": "alone, short"})
+    real = short | {"real_images": photographs(folder)}
+    alone.append(real | {"name": "alone, real images"})
     alone += [whole, handed(2), handed(6, "step 2") | larger, more]
     one_shard = {"trainer": {"strategy": "fsdp2_sharded", "devices": 1}, "name": "one shard"}
     run_job(folder, tiny_sd, 1, [*alone, handed(3, "step 2") | one_shard])
@@ -137,6 +150,8 @@ def results(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs += [fsdp2 | {"name": "fsdp2, two steps", "model": options}, fsdp2 | lean]
     half = {"trainer": fsdp2["trainer"] | {"precision": "bf16-mixed"}}
     runs.append(fsdp2 | half | {"name": "fsdp2, bf16"})
+    for name in WITH_REAL_IMAGES:
+        runs.append(real | VARIANTS[f"{name}, micro-batch 1"] | {"name": f"{name}, real images"})
     run_job(folder, tiny_sd, 2, runs)
     return folder
 
@@ -194,6 +209,21 @@ def test_fsdp2_takes_several_evaluations_and_computes_them_again(results: Path, 
     assert_same(results, name, "alone, two steps", 1e-6)
     size = 4 * len(weights(results, name, "generator"))
     assert report(results, name)["traffic"]["c10d::_reduce_scatter_base_"] == 2 * size
+
+
+@pytest.mark.parametrize("strategy", WITH_REAL_IMAGES)
+def test_real_images_are_spread_over_processes(results: Path, strategy: str) -> None:
+    """And their evaluation, of which the backward pass comes to the encoder alone."""
+    name = f"{strategy}, real images"
+    assert_same(results, name, "alone, real images", 1e-6)
+    size = 4 * len(weights(results, name, "generator"))
+    traffic = report(results, name)["traffic"]
+    reduced = traffic["c10d::_reduce_scatter_base_" if strategy == "fsdp2" else "c10d::allreduce_"]
+    assert 0 <= reduced - 2 * size < 250
+    first, second = report(results, name)["rows"], report(results, "alone, real images")["rows"]
+    for a, b in zip(first, second, strict=True):
+        assert "logit_real" in a
+        assert a == pytest.approx(b, rel=1e-3), a
 
 
 def test_fsdp2_gathers_bf16_and_keeps_float32(results: Path) -> None:
