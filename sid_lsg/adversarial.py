@@ -4,7 +4,8 @@ With it the method is no longer data-free. The fake score is a discriminator too
 makes of an x_t, averaged over channels, is a logit for each place of the lowest resolution, and the
 generator's samples are to look real to it (the Diffusion-GAN of Wang et al., arXiv 2206.02262). It
 costs no weights: phase 1 teaches the encoder to tell real from generated, phase 2 goes back through
-it as it goes back through the fake score anyhow.
+it as it goes back through the fake score anyhow. In the log, `loss_fake` and `loss_generator`
+include it; its own parts are logged without their weights.
 
 What SiDA does is read off its official code (github.com/mingyuanzhou/SiD, branch sida:
 sida_training/sida_loss.py, sida_networks.py, sida_training_loop.py, run_sida.sh). Ours differs:
@@ -12,8 +13,8 @@ sida_training/sida_loss.py, sida_networks.py, sida_training_loop.py, run_sida.sh
 - There, every sample's logits are averaged over the device's batch before they are weighted, so
   that samples share one loss. Here each sample has its own, so that micro-batches, the number of
   devices and a sample that is left out change no other's gradient.
-- There, phase 1's term is weighted over noise levels like the denoising loss of x_0. Here it has
-  the weight 1 that this denoising loss has, which is of eps.
+- There, phase 1's term is multiplied by the batch's mean weight of the denoising loss of x_0, which
+  is about 200 at EDM's noise levels and 20 at EDM2's. Here `fake_weight` is all.
 - There, a real image shares label and noise with a generated one. Here it has its own caption,
   noise and timestep.
 - There, phase 2 clips logits at 10, and the term and the generator join after 200,000 and 100,000
@@ -44,20 +45,15 @@ class RealData:
     """An adversarial term on real images (SiDA), which --data.real_images names; not data-free.
 
     Args:
-        fake_weight: Weight of the discriminator's loss in the fake score's, whose denoising loss is
-            a sum over the latent; 1 in SiDA's runs.
-        generator_weight: Weight of the generator's adversarial loss per number of the latent,
+        fake_weight: Weight of the discriminator's loss beside the fake score's denoising loss,
+            which is a sum over the latent; 1 in SiDA's runs, times some 20 to 200 that depend on
+            its noise levels.
+        generator_weight: Weight of the generator's adversarial loss, per number of the latent,
             beside the score-identity loss; 0.0001 in SiDA's runs.
     """
 
     fake_weight: float = 1.0
     generator_weight: float = 1e-4
-
-    def __post_init__(self) -> None:
-        """Refuse weights that are none."""
-        for name in ("fake_weight", "generator_weight"):
-            if not 0 <= (value := getattr(self, name)) < math.inf:
-                refuse(f"model.real_data.{name}", value, "a finite number of at least 0")
 
 
 _NO_IMAGES = UsageError(
@@ -66,16 +62,28 @@ _NO_IMAGES = UsageError(
 )
 
 
-def check_real_data(options: Any, real_images: str | None) -> None:
-    """Refuse the term without images, and images without the term.
+def check_weights(options: RealData | None) -> None:
+    """Refuse weights that are none.
+
+    Raises:
+        UsageError: Naming the first one.
+    """
+    for name in ("fake_weight", "generator_weight") if options else ():
+        if not 0 <= (value := getattr(options, name)) < math.inf:
+            refuse(f"model.real_data.{name}", value, "a finite number of at least 0")
+
+
+def check_real_data(options: RealData | None, real_images: str | None) -> None:
+    """Refuse the term without images, images without the term, and weights that are none.
 
     Args:
         options: `--model.real_data`.
         real_images: `--data.real_images`.
 
     Raises:
-        UsageError: If one of them is given alone.
+        UsageError: For the first of them.
     """
+    check_weights(options)
     if options is not None and not real_images:
         raise _NO_IMAGES
     if real_images and options is None:

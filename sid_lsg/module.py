@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from sid_lsg.adversarial import Discriminator, RealData, required
+from sid_lsg.adversarial import Discriminator, RealData, check_weights, required
 from sid_lsg.alternating import AlternatingModule, constant, trained_by
 from sid_lsg.architectures import load
 from sid_lsg.checks import check_method, check_timesteps
@@ -153,6 +153,7 @@ class SiDLSG(AlternatingModule):
         check_method(self)
         check_options("model.lora_fake_score", lora_fake_score)
         check_options("model.lora_generator", lora_generator)
+        check_weights(real_data)
 
         self.teacher: Teacher = load(teacher, revision, variant, subfolders, resolution)
         check_timesteps(self, len(self.teacher.schedule))

@@ -17,6 +17,7 @@ from sid_lsg.adversarial import (
     RealData,
     adversarial_loss,
     check_real_data,
+    check_weights,
     discriminator_logits,
     discriminator_loss,
 )
@@ -32,6 +33,7 @@ from sid_lsg.lora import LoRA, trainable
 from sid_lsg.module import SiDLSG
 from sid_lsg.phases import PhaseInputs
 from sid_lsg.real_images import RealImages
+from sid_lsg.tools.benchmark import benchmark
 
 TERM = RealData(fake_weight=30.0, generator_weight=0.1)
 
@@ -317,12 +319,15 @@ def test_the_term_and_its_images_go_together(
     module, batch = made(tiny_sd, photographs)
     with pytest.raises(UsageError, match="--model.real_data needs real images"):
         module.phase_inputs(Phase.FAKE_SCORE, batch._replace(real=None))
-    arguments = ["--config", "configs/demo.yaml", "--model.real_data.generator_weight", "0.001"]
-    with pytest.raises(SystemExit) as end:
-        main(["fit", *arguments])
-    assert end.value.code == 2
-    assert "--model.real_data needs real images: name a folder" in capsys.readouterr().err
+    for weight, message in (("0.001", " needs real images: name a folder"), ("-1", ".generator_w")):
+        arguments = ["--config", str(Path(__file__).parent.parent / "configs/demo.yaml")]
+        with pytest.raises(SystemExit) as end:
+            main(["fit", *arguments, f"--model.real_data.generator_weight={weight}"])
+        assert end.value.code == 2
+        assert f"error: --model.real_data{message}" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="--model.real_data: `benchmark` .* has no images"):
+        benchmark(["--model.teacher", tiny_sd, "--model.real_data.fake_weight", "1"])
     for name in ("fake_weight", "generator_weight"):
         for value in (-1.0, float("nan")):
             with pytest.raises(UsageError, match=f"--model.real_data.{name} must be a finite"):
-                RealData(**{name: value})
+                check_weights(RealData(**{name: value}))

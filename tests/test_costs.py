@@ -239,6 +239,15 @@ def test_flops_follow_the_method(plan: Callable[..., PlannedRun]) -> None:
     assert units(num_steps=2) == pytest.approx(22, rel=0.01)
 
 
+def test_real_images_cost_one_more_evaluation_at_most(plan: Callable[..., PlannedRun]) -> None:
+    run, data_free = plan(real_data=True), plan()
+    more, least = iteration_flops(run), run.evaluation("fake_score", "weights")
+    added = more.pop("real images, at most")
+    assert more == iteration_flops(data_free)
+    assert added.total > least.forward.total + least.backward.total
+    assert passing_bytes(run)["phase 1"] > passing_bytes(data_free)["phase 1"]
+
+
 def test_the_modes_hold_one_graph_less_each(plan: Callable[..., PlannedRun]) -> None:
     fast, balanced, lean = (
         passing_bytes(plan(memory=mode))["phase 2"] for mode in ("fast", "balanced", "lean")

@@ -1,5 +1,7 @@
 """The FLOPs of an iteration by part, and the time that they take."""
 
+import torch
+
 from sid_lsg.costs.evaluation import Flops, call_cost
 from sid_lsg.costs.plan import PlannedRun
 
@@ -22,7 +24,13 @@ def iteration_flops(run: PlannedRun) -> dict[str, Flops]:
         backward = backward.plus(later.times(plan.num_steps - 1))
     through = fake.backward.times(fake_2).plus(teacher.backward.times(real))
     text, _ = call_cost(lambda: run.encode(1))
-    return {
+    real_images = {}
+    if plan.real_data:
+        image = torch.empty(1, 3, *run.teacher.image_size, dtype=torch.uint8, device="meta")
+        vae, _ = call_cost(lambda: run.teacher.encode_images(image))
+        whole = trained.forward.plus(trained.backward)  # less the decoder's backward pass
+        real_images = {"real images, at most": text.plus(vae).plus(whole)}
+    return real_images | {
         "text encoder": text.times(2),
         "phase 1: generator": first.forward.times(plan.num_steps),
         "phase 1: fake score": trained.forward.times(fake_1),

@@ -60,6 +60,7 @@ def plan_of(config: Any, gpus: int | None = None) -> Plan:
         strategy=strategy,
         devices=devices,
         pictures=_pictures(config),
+        real_data=model.real_data is not None,
     )
 
 

@@ -34,6 +34,7 @@ class Plan:
         own_bases: Networks that start with weights of their own, which adapters do not share.
         devices: On all machines together; they divide the batch.
         pictures: Most images that are sampled and decoded at a time.
+        real_data: Whether phase 1 evaluates the fake score on real images too.
     """
 
     kappas: Kappas
@@ -53,6 +54,7 @@ class Plan:
     strategy: str = "auto"
     devices: int = 1
     pictures: int = 0
+    real_data: bool = False
 
     @property
     def share(self) -> int:

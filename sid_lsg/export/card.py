@@ -54,7 +54,7 @@ def card(facts: Facts) -> str:
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# SiD-LSG{of}, {facts.steps}",
-        "A text-to-image generator, made from a diffusion model and prompts alone, without images, "
+        f"A text-to-image generator, made from a diffusion model and {facts.data}, "
         "by [Guided Score identity Distillation](https://arxiv.org/abs/2406.01561) with long and "
         f"short guidance. It makes an image of {width} x {height} pixels in {facts.steps}.",
         f"## Use\n\n{_use(facts)}",

@@ -61,6 +61,13 @@ class Facts:
         return public_name(str((self.config or {}).get("model", {}).get("teacher", "")))
 
     @property
+    def data(self) -> str:
+        """What it was trained on, besides the teacher."""
+        if (self.config or {}).get("model", {}).get("real_data"):
+            return "prompts, with an adversarial term on real images"
+        return "prompts alone, without images"
+
+    @property
     def steps(self) -> str:
         """How many steps it takes."""
         return steps_text(self.num_steps)

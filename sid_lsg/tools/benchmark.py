@@ -16,6 +16,7 @@ from sid_lsg.benchmark.report import markdown
 from sid_lsg.benchmark.runs import measure, peak_bytes
 from sid_lsg.benchmark.search import largest, without_memory_error
 from sid_lsg.checks import refuse
+from sid_lsg.errors import UsageError
 from sid_lsg.files import replacing, writing
 from sid_lsg.module import SiDLSG
 from sid_lsg.tools.fit_options import FitOptions
@@ -93,6 +94,10 @@ def benchmark(args: Sequence[str]) -> None:
     """
     cli = FitOptions(benchmark, Benchmark, args)
     options = Benchmark(**cli.config.benchmark.as_dict())
+    if cli.config.model.real_data:
+        raise UsageError(
+            "--model.real_data: `benchmark` makes prompts up and has no images. Leave it out."
+        )
     with writing(options.output.parent, "benchmark.output"):
         options.output.parent.mkdir(parents=True, exist_ok=True)
     device = _device(cli.config.trainer.accelerator)
