@@ -20,11 +20,13 @@ from sid_lsg.demo.dataset import (
     draw,
     load_photographs,
 )
+from sid_lsg.demo.images import images as make_real_images
 from sid_lsg.demo.tokenizer import train_tokenizer
 from sid_lsg.errors import UsageError
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.statistics import Statistics
 from sid_lsg.networks import StableDiffusion
+from sid_lsg.real_images import RealImages
 from sid_lsg.resources import resolve
 
 FASHION = Path(resolve("package:demo/fashion"))
@@ -70,6 +72,23 @@ def test_images_are_composed_as_their_captions_say(data_dir: Path) -> None:
         assert torch.allclose(hole, torch.tensor(COLOURS[colour]) * 0.25, atol=1e-6)
     black = compose(photographs, torch.zeros(40).long(), torch.zeros(40).long())
     assert black.shape == images.shape
+
+
+def test_a_folder_of_real_images_is_made_as_its_captions_say(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "images"
+    make_real_images(output, str(data_dir), num_images=12)
+    batch = RealImages(str(output)).batch(0, 12, 0, (32, 32), None)
+    for image, text in zip(batch.images, batch.captions, strict=True):
+        background = next(b for b in BACKGROUNDS if f"on a {b} " in text)
+        assert torch.allclose(
+            image[:, 0, 0] / 255, torch.tensor(BACKGROUNDS[background]), atol=0.01
+        )
+    with pytest.raises(UsageError, match="--output must be a folder that is new or empty"):
+        make_real_images(output, str(data_dir), num_images=12)
+    with pytest.raises(UsageError, match="--num_images must be 1 to 40, got 41"):
+        make_real_images(tmp_path / "more", str(data_dir), num_images=41)
 
 
 def test_missing_and_wrong_data_are_named(tmp_path: Path) -> None:

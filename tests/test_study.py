@@ -122,6 +122,7 @@ def test_evaluations_are_those_of_the_method() -> None:
     assert evaluations_per_image(Kappas(1.5, 1.5, 1.5, 1.5)) == 18
     assert evaluations_per_image(Kappas(1, 1, 1, 1)) == 11
     assert evaluations_per_image(Kappas(1, 1, 1, 2)) == 13
+    assert evaluations_per_image(Kappas(1, 1, 1, 1), real_data=True) == 13
     assert evaluations_per_image(Kappas(1, 1, 2, 2), 4) == 4 + 3 + 12 + 4 + 4
 
 

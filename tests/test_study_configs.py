@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from test_strategies import photographs
 
 from sid_lsg.cli import main
 from sid_lsg.demo.dataset import CAPTIONS, COLOURS, GARMENTS
@@ -75,6 +76,8 @@ def test_a_point_of_each_series_runs(
     }  # fmt: skip
     last = {run.labels[-1][0]: run for run in runs if run.seed == 0}
     for run in last.values():
+        if run.config.data.real_images:
+            small["data.real_images"] = photographs(tmp_path)
         main([*fit(of, run).command, *(f"--{name}={value}" for name, value in small.items())])
         summary = json.loads((tmp_path / "runs" / run.name / "summary.json").read_text())
         assert summary["images_seen"] == 4
@@ -83,7 +86,12 @@ def test_a_point_of_each_series_runs(
 
 def test_the_studies_are_what_they_are_named_after() -> None:
     found = {path.stem: shipped(path) for path in STUDIES}
-    assert set(found) == {"kappa", "strategies", "steps", "prompts", "settings"}
+    assert set(found) == {"kappa", "strategies", "steps", "prompts", "settings", "real_data"}
+    with_images = [run for run in found["real_data"][1] if run.config.data.real_images]
+    assert len(with_images) == 9
+    assert all(
+        (run in with_images) == bool(run.config.model.real_data) for run in found["real_data"][1]
+    )
     kappas = [run.kappas for run in found["kappa"][1] if run.seed == 0]
     assert kappas == [(k,) * 4 for k in (1, 1.2, 1.5, 2, 3, 4.5)]
     four = {run.labels[0]: run.kappas for run in found["strategies"][1] if run.seed == 0}

@@ -60,7 +60,9 @@ class Run:
     @property
     def evaluations(self) -> int:
         """Return how many evaluations of a network the fit takes."""
-        return self.images * evaluations_per_image(self.kappas, self.config.model.num_steps)
+        model = self.config.model
+        real_data = model.real_data is not None
+        return self.images * evaluations_per_image(self.kappas, model.num_steps, real_data)
 
     @property
     def title(self) -> str:
@@ -69,13 +71,14 @@ class Run:
         return f"{series}, {point}, seed {self.seed}"
 
 
-def evaluations_per_image(kappas: Kappas, num_steps: int = 1) -> int:
+def evaluations_per_image(kappas: Kappas, num_steps: int = 1, real_data: bool = False) -> int:
     """Count an iteration's evaluations per image, in units of one forward pass.
 
-    A pass back to the inputs costs as much as one forward, and to the weights once more.
+    A pass back to the inputs costs as much as one forward, and to the weights once more. Of a real
+    image it takes a forward pass, and those back through the encoder, less than half of a network.
     """
     fake_1, fake_23, real = kappas.evaluations
-    return num_steps + 3 * fake_1 + 3 * num_steps + 2 * fake_23 + 2 * real
+    return num_steps + 3 * fake_1 + 3 * num_steps + 2 * fake_23 + 2 * real + 2 * real_data
 
 
 def plan(study: Study, read: Read, prompt_files: set[str]) -> list[Run]:

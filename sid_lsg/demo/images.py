@@ -1,0 +1,60 @@
+"""Make a folder of real images with captions from Fashion-MNIST, for the embedded teacher.
+
+    python -m sid_lsg.demo.images --output runs/fashion_images
+
+It is what the embedded teacher was trained on, as --data.real_images takes it: PNG files and a
+`metadata.jsonl`. Debian's package `dataset-fashion-mnist` has the photographs.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from sid_lsg.checks import refuse
+from sid_lsg.demo.dataset import CAPTIONS, draw, load_photographs
+from sid_lsg.demo.recipe import DATA_DIR
+from sid_lsg.errors import UsageError
+from sid_lsg.files import check_writable, replacing
+from sid_lsg.images import save_png, to_pil
+from sid_lsg.real_images import METADATA
+
+
+def images(output: Path, data_dir: str = DATA_DIR, num_images: int = 3200, seed: int = 7) -> None:
+    """Write training photographs in random colours, on random backgrounds, with their captions.
+
+    Args:
+        output: The folder to make; it must be new or empty.
+        data_dir: Folder with Fashion-MNIST's IDX files.
+        num_images: How many of the 60,000.
+        seed: Decides which, and their colours.
+
+    Raises:
+        UsageError: If an option is out of range, or a folder cannot be used.
+    """
+    photographs = load_photographs(data_dir, "train")
+    if not 1 <= num_images <= len(photographs.labels):
+        refuse("num_images", num_images, f"1 to {len(photographs.labels)}")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        refuse("output", str(output), "a folder that is new or empty")
+    check_writable(output, "output")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(photographs.labels), generator=generator)[:num_images]
+    composed, captions = draw(photographs, chosen, generator)
+    rows = []
+    for number, (picture, which) in enumerate(zip(to_pil(composed), captions, strict=True)):
+        name = f"{number:05}.png"
+        save_png(picture, output / name)
+        rows.append(json.dumps({"file_name": name, "text": CAPTIONS[which]}))
+    with replacing(output / METADATA[0]) as temporary:  # the last: without it there is no folder
+        temporary.write_text("\n".join(rows) + "\n")
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    try:
+        auto_cli(images, as_positional=False)
+    except UsageError as error:
+        sys.exit(f"error: {error}")
