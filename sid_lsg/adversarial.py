@@ -10,8 +10,8 @@ include it; its own parts are logged without their weights.
 What SiDA does is read off its official code (github.com/mingyuanzhou/SiD, branch sida:
 sida_training/sida_loss.py, sida_networks.py, sida_training_loop.py, run_sida.sh). Ours differs:
 
-- There, every sample's logits are averaged over the device's batch before they are weighted, so
-  that samples share one loss. Here each sample has its own, so that micro-batches, the number of
+- There, all samples' losses are averaged over the device's batch before they are weighted, so that
+  samples share one loss. Here each sample has its own, so that micro-batches, the number of
   devices and a sample that is left out change no other's gradient.
 - There, phase 1's term is multiplied by the batch's mean weight of the denoising loss of x_0, which
   is about 200 at EDM's noise levels and 20 at EDM2's. Here `fake_weight` is all.
@@ -56,7 +56,7 @@ class RealData:
     generator_weight: float = 1e-4
 
 
-_NO_IMAGES = UsageError(
+_NO_IMAGES = (
     "--model.real_data needs real images: name a folder of them, with captions, by "
     "--data.real_images; or leave --model.real_data out, which is data-free."
 )
@@ -85,7 +85,7 @@ def check_real_data(options: RealData | None, real_images: str | None) -> None:
     """
     check_weights(options)
     if options is not None and not real_images:
-        raise _NO_IMAGES
+        raise UsageError(_NO_IMAGES)
     if real_images and options is None:
         raise UsageError(
             f"--data.real_images is {real_images!r}, but no term uses them: add "
@@ -100,7 +100,7 @@ def required(real: RealBatch | None) -> RealBatch:
         UsageError: If there are none.
     """
     if real is None:
-        raise _NO_IMAGES
+        raise UsageError(_NO_IMAGES)
     return real
 
 
