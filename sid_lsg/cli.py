@@ -218,7 +218,9 @@ def main(args: list[str] | None = None) -> None:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(3)
     except (UsageError, MisconfigurationException) as error:
-        _refuse(str(error))
+        # A loader's worker passes its mistake on at the end of its own traceback.
+        mistake = f"{UsageError.__module__}.{UsageError.__name__}: "
+        _refuse(str(error).rpartition(mistake)[2].strip())
 
 
 def _fit(args: list[str] | None) -> None:

@@ -309,6 +309,27 @@ def test_a_damaged_image_is_named_when_its_turn_comes(photographs: str) -> None:
         RealImages(f"{photographs}/none")
 
 
+def test_a_worker_that_meets_it_ends_the_run_with_one_message(
+    tiny_sd: str, photographs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in Path(photographs).rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:600])
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    options = {
+        "model.teacher": tiny_sd, "model.real_data.fake_weight": 1, "trainer.max_steps": 1,
+        "data.prompts": prompts, "data.real_images": photographs, "data.num_workers": 1,
+        "data.batch_size": 2, "trainer.accelerator": "cpu", "progress.refresh_rate": 0,
+        "trainer.default_root_dir": tmp_path / "run", "image_grid.every_n_steps": 0,
+    }  # fmt: skip
+    with pytest.raises(SystemExit) as end:
+        main(["fit", *(f"--{name}={value}" for name, value in options.items())])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("error: --data.real_images: ")
+    assert "Traceback" not in error
+
+
 def test_the_term_and_its_images_go_together(
     tiny_sd: str, photographs: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
