@@ -86,7 +86,8 @@ def test_a_point_of_each_series_runs(
 
 def test_the_studies_are_what_they_are_named_after() -> None:
     found = {path.stem: shipped(path) for path in STUDIES}
-    assert set(found) == {"kappa", "strategies", "steps", "prompts", "settings", "real_data"}
+    studies = "kappa", "strategies", "steps", "prompts", "settings", "limits", "real_data"
+    assert set(found) == {*studies}
     with_images = [run for run in found["real_data"][1] if run.config.data.real_images]
     assert len(with_images) == 9
     assert all(
@@ -106,8 +107,9 @@ def test_the_studies_are_what_they_are_named_after() -> None:
         assert run.iterations * run.config.data.batch_size == run.images == 12_800
         rates = [run.config.model[f"optimizer_{n}"].init_args.lr for n in ("fake", "generator")]
         assert rates[0] == rates[1]
-    shared = [run for run in found["settings"][1] if len(run.labels) > 1]
-    assert {len(run.labels) for run in shared} == {5}
+    for name in ("settings", "limits"):
+        shared = [run for run in found[name][1] if len(run.labels) > 1]
+        assert {len(run.labels) for run in shared} == {5}
 
 
 def test_the_unseen_pairs_are_never_trained_on() -> None:
