@@ -124,7 +124,7 @@ def over_images(curves: Sequence[Group], teachers: Sequence[Group]) -> Figure | 
             axes.text(0.99, fid, words, fontsize=7, ha="right", va="bottom", transform=place)
         _scale_fid(axes, [g.scores["fid"].value for g in same])
         axes.set_xlabel("images seen")
-        axes.legend(loc="upper right", ncols=3)
+        axes.legend(loc="upper right", ncols=3, frameon=True, edgecolor="none")
 
     return _figure(panels, panel)
 
