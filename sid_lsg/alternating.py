@@ -4,8 +4,10 @@ A LightningModule with manual optimization. Only one network's gradients are red
 once, a bad sample cannot spoil the others, and one iteration of all phases counts as one step.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -148,7 +150,7 @@ class AlternatingModule(L.LightningModule):
             the last backward pass, which keeps the device busy while the host waits for it.
         """
         losses = inputs.draws.u.new_zeros(inputs.size)
-        numbers: dict[str, Tensor] = {}
+        numbers: dict[str, Tensor] = defaultdict(partial(torch.zeros_like, losses))
         size = self.micro_batch_size or inputs.size
         for start in range(0, inputs.size, size):
             part = slice(start, start + size)
@@ -157,7 +159,7 @@ class AlternatingModule(L.LightningModule):
             losses[part] = loss.detach()
             for name, value in {"weight": output.weight.flatten(), **output.parts}.items():
                 value = value if counted is None else value.where(counted[part], 0)
-                numbers.setdefault(name, torch.zeros_like(losses))[part] = value.detach()
+                numbers[name][part] = value.detach()
             last = start + size >= inputs.size
             if last:
                 bad = count(~losses.isfinite())

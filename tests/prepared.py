@@ -6,7 +6,8 @@ A server that has imported it forks them. Each has an environment, streams and a
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,39 @@ def start(
     return process
 
 
+def all_end_well(
+    function: Callable[..., Any],
+    jobs: Iterable[tuple[Sequence[Any], Mapping[str, str]]],
+    folder: Path,
+    seconds: float,
+) -> None:
+    """Call a function in several processes at once, each with its arguments and environment."""
+    jobs = [*jobs]
+    logs = [folder / f"log{number}" for number in range(len(jobs))]
+    started = [
+        start(function, *arguments, log=log, environment=environment)
+        for log, (arguments, environment) in zip(logs, jobs, strict=True)
+    ]
+    try:
+        for process in started:
+            process.join(seconds)
+    finally:
+        for process in started:
+            process.kill()
+    errors = "".join(log.read_text()[-3000:] for log in logs)
+    assert all(process.exitcode == 0 for process in started), errors
+
+
 def together(function: Callable[..., Any], *arguments: Any) -> None:
     """Call function(rank, *arguments) in two processes; raise what one of them raises."""
     start_processes(function, arguments, nprocs=2, start_method="forkserver")
+
+
+def free_port() -> int:
+    """Return a port where processes can meet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def _become(

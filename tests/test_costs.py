@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from sid_lsg.architectures import build, outline
+from sid_lsg.benchmark.runs import fit
 from sid_lsg.costs.compute import iteration_flops, iteration_seconds
 from sid_lsg.costs.evaluation import AsOnCuda, Flops, Meter, evaluation
 from sid_lsg.costs.memory import (
@@ -24,7 +24,6 @@ from sid_lsg.costs.memory import (
     total_bytes,
 )
 from sid_lsg.costs.plan import Plan, PlannedRun
-from sid_lsg.data import PromptDataModule
 from sid_lsg.guidance import Guidance, Kappas
 from sid_lsg.lora import LoRA
 from sid_lsg.memory import checkpoint_gradients
@@ -144,25 +143,12 @@ class Iteration(L.Callback):
 
 
 @pytest.fixture
-def trained(tiny_sd: str, tmp_path: Path) -> Callable[..., tuple[SiDLSG, dict[str, int]]]:
+def trained(tiny_sd: str) -> Callable[..., tuple[SiDLSG, dict[str, int]]]:
     """Return a function that runs two iterations, and gives the module and what it allocated."""
 
     def run(**options: Any) -> tuple[SiDLSG, dict[str, int]]:
-        prompts = tmp_path / "prompts.txt"
-        prompts.write_text("a cat\na dog\na bird\n")
         module, iteration = SiDLSG(tiny_sd, **options), Iteration()
-        trainer = L.Trainer(
-            accelerator="cpu",
-            max_steps=2,
-            callbacks=[iteration],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            default_root_dir=tmp_path,
-        )
-        trainer.fit(module, PromptDataModule(str(prompts), batch_size=32, num_workers=0))
+        fit(module, 32, 2, [iteration], accelerator="cpu")
         return module, iteration.found
 
     return run
@@ -309,22 +295,10 @@ def test_optimizers_are_measured() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_cuda_device_allocates_what_is_counted(tmp_path: Path, precision: str) -> None:
+def test_a_cuda_device_allocates_what_is_counted(precision: str) -> None:
     module = SiDLSG("architecture:sd15-small", resolution=512, micro_batch_size=8)
-    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
     torch.cuda.reset_peak_memory_stats()
-    trainer = L.Trainer(
-        accelerator="gpu",
-        devices=1,
-        precision=precision,  # type: ignore[arg-type]
-        max_steps=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        use_distributed_sampler=False,
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(module, PromptDataModule(str(tmp_path / "prompts.txt"), batch_size=16))
+    fit(module, 16, 2, [], accelerator="gpu", precision=precision)
     options = {"batch_size": 16, "micro_batch_size": 8, "precision": precision}
     run = PlannedRun(Plan(GUIDED, **options), build("sd15-small", "meta", 512))
     assert torch.cuda.max_memory_allocated() == pytest.approx(total_bytes(run), rel=0.1)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
-from test_soak import changes, command, finish, free_port, rows, start, temporary
+from test_soak import changes, command, finish, rows, start, temporary
 
 from sid_lsg.callbacks import Checkpoint, Interruption
 from sid_lsg.callbacks.interruption import ending_on_signals
@@ -177,7 +177,8 @@ def test_slurm_requeues_a_job(arguments: list[str], tmp_path: Path) -> None:
     common = {
         "PATH": f"{scontrol.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "17",
         "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1",
-        "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "MASTER_PORT": str(free_port()),
+        "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
+        "MASTER_PORT": str(prepared.free_port()),
     }  # fmt: skip
     options = ["--trainer.devices=2", "--trainer.strategy=ddp_multi"]
     options += [f"--trainer.default_root_dir={root}"]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -536,28 +535,13 @@ def several(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train in one process, and in two that are started as torchrun starts them."""
     folder = tmp_path_factory.mktemp("several")
     (folder / "prompts.txt").write_text("\n".join(f"a {n} {t}" for n in "abcd" for t in PROMPTS))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(prepared.free_port())}
     two = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
-    jobs: list[tuple[list[str], dict[str, str]]] = [(["auto"], {})]
-    jobs += [(["ddp", "ddp_multi"], two | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
-    logs = [folder / f"log{number}" for number in range(3)]
-    started = [
-        prepared.start(
-            train_in_processes, str(folder), tiny_sd, *strategies, log=log, environment=common | own
-        )
-        for log, (strategies, own) in zip(logs, jobs, strict=True)
-    ]
-    try:
-        for process in started:
-            process.join(300)
-    finally:
-        for process in started:
-            process.kill()
-    errors = "".join(log.read_text()[-3000:] for log in logs)
-    assert all(process.exitcode == 0 for process in started), errors
+    jobs: list[tuple[list[str], dict[str, str]]] = [([str(folder), tiny_sd, "auto"], common)]
+    for rank in "01":
+        own = common | two | {"RANK": rank, "LOCAL_RANK": rank}
+        jobs.append(([str(folder), tiny_sd, "ddp", "ddp_multi"], own))
+    prepared.all_end_well(train_in_processes, jobs, folder, seconds=300)
     return folder
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from test_checkpoints import flip
 from test_networks import Trap
-from test_soak import free_port, same
+from test_soak import same
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -182,7 +182,7 @@ def save_together(rank: int, path: Path, port: int) -> None:
 
 
 def test_processes_write_together_or_not_at_all(tmp_path: Path) -> None:
-    path, port = tmp_path / "0000001.ckpt", free_port()
+    path, port = tmp_path / "0000001.ckpt", prepared.free_port()
     prepared.together(save_together, path, port)
     for rank in (0, 1):
         assert (tmp_path / f"problem{rank}").read_text() == "2 File too large"

@@ -7,7 +7,6 @@ import csv
 import json
 import os
 import random
-import socket
 import time
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerProcess
@@ -17,6 +16,7 @@ from typing import Any
 import prepared
 import pytest
 import torch
+from prepared import free_port
 
 from sid_lsg.checkpoints import SafeCheckpointIO
 from sid_lsg.cli import main
@@ -60,13 +60,6 @@ def command(tiny_sd: str, folder: Path) -> list[str]:
         "health.teacher_steps": 1,
     }
     return ["fit", *(f"--{name}={value}" for name, value in options.items())]
-
-
-def free_port() -> int:
-    """Return a port where processes can meet."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def start(

@@ -1,7 +1,6 @@
 """Several processes train, score, stop and continue as one does."""
 
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -48,30 +47,12 @@ def run_job(
     job = {"folder": str(folder), "prompts": str(prompts), "teacher": tiny_sd, "runs": runs}
     path = folder / f"job{processes}.json"
     path.write_text(json.dumps(job | {"accelerator": accelerator}))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(prepared.free_port())}
     common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     common |= {"TORCHELASTIC_RUN_ID": "test"} if processes > 1 else {}
-    logs = [folder / f"log{rank}" for rank in range(processes)]
-    started = [
-        prepared.start(
-            several.main,
-            path,
-            log=log,
-            environment=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        for process in started:
-            process.join(900)
-    finally:
-        for process in started:
-            process.kill()
-    errors = "".join(log.read_text()[-3000:] for log in logs)
-    assert all(process.exitcode == 0 for process in started), errors
+    ranks = map(str, range(processes))
+    jobs = [([path], common | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ranks]
+    prepared.all_end_well(several.main, jobs, folder, seconds=900)
 
 
 def poisoned() -> list[str]:

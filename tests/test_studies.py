@@ -43,5 +43,4 @@ def test_no_machine_is_in_them() -> None:
     for folder in KEPT:
         for path in folder.rglob("*"):
             if path.suffix in (".csv", ".json", ".md") and "images" not in path.parts:
-                assert str(Path.home()) not in path.read_text(), path
-                assert not re.search(r'"/(work|tmp|home)/', path.read_text()), path
+                assert not re.search(r"(^|[\"'\s,])/\w", path.read_text()), path  # no absolute path

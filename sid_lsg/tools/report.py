@@ -13,7 +13,7 @@ from torch import Tensor
 from sid_lsg import __version__
 from sid_lsg.errors import UsageError
 from sid_lsg.files import replacing
-from sid_lsg.images import comparison, save_png
+from sid_lsg.images import comparison, from_uint8, save_png
 from sid_lsg.markdown import table
 from sid_lsg.metrics.alignment import ImageSet, draw, neighbour_distances, report
 from sid_lsg.metrics.evaluator import K_NEAREST, Evaluator, Scores
@@ -178,7 +178,7 @@ def _read(paths: Sequence[Path]) -> Tensor:
     """Read a few images and crop them to one size: [B, 3, H, W] in [-1, 1]."""
     images = [read_image(path) for path in paths]
     height, width = (min(sizes) for sizes in zip(*(i.shape[1:] for i in images), strict=True))
-    cropped = [image[:, :height, :width].float() / 127.5 - 1 for image in images]
+    cropped = [from_uint8(image[:, :height, :width]) for image in images]
     return torch.stack(cropped)
 
 
