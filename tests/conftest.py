@@ -1,12 +1,17 @@
 """Options and fixtures of all tests."""
 
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 
 HERE = Path(__file__).parent
+# These take minutes. At the head of the first worker's tests, no other worker takes some of them
+# over, which would need their fixtures again, and none is left for the end.
+FIRST = ("test_strategies", "test_soak", "test_export_graph")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,6 +29,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in FIRST)
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
@@ -34,3 +40,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def tiny_sd() -> str:
     """A Stable Diffusion of 200 thousand parameters."""
     return str(HERE / "golden" / "tiny_sd")
+
+
+@pytest.fixture(scope="session")
+def small_sd(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One with a single level in its U-Net: an iteration takes half as long."""
+    folder = tmp_path_factory.mktemp("small_sd") / "small_sd"
+    shutil.copytree(tiny_sd, folder, ignore=shutil.ignore_patterns("unet", "vae"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            layers_per_block=1,
+            block_out_channels=(8,),
+            down_block_types=("CrossAttnDownBlock2D",),
+            mid_block_type=None,
+            up_block_types=("CrossAttnUpBlock2D",),
+            cross_attention_dim=32,
+            attention_head_dim=2,
+            norm_num_groups=4,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(8,) * 4,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            latent_channels=4,
+            norm_num_groups=4,
+        )
+    unet.save_pretrained(folder / "unet")
+    vae.save_pretrained(folder / "vae")
+    return str(folder)

@@ -16,14 +16,18 @@ import torch
 from torch.multiprocessing.spawn import start_processes
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["sid_lsg.cli", "sid_lsg.loggers", "pytest"])
+_PIPELINE = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"  # for exports
+_context.set_forkserver_preload(["sid_lsg.cli", "sid_lsg.loggers", "pytest", _PIPELINE])
 
 
 def start(
     function: Callable[..., Any], *arguments: Any, log: Path, environment: Mapping[str, str] = {}
 ) -> ForkServerProcess:
-    """Call a function in a process of its own, which adds what it prints to a file."""
-    whole = (function, arguments, log, dict(environment))
+    """Call a function in a process of its own, which adds what it prints to a file.
+
+    It has the present environment and what is added to it.
+    """
+    whole = (function, arguments, log, os.environ | environment)
     process = _context.Process(target=_become, args=whole, daemon=False)
     process.start()
     return process
@@ -33,9 +37,12 @@ def all_end_well(
     function: Callable[..., Any],
     jobs: Iterable[tuple[Sequence[Any], Mapping[str, str]]],
     folder: Path,
-    seconds: float,
-) -> None:
-    """Call a function in several processes at once, each with its arguments and environment."""
+    seconds: float = 300,
+) -> str:
+    """Call a function in several processes at once; return what they print.
+
+    Each has its arguments and what it adds to the environment.
+    """
     jobs = [*jobs]
     logs = [folder / f"log{number}" for number in range(len(jobs))]
     started = [
@@ -48,13 +55,22 @@ def all_end_well(
     finally:
         for process in started:
             process.kill()
-    errors = "".join(log.read_text()[-3000:] for log in logs)
-    assert all(process.exitcode == 0 for process in started), errors
+    said = [log.read_text() for log in logs]
+    assert all(process.exitcode == 0 for process in started), [text[-3000:] for text in said]
+    return "".join(said)
 
 
 def together(function: Callable[..., Any], *arguments: Any) -> None:
     """Call function(rank, *arguments) in two processes; raise what one of them raises."""
     start_processes(function, arguments, nprocs=2, start_method="forkserver")
+
+
+def ranks(processes: int) -> list[dict[str, str]]:
+    """Return the environment of each of so many processes, as Lightning's own launcher sets it."""
+    if processes == 1:
+        return [{}]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
+    return [common | {"LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
 def free_port() -> int:
@@ -70,6 +86,7 @@ def _become(
     with log.open("a") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
+    os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     multiprocessing.set_start_method("fork", force=True)  # the platform's own, for the workers

@@ -111,9 +111,9 @@ def encoded(module: SiDLSG, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_both_phases_add_the_term_to_the_data_free_loss(
-    tiny_sd: str, photographs: str, scale: float
+    small_sd: str, photographs: str, scale: float
 ) -> None:
-    module, batch = made(tiny_sd, photographs, guidance=Guidance(scale=scale), prompt_dropout=0.5)
+    module, batch = made(small_sd, photographs, guidance=Guidance(scale=scale), prompt_dropout=0.5)
     first, second = (module.phase_inputs(phase, batch) for phase in Phase)
     assert first.real is not None
     assert second.real is None
@@ -143,9 +143,9 @@ def test_both_phases_add_the_term_to_the_data_free_loss(
 
 
 def test_the_discriminator_trains_the_encoder_and_the_generator_alone_is_to_fool_it(
-    tiny_sd: str, photographs: str
+    small_sd: str, photographs: str
 ) -> None:
-    module, batch = made(tiny_sd, photographs)
+    module, batch = made(small_sd, photographs)
     first, second = (module.phase_inputs(phase, batch) for phase in Phase)
 
     def reached() -> set[str]:
@@ -182,8 +182,8 @@ def gradients_of(module: SiDLSG, batch: PromptBatch, size: int) -> list[Tensor]:
     ]
 
 
-def test_micro_batches_change_nothing(tiny_sd: str, photographs: str) -> None:
-    module, batch = made(tiny_sd, photographs)
+def test_micro_batches_change_nothing(small_sd: str, photographs: str) -> None:
+    module, batch = made(small_sd, photographs)
     module.double()  # so that 1e-6 says something
     whole = gradients_of(module, batch, 4)
     for size in (1, 2):
@@ -201,11 +201,11 @@ def test_micro_batches_change_nothing(tiny_sd: str, photographs: str) -> None:
     ids=["lean", "checkpointing", "compiled"],
 )
 def test_memory_and_compilation_change_nothing(
-    tiny_sd: str, photographs: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    small_sd: str, photographs: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sid_lsg.compilation._BACKEND", "eager")
-    plain, batch = made(tiny_sd, photographs)
-    other, _ = made(tiny_sd, photographs, **options)
+    plain, batch = made(small_sd, photographs)
+    other, _ = made(small_sd, photographs, **options)
     if options.get("compile"):
         compile_blocks(other.fake_score)
     found, expected = (gradients_of(module, batch, 4) for module in (other, plain))
@@ -310,14 +310,14 @@ def test_a_damaged_image_is_named_when_its_turn_comes(photographs: str) -> None:
 
 
 def test_a_worker_that_meets_it_ends_the_run_with_one_message(
-    tiny_sd: str, photographs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_sd: str, photographs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in Path(photographs).rglob("*.png"):
         path.write_bytes(path.read_bytes()[:600])
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
     options = {
-        "model.teacher": tiny_sd, "model.real_data.fake_weight": 1, "trainer.max_steps": 1,
+        "model.teacher": small_sd, "model.real_data.fake_weight": 1, "trainer.max_steps": 1,
         "data.prompts": prompts, "data.real_images": photographs, "data.num_workers": 1,
         "data.batch_size": 2, "trainer.accelerator": "cpu", "progress.refresh_rate": 0,
         "trainer.default_root_dir": tmp_path / "run", "image_grid.every_n_steps": 0,
@@ -331,13 +331,13 @@ def test_a_worker_that_meets_it_ends_the_run_with_one_message(
 
 
 def test_the_term_and_its_images_go_together(
-    tiny_sd: str, photographs: str, capsys: pytest.CaptureFixture[str]
+    small_sd: str, photographs: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check_real_data(None, None)
     check_real_data(TERM, photographs)
     with pytest.raises(UsageError, match="but no term uses them: add --model.real_data"):
         check_real_data(None, photographs)
-    module, batch = made(tiny_sd, photographs)
+    module, batch = made(small_sd, photographs)
     with pytest.raises(UsageError, match="--model.real_data needs real images"):
         module.phase_inputs(Phase.FAKE_SCORE, batch._replace(real=None))
     for weight, message in (("0.001", " needs real images: name a folder"), ("-1", ".generator_w")):
@@ -347,7 +347,7 @@ def test_the_term_and_its_images_go_together(
         assert end.value.code == 2
         assert f"error: --model.real_data{message}" in capsys.readouterr().err
     with pytest.raises(UsageError, match="--model.real_data: `benchmark` .* has no images"):
-        benchmark(["--model.teacher", tiny_sd, "--model.real_data.fake_weight", "1"])
+        benchmark(["--model.teacher", small_sd, "--model.real_data.fake_weight", "1"])
     for name in ("fake_weight", "generator_weight"):
         for value in (-1.0, float("nan")):
             with pytest.raises(UsageError, match=f"--model.real_data.{name} must be a finite"):

@@ -57,11 +57,11 @@ class Files(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory, tiny_sd: str) -> Files:
+def files(tmp_path_factory: pytest.TempPathFactory, small_sd: str) -> Files:
     folder = tmp_path_factory.mktemp("callbacks")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     features = torch.randn(50, DIMENSION, generator=torch.Generator().manual_seed(0))
-    clip = make_clip(folder / "clip", Path(tiny_sd, "tokenizer"))
+    clip = make_clip(folder / "clip", Path(small_sd, "tokenizer"))
     protocol = clip_protocol(CLIPFeatures.from_pretrained(str(clip)), fast=True)
     reference = statistics(features, protocol=protocol.identity)
     reference.save(folder / "reference.safetensors")
@@ -70,7 +70,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, tiny_sd: str) -> Files:
 
 
 def fit(
-    tiny_sd: str,
+    small_sd: str,
     files: Files,
     root: Path,
     *callbacks: L.Callback,
@@ -83,7 +83,7 @@ def fit(
     def adam(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=lr)
 
-    module = SiDLSG(tiny_sd, num_steps=num_steps, optimizer_fake=adam, optimizer_generator=adam)
+    module = SiDLSG(small_sd, num_steps=num_steps, optimizer_fake=adam, optimizer_generator=adam)
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=max_steps,
@@ -114,13 +114,13 @@ def metrics(files: Files, **options: Any) -> Metrics:
 
 
 @pytest.fixture(scope="module")
-def run(tiny_sd: str, files: Files) -> Run:
+def run(small_sd: str, files: Files) -> Run:
     """A run with every callback, in a directory where an earlier export is."""
     root = files.folder / "run"
     (root / "generator").mkdir(parents=True)
     (root / "generator" / "earlier.txt").touch()
     return fit(
-        tiny_sd,
+        small_sd,
         files,
         root,
         Checkpoint(every_n_steps=3, keep=2),
@@ -281,8 +281,8 @@ def test_the_progress_bar_counts_iterations(
     assert "v_num" not in shown
 
 
-def test_evaluation_never_changes_training(tiny_sd: str, files: Files, run: Run) -> None:
-    bare = fit(tiny_sd, files, files.folder / "bare")
+def test_evaluation_never_changes_training(small_sd: str, files: Files, run: Run) -> None:
+    bare = fit(small_sd, files, files.folder / "bare")
     with_all = run.module.state_dict()
     assert with_all.keys() == bare.module.state_dict().keys()
     for name, value in bare.module.state_dict().items():
@@ -315,14 +315,14 @@ LOGGERS: dict[str, Callable[[Path], Logger | bool]] = {
 
 @pytest.mark.parametrize("logger", LOGGERS)
 def test_last_continues_with_any_logger(
-    tiny_sd: str, files: Files, earlier: Path, logger: str
+    small_sd: str, files: Files, earlier: Path, logger: str
 ) -> None:
     """Lightning looks for `last` before callbacks are set up, where the logger suggests."""
     iterations, progress = Iterations(), Progress(refresh_rate=1)
     pictures = ImageGrid(every_n_steps=1, num_images=1)
     callbacks = [Checkpoint(), iterations, progress, pictures]
     options = {"logger": LOGGERS[logger](earlier), "max_steps": STEPS + 2, "ckpt_path": "last"}
-    fit(tiny_sd, files, earlier, *callbacks, **options)
+    fit(small_sd, files, earlier, *callbacks, **options)
     wandb.finish()
     assert iterations.ran == [STEPS, STEPS + 1]
     bar = progress.train_progress_bar
@@ -332,21 +332,21 @@ def test_last_continues_with_any_logger(
 
 
 def test_last_is_the_newest_after_a_moved_run_continued(
-    tiny_sd: str, files: Files, earlier: Path
+    small_sd: str, files: Files, earlier: Path
 ) -> None:
-    fit(tiny_sd, files, earlier, Checkpoint(), max_steps=STEPS + 1, ckpt_path="last")
+    fit(small_sd, files, earlier, Checkpoint(), max_steps=STEPS + 1, ckpt_path="last")
     links = {p.name: str(p.readlink()) for p in (earlier / "checkpoints").glob("last*")}
     assert links == {"last.ckpt": "0000005.ckpt"}
 
 
 def test_continuing_keeps_what_was_logged(
-    tiny_sd: str, files: Files, run: Run, tmp_path: Path
+    small_sd: str, files: Files, run: Run, tmp_path: Path
 ) -> None:
     root = Path(shutil.copytree(run.root, tmp_path / "run", symlinks=True))
     logger = CSVLogger(str(root), name="", version="")
     callbacks = [Checkpoint(), Throughput(), metrics(files)]
     options = {"logger": logger, "max_steps": STEPS + 2, "ckpt_path": "last"}
-    after = rows(fit(tiny_sd, files, root, *callbacks, **options))
+    after = rows(fit(small_sd, files, root, *callbacks, **options))
     for name in ("loss_fake", FID):
         assert [int(row["step"]) for row in after if row[name]] == [2, 4, 6]
     before = rows(run)
@@ -354,18 +354,18 @@ def test_continuing_keeps_what_was_logged(
 
 
 def test_a_changed_learning_rate_holds_when_a_run_is_continued(
-    tiny_sd: str, files: Files, earlier: Path
+    small_sd: str, files: Files, earlier: Path
 ) -> None:
     """Not the checkpoint's, which torch would bring back; its moments are kept."""
     options = {"max_steps": STEPS + 1, "ckpt_path": "last", "lr": 5e-4}
-    for optimizer in fit(tiny_sd, files, earlier, Checkpoint(), **options).trainer.optimizers:
+    for optimizer in fit(small_sd, files, earlier, Checkpoint(), **options).trainer.optimizers:
         assert optimizer.param_groups[0]["lr"] == 5e-4
         assert float(next(iter(optimizer.state.values()))["step"]) == STEPS + 1
 
 
-def test_a_finished_run_can_be_started_again(tiny_sd: str, files: Files, earlier: Path) -> None:
+def test_a_finished_run_can_be_started_again(small_sd: str, files: Files, earlier: Path) -> None:
     """Nothing is left to train; the summary is still written."""
-    again = fit(tiny_sd, files, earlier, Checkpoint(), Export(), metrics(files), ckpt_path="last")
+    again = fit(small_sd, files, earlier, Checkpoint(), Export(), metrics(files), ckpt_path="last")
     assert again.trainer.global_step == STEPS
     summary = json.loads((earlier / "summary.json").read_text())
     assert summary["images_seen"] == STEPS * BATCH
@@ -376,12 +376,12 @@ def test_a_finished_run_can_be_started_again(tiny_sd: str, files: Files, earlier
 
 
 def test_what_is_switched_off_is_absent(
-    tiny_sd: str, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_sd: str, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No grids, no scores, no export, no bar."""
     (tmp_path / "run").mkdir()
     off = [ImageGrid(every_n_steps=0), Metrics(), Progress(refresh_rate=0)]
-    fit(tiny_sd, files, tmp_path / "run", *off, max_steps=1)
+    fit(small_sd, files, tmp_path / "run", *off, max_steps=1)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["summary.json"]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary.keys() == {"fit_seconds", "images_seen", "iterations", "export"}
@@ -391,20 +391,20 @@ def test_what_is_switched_off_is_absent(
 
 
 def test_no_bar_means_no_bar_of_the_evaluation_either(
-    tiny_sd: str, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_sd: str, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"num_images": 2, "teacher_steps": 1, "num_pictured": 1}
-    fit(tiny_sd, files, tmp_path, Progress(0), metrics(files, **options), max_steps=1)
+    fit(small_sd, files, tmp_path, Progress(0), metrics(files, **options), max_steps=1)
     printed = capsys.readouterr()
     assert "SiD-LSG" in printed.out  # the table
     assert "untrained, 1 step:" not in printed.out + printed.err
 
 
 def test_the_table_says_how_many_steps_the_generator_takes(
-    tiny_sd: str, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_sd: str, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = metrics(files, num_images=2, teacher_steps=1, num_pictured=1, teacher_guidance=1.0)
-    fit(tiny_sd, files, tmp_path, few, max_steps=1, num_steps=2)
+    fit(small_sd, files, tmp_path, few, max_steps=1, num_steps=2)
     summary = json.loads((tmp_path / "summary.json").read_text())
     counts = [summary[f"{key}evaluations_per_image"] for key in ("teacher_", "initial_", "")]
     assert counts == [1, 2, 2]
@@ -495,7 +495,7 @@ def test_a_reference_without_a_clip_is_refused(files: Files) -> None:
 
 
 def test_wandb_gets_grids_and_scores(
-    tiny_sd: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_sd: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb-own"))
@@ -507,7 +507,7 @@ def test_wandb_gets_grids_and_scores(
     root.mkdir()
     logger = WandbLogger(project="sid-lsg", save_dir=str(root))
     pictures = ImageGrid(every_n_steps=EVERY, num_images=2)
-    result = fit(tiny_sd, files, root, pictures, Throughput(), metrics(files), logger=logger)
+    result = fit(small_sd, files, root, pictures, Throughput(), metrics(files), logger=logger)
     logged = dict(logger.experiment.summary)
     wandb.finish()
     wandb.teardown()

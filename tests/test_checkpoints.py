@@ -78,11 +78,11 @@ def fit(
 
 
 @pytest.fixture(scope="module")
-def run(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing has interrupted, with a checkpoint of every second iteration."""
     root = tmp_path_factory.mktemp("checkpoints") / "run"
     (root.parent / "prompts.txt").write_text("\n".join(PROMPTS))
-    fit(tiny_sd, root, Checkpoint(every_n_steps=2, keep=-1))
+    fit(small_sd, root, Checkpoint(every_n_steps=2, keep=-1))
     return root
 
 
@@ -151,7 +151,7 @@ def flip(path: Path, place: int) -> None:
 
 @pytest.mark.parametrize("step", [2, 4])
 def test_a_continued_run_is_the_uninterrupted_one(
-    tiny_sd: str, run: Path, copied: Path, step: int
+    small_sd: str, run: Path, copied: Path, step: int
 ) -> None:
     """As if killed just after the checkpoint of this step: nothing later is there."""
     folder = copied / "checkpoints"
@@ -161,7 +161,7 @@ def test_a_continued_run_is_the_uninterrupted_one(
     iterations, progress = Iterations(), Progress(refresh_rate=1)
     checkpoint = Checkpoint(every_n_steps=2, keep=-1)
     written = (folder / f"{step:07d}.ckpt").stat()
-    fit(tiny_sd, copied, checkpoint, iterations, progress, ckpt_path="last")
+    fit(small_sd, copied, checkpoint, iterations, progress, ckpt_path="last")
     assert iterations.ran == list(range(step, STEPS))
     assert (folder / f"{step:07d}.ckpt").stat().st_mtime_ns == written.st_mtime_ns  # once is enough
     assert progress.train_progress_bar.n == STEPS
@@ -183,7 +183,7 @@ def test_counters_in_a_checkpoint_are_those_of_its_iteration(run: Path) -> None:
 
 
 def test_the_row_of_an_iteration_is_on_disk_before_its_checkpoint(
-    tiny_sd: str, empty: Path, monkeypatch: pytest.MonkeyPatch
+    small_sd: str, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
 
@@ -199,14 +199,14 @@ def test_the_row_of_an_iteration_is_on_disk_before_its_checkpoint(
             trainer.logger.log_metrics({"late": 1.0}, trainer.global_step)
 
     monkeypatch.setattr("sid_lsg.callbacks.checkpoint.SafeCheckpointIO", Watching)
-    fit(tiny_sd, empty, Checkpoint(every_n_steps=2, keep=2), Late(), max_steps=3)
+    fit(small_sd, empty, Checkpoint(every_n_steps=2, keep=2), Late(), max_steps=3)
     assert seen == [(2, [0, 1, 2]), (3, [0, 1, 2, 3])]
     loops = load(empty / "checkpoints/0000002.ckpt")["loops"]["fit_loop"]
     assert not loops["epoch_loop.batch_progress"]["is_last_batch"]  # the third is
 
 
 def test_saving_counts_as_no_time_of_an_iteration(
-    tiny_sd: str, empty: Path, monkeypatch: pytest.MonkeyPatch
+    small_sd: str, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save: Any = SafeCheckpointIO.save_checkpoint
 
@@ -215,7 +215,7 @@ def test_saving_counts_as_no_time_of_an_iteration(
         save(*arguments, **options)
 
     monkeypatch.setattr(SafeCheckpointIO, "save_checkpoint", slowly)
-    fit(tiny_sd, empty, Checkpoint(every_n_steps=1), Throughput(), max_steps=2)
+    fit(small_sd, empty, Checkpoint(every_n_steps=1), Throughput(), max_steps=2)
     with (empty / "metrics.csv").open() as file:
         rates = [float(row["images_per_s"]) for row in csv.DictReader(file)]
     assert min(rates) > 2 / 3
@@ -270,13 +270,13 @@ def test_other_files_are_no_checkpoints(run: Path, tmp_path: Path) -> None:
         check_resume(str(tmp_path / "0000003.ckpt"), tmp_path)
 
 
-def test_last_passes_over_damaged_files(tiny_sd: str, run: Path, copied: Path) -> None:
+def test_last_passes_over_damaged_files(small_sd: str, run: Path, copied: Path) -> None:
     folder = copied / "checkpoints"
-    flip(folder / "0000006.ckpt", 1_000_000)
+    flip(folder / "0000006.ckpt", 500_000)
     (folder / "0000004.ckpt").write_bytes((folder / "0000004.ckpt").read_bytes()[:-1])
     iterations = Iterations()
     checkpoint = Checkpoint(every_n_steps=2, keep=-1)
-    (message,) = warned(lambda: fit(tiny_sd, copied, checkpoint, iterations, ckpt_path="last"))
+    (message,) = warned(lambda: fit(small_sd, copied, checkpoint, iterations, ckpt_path="last"))
     assert iterations.ran == [2, 3, 4, 5]
     for said in ("0000006.ckpt' is corrupted (Bad CRC-32", "0000004.ckpt' is truncated",
                  f"The run continues from '{folder / '0000002.ckpt'}'"):  # fmt: skip
@@ -301,7 +301,7 @@ def test_without_any_whole_checkpoint_nothing_begins(
     command: list[str], copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in (2, 4, 6):
-        flip(copied / f"checkpoints/000000{number}.ckpt", 1_000_000)
+        flip(copied / f"checkpoints/000000{number}.ckpt", 500_000)
     before = contents(copied.parent)
     message = refused(command, capsys, "--ckpt_path=last")
     assert message.startswith("error: --ckpt_path last: there is no whole checkpoint in ")
@@ -309,23 +309,23 @@ def test_without_any_whole_checkpoint_nothing_begins(
     assert contents(copied.parent) == before
 
 
-def test_last_without_a_checkpoint_says_that_it_begins(tiny_sd: str, empty: Path) -> None:
-    (message,) = warned(lambda: fit(tiny_sd, empty, Checkpoint(), max_steps=1, ckpt_path="last"))
+def test_last_without_a_checkpoint_says_that_it_begins(small_sd: str, empty: Path) -> None:
+    (message,) = warned(lambda: fit(small_sd, empty, Checkpoint(), max_steps=1, ckpt_path="last"))
     assert "there is no checkpoint in " in message
     assert message.endswith("yet. The training begins afresh.")
     assert names(empty) == ["0000001.ckpt", "last.ckpt"]
 
 
-def test_a_named_damaged_file_is_refused(tiny_sd: str, copied: Path) -> None:
+def test_a_named_damaged_file_is_refused(small_sd: str, copied: Path) -> None:
     path = copied / "checkpoints/0000004.ckpt"
-    flip(path, 1_000_000)
+    flip(path, 500_000)
     with pytest.raises(UsageError, match=r"^--ckpt_path: .*0000004.ckpt' is corrupted \(Bad CRC"):
-        fit(tiny_sd, copied, Checkpoint(), ckpt_path=str(path))
+        fit(small_sd, copied, Checkpoint(), ckpt_path=str(path))
 
 
 @pytest.mark.parametrize("kind", ["pickle", "zip"])
 def test_code_is_never_executed(
-    tiny_sd: str, run: Path, empty: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    small_sd: str, run: Path, empty: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     mark, path = empty.parent / "unpickled", empty.parent / "0000001.ckpt"
@@ -335,7 +335,7 @@ def test_code_is_never_executed(
         torch.save(load(run / "checkpoints/last.ckpt") | {"extra": Trap(mark)}, path)
     what = "is not a checkpoint" if kind == "pickle" else r"holds \w+.mkdir, which is not plain da"
     with pytest.raises(UsageError, match=what):
-        fit(tiny_sd, empty, Checkpoint(), ckpt_path=str(path), weights_only=False)
+        fit(small_sd, empty, Checkpoint(), ckpt_path=str(path), weights_only=False)
     with pytest.raises(UsageError, match=what):
         check_resume(str(path), empty)
     assert not mark.exists()
@@ -345,13 +345,13 @@ def test_code_is_never_executed(
 
 
 @pytest.fixture
-def command(tiny_sd: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def command(small_sd: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(sys, "argv", ["sid_lsg"])
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # the command line sets it; put it back afterwards
     monkeypatch.chdir(tmp_path)
     shutil.copy(run.parent / "prompts.txt", tmp_path)
     options = {
-        "model.teacher": tiny_sd,
+        "model.teacher": small_sd,
         "data.prompts": "prompts.txt",
         "data.batch_size": 1,
         "data.num_workers": 0,
@@ -432,7 +432,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(
 
 
 def test_optimizers_of_another_model_are_refused(
-    tiny_sd: str, copied: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+    small_sd: str, copied: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def reshape(found: dict[str, Any]) -> None:
         found["optimizer_states"][1]["state"][0]["exp_avg"] = torch.zeros(7)
@@ -441,7 +441,7 @@ def test_optimizers_of_another_model_are_refused(
     change(path, reshape)
     message = r"'exp_avg' of optimizer 2's weight 0 is \[7\] in the file and \["
     with pytest.raises(UsageError, match=message):
-        fit(tiny_sd, copied, Checkpoint(), ckpt_path=str(path))
+        fit(small_sd, copied, Checkpoint(), ckpt_path=str(path))
     before = contents(copied)
     assert "'exp_avg' of optimizer 2's weight 0 is [7]" in refused(
         command, capsys, f"--ckpt_path={path}"
@@ -468,7 +468,7 @@ def test_best_is_not_a_name_to_continue_from(tmp_path: Path) -> None:
 def full_disk() -> Iterator[None]:
     """Let no file grow beyond half of a checkpoint."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, limits[1]))
     try:
         yield
     finally:
@@ -492,10 +492,10 @@ def no_room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_the_training_goes_on_when_the_disk_is_full(
-    tiny_sd: str, run: Path, empty: Path, no_room: Callable[..., None]
+    small_sd: str, run: Path, empty: Path, no_room: Callable[..., None]
 ) -> None:
     no_room(2, 3)
-    (first, second) = warned(lambda: fit(tiny_sd, empty, Checkpoint(every_n_steps=1), max_steps=4))
+    (first, second) = warned(lambda: fit(small_sd, empty, Checkpoint(every_n_steps=1), max_steps=4))
     folder = empty / "checkpoints"
     for number, message in ((2, first), (3, second)):
         assert f"could not save '{folder / f'000000{number}.ckpt'}' (File too large)" in message
@@ -521,7 +521,7 @@ def test_a_final_save_that_fails_is_an_error(
     assert load(empty / "checkpoints/last.ckpt")["global_step"] == 3
 
 
-def save_slowly(tiny_sd: str, root: Path) -> None:
+def save_slowly(small_sd: str, root: Path) -> None:
     """Be a run that takes a minute to save iteration 4."""
     write = torch.save
 
@@ -532,16 +532,16 @@ def save_slowly(tiny_sd: str, root: Path) -> None:
             time.sleep(60)
 
     torch.save = save
-    fit(tiny_sd, root, Checkpoint(every_n_steps=2))
+    fit(small_sd, root, Checkpoint(every_n_steps=2))
 
 
 def test_a_process_that_is_killed_while_saving_leaves_the_checkpoint_before(
-    tiny_sd: str, run: Path, empty: Path
+    small_sd: str, run: Path, empty: Path
 ) -> None:
     folder = empty / "checkpoints"
-    process = prepared.start(save_slowly, tiny_sd, empty, log=empty.with_suffix(".log"))
+    process = prepared.start(save_slowly, small_sd, empty, log=empty.with_suffix(".log"))
     end = time.monotonic() + 120
-    while not any(p.stat().st_size > 500_000 for p in folder.glob(".0000004.ckpt.*.tmp")):
+    while not any(p.stat().st_size > 100_000 for p in folder.glob(".0000004.ckpt.*.tmp")):
         assert process.is_alive()
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -553,7 +553,7 @@ def test_a_process_that_is_killed_while_saving_leaves_the_checkpoint_before(
     assert len(names(empty)) == 3
     iterations = Iterations()
     checkpoint = Checkpoint(every_n_steps=2)
-    assert warned(lambda: fit(tiny_sd, empty, checkpoint, iterations, ckpt_path="last")) == []
+    assert warned(lambda: fit(small_sd, empty, checkpoint, iterations, ckpt_path="last")) == []
     assert iterations.ran == [2, 3, 4, 5]
     assert names(empty) == ["0000006.ckpt", "last.ckpt"]  # what was half written is gone
     assert (empty / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
@@ -591,10 +591,10 @@ def best_of(root: Path) -> tuple[int, float]:
     return step, found["value"]
 
 
-def test_the_best_is_kept_beside_the_last(tiny_sd: str, empty: Path) -> None:
+def test_the_best_is_kept_beside_the_last(small_sd: str, empty: Path) -> None:
     scores = Scored(s1=5.0, s2=float("nan"), s3=4.0, s4=4.5)
     options: dict[str, Any] = {"every_n_steps": 2, "keep": 2, "best": "fid"}
-    fit(tiny_sd, empty, Checkpoint(**options), scores, max_steps=5)
+    fit(small_sd, empty, Checkpoint(**options), scores, max_steps=5)
     assert best_of(empty) == (3, 4.0)
     assert names(empty) == ["0000004.ckpt", "0000005.ckpt", "best.ckpt", "best.json", "last.ckpt"]
     assert load(empty / "checkpoints/last.ckpt")["callbacks"]["Checkpoint"]["best"] == {
@@ -603,55 +603,55 @@ def test_the_best_is_kept_beside_the_last(tiny_sd: str, empty: Path) -> None:
 
     # A continued run remembers what it has seen; the final scores count too.
     worse = Scored(s6=4.1, s7=3.0)
-    fit(tiny_sd, empty, Checkpoint(**options), worse, max_steps=7, ckpt_path="last")
+    fit(small_sd, empty, Checkpoint(**options), worse, max_steps=7, ckpt_path="last")
     assert best_of(empty) == (7, 3.0)
     assert names(empty) == ["0000006.ckpt", "0000007.ckpt", "best.ckpt", "best.json", "last.ckpt"]
 
     # They came after the last checkpoint, which does not know of them.
-    fit(tiny_sd, empty, Checkpoint(**options), Scored(s8=3.5), max_steps=9, ckpt_path="last")
+    fit(small_sd, empty, Checkpoint(**options), Scored(s8=3.5), max_steps=9, ckpt_path="last")
     assert best_of(empty) == (7, 3.0)
     largest = Checkpoint(**options | {"best_mode": "max"})
-    fit(tiny_sd, empty, largest, Scored(s10=2.0), max_steps=11, ckpt_path="last")
+    fit(small_sd, empty, largest, Scored(s10=2.0), max_steps=11, ckpt_path="last")
     assert best_of(empty) == (7, 3.0)
 
 
 def test_a_best_that_could_not_be_saved_is_not_the_best(
-    tiny_sd: str, empty: Path, no_room: Callable[..., None]
+    small_sd: str, empty: Path, no_room: Callable[..., None]
 ) -> None:
     no_room(2)
     scores = Scored(s1=5.0, s2=3.0, s3=4.0)
     assert (
-        len(warned(lambda: fit(tiny_sd, empty, Checkpoint(best="fid"), scores, max_steps=4))) == 1
+        len(warned(lambda: fit(small_sd, empty, Checkpoint(best="fid"), scores, max_steps=4))) == 1
     )
     assert best_of(empty) == (3, 4.0)
 
 
-def test_an_unknown_metric_is_said_once_with_those_there_are(tiny_sd: str, empty: Path) -> None:
+def test_an_unknown_metric_is_said_once_with_those_there_are(small_sd: str, empty: Path) -> None:
     scores, checkpoint = Scored(s1=5.0, s2=4.0), Checkpoint(best="fdi")
-    (message,) = warned(lambda: fit(tiny_sd, empty, checkpoint, scores, max_steps=3))
+    (message,) = warned(lambda: fit(small_sd, empty, checkpoint, scores, max_steps=3))
     assert "no metric 'fdi', and no best.ckpt is kept. Choose one of clip, fid." in message
     assert names(empty) == ["0000003.ckpt", "last.ckpt"]
 
 
-def test_a_best_that_nobody_measures_is_refused(tiny_sd: str, empty: Path) -> None:
+def test_a_best_that_nobody_measures_is_refused(small_sd: str, empty: Path) -> None:
     for callbacks in ([], [Metrics()]):
         with pytest.raises(UsageError, match=r"--checkpoint.best: 'fid' is never measured"):
-            fit(tiny_sd, empty, Checkpoint(best="fid"), *callbacks)
+            fit(small_sd, empty, Checkpoint(best="fid"), *callbacks)
     with pytest.raises(UsageError, match="--checkpoint.best_mode must be min or max, got 'mean'"):
         Checkpoint(best="fid", best_mode="mean")  # type: ignore[arg-type]
 
 
-def test_options_may_change_when_a_run_is_continued(tiny_sd: str, copied: Path) -> None:
+def test_options_may_change_when_a_run_is_continued(small_sd: str, copied: Path) -> None:
     """And what earlier options have kept is deleted in time."""
     checkpoint = Checkpoint(every_n_steps=1, keep=2)
-    assert warned(lambda: fit(tiny_sd, copied, checkpoint, max_steps=8, ckpt_path="last")) == []
+    assert warned(lambda: fit(small_sd, copied, checkpoint, max_steps=8, ckpt_path="last")) == []
     assert names(copied) == ["0000007.ckpt", "0000008.ckpt", "last.ckpt"]
-    fit(tiny_sd, copied, Checkpoint(keep=0), max_steps=9, ckpt_path="last")
+    fit(small_sd, copied, Checkpoint(keep=0), max_steps=9, ckpt_path="last")
     assert names(copied) == ["last.ckpt"]
     assert not (copied / "checkpoints/last.ckpt").is_symlink()
 
 
-def test_what_is_named_to_continue_from_stays(tiny_sd: str, copied: Path) -> None:
+def test_what_is_named_to_continue_from_stays(small_sd: str, copied: Path) -> None:
     path = str(copied / "checkpoints/0000002.ckpt")
-    fit(tiny_sd, copied, Checkpoint(every_n_steps=2), ckpt_path=path)
+    fit(small_sd, copied, Checkpoint(every_n_steps=2), ckpt_path=path)
     assert names(copied) == ["0000002.ckpt", "0000006.ckpt", "last.ckpt"]

@@ -3,12 +3,11 @@
 import json
 import re
 import resource
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import prepared
 import pytest
 import torch
 from PIL import Image
@@ -22,7 +21,6 @@ from sid_lsg.metrics.reference import compute_statistics
 from sid_lsg.metrics.statistics import Statistics
 from sid_lsg.module import SiDLSG
 
-REPOSITORY = Path(__file__).parent.parent
 PROMPTS = ["a red cat", "two dogs on a log", "something else"]
 NUM_IMAGES = 6
 
@@ -30,12 +28,12 @@ NUM_IMAGES = 6
 class Files:
     """What evaluations need."""
 
-    def __init__(self, folder: Path, tiny_sd: str) -> None:
+    def __init__(self, folder: Path, small_sd: str) -> None:
         self.folder = folder
-        module = SiDLSG(tiny_sd)
+        module = SiDLSG(small_sd)
         self.generator = folder / "generator"
         module.teacher.save_generator(module.generator, self.generator, module.t_init)
-        self.clip = make_clip(folder / "clip", Path(tiny_sd, "tokenizer"))
+        self.clip = make_clip(folder / "clip", Path(small_sd, "tokenizer"))
         self.prompts = folder / "prompts.txt"
         self.prompts.write_text("\n".join(PROMPTS) + "\n")
         self.real = folder / "real"
@@ -57,8 +55,8 @@ class Files:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory, tiny_sd: str) -> Files:
-    return Files(tmp_path_factory.mktemp("evaluate"), tiny_sd)
+def files(tmp_path_factory: pytest.TempPathFactory, small_sd: str) -> Files:
+    return Files(tmp_path_factory.mktemp("evaluate"), small_sd)
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +136,9 @@ def test_its_images_score_the_same_as_a_folder(files: Files, tmp_path: Path) -> 
     assert report(tmp_path / "b")["prompts_sha256"] == report(tmp_path / "a")["prompts_sha256"]
 
 
-def test_the_export_scores_as_the_training_said(files: Files, tiny_sd: str, tmp_path: Path) -> None:
+def test_the_export_scores_as_the_training_said(
+    files: Files, small_sd: str, tmp_path: Path
+) -> None:
     """To the last bit: the same networks, prompts, seeds, batches and protocol."""
     reference = tmp_path / "reference.safetensors"
     protocol = clip_protocol(CLIPFeatures.from_pretrained(str(files.clip)))
@@ -146,7 +146,7 @@ def test_the_export_scores_as_the_training_said(files: Files, tiny_sd: str, tmp_
     shared = {"clip": files.clip, "clip_prefix": "see ", "protocol": "clip",
               "reference": reference, "num_images": NUM_IMAGES, "batch_size": 4}  # fmt: skip
     root = tmp_path / "run"
-    options = {"model.teacher": tiny_sd, "data.prompts": files.prompts, "data.batch_size": 2,
+    options = {"model.teacher": small_sd, "data.prompts": files.prompts, "data.batch_size": 2,
                "data.num_workers": 0, "trainer.max_steps": 2, "trainer.accelerator": "cpu",
                "trainer.default_root_dir": root, "metrics.teacher_steps": 1,
                "progress.refresh_rate": 0}  # fmt: skip
@@ -160,7 +160,7 @@ def test_the_export_scores_as_the_training_said(files: Files, tiny_sd: str, tmp_
     assert {name: summary[name] for name in scores} == scores
 
     teacher = {"sampler": "ddim", "num_steps": 1, "guidance": summary["teacher_guidance"]}
-    main(files.line(model=tiny_sd, output=root / "teacher", **teacher, **shared))
+    main(files.line(model=small_sd, output=root / "teacher", **teacher, **shared))
     scores = report(root / "teacher")["scores"]
     assert {name: summary[f"teacher_{name}"] for name in scores} == scores
 
@@ -241,11 +241,11 @@ def test_clean256_uses_a_local_inception(files: Files, tmp_path: Path, cache: Pa
 
 
 def test_teacher_and_student_stand_in_one_table(
-    files: Files, tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: Files, small_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     teacher, student = tmp_path / "teacher", tmp_path / "student"
     options = {"sampler": "ddim", "num_steps": 2, "guidance": 1.5, "output": teacher}
-    main(files.line(model=tiny_sd, name="teacher", **options))
+    main(files.line(model=small_sd, name="teacher", **options))
     main(files.line("--compare", f"[{teacher}]", output=student, name="student"))
     table = (student / "report.md").read_text()
     assert table.index("| teacher |") < table.index("| student |")
@@ -262,14 +262,10 @@ def test_teacher_and_student_stand_in_one_table(
 
 
 def test_two_processes_report_as_one(files: Files, tmp_path: Path) -> None:
-    """Real processes, launched by the command; six images in three batches of two."""
+    """Six images in three batches of two."""
     main(files.line(output=tmp_path / "one", batch_size=2))
     line = files.line("--devices", "2", output=tmp_path / "two", batch_size=2)
-    run = subprocess.run(
-        [sys.executable, "-m", "sid_lsg.cli", *line],
-        capture_output=True, text=True, cwd=REPOSITORY, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
+    said = prepared.all_end_well(main, [([line], rank) for rank in prepared.ranks(2)], tmp_path)
     one, two = (report(tmp_path / name) for name in ("one", "two"))
     assert two["scores"] == pytest.approx(one["scores"], rel=1e-5)
     for path in (tmp_path / "one" / "images").glob("*.png"):
@@ -278,7 +274,7 @@ def test_two_processes_report_as_one(files: Files, tmp_path: Path) -> None:
             for name in ("one", "two")
         )
         assert np.abs(ours - theirs).max() <= 1
-    assert run.stdout.count("Report and pictures") == 1
+    assert said.count("Report and pictures") == 1
 
 
 # ---------------------------------------------------------------------- refusals
@@ -370,21 +366,22 @@ def test_statistics_of_another_protocol(
     assert "its protocol is 'clip', and that of `fast`" in message
 
 
+def evaluate_on_a_full_disk(line: list[str]) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    main(line)
+
+
 def test_a_full_disk_ends_with_one_message_and_keeps_what_is_finished(
     files: Files, tmp_path: Path
 ) -> None:
     """A limit on the size of files stands for the full disk: the first large file fails."""
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    command = [sys.executable, "-m", "sid_lsg.cli", *files.line(output=tmp_path / "out")]
-    run = subprocess.run(
-        command, capture_output=True, text=True, cwd=REPOSITORY, check=False, preexec_fn=limit
-    )
-    assert run.returncode == 2, run.stderr[-3000:]
-    assert run.stderr.splitlines()[-1].startswith("error: --output: cannot write to")
-    assert "Traceback" not in run.stderr
+    log = tmp_path / "log"
+    process = prepared.start(evaluate_on_a_full_disk, files.line(output=tmp_path / "out"), log=log)
+    process.join(300)
+    assert process.exitcode == 2, log.read_text()[-3000:]
+    assert log.read_text().splitlines()[-1].startswith("error: --output: cannot write to")
+    assert "Traceback" not in log.read_text()
     out = tmp_path / "out"
     assert len(list((out / "images").glob("*.png"))) == NUM_IMAGES  # 64 pixels: these fitted
     assert not (out / "report.json").exists()

@@ -1,7 +1,6 @@
 """The generator as an ONNX graph: PyTorch's images in onnxruntime, for batches of any size."""
 
 import logging
-import os
 import re
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import prepared
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -20,7 +20,7 @@ import sid_lsg.export.graph
 from sid_lsg.errors import UsageError
 from sid_lsg.export.card import write_card
 from sid_lsg.export.facts import facts_of
-from sid_lsg.export.graph import GRAPH, Generator, check_graph, run_graph
+from sid_lsg.export.graph import GRAPH, Generator, check_graph, run_graph, save_graph
 from sid_lsg.generator import seeded_noises
 from sid_lsg.networks import StableDiffusion
 from sid_lsg.tools.export import export
@@ -81,25 +81,19 @@ def teacher(tiny_sd: str) -> StableDiffusion:
     return small(tiny_sd)
 
 
+def export_small(tiny_sd: str, folder: Path) -> None:
+    save_graph(small(tiny_sd), folder, T_INIT, NUM_STEPS)
+
+
 @pytest.fixture(scope="module")
 def folder(
     teacher: StableDiffusion, tiny_sd: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """An export in two steps by a process that prints nothing, with its card."""
     folder = tmp_path_factory.mktemp("graph") / "onnx"
-    code = "import sys; from pathlib import Path; from test_export_graph import small; "
-    code += "from sid_lsg.export.graph import save_graph; "
-    code += f"save_graph(small(sys.argv[1]), Path(sys.argv[2]), {T_INIT}, {NUM_STEPS})"
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}  # as in cli.py
-    ended = subprocess.run(
-        [sys.executable, "-c", code, tiny_sd, str(folder)],
-        env=os.environ | quiet,
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    jobs = [((tiny_sd, folder), quiet)]
+    assert prepared.all_end_well(export_small, jobs, folder.parent, seconds=600) == ""
     write_card(folder, facts_of(teacher, NUM_STEPS, layout="onnx"))
     return folder
 

@@ -36,10 +36,10 @@ BATCH = 2
 
 
 @pytest.fixture(scope="module")
-def root(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that stands for the trainer's machine: no file may name it."""
     root = tmp_path_factory.mktemp("machine")
-    shutil.copytree(tiny_sd, root / "tiny")
+    shutil.copytree(small_sd, root / "tiny")
     (root / "prompts.txt").write_text("\n".join(PROMPTS))
     return root
 
@@ -281,8 +281,8 @@ def test_a_teacher_on_the_hub_is_the_base_model(run: Path, tmp_path: Path) -> No
     assert '"stable-diffusion-v1-5/stable-diffusion-v1-5", unet=unet' in snippet(tmp_path)
 
 
-def test_a_card_needs_no_record(tiny_sd: str) -> None:
-    text = card(facts_of(StableDiffusion.from_pretrained(tiny_sd), 1))
+def test_a_card_needs_no_record(small_sd: str) -> None:
+    text = card(facts_of(StableDiffusion.from_pretrained(small_sd), 1))
     assert "# SiD-LSG, 1 step" in text
     assert "64 x 64 pixels" in text
     assert "## Scores" not in text

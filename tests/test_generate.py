@@ -1,12 +1,11 @@
 """`generate`: the same picture for the same prompt and seed, whatever else is asked for."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import prepared
 import pytest
 from PIL import Image
 
@@ -16,15 +15,14 @@ from sid_lsg.images import to_pil
 from sid_lsg.networks import StableDiffusion
 from sid_lsg.tools.generate import parse_seeds
 
-REPOSITORY = Path(__file__).parent.parent
 LINES = ["a red cat", "", "two dogs on a log", "   ", "a boat", "a green tree", "rain", "snow"]
 SEEDS_OF_LINES = [0, 2, 4, 5, 6, 7]
 
 
 @pytest.fixture(scope="module")
-def model(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def model(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("generate") / "generator"
-    teacher = StableDiffusion.from_pretrained(tiny_sd)
+    teacher = StableDiffusion.from_pretrained(small_sd)
     teacher.save_generator(teacher.network, folder, 600)
     return str(folder)
 
@@ -68,12 +66,12 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 
 
 def test_line_i_has_seed_i_though_lines_are_blank(
-    model: str, prompts: Path, tmp_path: Path, tiny_sd: str
+    model: str, prompts: Path, tmp_path: Path, small_sd: str
 ) -> None:
     main(line(model, tmp_path / "out", prompts=prompts))
     made = images(tmp_path / "out")
     assert list(made) == [f"{seed:06d}.png" for seed in SEEDS_OF_LINES]
-    teacher = StableDiffusion.from_pretrained(tiny_sd)
+    teacher = StableDiffusion.from_pretrained(small_sd)
     for seed in SEEDS_OF_LINES:
         path = tmp_path / "out" / f"{seed:06d}.png"
         about = Image.open(path).text  # type: ignore[attr-defined]
@@ -105,11 +103,7 @@ def test_batches_and_processes_do_not_change_a_bit(
     for size in (1, 3, 16):
         main(line(model, tmp_path / f"{size}", batch_size=size, **options))
     two = line(model, tmp_path / "two", batch_size=4, devices=2, **options)
-    run = subprocess.run(
-        [sys.executable, "-m", "sid_lsg.cli", *two],
-        capture_output=True, text=True, cwd=REPOSITORY, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
+    prepared.all_end_well(main, [([two], rank) for rank in prepared.ranks(2)], tmp_path)
     expected = images(tmp_path / "1")
     assert len(expected) == 18
     assert len(set(expected.values())) == 18
@@ -171,13 +165,13 @@ def test_what_a_long_prompt_loses_is_said(
 
 
 def test_a_checkpoint_its_run_and_its_export_give_the_same_pictures(
-    tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts, run = tmp_path / "prompts.txt", tmp_path / "run"
     texts.write_text("\n".join(f"a {i} b" for i in range(30)))
     options = ["--optimizer_generator.lr=0.01", "--num_steps=2", "--t_init=500"]
     main([
-        "fit", f"--model.teacher={tiny_sd}", *(o.replace("--", "--model.") for o in options),
+        "fit", f"--model.teacher={small_sd}", *(o.replace("--", "--model.") for o in options),
         f"--data.prompts={texts}", "--data.batch_size=2", "--data.num_heldout=4",
         "--trainer.max_steps=2", "--trainer.accelerator=cpu", "--metrics.num_images=2",
         "--metrics.clip=null", "--image_grid.num_images=2", "--health.every_n_images=1000",
@@ -188,7 +182,7 @@ def test_a_checkpoint_its_run_and_its_export_give_the_same_pictures(
     main(line(str(run / "checkpoints" / "last.ckpt"), tmp_path / "a", **wanted))
     main(line(str(run), tmp_path / "b", **wanted))
     main(line(str(run / "generator"), tmp_path / "c", num_steps=2, **wanted))
-    main(line(tiny_sd, tmp_path / "d", num_steps=2, guidance=1, sampler="ddim", **wanted))
+    main(line(small_sd, tmp_path / "d", num_steps=2, guidance=1, sampler="ddim", **wanted))
     kept = [[pixels(path) for path in sorted((tmp_path / of).glob("0*"))] for of in "abcd"]
     assert len(kept[0]) == 4
     assert np.array_equal(kept[0], kept[1])
@@ -206,9 +200,9 @@ def test_a_checkpoint_its_run_and_its_export_give_the_same_pictures(
     assert "is truncated or corrupted" in message
 
 
-def test_any_diffusers_model_can_be_compared(tiny_sd: str, tmp_path: Path) -> None:
+def test_any_diffusers_model_can_be_compared(small_sd: str, tmp_path: Path) -> None:
     wanted: dict[str, Any] = {"prompt": "a cat", "num_steps": 1, "guidance": 0}
-    main(line(tiny_sd, tmp_path / "a", **wanted))
+    main(line(small_sd, tmp_path / "a", **wanted))
     about = json.loads((tmp_path / "a" / "images.json").read_text())
     assert about["sampler"] == "pipeline"
     assert list(images(tmp_path / "a")) == ["000000-0.png"]
@@ -256,7 +250,7 @@ def test_mistakes_are_one_message(
 
 
 def test_an_sdxl_folder_is_no_teacher(
-    tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "sdxl"
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "text_encoder_2"):

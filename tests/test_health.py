@@ -313,12 +313,12 @@ class AlwaysShaken(Shaken):
 
 
 @pytest.fixture
-def tiny(tiny_sd: str, tmp_path: Path) -> Callable[..., SiDLSG]:
+def tiny(small_sd: str, tmp_path: Path) -> Callable[..., SiDLSG]:
     """Return a function that trains the tiny pipeline, looked at after every 2nd iteration."""
 
     def run(*callbacks: L.Callback, **options: Any) -> SiDLSG:
         options = {"module": Shaken, "max_steps": 8, "log_every_n_steps": 2} | options
-        return fit(tmp_path, *callbacks, teacher=tiny_sd, **options)
+        return fit(tmp_path, *callbacks, teacher=small_sd, **options)
 
     return run
 

@@ -28,10 +28,10 @@ STEPS = 6
 
 
 @pytest.fixture
-def arguments(tiny_sd: str, tmp_path: Path) -> list[str]:
+def arguments(small_sd: str, tmp_path: Path) -> list[str]:
     """A run that scores nothing, and saves nothing on schedule before it is interrupted."""
     return [
-        *command(tiny_sd, tmp_path), "--metrics.every_n_images=0", "--health.every_n_images=0",
+        *command(small_sd, tmp_path), "--metrics.every_n_images=0", "--health.every_n_images=0",
         "--metrics.clip=null", "--metrics.reference=null", "--checkpoint.every_n_steps=1000000",
         "--trainer.max_steps=1000000",
     ]  # fmt: skip

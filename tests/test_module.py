@@ -36,7 +36,7 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
 
 
 @pytest.fixture
-def fit(tiny_sd: str, tmp_path: Path) -> Callable[..., SiDLSG]:
+def fit(small_sd: str, tmp_path: Path) -> Callable[..., SiDLSG]:
     """Return a function that trains the tiny pipeline for some iterations."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
@@ -52,7 +52,7 @@ def fit(tiny_sd: str, tmp_path: Path) -> Callable[..., SiDLSG]:
         **options: Any,
     ) -> SiDLSG:
         options = {"optimizer_fake": adam, "optimizer_generator": adam} | options
-        trained = module(tiny_sd, **options)
+        trained = module(small_sd, **options)
         trainer = L.Trainer(
             accelerator="cpu",
             max_steps=steps,
@@ -130,9 +130,9 @@ def part_from_teacher(network: torch.nn.Module) -> None:
             p += 0.1 * p.std().nan_to_num() * torch.randn(p.shape, generator=generator)
 
 
-def test_gradients_reach_the_generator_through_both_frozen_networks(tiny_sd: str) -> None:
+def test_gradients_reach_the_generator_through_both_frozen_networks(small_sd: str) -> None:
     """Cutting either network out of the graph changes the gradient; their weights get none."""
-    module = SiDLSG(tiny_sd, guidance=Guidance(scale=2.0))
+    module = SiDLSG(small_sd, guidance=Guidance(scale=2.0))
     part_from_teacher(module.fake_score)
     inputs = module.phase_inputs(Phase.GENERATOR, PromptBatch(0, 0, PROMPTS, PROMPTS))
     module.fake_score.requires_grad_(False)
@@ -265,7 +265,7 @@ def test_steps_and_gradients_are_measured_where_they_are_logged(
     assert 0 < float(row["update_ratio_generator"]) < 0.1
 
 
-def test_prompt_dropout_follows_kappa_1_and_2(tiny_sd: str) -> None:
+def test_prompt_dropout_follows_kappa_1_and_2(small_sd: str) -> None:
     """It applies in phase 1 alone, where kappa_1 or kappa_2 guides; kappa_4 does not count."""
     batch = PromptBatch(0, 0, ["a cat"] * 64, ["a cat"] * 64)
     for guidance, drops in (
@@ -276,7 +276,7 @@ def test_prompt_dropout_follows_kappa_1_and_2(tiny_sd: str) -> None:
         (Guidance("none", eval_fake=[1.5, 1.0]), True),
         (Guidance("none", eval_fake=[1.0, 1.5]), False),
     ):
-        module = SiDLSG(tiny_sd, guidance=guidance, prompt_dropout=0.25)
+        module = SiDLSG(small_sd, guidance=guidance, prompt_dropout=0.25)
         null = module.teacher.null_condition()["encoder_hidden_states"]
         for phase in Phase:
             inputs = module.phase_inputs(phase, batch)
@@ -287,8 +287,8 @@ def test_prompt_dropout_follows_kappa_1_and_2(tiny_sd: str) -> None:
             assert bool(dropped.any()) == (drops and phase is Phase.FAKE_SCORE)
 
 
-def test_generate_depends_on_prompt_and_seed_alone(tiny_sd: str) -> None:
-    module = SiDLSG(tiny_sd)
+def test_generate_depends_on_prompt_and_seed_alone(small_sd: str) -> None:
+    module = SiDLSG(small_sd)
     torch.manual_seed(0)
     state = torch.get_rng_state()
     together = module.generate(PROMPTS, range(len(PROMPTS)), num_steps=2)
@@ -330,8 +330,8 @@ def test_checkpoints_hold_no_teacher_and_resume_bitwise(
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_a_checkpoint_of_another_model_is_refused(tiny_sd: str) -> None:
-    module = SiDLSG(tiny_sd)
+def test_a_checkpoint_of_another_model_is_refused(small_sd: str) -> None:
+    module = SiDLSG(small_sd)
     state = module.state_dict()
     first = next(iter(state))
     with pytest.raises(UsageError, match=f"lacks '{first}'"):
@@ -362,9 +362,9 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_sd: str) -> None:
         ("resolution", 60),
     ],
 )
-def test_values_out_of_range_are_refused_by_name(tiny_sd: str, option: str, value: Any) -> None:
+def test_values_out_of_range_are_refused_by_name(small_sd: str, option: str, value: Any) -> None:
     with pytest.raises(UsageError, match=rf"--model\.({option}|tmin)"):
-        SiDLSG(tiny_sd, **{option: value})
+        SiDLSG(small_sd, **{option: value})
 
 
 def test_bad_samples_are_counted_until_the_next_row_and_across_checkpoints(
@@ -391,9 +391,9 @@ def test_bad_samples_are_counted_until_the_next_row_and_across_checkpoints(
     assert rows("resumed", steps=6, ckpt_path=path) == [2, 0]
 
 
-def test_good_samples_gradients_are_exact_beside_bad_ones(tiny_sd: str) -> None:
+def test_good_samples_gradients_are_exact_beside_bad_ones(small_sd: str) -> None:
     """Against the mean of each good sample's own gradient, computed alone."""
-    module = SiDLSG(tiny_sd)
+    module = SiDLSG(small_sd)
     part_from_teacher(module.fake_score)
     inputs = module.phase_inputs(Phase.GENERATOR, PromptBatch(0, 0, PROMPTS[:3], PROMPTS[:3]))
     good = torch.tensor([True, False, True])
@@ -425,7 +425,7 @@ def test_gradient_checkpointing_changes_nothing(
         def on_fit_start(self) -> None:
             networks = (self.fake_score, self.generator, self.teacher.network)
             for name, network in zip(("fake", "generator", "teacher"), networks, strict=True):
-                network.mid_block.resnets[1].register_forward_pre_hook(
+                network.down_blocks[0].resnets[0].register_forward_pre_hook(
                     lambda *_, name=name: calls.append(name)
                 )
 
@@ -460,9 +460,9 @@ def test_a_frozen_network_may_be_stored_in_bf16(fit: Callable[..., SiDLSG]) -> N
 
 
 def test_the_export_of_a_run_with_a_bf16_teacher_is_in_float32(
-    tiny_sd: str, tmp_path: Path
+    small_sd: str, tmp_path: Path
 ) -> None:
-    module = SiDLSG(tiny_sd, frozen_precision="bf16")
+    module = SiDLSG(small_sd, frozen_precision="bf16")
     module.teacher.save_generator(module.ema, tmp_path, module.t_init)
     for part in ("unet", "vae", "text_encoder"):
         (file,) = (tmp_path / part).glob("*.safetensors")
@@ -483,8 +483,8 @@ def test_the_average_may_be_kept_on_the_cpu(fit: Callable[..., SiDLSG]) -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpus_average_on_the_cpu_is_the_same(tiny_sd: str) -> None:
-    made = [SiDLSG(tiny_sd, ema_device=where).cuda() for where in (None, "cpu")]
+def test_a_gpus_average_on_the_cpu_is_the_same(small_sd: str) -> None:
+    made = [SiDLSG(small_sd, ema_device=where).cuda() for where in (None, "cpu")]
     for module in made:
         module.on_fit_start()
         part_from_teacher(module.generator.cpu())
@@ -500,6 +500,6 @@ def test_a_gpus_average_on_the_cpu_is_the_same(tiny_sd: str) -> None:
 @pytest.mark.parametrize(
     ("option", "value"), [("frozen_precision", "16"), ("gradient_checkpointing", ["vae"])]
 )
-def test_memory_options_are_checked(tiny_sd: str, option: str, value: Any) -> None:
+def test_memory_options_are_checked(small_sd: str, option: str, value: Any) -> None:
     with pytest.raises(UsageError, match=rf"--model\.{option}"):
-        SiDLSG(tiny_sd, **{option: value})
+        SiDLSG(small_sd, **{option: value})

@@ -311,7 +311,7 @@ def fit(
     return module
 
 
-def test_a_run_changes_its_optimizer(tiny_sd: str, tmp_path: Path) -> None:
+def test_a_run_changes_its_optimizer(small_sd: str, tmp_path: Path) -> None:
     """An iteration with Adam and one without its first moment are two with Adam, bitwise."""
     (tmp_path / "prompts.txt").write_text("a red cat\ntwo dogs\n")
 
@@ -321,9 +321,9 @@ def test_a_run_changes_its_optimizer(tiny_sd: str, tmp_path: Path) -> None:
     def ours(parameters: Any) -> Adam:
         return AdamWithoutMomentum(parameters, 1e-3, fused=False)
 
-    whole = fit(tiny_sd, tmp_path, adam, 2)
-    fit(tiny_sd, tmp_path, adam, 1)
-    parts = fit(tiny_sd, tmp_path, ours, 2, tmp_path / "1.ckpt")
+    whole = fit(small_sd, tmp_path, adam, 2)
+    fit(small_sd, tmp_path, adam, 1)
+    parts = fit(small_sd, tmp_path, ours, 2, tmp_path / "1.ckpt")
     expected = whole.state_dict()
     for name, value in parts.state_dict().items():
         assert torch.equal(value, expected[name]), name
@@ -349,16 +349,16 @@ def test_the_command_line_offers_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert "amsgrad" in capsys.readouterr().err
 
 
-def test_states_in_eight_bits_resume_bitwise(tiny_sd: str, tmp_path: Path) -> None:
+def test_states_in_eight_bits_resume_bitwise(small_sd: str, tmp_path: Path) -> None:
     """Weights keep their order of memory, on which a convolution's roundings depend."""
     (tmp_path / "prompts.txt").write_text("a red cat\ntwo dogs\n")
 
     def eight_bits(parameters: Any) -> torch.optim.Optimizer:
         return Adam8bit(parameters, 1e-3, BETAS)
 
-    whole = fit(tiny_sd, tmp_path, eight_bits, 2)
-    fit(tiny_sd, tmp_path, eight_bits, 1)
-    parts = fit(tiny_sd, tmp_path, eight_bits, 2, tmp_path / "1.ckpt")
+    whole = fit(small_sd, tmp_path, eight_bits, 2)
+    fit(small_sd, tmp_path, eight_bits, 1)
+    parts = fit(small_sd, tmp_path, eight_bits, 2, tmp_path / "1.ckpt")
     expected = whole.state_dict()
     for name, value in parts.state_dict().items():
         assert torch.equal(value, expected[name]), name

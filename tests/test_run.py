@@ -264,14 +264,14 @@ def test_a_directory_that_cannot_be_written_to_is_refused(tmp_path: Path, inside
 
 
 @pytest.fixture
-def command(tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def command(small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A run of two iterations into runs/x."""
     monkeypatch.setattr(sys, "argv", ["sid_lsg"])
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # the command line sets it; put it back afterwards
     monkeypatch.chdir(tmp_path)
     Path("prompts.txt").write_text("a red cat\ntwo dogs\nsomething else\n")
     options = {
-        "model.teacher": tiny_sd,
+        "model.teacher": small_sd,
         "data.prompts": "prompts.txt",
         "data.batch_size": 1,
         "data.num_workers": 0,

@@ -16,7 +16,7 @@ from typing import Any
 import prepared
 import pytest
 import torch
-from prepared import free_port
+from prepared import ranks
 
 from sid_lsg.checkpoints import SafeCheckpointIO
 from sid_lsg.cli import main
@@ -27,12 +27,12 @@ WATCHED = ("metrics.csv", "grids", "checkpoints")
 SEED = 1
 
 
-def command(tiny_sd: str, folder: Path) -> list[str]:
+def command(small_sd: str, folder: Path) -> list[str]:
     """Return a command with everything on."""
     prompts = folder / "prompts.txt"
     prompts.write_text("a red cat\ntwo dogs\na blue bird\nthe moon\nan old book")
     options = {
-        "model.teacher": tiny_sd,
+        "model.teacher": small_sd,
         "model.micro_batch_size": 1,
         "model.optimizer_fake.init_args.lr": 1e-3,
         "model.optimizer_generator.init_args.lr": 1e-3,
@@ -67,14 +67,11 @@ def start(
 ) -> list[ForkServerProcess]:
     """Start the command; with several processes, as torchrun and its like would."""
     arguments = [*arguments, f"--trainer.default_root_dir={root}"]
-    environments: list[dict[str, str]] = [{}]
     if processes > 1:
         arguments += [f"--trainer.strategy={strategy}", f"--trainer.devices={processes}"]
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
-        environments = [common | {"LOCAL_RANK": str(rank)} for rank in range(processes)]
     log = root.with_suffix(".log")
     log.unlink(missing_ok=True)  # where a killed run's orphans may still complain
-    return [prepared.start(main, arguments, log=log, environment=e) for e in environments]
+    return [prepared.start(main, arguments, log=log, environment=e) for e in ranks(processes)]
 
 
 def finish(processes: list[ForkServerProcess], root: Path, *statuses: int) -> str:
@@ -179,10 +176,10 @@ def assert_equal(root: Path, expected: Path, steps: int) -> None:
     + [(2, KILLS // 10, "ddp_multi")] * (KILLS >= 10),
 )
 def test_a_killed_run_ends_as_if_nothing_had_been(
-    tiny_sd: str, tmp_path: Path, processes: int, kills: int, strategy: str
+    small_sd: str, tmp_path: Path, processes: int, kills: int, strategy: str
 ) -> None:
     steps = 4 * kills + 8
-    arguments = [*command(tiny_sd, tmp_path), f"--trainer.max_steps={steps}"]
+    arguments = [*command(small_sd, tmp_path), f"--trainer.max_steps={steps}"]
     expected, root, chance = tmp_path / "expected", tmp_path / "killed", random.Random(SEED)
     begin = time.perf_counter()
     undisturbed = start(arguments, expected, processes, strategy)

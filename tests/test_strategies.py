@@ -20,6 +20,7 @@ from test_soak import same
 from torch import Tensor
 
 from sid_lsg.checkpoints import SafeCheckpointIO, load
+from sid_lsg.cli import main
 from sid_lsg.data import PromptDataModule, PromptDataset
 from sid_lsg.module import SiDLSG
 from sid_lsg.sharded_checkpoints import joined
@@ -36,7 +37,7 @@ BATCH = 4
 
 def run_job(
     folder: Path,
-    tiny_sd: str,
+    small_sd: str,
     processes: int,
     runs: Sequence[dict[str, Any]],
     accelerator: str = "cpu",
@@ -44,7 +45,7 @@ def run_job(
     """Let real processes, started as torchrun starts them, go through several runs."""
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
-    job = {"folder": str(folder), "prompts": str(prompts), "teacher": tiny_sd, "runs": runs}
+    job = {"folder": str(folder), "prompts": str(prompts), "teacher": small_sd, "runs": runs}
     path = folder / f"job{processes}.json"
     path.write_text(json.dumps(job | {"accelerator": accelerator}))
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(prepared.free_port())}
@@ -56,9 +57,9 @@ def run_job(
 
 
 def poisoned() -> list[str]:
-    """One prompt of the second rank in iteration 2, phase 1; all of the first's in 3, phase 2."""
-    dataset = PromptDataset(PROMPTS, BATCH, seed=0)
-    return [dataset[2].fake[3], *dataset[3].generator[:2]]
+    """In iteration 1 one of the second rank's prompts in phase 1, all of the first's in phase 2."""
+    first = PromptDataset(PROMPTS, BATCH, seed=0)[0]
+    return [first.fake[3], *first.generator[:2]]
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -97,21 +98,21 @@ def photographs(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def results(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run everything on the CPU, once."""
     folder = tmp_path_factory.mktemp("several")
-    bad = SGD_RUN | {"poisoned": poisoned()}
+    short = SGD_RUN | {"steps": 2}
+    bad = short | {"poisoned": poisoned()}
     alone = [SGD_RUN | {"name": "alone", "export": True}, bad | {"name": "alone, poisoned"}]
     whole = handed(6) | {"name": "whole"}
     larger = {"name": "larger micro-batches", "model": whole["model"] | {"micro_batch_size": 4}}
-    short = SGD_RUN | {"steps": 2}
     more = short | {"name": "alone, two steps", "model": {"num_steps": 2}}
     alone.append(short | {"name": "alone, short"})
     real = short | {"real_images": photographs(folder)}
     alone.append(real | {"name": "alone, real images"})
     alone += [whole, handed(2), handed(6, "step 2") | larger, more]
     one_shard = {"trainer": {"strategy": "fsdp2_sharded", "devices": 1}, "name": "one shard"}
-    run_job(folder, tiny_sd, 1, [*alone, handed(3, "step 2") | one_shard])
+    run_job(folder, small_sd, 1, [*alone, handed(3, "step 2") | one_shard])
     runs = [SGD_RUN | run for run in VARIANTS.values()]
     for name in ("ddp_multi", "fsdp2"):
         runs.append(bad | VARIANTS[f"{name}, micro-batch 1"] | {"name": f"{name}, poisoned"})
@@ -133,7 +134,7 @@ def results(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs.append(fsdp2 | half | {"name": "fsdp2, bf16"})
     for name in WITH_REAL_IMAGES:
         runs.append(real | VARIANTS[f"{name}, micro-batch 1"] | {"name": f"{name}, real images"})
-    run_job(folder, tiny_sd, 2, runs)
+    run_job(folder, small_sd, 2, runs)
     return folder
 
 
@@ -146,6 +147,13 @@ def report(folder: Path, run: str, rank: int = 0) -> dict[str, Any]:
     found = json.loads((folder / run / f"report{rank}.json").read_text())
     assert isinstance(found, dict)
     return found
+
+
+def count(state: Any) -> int:
+    """Count the numbers in a checkpoint's tensors."""
+    if isinstance(state, dict | list):
+        return sum(map(count, state.values() if isinstance(state, dict) else state))
+    return state.numel() if torch.is_tensor(state) else 0
 
 
 def assert_same(folder: Path, ours: str, theirs: str, limit: float) -> None:
@@ -253,12 +261,13 @@ def test_bad_samples_on_one_rank_are_skipped_by_all_together(results: Path, stra
     assert_same(results, name, "alone, poisoned", 1e-6)
     for run in (name, "alone, poisoned"):
         rows = report(results, run)["rows"]
-        assert [row["skipped_samples"] for row in rows] == [0, 0, 1, 2, 0]
+        assert [row["skipped_samples"] for row in rows] == [3, 0]
         assert all(row["nonfinite_gradients"] == 0 for row in rows)
         (warning,) = [w for w in report(results, run)["warnings"] if "not finite" in w]
-        assert f"Iteration 3: the loss of 1 sample(s) was not finite: {poisoned()[0]!r}." in warning
+        assert "Iteration 1: the loss of 3 sample(s) was not finite: " in warning
+        assert all(repr(prompt) in warning for prompt in poisoned())
     assert not any("not finite" in w for w in report(results, name, rank=1)["warnings"])
-    moved = weights(results, name, "generator") - weights(results, "alone", "generator")
+    moved = weights(results, name, "generator") - weights(results, "alone, short", "generator")
     assert moved.abs().max() > 0  # the poison did take samples away
 
 
@@ -298,8 +307,10 @@ def test_shards_are_the_file_that_one_process_writes(results: Path, tmp_path: Pa
     assert sorted(path.name for path in shards.parent.iterdir()) == [
         "latents0.pt", "latents1.pt", "report0.json", "report1.json", "state.ckpt",
     ]  # fmt: skip
-    sizes = [path.stat().st_size / file.stat().st_size for path in shards.glob("shard*")]
-    assert max(sizes) < 0.6
+    numbers = [
+        count(torch.load(path, weights_only=True)) for path in (*shards.glob("shard*"), file)
+    ]
+    assert max(numbers[:2]) < 0.51 * numbers[2]
     consolidate(str(shards), str(output))
     ours, theirs = (torch.load(path, weights_only=True) for path in (output, file))
     assert ours.keys() == theirs.keys()
@@ -315,23 +326,23 @@ def test_a_run_continues_from_shards_as_from_a_file(results: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", VARIANTS)
-def test_two_gpus_give_the_weights_of_one(name: str, tiny_sd: str, tmp_path: Path) -> None:
+def test_two_gpus_give_the_weights_of_one(name: str, small_sd: str, tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
-    run_job(tmp_path, tiny_sd, 1, [SGD_RUN | {"name": "alone"}], "gpu")
-    run_job(tmp_path, tiny_sd, 2, [SGD_RUN | VARIANTS[name]], "gpu")
+    run_job(tmp_path, small_sd, 1, [SGD_RUN | {"name": "alone"}], "gpu")
+    run_job(tmp_path, small_sd, 2, [SGD_RUN | VARIANTS[name]], "gpu")
     assert_same(tmp_path, name, "alone", 1e-5)  # whose convolutions add up in another order
 
 
 # ---------------------------------------------------------------------- 16-mixed
 
 
-def half(tiny_sd: str, tmp_path: Path, scale: float | None) -> tuple[Any, list[dict[str, float]]]:
+def half(small_sd: str, tmp_path: Path, scale: float | None) -> tuple[Any, list[dict[str, float]]]:
     """Train for two iterations, in float16 if there is a scale; no GPU is needed with a scaler."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
     make = optimizer("SGD", {"lr": 1e-6})
-    module = SiDLSG(tiny_sd, optimizer_fake=make, optimizer_generator=make)
+    module = SiDLSG(small_sd, optimizer_fake=make, optimizer_generator=make)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0)
     rows = Rows()
     trainer = L.Trainer(
@@ -345,39 +356,41 @@ def half(tiny_sd: str, tmp_path: Path, scale: float | None) -> tuple[Any, list[d
     return torch.load(tmp_path / "state.ckpt", weights_only=True), rows.rows
 
 
-def test_one_scaler_serves_both_optimizers(tiny_sd: str, tmp_path: Path) -> None:
-    _, expected = half(tiny_sd, tmp_path, None)
+def test_one_scaler_serves_both_optimizers(small_sd: str, tmp_path: Path) -> None:
+    _, expected = half(small_sd, tmp_path, None)
     for scale in (16.0, 128.0):
-        state, found = half(tiny_sd, tmp_path, scale)
+        state, found = half(small_sd, tmp_path, scale)
         assert state["MixedPrecision"]["scale"] == scale
         for a, b in zip(found, expected, strict=True):
             assert a["loss_fake"] == pytest.approx(b["loss_fake"], rel=1e-3)
             assert a["grad_norm_fake"] == pytest.approx(b["grad_norm_fake"], rel=0.02)
 
     # Each optimizer's step that overflows is left out, and halves the scale of both.
-    state, found = half(tiny_sd, tmp_path, 2.0**60)
+    state, found = half(small_sd, tmp_path, 2.0**60)
     assert state["MixedPrecision"]["scale"] == 2.0**56
     assert [row["nonfinite_gradients"] for row in found] == [1, 1]
-    fresh = SiDLSG(tiny_sd).state_dict()
+    fresh = SiDLSG(small_sd).state_dict()
     assert same(dict(fresh), state["state_dict"])
 
 
 # ---------------------------------------------------------------------- the command line
 
 
-PYTHON = [sys.executable]
-TORCHRUN = [*PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = [
+    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+    "-m", "sid_lsg.cli",
+]  # fmt: skip
 
 
 def fit(
-    tiny_sd: str, tmp_path: Path, *options: str, python: Sequence[str] = PYTHON
+    small_sd: str, tmp_path: Path, *options: str, processes: int = 1, launcher: Sequence[str] = ()
 ) -> dict[str, Tensor]:
-    """Train in real processes; return the final checkpoint's networks, and the final scores."""
+    """Train in processes; return the final checkpoint's networks, and the final scores."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red cat\ntwo dogs\na blue bird\nthe moon\nan old book\n")
     root = tmp_path / "run"
     command = [
-        *python, "-m", "sid_lsg.cli", "fit", "--model.teacher", tiny_sd,
+        "fit", "--model.teacher", small_sd,
         "--data.prompts", str(prompts), "--data.batch_size", "4", "--data.num_workers", "0",
         # Adam with beta1 = 0 would turn the rounding of a tiny gradient into a whole step.
         "--model.optimizer_fake", "torch.optim.SGD", "--model.optimizer_fake.lr", "1e-4",
@@ -390,8 +403,13 @@ def fit(
         "--metrics.num_images", "7", "--metrics.batch_size", "3", "--metrics.teacher_steps", "1",
         "--metrics.every_n_images", "8", "--health.every_n_images", "8", *options,
     ]  # fmt: skip
-    run = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
+    if launcher:
+        command = [*launcher, *command]
+        run = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+        assert run.returncode == 0, run.stderr[-3000:]
+    else:
+        jobs = [([command], rank) for rank in prepared.ranks(processes)]
+        prepared.all_end_well(main, jobs, tmp_path)
     saved = SafeCheckpointIO().load_checkpoint(root / "checkpoints/last.ckpt")
     assert saved["global_step"] == 3
     rows = (root / "metrics.csv").read_text().splitlines()
@@ -403,24 +421,24 @@ def fit(
 
 
 @pytest.fixture(scope="module")
-def command(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    return fit(tiny_sd, tmp_path_factory.mktemp("command"))
+def command(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    return fit(small_sd, tmp_path_factory.mktemp("command"))
 
 
 @pytest.mark.parametrize(
-    ("python", "options"),
-    [(PYTHON, ["ddp_multi"]), (TORCHRUN, ["fsdp2_sharded", "--image_grid.every_n_steps", "2"])],
-    ids=["ddp_multi, started by Lightning", "fsdp2 and image grids, started by torchrun"],
+    ("launcher", "options"),
+    [([], ["ddp_multi"]), (TORCHRUN, ["fsdp2_sharded", "--image_grid.every_n_steps", "2"])],
+    ids=["ddp_multi", "fsdp2 and image grids, started by torchrun"],
 )
 def test_two_processes_train_and_score_as_one(
-    python: list[str],
+    launcher: list[str],
     options: list[str],
     command: dict[str, Tensor],
-    tiny_sd: str,
+    small_sd: str,
     tmp_path: Path,
 ) -> None:
     devices = ["--trainer.devices", "2", "--trainer.strategy"]
-    together = fit(tiny_sd, tmp_path, *devices, *options, python=python)
+    together = fit(small_sd, tmp_path, *devices, *options, processes=2, launcher=launcher)
     assert together.keys() == command.keys()
     for network in ("fake_score", "generator", "ema"):
         names = [name for name in command if name.startswith(f"{network}.")]

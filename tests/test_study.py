@@ -393,7 +393,7 @@ def test_two_studies_do_not_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_small_study_from_beginning_to_end(
-    tmp_path: Path, tiny_sd: str, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, small_sd: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Two fits of two iterations and the teacher; again, and changed; and from its rows alone."""
@@ -401,7 +401,7 @@ def test_a_small_study_from_beginning_to_end(
     config = {
         "base": [DEMO],
         "options": {
-            "model.teacher": tiny_sd, "model.resolution": 64, "data.batch_size": 2,
+            "model.teacher": small_sd, "model.resolution": 64, "data.batch_size": 2,
             "data.num_workers": 0, "metrics.num_images": 6, "metrics.batch_size": 6,
             "metrics.teacher_steps": 1, "metrics.every_n_images": 2, "metrics.num_pictured": 1,
             "image_grid.every_n_steps": 0, "health.every_n_images": 0,
