@@ -38,18 +38,18 @@ LONG = "a cat " * 50 + "<script>alert(1)</script> ${value} {{value}}"
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def exported(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """An exported generator: the untrained one."""
     folder = tmp_path_factory.mktemp("generator")
-    teacher = StableDiffusion.from_pretrained(tiny_sd)
+    teacher = StableDiffusion.from_pretrained(small_sd)
     teacher.save_generator(teacher.network, folder, 600)
     return str(folder)
 
 
 @pytest.fixture(scope="module")
-def server(exported: str, tiny_sd: str) -> Iterator[Served]:
+def server(exported: str, small_sd: str) -> Iterator[Served]:
     """The app, which the last test of this file ends."""
-    with served("--model", exported, "--teacher", tiny_sd) as running:
+    with served("--model", exported, "--teacher", small_sd) as running:
         yield running
 
 
@@ -178,12 +178,12 @@ def test_the_server_is_for_this_machine_alone(server: Served) -> None:
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=\W?(https?:)?//", page)
 
 
-def test_the_server_makes_the_samplers_images(server: Served, exported: str, tiny_sd: str) -> None:
+def test_the_server_makes_the_samplers_images(server: Served, exported: str, small_sd: str) -> None:
     client = Client(server.url, verbose=False, analytics_enabled=False)
     notice, student, teacher = client.predict(PROMPT, 5, 3, 2, 2, 3.0, api_name="/generate")
     assert not notice
     assert same(pictures(student), load_model(exported, num_steps=2), PROMPT, [5, 6, 7])
-    beside = load_model(tiny_sd, "ddim", num_steps=2, guidance=3.0)
+    beside = load_model(small_sd, "ddim", num_steps=2, guidance=3.0)
     assert same(pictures(teacher), beside, PROMPT, [5, 6, 7])
     notice, *_ = client.predict(LONG, MOST_SEED, 1, 1, 1, 1.0, api_name="/generate")
     assert "Not seen by the student and the teacher" in notice

@@ -21,7 +21,7 @@ OTHERS = ("trainer", "sweep", "evaluate", "study")  # of a machine, of wandb, of
 OVERLAYS = [path for path in ALL if path.parent != CONFIGS and path.parent.name not in OTHERS]
 
 
-def small(tmp_path: Path, tiny_sd: str, path: Path) -> list[str]:
+def small(tmp_path: Path, small_sd: str, path: Path) -> list[str]:
     """Return the options that make a complete config small enough to run here."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red cat\ntwo dogs\na blue bird\nthe moon\n")
@@ -43,7 +43,7 @@ def small(tmp_path: Path, tiny_sd: str, path: Path) -> list[str]:
     }
     if not str(yaml.safe_load(path.read_text())["model"]["teacher"]).startswith("package:"):
         options |= {
-            "model.teacher": tiny_sd,
+            "model.teacher": small_sd,
             "model.resolution": "64",
             "data.prompts": str(prompts),
             "metrics.clip": "package:demo/fashion/clip",
@@ -53,11 +53,11 @@ def small(tmp_path: Path, tiny_sd: str, path: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", COMPLETE, ids=lambda path: path.name)
 def test_complete_configs_run(
-    path: Path, tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
-    main(["fit", "--config", str(path), *small(tmp_path, tiny_sd, path)])
+    main(["fit", "--config", str(path), *small(tmp_path, small_sd, path)])
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["images_seen"] == 8
     assert (tmp_path / "run" / summary["export"] / "model_index.json").is_file()
@@ -68,13 +68,13 @@ def test_complete_configs_run(
     "path", OVERLAYS + TRAINERS, ids=lambda path: f"{path.parent.name}/{path.name}"
 )
 def test_overlays_run(
-    path: Path, tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two iterations over the complete config; of a machine's overlay, all but the machine."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
     base = CONFIGS / "lsg.yaml"
-    options = [*small(tmp_path, tiny_sd, base), "--trainer.num_nodes", "1"]
+    options = [*small(tmp_path, small_sd, base), "--trainer.num_nodes", "1"]
     environment = dict(os.environ)
     try:
         main(["fit", "--config", str(base), "--config", str(path), *options])

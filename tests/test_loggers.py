@@ -542,11 +542,11 @@ def test_pictures_and_tables_in_tensorboard(tmp_path: Path) -> None:
     assert table.step == 7
 
 
-def run(tiny_sd: str, folder: Path, *options: str) -> None:
+def run(small_sd: str, folder: Path, *options: str) -> None:
     """Run two iterations into folder/runs/x, through the command line."""
     (folder / "prompts.txt").write_text("a red cat\ntwo dogs\na blue bird\n")
     defaults = {
-        "model.teacher": tiny_sd,
+        "model.teacher": small_sd,
         "data.prompts": str(folder / "prompts.txt"),
         "data.batch_size": 2,
         "data.num_workers": 0,
@@ -562,10 +562,10 @@ def run(tiny_sd: str, folder: Path, *options: str) -> None:
 
 
 def test_a_run_in_tensorboard(
-    tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run(tiny_sd, tmp_path, "--trainer.logger", "lightning.pytorch.loggers.TensorBoardLogger")
+    run(small_sd, tmp_path, "--trainer.logger", "lightning.pytorch.loggers.TensorBoardLogger")
     assert {path.name for path in tmp_path.iterdir()} == {"prompts.txt", "runs"}
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"x"}
     found = accumulated(tmp_path / "runs/x")
@@ -587,7 +587,7 @@ def test_a_run_in_tensorboard(
 
 
 def test_several_loggers_at_once(
-    fresh: None, tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fresh: None, small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of them in the run directory, with one configuration; it can be used again elsewhere."""
     loggers = [
@@ -604,7 +604,7 @@ def test_several_loggers_at_once(
     guidance = {"preset": "none", "train_fake": 1.0, "eval_fake": [2.0, 3.0], "eval_real": 4.0}
     config = {"trainer": {"logger": loggers}, "model": {"guidance": guidance}}
     (tmp_path / "several.yaml").write_text(yaml.safe_dump(config))
-    run(tiny_sd, tmp_path, "--config", str(tmp_path / "several.yaml"))
+    run(small_sd, tmp_path, "--config", str(tmp_path / "several.yaml"))
     wandb.finish()
     root = tmp_path / "runs/x"
     written = {path.name for path in root.iterdir()}
