@@ -49,14 +49,15 @@ class Traffic(TorchDispatchMode):
 
 
 class Watched(SiDLSG):
-    """Counts the last iteration's traffic, and poisons prompts."""
+    """May count the last iteration's traffic, which slows it down, and poisons prompts."""
 
+    counted = False
     poisoned: Sequence[str] = ()
 
     def training_step(self, *arguments: Any) -> None:
         self.traffic = Traffic()
         last = self.trainer.global_step == self.trainer.max_steps - 1
-        with self.traffic if last else nullcontext():  # it slows every operation down
+        with self.traffic if last and self.counted else nullcontext():
             super().training_step(*arguments)
 
     def phase_inputs(self, phase: Phase, batch: PromptBatch) -> PhaseInputs:
@@ -93,7 +94,7 @@ def fit(job: dict[str, Any], run: dict[str, Any]) -> None:
     both = {key: optimizer(name, options) for key in ("optimizer_fake", "optimizer_generator")}
     both |= {"real_data": RealData(1.0, 0.1)} if "real_images" in run else {}
     module = Watched(job["teacher"], prompt_dropout=0.0, **both, **run.get("model", {}))
-    module.poisoned = run.get("poisoned", ())
+    module.counted, module.poisoned = run.get("counted", False), run.get("poisoned", ())
     root, rows = Path(job["folder"]) / run["name"], Rows()
     trainer = L.Trainer(
         accelerator=job["accelerator"],

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.util import find_spec
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,6 @@ from sid_lsg.callbacks.interruption import ending_on_signals
 from sid_lsg.cli import main
 from sid_lsg.errors import Interrupted
 
-REPOSITORY = Path(__file__).parent.parent
 STEPS = 6
 
 
@@ -123,6 +123,13 @@ def test_two_processes_stop_after_the_same_iteration(arguments: list[str], tmp_p
     assert_saved(root, said, "SIGTERM")
 
 
+def launch(line: list[str]) -> None:
+    """Be `python -m sid_lsg.cli`, from which Lightning launches others, in a session of its own."""
+    os.setsid()
+    sys.argv, sys.modules["__main__"].__spec__ = ["cli.py", *line], find_spec("sid_lsg.cli")
+    main()
+
+
 def test_processes_that_lightning_launches_stop_too(arguments: list[str], tmp_path: Path) -> None:
     """A terminal signals all of them at once; the command's status is the first one's."""
     root, log = tmp_path / "run", tmp_path / "log"
@@ -131,17 +138,14 @@ def test_processes_that_lightning_launches_stop_too(arguments: list[str], tmp_pa
         "--trainer.strategy=ddp",
         f"--trainer.default_root_dir={root}",
     ]
-    with log.open("w") as file:
-        run = subprocess.Popen(
-            [sys.executable, "-m", "sid_lsg.cli", *arguments, *options],
-            cwd=REPOSITORY, stdout=file, stderr=file, start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )  # fmt: skip
-        while not rows(root):
-            assert run.poll() is None, log.read_text()[-3000:]
-            time.sleep(0.05)
-        os.killpg(run.pid, signal.SIGINT)
-        assert run.wait(60) == 130
+    run = prepared.start(launch, [*arguments, *options], log=log)
+    while not rows(root):
+        assert run.is_alive(), log.read_text()[-3000:]
+        time.sleep(0.05)
+    assert run.pid
+    os.killpg(run.pid, signal.SIGINT)
+    run.join(60)
+    assert run.exitcode == 130
     assert "Traceback" not in log.read_text()
     assert_saved(root, log.read_text(), "Ctrl-C")
 
@@ -151,17 +155,15 @@ def test_a_signal_while_processes_wait_for_each_other(arguments: list[str], tmp_
     root, log = tmp_path / "run", tmp_path / "log"
     options = ["--trainer.devices=2", "--trainer.strategy=ddp_multi"]
     options += [f"--trainer.default_root_dir={root}"]
-    with log.open("w") as file:
-        run = subprocess.Popen(
-            [sys.executable, "-m", "sid_lsg.cli", *arguments, *options],
-            cwd=REPOSITORY, stdout=file, stderr=file, start_new_session=True,
-        )  # fmt: skip
-        while "GLOBAL_RANK: 0" not in log.read_text():
-            assert run.poll() is None, log.read_text()[-3000:]
-            time.sleep(0.05)
-        time.sleep(1)
-        os.killpg(run.pid, signal.SIGTERM)
-        assert run.wait(120) == 143, log.read_text()[-3000:]
+    run = prepared.start(launch, [*arguments, *options], log=log)
+    while not log.exists() or "GLOBAL_RANK: 0" not in log.read_text():
+        assert run.is_alive()
+        time.sleep(0.05)
+    time.sleep(1)
+    assert run.pid
+    os.killpg(run.pid, signal.SIGTERM)
+    run.join(120)
+    assert run.exitcode == 143, log.read_text()[-3000:]
     end = log.read_text().splitlines()[-1]
     assert end.startswith("interrupted: SIGTERM. The same command begins or continues what was")
     assert not any(sign in log.read_text() for sign in ("Traceback", "frame #", "interrupted: \n"))

@@ -68,6 +68,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "trainer": {"strategy": strategy, "devices": 2},
         "model": {"micro_batch_size": size},
         "export": size == 2,
+        "counted": True,
     }
     for strategy in ("ddp", "ddp_multi", "fsdp2")
     for size in (1, 2)
@@ -115,7 +116,8 @@ def results(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_job(folder, small_sd, 1, [*alone, handed(3, "step 2") | one_shard])
     runs = [SGD_RUN | run for run in VARIANTS.values()]
     for name in ("ddp_multi", "fsdp2"):
-        runs.append(bad | VARIANTS[f"{name}, micro-batch 1"] | {"name": f"{name}, poisoned"})
+        other = {"name": f"{name}, poisoned", "counted": False}
+        runs.append(bad | VARIANTS[f"{name}, micro-batch 1"] | other)
     runs += [
         handed(4, "one shard", "fsdp2_sharded"),
         handed(5, "step 4", "ddp_multi"),
@@ -124,7 +126,7 @@ def results(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         handed(5, "step 4", "fsdp2_sharded") | {"name": "from shards"},
         handed(5, "file", "fsdp2_sharded") | {"name": "from file"},
     ]
-    fsdp2 = short | {"trainer": {"strategy": "fsdp2", "devices": 2}}
+    fsdp2 = short | {"trainer": {"strategy": "fsdp2", "devices": 2}, "counted": True}
     names = ["fake_score", "generator", "teacher"]
     options: dict[str, Any] = {"num_steps": 2, "micro_batch_size": 1}
     lean = {"name": "fsdp2, two steps, lean", "model": options | {"memory": "lean"}}

@@ -63,14 +63,14 @@ def test_headers_state_the_cost(path: Path) -> None:
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_a_point_of_each_series_runs(
-    path: Path, tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The very commands of the study, made small."""
     of, runs, files = shipped(path)
     of = replace(of, output=tmp_path)
     write_prompts(files, tmp_path)
     small = {
-        "model.teacher": tiny_sd, "model.resolution": 64, "data.batch_size": 2,
+        "model.teacher": small_sd, "model.resolution": 64, "data.batch_size": 2,
         "data.num_workers": 0, "trainer.max_steps": 2, "trainer.log_every_n_steps": 1,
         "metrics.num_images": 4, "metrics.every_n_images": 0, "metrics.num_pictured": 1,
     }  # fmt: skip

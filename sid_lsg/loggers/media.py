@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import wandb
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
@@ -72,12 +71,14 @@ def log_table(
 
 def _for_wandb(cell: Any) -> Any:
     """Wrap a picture."""
+    import wandb  # see wandb_logger.py
+
     return wandb.Image(cell) if isinstance(cell, Image.Image) else cell
 
 
 def _is_media(cell: Any) -> bool:
-    """Tell what a text cannot hold."""
-    return isinstance(cell, Image.Image | wandb.data_types.WBValue)
+    """Tell what a text cannot hold: a picture, or any of W&B's media."""
+    return isinstance(cell, Image.Image) or type(cell).__module__.startswith("wandb.")
 
 
 def _text(cell: Any) -> str:

@@ -1,4 +1,7 @@
-"""Weights & Biases: online where that is possible, offline where not, and never waiting."""
+"""Weights & Biases: online where that is possible, offline where not, and never waiting.
+
+Importing wandb takes as long as importing torch, so it is left to the runs that use it.
+"""
 
 import http.client
 import os
@@ -13,7 +16,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
@@ -79,6 +81,8 @@ class WandbLogger(LightningWandbLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """Return the W&B run; the first use begins it."""
+        import wandb
+
         attached = wandb.run is not None or getattr(self, "_attach_id", None) is not None
         if self._experiment is None and not attached:
             self._experiment = self._begin()
@@ -108,6 +112,8 @@ class WandbLogger(LightningWandbLogger):
 
     def _begin(self) -> Any:
         """Begin the run: as it was asked for, or else online if that works."""
+        import wandb
+
         asked = "offline" if self._asked_offline else _asked_mode()
         if asked is not None:
             try:
@@ -133,6 +139,8 @@ class WandbLogger(LightningWandbLogger):
 
     def _init(self, mode: str) -> Any:
         """Begin the run in one mode."""
+        import wandb
+
         options = self._wandb_init | {"mode": mode, "resume": None}
         if sweep_run():
             options |= {"project": None, "entity": None, "id": None}  # the agent's environment
@@ -164,6 +172,8 @@ def _asked_mode() -> str | None:
     Raises:
         UsageError: If they hold what wandb does not accept.
     """
+    import wandb
+
     try:
         mode = wandb.setup().settings.mode
     except ValueError as error:
