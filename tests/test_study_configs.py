@@ -86,7 +86,7 @@ def test_a_point_of_each_series_runs(
 
 def test_the_studies_are_what_they_are_named_after() -> None:
     found = {path.stem: shipped(path) for path in STUDIES}
-    studies = "kappa", "strategies", "steps", "prompts", "settings", "limits", "real_data"
+    studies = "kappa", "strategies", "steps", "prompts", "settings", "limits", "real_data", "long"
     assert set(found) == {*studies}
     with_images = [run for run in found["real_data"][1] if run.config.data.real_images]
     assert len(with_images) == 9
