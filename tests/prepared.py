@@ -7,13 +7,17 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.multiprocessing.spawn import start_processes
+
+from sid_lsg.cli import main
 
 _context = multiprocessing.get_context("forkserver")
 _PIPELINE = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"  # for exports
@@ -58,6 +62,13 @@ def all_end_well(
     said = [log.read_text() for log in logs]
     assert all(process.exitcode == 0 for process in started), [text[-3000:] for text in said]
     return "".join(said)
+
+
+def launch(line: list[str]) -> None:
+    """Be `python -m sid_lsg.cli`, from which Lightning launches others, in a session of its own."""
+    os.setsid()
+    sys.argv, sys.modules["__main__"].__spec__ = ["cli.py", *line], find_spec("sid_lsg.cli")
+    main()
 
 
 def together(function: Callable[..., Any], *arguments: Any) -> None:

@@ -43,15 +43,16 @@ def small(tiny_sd: str, prediction_type: str = "epsilon") -> StableDiffusion:
             sample_size=4,
             layers_per_block=1,
             block_out_channels=(8,),
-            down_block_types=("DownBlock2D",),
-            mid_block_type=None,
+            down_block_types=("CrossAttnDownBlock2D",),
             up_block_types=("CrossAttnUpBlock2D",),
             cross_attention_dim=16,
             attention_head_dim=2,
             norm_num_groups=4,
         )
         vae = AutoencoderKL(
-            block_out_channels=(8,),
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
             latent_channels=4,
             norm_num_groups=4,
         )
@@ -127,7 +128,7 @@ def test_its_inputs_are_named_and_any_batch_is_declared(folder: Path) -> None:
     (output,) = session.get_outputs()
     assert (output.name, output.shape, output.type) == (
         "image",
-        ["batch", 3, 4, 4],
+        ["batch", 3, 8, 8],
         "tensor(float)",
     )
 

@@ -103,7 +103,7 @@ def test_batches_and_processes_do_not_change_a_bit(
     for size in (1, 3, 16):
         main(line(model, tmp_path / f"{size}", batch_size=size, **options))
     two = line(model, tmp_path / "two", batch_size=4, devices=2, **options)
-    prepared.all_end_well(main, [([two], rank) for rank in prepared.ranks(2)], tmp_path)
+    prepared.all_end_well(prepared.launch, [([two], {})], tmp_path)
     expected = images(tmp_path / "1")
     assert len(expected) == 18
     assert len(set(expected.values())) == 18

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from importlib.util import find_spec
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,13 +122,6 @@ def test_two_processes_stop_after_the_same_iteration(arguments: list[str], tmp_p
     assert_saved(root, said, "SIGTERM")
 
 
-def launch(line: list[str]) -> None:
-    """Be `python -m sid_lsg.cli`, from which Lightning launches others, in a session of its own."""
-    os.setsid()
-    sys.argv, sys.modules["__main__"].__spec__ = ["cli.py", *line], find_spec("sid_lsg.cli")
-    main()
-
-
 def test_processes_that_lightning_launches_stop_too(arguments: list[str], tmp_path: Path) -> None:
     """A terminal signals all of them at once; the command's status is the first one's."""
     root, log = tmp_path / "run", tmp_path / "log"
@@ -138,7 +130,7 @@ def test_processes_that_lightning_launches_stop_too(arguments: list[str], tmp_pa
         "--trainer.strategy=ddp",
         f"--trainer.default_root_dir={root}",
     ]
-    run = prepared.start(launch, [*arguments, *options], log=log)
+    run = prepared.start(prepared.launch, [*arguments, *options], log=log)
     while not rows(root):
         assert run.is_alive(), log.read_text()[-3000:]
         time.sleep(0.05)
@@ -155,7 +147,7 @@ def test_a_signal_while_processes_wait_for_each_other(arguments: list[str], tmp_
     root, log = tmp_path / "run", tmp_path / "log"
     options = ["--trainer.devices=2", "--trainer.strategy=ddp_multi"]
     options += [f"--trainer.default_root_dir={root}"]
-    run = prepared.start(launch, [*arguments, *options], log=log)
+    run = prepared.start(prepared.launch, [*arguments, *options], log=log)
     while not log.exists() or "GLOBAL_RANK: 0" not in log.read_text():
         assert run.is_alive()
         time.sleep(0.05)

@@ -319,11 +319,11 @@ def test_checkpoints_of_other_networks_are_refused(fit: Fit, small_sd: str, tmp_
 
 
 @pytest.fixture
-def trained(small_sd: str) -> SiDLSG:
+def trained(tiny_sd: str) -> SiDLSG:
     """A module whose averaged generator is far from the teacher."""
-    module = make(small_sd, **BOTH)
+    module = make(tiny_sd, **BOTH)
     stir(module.ema)
-    assert relative(call(module, module.ema), call(module, module.teacher.network)) > 0.02
+    assert relative(call(module, module.ema), call(module, module.teacher.network)) > 0.05
     return module
 
 
@@ -341,7 +341,7 @@ def test_merged_is_a_plain_network_of_the_teachers_kind(trained: SiDLSG) -> None
     assert own.isdisjoint(places(plain.parameters()))
     assert all(torch.equal(p, before[name]) for name, p in trained.ema.named_parameters())
     # To the rounding of one addition, the weights are W_0 + (alpha / r) B A.
-    key = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    key = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     a, b = (before[f"{key}.lora_{which}.default.weight"].double() for which in "AB")
     exact = teacher.state_dict()[f"{key}.weight"].double() + 3 * b @ a
     assert relative(plain.state_dict()[f"{key}.weight"], exact) < 1e-7
@@ -367,7 +367,7 @@ def test_stock_diffusers_loads_the_adapters_and_the_merged_export(
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "merged")
     assert relative(pipeline_latents(pipeline), ours) < 1e-4
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "teacher")
-    assert relative(pipeline_latents(pipeline), ours) > 0.02
+    assert relative(pipeline_latents(pipeline), ours) > 0.05
     pipeline.load_lora_weights(tmp_path / "lora")
     assert relative(pipeline_latents(pipeline), ours) < 1e-4
     pipeline.fuse_lora()
@@ -386,10 +386,10 @@ def test_adapters_of_convolutions_are_loaded_too(small_sd: str, tmp_path: Path) 
     assert relative(pipeline_latents(pipeline), ours) < 1e-4
 
 
-def test_a_generator_is_rebuilt_from_a_checkpoint(trained: SiDLSG, small_sd: str) -> None:
+def test_a_generator_is_rebuilt_from_a_checkpoint(trained: SiDLSG, tiny_sd: str) -> None:
     state = trained.state_dict()
     average = {name[4:]: value for name, value in state.items() if name.startswith("ema.")}
-    fresh = make(small_sd)
+    fresh = make(tiny_sd)
     network = adapt(fresh.teacher.network, BOTH["lora_generator"], seed=99)
     assert adapters(network).keys() == average.keys()
     network.load_state_dict(average, strict=False)

@@ -57,9 +57,9 @@ def run_job(
 
 
 def poisoned() -> list[str]:
-    """In iteration 1 one of the second rank's prompts in phase 1, all of the first's in phase 2."""
-    first = PromptDataset(PROMPTS, BATCH, seed=0)[0]
-    return [first.fake[3], *first.generator[:2]]
+    """One prompt of the second rank in iteration 2, phase 1; all of the first's in 3, phase 2."""
+    dataset = PromptDataset(PROMPTS, BATCH, seed=0)
+    return [dataset[2].fake[3], *dataset[3].generator[:2]]
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -102,8 +102,7 @@ def photographs(folder: Path) -> str:
 def results(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run everything on the CPU, once."""
     folder = tmp_path_factory.mktemp("several")
-    short = SGD_RUN | {"steps": 2}
-    bad = short | {"poisoned": poisoned()}
+    bad, short = SGD_RUN | {"poisoned": poisoned()}, SGD_RUN | {"steps": 2}
     alone = [SGD_RUN | {"name": "alone", "export": True}, bad | {"name": "alone, poisoned"}]
     whole = handed(6) | {"name": "whole"}
     larger = {"name": "larger micro-batches", "model": whole["model"] | {"micro_batch_size": 4}}
@@ -263,13 +262,12 @@ def test_bad_samples_on_one_rank_are_skipped_by_all_together(results: Path, stra
     assert_same(results, name, "alone, poisoned", 1e-6)
     for run in (name, "alone, poisoned"):
         rows = report(results, run)["rows"]
-        assert [row["skipped_samples"] for row in rows] == [3, 0]
+        assert [row["skipped_samples"] for row in rows] == [0, 0, 1, 2, 0]
         assert all(row["nonfinite_gradients"] == 0 for row in rows)
         (warning,) = [w for w in report(results, run)["warnings"] if "not finite" in w]
-        assert "Iteration 1: the loss of 3 sample(s) was not finite: " in warning
-        assert all(repr(prompt) in warning for prompt in poisoned())
+        assert f"Iteration 3: the loss of 1 sample(s) was not finite: {poisoned()[0]!r}." in warning
     assert not any("not finite" in w for w in report(results, name, rank=1)["warnings"])
-    moved = weights(results, name, "generator") - weights(results, "alone, short", "generator")
+    moved = weights(results, name, "generator") - weights(results, "alone", "generator")
     assert moved.abs().max() > 0  # the poison did take samples away
 
 

@@ -396,7 +396,7 @@ def test_a_small_study_from_beginning_to_end(
     tmp_path: Path, small_sd: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """A fit of two iterations and the teacher; again, and changed; and from its rows alone."""
+    """Two fits of two iterations and the teacher; again, and changed; and from its rows alone."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     config = {
         "base": [DEMO],
@@ -410,31 +410,33 @@ def test_a_small_study_from_beginning_to_end(
         "prompt_files": {"few": {"source": "package:demo/fashion/prompts.txt", "share": 0.05}},
         "images": 4,
         "series": {"none": {"points": {"all 1": {"model.guidance.preset": "none"}}}},
-        "seeds": [1],
+        "seeds": [0, 1],
         "teacher": {"num_steps": [2], "guidance": [1]},
         "keep_checkpoints": False,
     }  # fmt: skip
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(config))
     command = ["study", "--config", str(tmp_path / "study.yaml"), "--output", str(tmp_path / "out")]
     begun = time.monotonic()
-    main([*command, "--processes", "2"])
+    main([*command, "--processes", "3"])
     out = tmp_path / "out"
-    assert "| none | all 1 | 1 | 4 | 1 |" in (out / "results.md").read_text()
+    assert "| none | all 1 | 1 | 4 | 2 |" in (out / "results.md").read_text()
     with (out / "results.csv").open() as file:
         rows = [*csv.DictReader(file)]
     found = [(r["kind"], r["seed"], r["images_seen"], r["final"]) for r in rows]
     assert found == [
         ("teacher", "", "", "1"),
-        *(("generator", "1", str(n), str(int(n == 4))) for n in (2, 4)),
+        *(("generator", str(s), str(n), str(int(n == 4))) for s in (0, 1) for n in (2, 4)),
     ]
     assert all(float(row["fid_clip_6"]) > 0 for row in rows)
-    run = out / "runs/none-all-1-seed1"
-    summary = json.loads((run / "summary.json").read_text())
-    assert float(rows[-1]["fid_clip_6"]) == summary["fid_clip_6"]
-    assert float(rows[-1]["clip_score_clip_6"]) == summary["clip_score_clip_6"]
-    assert yaml.safe_load((run / "config.yaml").read_text())["seed_everything"] == 1
-    assert (run / "generator/model_index.json").is_file()
-    assert not (run / "checkpoints").exists()
+    for seed in (0, 1):
+        run = out / f"runs/none-all-1-seed{seed}"
+        summary = json.loads((run / "summary.json").read_text())
+        last = rows[2 + 2 * seed]
+        assert float(last["fid_clip_6"]) == summary["fid_clip_6"]
+        assert float(last["clip_score_clip_6"]) == summary["clip_score_clip_6"]
+        assert yaml.safe_load((run / "config.yaml").read_text())["seed_everything"] == seed
+        assert (run / "generator/model_index.json").is_file()
+        assert not (run / "checkpoints").exists()
     assert (out / "fid_images.svg").is_file()
     assert not [*out.rglob("*.tmp")]
     took = time.monotonic() - begun
