@@ -1,8 +1,8 @@
 # Every target makes .venv first if it is missing or its dependencies have changed.
 
 PYTHON ?= python3
-# Tests at a time, each on one thread: most are too small for two cores, and some wait.
-WORKERS ?= 3
+# Tests at a time, each on one thread: most are too small to use two cores.
+WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
