@@ -78,7 +78,7 @@ ARCHITECTURES = {
 
 def build(
     name: str,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     resolution: int | None = None,
     seed: int = 0,
     option: str = "model.teacher",
@@ -90,7 +90,8 @@ def build(
 
     Args:
         name: One of `ARCHITECTURES`.
-        device: Where its weights are made; on "meta" they have shapes alone, for counting.
+        device: Where its weights are made, by default PyTorch's default device; on "meta" they have
+            shapes alone, for counting.
         resolution: Pixels of an image's side; by default 512.
         seed: Seed of the weights. The global random state is as before.
         option: The option that named it, for messages.
@@ -103,7 +104,7 @@ def build(
             f"--{option}: there is no architecture {name!r}. Choose one of "
             f"{', '.join(ARCHITECTURES)}."
         )
-    made = ARCHITECTURES[name]
+    made, device = ARCHITECTURES[name], device or torch.get_default_device()
     levels = len(made.vae_channels)
     with torch.device("meta"):  # without the libraries' own initialisation, which takes long
         parts = (

@@ -1,5 +1,6 @@
 """Pictures and tables for whichever loggers can show them."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -77,8 +78,11 @@ def _for_wandb(cell: Any) -> Any:
 
 
 def _is_media(cell: Any) -> bool:
-    """Tell what a text cannot hold: a picture, or any of W&B's media."""
-    return isinstance(cell, Image.Image) or type(cell).__module__.startswith("wandb.")
+    """Tell what a text cannot hold: a picture, or any of W&B's media, which wandb has made."""
+    wandb = sys.modules.get("wandb")
+    return isinstance(cell, Image.Image) or bool(
+        wandb and isinstance(cell, wandb.data_types.WBValue)
+    )
 
 
 def _text(cell: Any) -> str:

@@ -59,6 +59,7 @@ class Study:
     images: int
     teacher: Teacher | None = None
     generator_steps: list[int] = field(default_factory=list)
+    accelerator: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is missing or out of range."""

@@ -114,6 +114,8 @@ def fit(study: Study, run: Run) -> Task:
     folder = study.output / RUNS / run.name
     options = {name: located(value, study.output) for name, value in run.options.items()}
     options |= {"trainer.default_root_dir": str(folder), "progress.refresh_rate": 0}
+    if study.accelerator:
+        options["trainer.accelerator"] = study.accelerator
     command = ("fit", *arguments(study.base, options))
     result = folder / "summary.json"
     return Task(run.title, folder, result, command, run.explicit, run.evaluations, run.iterations)
@@ -182,5 +184,7 @@ def _evaluation(study: Study, name: str, title: str, scored: Options, cost: floa
     folder = study.output / EVALUATIONS / name
     options = {option: located(value, study.output) for option, value in scored.items()}
     options |= {"output": str(folder), "name": title, "progress": False}
+    if study.accelerator:
+        options["accelerator"] = study.accelerator
     command = ("evaluate", *arguments((), options))
     return Task(title, folder, folder / "report.json", command, scored, cost)

@@ -119,7 +119,8 @@ def benchmark(args: Sequence[str]) -> None:
 
 def _compared(cli: FitOptions, options: Benchmark, device: torch.device) -> dict[str, Any]:
     batch = cli.config.data.batch_size
-    module = cli.module()
+    with device:
+        module = cli.module()
     with _products(tf32=False):
         return {
             "comparison": compare(
@@ -141,7 +142,7 @@ def _measured(cli: FitOptions, options: Benchmark, device: torch.device) -> dict
         dtype = next((d for start, d in _DTYPES.items() if precision.startswith(start)), None)
         changes = {"compile": True} if name.endswith("-compile") else {}
         trainer = {"accelerator": device.type, "precision": precision}
-        tries = _Tries(cli, options, changes, trainer)
+        tries = _Tries(cli, options, device, changes, trainer)
         with _products(tf32):
             ceiling = matmul_ceiling(device, dtype or torch.float32)
             for micro_batch in options.micro_batches or (None,):
@@ -162,11 +163,13 @@ class _Tries:
 
     cli: FitOptions
     options: Benchmark
+    device: torch.device
     changes: dict[str, Any]
     trainer: dict[str, Any]
 
     def _module(self, micro_batch_size: int | None) -> SiDLSG:
-        return self.cli.module(micro_batch_size=micro_batch_size, **self.changes)
+        with self.device:  # where random weights are made in no time
+            return self.cli.module(micro_batch_size=micro_batch_size, **self.changes)
 
     def measure(self, micro_batch: int | None) -> dict[str, Any] | None:
         """Measure a micro-batch, or the config's own; None if the memory is not enough."""

@@ -38,6 +38,7 @@ def study(
     prompt_files: dict[str, PromptFile] = {},  # noqa: B006
     processes: int = 1,
     threads: int | None = None,
+    accelerator: str | None = None,
     keep_checkpoints: bool = True,
     error_bars: ErrorBars = "std",
     results: str | list[str] | None = None,
@@ -62,6 +63,8 @@ def study(
             study:prompts/NAME.txt.
         processes: Runs at a time.
         threads: Threads of each; by default an equal share of the cores.
+        accelerator: Where they run (cpu, gpu), whatever their configs say. The numbers are the same
+            up to rounding, so a study may go on elsewhere.
         keep_checkpoints: Keep a finished run's checkpoints, beside its generator.
         error_bars: Spread over the seeds: the standard deviation (std), or the standard error of
             the mean (sem).
@@ -90,6 +93,7 @@ def study(
         images=images,
         teacher=Teacher(**teacher) if isinstance(teacher, dict) else teacher,
         generator_steps=generator_steps,
+        accelerator=accelerator,
     )
     files = {k: f if isinstance(f, PromptFile) else PromptFile(**f)
              for k, f in prompt_files.items()}  # fmt: skip
