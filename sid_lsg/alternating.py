@@ -53,6 +53,7 @@ class AlternatingModule(L.LightningModule):
     gradient_clip_algorithm: ClipAlgorithm = "norm"
     frozen: tuple[str, ...] = ()
     _measured = False
+    _ended = False  # whether the callbacks' `on_trained` has been called
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,6 +80,23 @@ class AlternatingModule(L.LightningModule):
                     if group[name] != value:
                         rank_zero_info(f"{name} was {group[name]} before, and is {value} now.")
                 group.update(options)
+
+    def on_train_end(self) -> None:
+        """Call the `on_trained` of the callbacks that have one.
+
+        Then all callbacks have ended their training, the last checkpoint is saved, and the networks
+        are on their device still: before Lightning's own `on_fit_end` they are moved to the CPU.
+        """
+        self._ended = True
+        for callback in self.trainer.callbacks:
+            if on_trained := getattr(callback, "on_trained", None):
+                on_trained(self.trainer, self)
+
+    def on_fit_end(self) -> None:
+        """Do the same for a run that was complete when it began: Lightning skips its training."""
+        if not self._ended:
+            self.to(self.trainer.strategy.root_device)
+            self.on_train_end()
 
     def count_steps_of(self, optimizer: Any) -> None:
         """Let this optimizer's steps alone count.

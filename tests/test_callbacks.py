@@ -79,13 +79,15 @@ def fit(
     ckpt_path: str | None = None,
     num_steps: int = 1,
     lr: float = 1e-3,  # moves visibly in a few steps
+    accelerator: str = "cpu",
 ) -> Run:
     def adam(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=lr)
 
     module = SiDLSG(small_sd, num_steps=num_steps, optimizer_fake=adam, optimizer_generator=adam)
     trainer = L.Trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
+        devices=1,
         max_steps=max_steps,
         max_epochs=-1,
         default_root_dir=root,
@@ -415,6 +417,44 @@ def test_the_table_says_how_many_steps_the_generator_takes(
     assert "SiD-LSG, 2 steps" in table
 
 
+def test_the_comparison_comes_before_the_networks_leave_their_device(
+    small_sd: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning moves them to the CPU before `on_fit_end`; and the last checkpoint comes first."""
+    events: list[str] = []
+
+    def noting(owner: Any, name: str, event: str) -> None:
+        own = getattr(owner, name)
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            events.append(event)
+            return own(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    noting(Checkpoint, "on_train_end", "saved")
+    noting(SiDLSG, "sample_teacher", "compared")
+    noting(SiDLSG, "cpu", "moved")
+    own = metrics(files, every_n_images=0)
+    fit(small_sd, files, tmp_path, own, Checkpoint(), max_steps=1)
+    assert list(dict.fromkeys(events)) == ["saved", "compared", "moved"]
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_is_scored_to_its_end(small_sd: str, files: Files, tmp_path: Path) -> None:
+    where: set[str] = set()
+
+    class Where(L.Callback):
+        def on_trained(self, trainer: L.Trainer, module: SiDLSG) -> None:
+            where.update(p.device.type for p in module.parameters())
+
+    callbacks = [Checkpoint(), ImageGrid(every_n_steps=EVERY, num_images=4), Export()]
+    own = metrics(files)
+    fit(small_sd, files, tmp_path, *callbacks, own, Where(), accelerator="gpu")
+    assert where == {"cuda"}
+    assert json.loads((tmp_path / "summary.json").read_text())["iterations"] == STEPS
+
+
 def test_an_export_that_fails_leaves_the_earlier_one(tmp_path: Path) -> None:
     def fail(network: Any, folder: Path, t_init: int, num_steps: int) -> None:
         folder.mkdir()
@@ -431,7 +471,7 @@ def test_an_export_that_fails_leaves_the_earlier_one(tmp_path: Path) -> None:
     export = Export()
     export.on_train_end(trainer, module)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="could not be written .*no space"):
-        export.on_fit_end(trainer, module)  # after the last checkpoint
+        export.on_trained(trainer, module)  # after the last checkpoint
     assert (tmp_path / "generator" / "model_index.json").read_text() == "earlier"
 
 

@@ -579,7 +579,7 @@ class Scored(Metrics):
         if trainer.global_step in self.scores and trainer.global_step < trainer.max_steps:
             self.latest = {"fid": self.scores[trainer.global_step], "clip": 1.0}
 
-    def on_fit_end(self, trainer: Any, *_: Any) -> None:
+    def on_trained(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step in self.scores:
             self.latest = {"fid": self.scores[trainer.global_step], "clip": 1.0}
 

@@ -283,7 +283,7 @@ def run(interruption: Interruption, trainer: Any, *signals: int) -> None:
         for number in signals:
             signal.raise_signal(number)
         interruption.on_train_batch_start(trainer, module, None, 1)
-        interruption.on_fit_end(trainer, module)
+        interruption.on_trained(trainer, module)
     except BaseException as error:
         interruption.on_exception(trainer, module, error)
         raise
@@ -303,7 +303,7 @@ def test_a_signal_after_the_last_iteration_leaves_out_the_comparison() -> None:
     interruption.on_train_start(only, None)  # type: ignore[arg-type]
     signal.raise_signal(signal.SIGTERM)
     with pytest.raises(Interrupted, match="complete and saved") as end:
-        interruption.on_fit_end(only, None)  # type: ignore[arg-type]
+        interruption.on_trained(only, None)  # type: ignore[arg-type]
     assert end.value.code == 143
 
 

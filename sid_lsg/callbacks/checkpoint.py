@@ -116,7 +116,7 @@ class Checkpoint(ModelCheckpoint):
         """Save the last iteration too, wherever the schedule stands."""
         self.save(trainer)
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_trained(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the last iteration as the best, if the final scores say so."""
         saved = self._last_global_step_saved == trainer.global_step
         if saved and self.best is not None and self.best.judge(trainer):

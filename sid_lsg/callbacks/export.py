@@ -40,7 +40,7 @@ class Export(L.Callback):
             except OSError as error:
                 self._failure = error.strerror or str(error)
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_trained(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Say that it failed: now, when the last checkpoint has had its chance.
 
         Raises:

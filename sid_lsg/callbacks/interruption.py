@@ -97,7 +97,7 @@ class Interruption(L.Callback):
         what = f"the state is saved, {saved}. {hint}" if saved else "nothing was saved."
         raise _interrupted(f"{when}: {what}", ending)
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_trained(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave out the final comparison, if a signal came when the training was complete.
 
         Raises:

@@ -152,7 +152,7 @@ class Metrics(L.Callback):
         """Stop the clock."""
         self._fit_seconds = time.perf_counter() - self._start
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_trained(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Compare with the teacher, and write the summary."""
         exports = any(isinstance(c, Export) for c in trainer.callbacks)
         summary: dict[str, Any] = {

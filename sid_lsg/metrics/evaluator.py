@@ -179,7 +179,8 @@ class Evaluator:
             if min(len(generated), len(real)) > K_NEAREST:
                 if self._radii is None:  # the same at every evaluation
                     self._radii = kth_distances(real, K_NEAREST)
-                shares = overlap(generated, real, K_NEAREST, reference_radii=self._radii)._asdict()
+                radii = self._radii.to(generated.device)
+                shares = overlap(generated, real, K_NEAREST, reference_radii=radii)._asdict()
                 values |= {name: float(share) for name, share in shares.items()}
         if int(self.clip_score.count):
             values["clip_score"] = float(self.clip_score.compute())
