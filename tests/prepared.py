@@ -3,6 +3,7 @@
 A server that has imported it forks them. Each has an environment, streams and a status of its own.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -94,6 +95,7 @@ def free_port() -> int:
 def _become(
     function: Callable[..., Any], arguments: Any, log: Path, environment: dict[str, str]
 ) -> None:
+    gc.freeze()  # what the server has imported
     with log.open("a") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)

@@ -60,7 +60,7 @@ def test_gradients_are_the_same_bits(tiny_sd: str, guidance: Guidance, num_steps
 @pytest.mark.parametrize("source", ["tiny", "architecture:sd15-small"])
 def test_fewer_activations_are_held(tiny_sd: str, source: str) -> None:
     """`lean` at most 60% of `fast`; measured by torch's own accounting."""
-    options = {} if source == "tiny" else {"resolution": 128}
+    options = {} if source == "tiny" else {"resolution": 64}
     peaks = {}
     for memory in ("fast", "balanced", "lean"):
         module = made(tiny_sd if source == "tiny" else source, memory, guidance=GUIDED, **options)  # type: ignore[arg-type]

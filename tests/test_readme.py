@@ -66,6 +66,16 @@ def test_the_speeds_are_the_stored_measurements() -> None:
         assert sentence.format(inside / sum(seconds for _, seconds in parts)) in README
 
 
+def test_the_gpus_speeds_are_the_stored_measurements() -> None:
+    for name, size, shown in (("fp32", 4, "fp32 (no TF32)"), ("bf16", 8, "bf16-mixed")):
+        stored = json.loads((REPOSITORY / f"docs/benchmarks/sd15_h200_{name}.json").read_text())
+        (row,) = [row for row in stored["settings"] if row["micro_batch_size"] == size]
+        numbers = f"{row['images_per_s']:.3g} | {row['flops_per_s'] / 1e12:.3g}"
+        peak = row["memory_bytes"]["allocator"] / 2**30
+        share = row["share_of_ceiling"]
+        assert f"| {shown} | {size} | {numbers} | {share:.0%} | {peak:.1f} |" in README
+
+
 def test_links_lead_to_files() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", README)
     local = [link for link in links if not link.startswith("http")]

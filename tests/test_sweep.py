@@ -1,13 +1,14 @@
 """The shipped sweeps: what W&B reads of them, and the commands that their agents run."""
 
+import atexit
 import itertools
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, get_args
 
+import prepared
 import pytest
 import wandb.wandb_agent
 import yaml
@@ -122,6 +123,13 @@ def agent_starts(
     return started[0]
 
 
+def in_repository(arguments: list[str]) -> None:
+    """Be the command where an agent starts it."""
+    os.chdir(REPOSITORY)
+    main(arguments)
+    atexit._run_exitfuncs()  # which a forked process leaves out; wandb ends its run there
+
+
 def test_two_agents_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Their very commands, made small, as processes that share the configured run directory."""
     small = {
@@ -143,13 +151,13 @@ def test_two_agents_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         assert f"--model.guidance={value}" in command
         assert environment["WANDB_RUN_ID"] == run_id
         command += [f"--{name}={option}" for name, option in small.items()]
-        processes[run_id, value] = subprocess.Popen(
-            command, env=environment, cwd=REPOSITORY,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+        log = tmp_path / f"{run_id}.log"
+        started = prepared.start(in_repository, command[4:], log=log, environment=environment)
+        processes[run_id, value] = started
     for (run_id, value), process in processes.items():
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
+        process.join(300)
+        output = (tmp_path / f"{run_id}.log").read_text()
+        assert process.exitcode == 0, output
         root = tmp_path / "runs" / run_id
         saved = yaml.safe_load((root / "config.yaml").read_text())
         assert list(Guidance(**saved["model"]["guidance"]).kappas) == KAPPAS[value]

@@ -109,30 +109,38 @@ def benchmark(args: Sequence[str]) -> None:
             "unit": "CPU seconds" if clock(device) is time.process_time else "seconds",
             "iterations": options.iterations,
             "config": json.loads(json.dumps(cli.config.model.as_dict(), default=str)),
-        } | (_compared if options.compare_official else _measured)(cli, options, device)
-    with writing(options.output.parent, "benchmark.output"):
-        for suffix, text in ((".json", json.dumps(result, indent=1)), (".md", markdown(result))):
-            with replacing(options.output.with_suffix(suffix)) as temporary:
-                temporary.write_text(text)
+        }
+        for found in (_compared if options.compare_official else _measured)(cli, options, device):
+            result |= found
+            _save(result, options.output)
     print(markdown(result))
 
 
-def _compared(cli: FitOptions, options: Benchmark, device: torch.device) -> dict[str, Any]:
+def _save(result: dict[str, Any], output: Path) -> None:
+    """Write what is known so far: a run that is stopped keeps what it has measured."""
+    with writing(output.parent, "benchmark.output"):
+        for suffix, text in ((".json", json.dumps(result, indent=1)), (".md", markdown(result))):
+            with replacing(output.with_suffix(suffix)) as temporary:
+                temporary.write_text(text)
+
+
+def _compared(cli: FitOptions, options: Benchmark, device: torch.device) -> Iterator[Any]:
     batch = cli.config.data.batch_size
     with device:
         module = cli.module()
     with _products(tf32=False):
-        return {
+        yield {
             "comparison": compare(
                 module, batch, options.iterations, options.warmup, accelerator=device.type
             )
         }
 
 
-def _measured(cli: FitOptions, options: Benchmark, device: torch.device) -> dict[str, Any]:
-    """Measure each precision and micro-batch."""
+def _measured(cli: FitOptions, options: Benchmark, device: torch.device) -> Iterator[Any]:
+    """Measure each precision and micro-batch; give all that is known after each."""
     settings: list[dict[str, Any]] = []
     found: dict[str, int] = {}
+    result = {"settings": settings, "largest_micro_batch": found}
     search = options.search
     if search is None:
         search = device.type == "cuda" or options.memory_limit is not None
@@ -152,9 +160,15 @@ def _measured(cli: FitOptions, options: Benchmark, device: torch.device) -> dict
                 share = row["flops_per_s"] / ceiling
                 about = {"precision": name, "ceiling_flops_per_s": ceiling}
                 settings.append(about | {"share_of_ceiling": share} | row)
+                print(
+                    f"{name}, micro-batch {row['micro_batch_size']}: {row['images_per_s']:.3g} "
+                    f"images/s, {share:.0%} of the ceiling.",
+                    flush=True,
+                )
+                yield result
             if search:
                 found[name] = largest(tries.fits)
-    return {"settings": settings, "largest_micro_batch": found}
+            yield result
 
 
 @dataclass
