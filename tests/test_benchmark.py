@@ -179,6 +179,23 @@ def test_command(tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert f"- fp32: {size}" in printed
 
 
+def test_what_is_measured_is_kept_when_it_is_stopped(
+    small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter((measure, stop))
+    monkeypatch.setattr(f"{benchmark.__module__}.measure", lambda *a, **k: next(measured)(*a, **k))
+    output = tmp_path / "numbers.json"
+    with pytest.raises(KeyboardInterrupt):
+        run(small_sd, output, "--benchmark.micro_batches", "[1, 2]")
+    (row,) = json.loads(output.read_text())["settings"]
+    assert row["micro_batch_size"] == 1
+    assert f"{row['images_per_s']:.3g}" in output.with_suffix(".md").read_text()
+
+
+def stop(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_compare(tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--benchmark.compare_official", "true", "--data.batch_size", "2")
     comparison = run(tiny_sd, tmp_path / "numbers.json", *options)["comparison"]
