@@ -127,6 +127,16 @@ def test_evaluations_are_those_of_the_method() -> None:
     assert evaluations_per_image(Kappas(1, 1, 2, 2), 4) == 4 + 3 + 12 + 4 + 4
 
 
+def test_where_it_runs_is_no_option_of_its_results(tmp_path: Path) -> None:
+    plain = asked(tmp_path, {"LSG": KAPPAS}, teacher=Teacher(), generator_steps=[2])
+    on_gpu = replace(plain, accelerator="gpu")
+    for here, there in zip(jobs(plain, planned(plain)), jobs(on_gpu, planned(on_gpu)), strict=True):
+        for cpu, gpu in zip(here, there, strict=True):
+            option = "trainer.accelerator" if cpu.command[0] == "fit" else "accelerator"
+            assert f"--{option}=gpu" in gpu.command
+            assert cpu.options == gpu.options
+
+
 def test_the_teacher_is_scored_once_on_each_set_of_prompts(tmp_path: Path) -> None:
     own = Series({"x": {"data.heldout": "study:prompts/few.txt"}})
     made = asked(tmp_path, {"LSG": KAPPAS, "few": own}, seeds=[0, 1],
