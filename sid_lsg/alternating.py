@@ -97,6 +97,7 @@ class AlternatingModule(L.LightningModule):
         if not self._ended:
             self.to(self.trainer.strategy.root_device)
             self.on_train_end()
+        self._ended = False  # the module may be trained again
 
     def count_steps_of(self, optimizer: Any) -> None:
         """Let this optimizer's steps alone count.

@@ -4,7 +4,6 @@ import atexit
 import itertools
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -108,9 +107,6 @@ def agent_starts(
         "WANDB_RUN_ID": "",  # the agent sets these; they are put back afterwards
         "WANDB_SWEEP_PARAM_PATH": "",
         "WANDB_MODE": "offline",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(REPOSITORY),
-        "OMP_NUM_THREADS": "1",
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(wandb.wandb_agent, "AgentProcess", Started)
