@@ -182,6 +182,7 @@ class SiDLSG(AlternatingModule):
         """Put the average where it is to be: Lightning has moved all networks to the device."""
         if self.ema_device:
             self.ema.to(self.ema_device)
+        self._averages = trainable(self.ema)  # a walk over all modules: once, not per iteration
 
     # ------------------------------------------------------------------ one iteration
 
@@ -209,7 +210,7 @@ class SiDLSG(AlternatingModule):
         images = len(batch.fake) * self.trainer.world_size
         seen = batch.iteration * images
         beta = ema_beta(images, seen, self.ema_halflife_images, self.ema_rampup_ratio)
-        update_ema(trainable(self.ema), trained_by(optimizer_generator), beta)
+        update_ema(self._averages, trained_by(optimizer_generator), beta)
         self.log_of_iterations.count(batch, fake, generator)
         if logged:
             self.log_of_iterations.write(self, fake, generator, seen + images)

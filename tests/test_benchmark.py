@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from sid_lsg.allocations import Allocations
 from sid_lsg.benchmark.machine import clock, describe, matmul_ceiling, threads
+from sid_lsg.benchmark.operators import kind_of
 from sid_lsg.benchmark.runs import fit, measure, peak_bytes
 from sid_lsg.benchmark.search import largest, without_memory_error
 from sid_lsg.errors import UsageError
@@ -47,6 +48,41 @@ def test_flops(measured: dict[str, Any]) -> None:
     assert 3.5 * one < fake["backward"] < 4.5 * one
     assert 5.5 * one < generator["backward"] < 7 * one
     assert measured["flops"] == sum(sum(parts.values()) for parts in (fake, generator))
+
+
+def test_operators(measured: dict[str, Any]) -> None:
+    """The profiler's kinds hold all that is counted, and most of the time on a CPU."""
+    kinds = measured["operators"]
+    products = ("convolutions", "matrix products", "attention")
+    assert all(kinds[kind]["flops"] > 0 for kind in products)
+    assert sum(kinds[kind]["flops"] for kind in products) == measured["flops"]
+    assert sum(kind["flops"] for kind in kinds.values()) == measured["flops"]
+    outside = kinds["Python and launches"]["seconds"]
+    assert 0 < outside < sum(kind["seconds"] for kind in kinds.values()) / 2
+    assert kinds["convolutions"]["calls"] > 100
+
+
+@pytest.mark.parametrize(
+    ("operator", "kind"),
+    [
+        ("aten::convolution_backward", "convolutions"),
+        ("aten.convolution_backward", "convolutions"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("aten::addmm", "matrix products"),
+        ("aten.bmm", "matrix products"),
+        ("aten::mkldnn_linear", "matrix products"),
+        ("aten::native_group_norm_backward", "group and layer norms"),
+        ("triton_poi_fused_add_silu_3", "compiled by torch.compile"),
+        ("aten::_fused_adam_", "optimizers, EMA, repair"),
+        ("aten::_foreach_norm", "optimizers, EMA, repair"),
+        ("aten::copy_", "copies"),
+        ("aten::cat", "copies"),
+        ("aten::mul", "elementwise and other"),
+        ("aten::_softmax", "elementwise and other"),
+    ],
+)
+def test_kinds_of_operators(operator: str, kind: str) -> None:
+    assert kind_of(operator) == kind
 
 
 def test_memory_by_category(measured: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -54,6 +55,8 @@ def test_philox_gives_the_known_answers_of_random123(
 @given(counter=st.lists(WORDS, min_size=4, max_size=4), seed=st.integers(0, 2**64 - 1))
 def test_philox_equals_big_integer_arithmetic(counter: list[int], seed: int) -> None:
     assert encrypt(counter, seed) == reference(counter, seed)
+    c0, c1, c2, c3 = np.array(counter)[:, None]
+    assert np.stack(philox((c0, c1, c2, c3), seed))[:, 0].tolist() == reference(counter, seed)
 
 
 def test_philox_broadcasts_its_counter() -> None:
@@ -188,6 +191,12 @@ def test_integers_stay_in_any_range(low: int, size: int, seed: int) -> None:
 def test_permute_is_a_bijection(size: int, seed: int, epoch: int) -> None:
     order = permute(torch.arange(size), size, seed, epoch)
     assert torch.equal(order.sort().values, torch.arange(size))
+
+
+def test_a_run_that_is_continued_by_a_later_version_finds_the_same_order() -> None:
+    assert permute(torch.arange(10), 10, 0, 0).tolist() == [3, 9, 8, 6, 7, 1, 2, 5, 0, 4]
+    places = permute(torch.tensor([[0, 1], [9_999_999, 5]]), 10_000_000, 2**40 + 7, 12)
+    assert places.tolist() == [[4654640, 1204079], [4381334, 5238861]]
 
 
 @pytest.mark.parametrize("size", [4096, 4097, 10_007])

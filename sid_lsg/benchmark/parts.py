@@ -122,15 +122,19 @@ def measured_parts(module: SiDLSG, now: Callable[[], float]) -> Iterator[Parts]:
 
 @contextmanager
 def counted_flops(module: SiDLSG) -> Iterator[Parts]:
-    """Count an iteration's floating-point operations, part by part; matrix products alone count."""
+    """Count an iteration's floating-point operations, part by part."""
+    with flop_counter() as counter, measured_parts(module, counter.get_total_flops) as row:
+        yield row
+
+
+def flop_counter() -> FlopCounterMode:
+    """Return what counts floating-point operations: those of matrix products alone."""
     aten = torch.ops.aten
     ours = {  # which PyTorch's own list lacks
         aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     }
-    counter = FlopCounterMode(display=False, custom_mapping=ours)
-    with counter, measured_parts(module, counter.get_total_flops) as row:
-        yield row
+    return FlopCounterMode(display=False, custom_mapping=ours)
 
 
 def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:

@@ -25,6 +25,9 @@ def markdown(result: Mapping[str, Any]) -> str:
         lines += [table(*_overview(settings)), ""]
         for row in settings:
             lines += [f"## {_name(row)}", "", table(*_parts(row)), ""]
+            if "operators" in row:
+                lines += ["One iteration under torch.profiler, by kind of operator:", ""]
+                lines += [table(*_operators(row)), ""]
     if largest := result.get("largest_micro_batch"):
         lines += ["## Largest micro-batch that fits", ""]
         lines += [f"- {precision}: {size}" for precision, size in largest.items()] + [""]
@@ -78,6 +81,26 @@ def _parts(row: Mapping[str, Any]) -> Table:
             count = f"{flops / 1e9:.4g}" if flops else ""
             rows.append([phase, part, f"{seconds:.3g}", f"{seconds / total:.1%}", count, speed])
     return ["phase", "part", "seconds", "share", "GFLOP", "TFLOP/s"], rows
+
+
+def _operators(row: Mapping[str, Any]) -> Table:
+    rows = []
+    whole = sum(own["seconds"] for own in row["operators"].values())
+    for kind, own in row["operators"].items():
+        speed = own["flops"] / own["seconds"] if own["seconds"] else 0
+        rows.append(
+            [
+                kind,
+                str(own["calls"] or ""),
+                f"{own['seconds']:.3g}",
+                f"{own['seconds'] / whole:.1%}",
+                f"{own['flops'] / 1e9:.4g}" if own["flops"] else "",
+                f"{speed / 1e12:.3g}" if speed else "",
+                f"{speed / row['ceiling_flops_per_s']:.0%}" if speed else "",
+            ]
+        )
+    head = ["operators", "calls", "seconds", "share", "GFLOP", "TFLOP/s", "of the ceiling"]
+    return head, rows
 
 
 def _comparison(comparison: Mapping[str, Any]) -> Table:

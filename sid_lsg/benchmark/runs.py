@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import TRAIN_DATALOADERS
 
 from sid_lsg.benchmark.machine import clock
 from sid_lsg.benchmark.memory import measured_memory
+from sid_lsg.benchmark.operators import counted_operators, joined, measured_operators
 from sid_lsg.benchmark.parts import Parts, counted_flops, measured_parts
 from sid_lsg.data import Iterations, PromptDataset, StatelessDataLoader
 from sid_lsg.module import SiDLSG
@@ -86,7 +87,7 @@ def measure(
 
     Returns:
         Images per second; seconds of an iteration (median, quartiles, values); medians of its
-        parts' seconds; FLOPs of its parts; bytes by category.
+        parts' seconds; FLOPs of its parts; both by kind of operator; bytes by category.
     """
     seconds: list[float] = []
     parts: list[Parts] = []
@@ -105,7 +106,9 @@ def measure(
         parts.append(row)
 
     flops, memory = _Kept(lambda: counted_flops(module)), _Kept(lambda: measured_memory(module))
-    plan: list[Measure] = [*[nullcontext] * warmup, *[timed, parted] * iterations, flops, memory]
+    operators, work = _Kept(lambda: measured_operators(module.device)), _Kept(counted_operators)
+    once: list[Measure] = [flops, operators, work, memory]
+    plan: list[Measure] = [*[nullcontext] * warmup, *[timed, parted] * iterations, *once]
     fit(module, batch_size, len(plan), [_Plan(plan)], **trainer)
     median = statistics.median(seconds)
     names = list(dict.fromkeys(name for row in parts for name in row))
@@ -117,6 +120,7 @@ def measure(
         "seconds": summary(seconds),
         "parts_seconds": _nested(medians),
         "parts_flops": _nested({name: value for name, value in flops.row.items() if value}),
+        "operators": joined(operators.row, work.row),
         "flops": sum(flops.row.values()),
         "flops_per_s": sum(flops.row.values()) / median,
         "memory_bytes": memory.row,

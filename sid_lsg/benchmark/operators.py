@@ -1,0 +1,79 @@
+"""Which kinds of operators an iteration's time and work go to: the floor that code cannot lower."""
+
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from sid_lsg.benchmark.parts import flop_counter
+
+Operators = dict[str, dict[str, float]]
+"""By kind: `seconds`, `calls` and `flops`; the last kind is the time that is in no operator."""
+
+# By what an operator's name contains; the first kind that fits.
+_KINDS = {
+    "convolutions": "conv",
+    "attention": "attention",
+    "matrix products": r"mm\b|mm_|linear|matmul",
+    "group and layer norms": "group_norm|layer_norm",
+    "compiled by torch.compile": "triton|compiled",
+    "optimizers, EMA, repair": "foreach|fused_adam|nan_to_num",
+    "copies": "copy|clone|::cat|contiguous|fill|zero",
+    "elementwise and other": "",
+}
+_OUTSIDE = {"cpu": "Python and launches", "cuda": "the device waits"}
+
+
+@contextmanager
+def measured_operators(device: torch.device) -> Iterator[Operators]:
+    """Profile an iteration: one row, complete when the context ends.
+
+    The seconds are those of the device: on a GPU its kernels', on a CPU those inside the operators.
+    """
+    kind = device.type if device.type in _OUTSIDE else "cpu"
+    activities = [ProfilerActivity.CPU]
+    if kind == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+        torch.cuda.synchronize(device)
+    row: Operators = {}
+    with profile(activities=activities) as profiled:
+        start = time.perf_counter()
+        yield row
+        if kind == "cuda":
+            torch.cuda.synchronize(device)
+        whole = time.perf_counter() - start
+    found: Operators = {name: {"seconds": 0.0, "calls": 0} for name in _KINDS}
+    for event in profiled.key_averages():
+        if event.device_type.name == "CPU":  # a kernel's time is its operator's too
+            spent = event.self_device_time_total if kind == "cuda" else event.self_cpu_time_total
+            own = found[kind_of(event.key)]
+            own["seconds"] += spent / 1e6
+            own["calls"] += event.count if event.key.startswith("aten::") else 0
+    row.update({name: own for name, own in found.items() if own["seconds"]})
+    inside = sum(own["seconds"] for own in row.values())
+    row[_OUTSIDE[kind]] = {"seconds": max(0.0, whole - inside), "calls": 0}
+
+
+@contextmanager
+def counted_operators() -> Iterator[dict[str, float]]:
+    """Count an iteration's floating-point operations by kind of operator."""
+    row: dict[str, float] = defaultdict(float)
+    with flop_counter() as counter:
+        yield row
+    for operator, flops in counter.get_flop_counts()["Global"].items():
+        row[kind_of(str(operator))] += flops
+
+
+def joined(seconds: Operators, flops: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """Put times and work together."""
+    return {kind: {**own, "flops": flops.get(kind, 0.0)} for kind, own in seconds.items()}
+
+
+def kind_of(operator: str) -> str:
+    """Return the kind of an operator, by its name."""
+    return next(kind for kind, names in _KINDS.items() if re.search(names, operator.lower()))
