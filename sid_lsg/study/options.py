@@ -43,6 +43,10 @@ class Teacher:
     num_steps: list[int] = field(default_factory=lambda: [25])
     guidance: list[float] = field(default_factory=lambda: [1.0])
 
+    def __post_init__(self) -> None:
+        """Write 1 as 1.0 in every table, wherever it comes from."""
+        self.guidance = [float(scale) for scale in self.guidance]
+
 
 @dataclass
 class Study:
