@@ -15,6 +15,8 @@ from sid_lsg.benchmark.parts import flop_counter
 Operators = dict[str, dict[str, float]]
 """By kind: `seconds`, `calls` and `flops`; the last kind is the time that is in no operator."""
 
+_REST = "elementwise and other"
+
 # By what an operator's name contains; the first kind that fits.
 _KINDS = {
     "convolutions": "conv",
@@ -24,7 +26,7 @@ _KINDS = {
     "compiled by torch.compile": "triton|compiled",
     "optimizers, EMA, repair": "foreach|fused_adam|nan_to_num",
     "copies": "copy|clone|::cat|contiguous|fill|zero",
-    "elementwise and other": "",
+    _REST: "",
 }
 _OUTSIDE = {"cpu": "Python and launches", "cuda": "the device waits"}
 
@@ -48,12 +50,17 @@ def measured_operators(device: torch.device) -> Iterator[Operators]:
             torch.cuda.synchronize(device)
         whole = time.perf_counter() - start
     found: Operators = {name: {"seconds": 0.0, "calls": 0} for name in _KINDS}
+    kernels = 0.0
     for event in profiled.key_averages():
-        if event.device_type.name == "CPU":  # a kernel's time is its operator's too
+        if event.device_type.name == "CPU":  # an operator has the time of the kernels it launches
             spent = event.self_device_time_total if kind == "cuda" else event.self_cpu_time_total
             own = found[kind_of(event.key)]
             own["seconds"] += spent / 1e6
             own["calls"] += event.count if event.key.startswith("aten::") else 0
+        elif not event.is_user_annotation:
+            kernels += event.self_device_time_total / 1e6
+    attributed = sum(own["seconds"] for own in found.values())
+    found[_REST]["seconds"] += max(0.0, kernels - attributed)
     row.update({name: own for name, own in found.items() if own["seconds"]})
     inside = sum(own["seconds"] for own in row.values())
     row[_OUTSIDE[kind]] = {"seconds": max(0.0, whole - inside), "calls": 0}
