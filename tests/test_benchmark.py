@@ -185,6 +185,9 @@ def test_machine() -> None:
         assert now() <= now()
 
 
+COMPARED = ("--benchmark.compare_official", "true")
+
+
 def run(tiny_sd: str, output: Path, *options: str) -> dict[str, Any]:
     common = f"--model.teacher {tiny_sd} --trainer.accelerator cpu --benchmark.output {output}"
     counts = "--benchmark.iterations 2 --benchmark.warmup 1"
@@ -251,6 +254,10 @@ def test_compare(tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--benchmark.precisions", "[]"], "--benchmark.precisions must be"),
         (["--benchmark.output", "x.txt"], "--benchmark.output must be the name of a .json"),
         (["--benchmark.memory_limit", "-1"], "--benchmark.memory_limit must be"),
+        ([*COMPARED, "--model.num_steps", "2"], "--model.num_steps: .* has nothing like it"),
+        ([*COMPARED, "--model.guidance.eval_fake", "[1, 2]"], "--model.guidance.eval_fake: an"),
+        ([*COMPARED, "--model.frozen_precision", "bf16"], "--model.frozen_precision: an"),
+        ([*COMPARED, "--model.lora_generator.rank", "4"], "--model.lora_generator: an"),
     ],
 )
 def test_errors(tiny_sd: str, options: list[str], message: str) -> None:

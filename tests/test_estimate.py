@@ -81,6 +81,24 @@ def test_a_config_says_what_decides_the_costs() -> None:
     assert list(optimizer.defaults["betas"]) == [0.0, 0.999]
 
 
+@pytest.mark.parametrize(
+    ("asked", "devices"),
+    [("8", 8), ("auto", 1), ("[0, 1, 2, 3]", 4), ("0,1", 2), ("1", 1)],
+)
+def test_devices_of_the_command_line_are_counted(asked: str, devices: int) -> None:
+    args = ["--config", str(CONFIGS / "lsg.yaml"), "--trainer.devices", asked]
+    assert plan_of(config_of(*args)).devices == devices
+    assert plan_of(config_of(*args, "--trainer.num_nodes", "2")).devices == 2 * devices
+
+
+@pytest.mark.parametrize("asked", ["-1", "all"])
+def test_devices_that_only_the_machine_knows_are_to_be_told(asked: str) -> None:
+    config = config_of("--config", str(CONFIGS / "lsg.yaml"), "--trainer.devices", asked)
+    with pytest.raises(UsageError, match=r"--trainer.devices: .* Give --estimate.gpus"):
+        plan_of(config)
+    assert plan_of(config, gpus=4).devices == 4
+
+
 def test_only_what_would_change_something_is_advised() -> None:
     args = ["--config", str(CONFIGS / "lsg.yaml"), "--trainer.precision", "bf16-mixed"]
     args += ["--model.gradient_checkpointing", "[generator, teacher, fake_score]"]

@@ -240,6 +240,17 @@ def test_clean256_uses_a_local_inception(files: Files, tmp_path: Path, cache: Pa
     assert Statistics.load(kept).about["protocol"]["protocol"] == "clean256"
 
 
+def test_images_of_others_are_not_taken_for_the_models(
+    files: Files, small_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out" / "images"
+    folder.mkdir(parents=True)
+    (folder / "0000000.png").write_bytes(b"a photograph")
+    options = {"sampler": "ddim", "num_steps": 1, "guidance": 1, "output": tmp_path / "out"}
+    assert "images' holds other things" in refused(capsys, *files.line(model=small_sd, **options))
+    assert [path.name for path in folder.iterdir()] == ["0000000.png"]
+
+
 def test_teacher_and_student_stand_in_one_table(
     files: Files, small_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,6 +268,7 @@ def test_teacher_and_student_stand_in_one_table(
         capsys, *files.line("--compare", f"[{teacher}]", output=student, num_images=8)
     )
     assert "--compare: the report of 'teacher' differs in its num_images (6, here 8)" in message
+    assert len([*(student / "images").glob("*.png")]) == 6  # said before the work
     message = refused(capsys, *files.line("--compare", f"[{tmp_path}]", output=student))
     assert "--compare" in message
 

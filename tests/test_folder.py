@@ -37,6 +37,16 @@ def test_images_are_listed_in_the_order_of_their_paths(folder: Path) -> None:
     assert [path.relative_to(folder).as_posix() for path in found] == NAMES
 
 
+def test_pages_that_commands_make_of_images_are_none_of_them(folder: Path) -> None:
+    for name in ("contact_sheet.png", "samples.png", "alignment.png"):
+        (folder / name).write_bytes((folder / "b.png").read_bytes())
+    assert len(list_images(folder, "images")) == 8  # anyone's pictures of these names
+    (folder / "images.json").write_text("{}")
+    (folder / "report.json").write_text("{}")
+    found = list_images(folder, "images")
+    assert [path.relative_to(folder).as_posix() for path in found] == NAMES
+
+
 def test_images_of_any_kind_are_read_as_rgb(folder: Path) -> None:
     for path in list_images(folder, "images"):
         found = read_image(path)

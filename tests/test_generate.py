@@ -281,6 +281,27 @@ def test_nothing_is_overwritten_unasked(
     assert (out / "diary.txt").read_text() == "dear"
 
 
+def test_images_of_others_are_never_overwritten(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder of captioned images, such as --data.real_images wants, is no `generate`'s."""
+    out = tmp_path / "photos"
+    out.mkdir()
+    (out / "cat.png").write_bytes(b"a photograph")
+    (out / "metadata.jsonl").write_text('{"file_name": "cat.png", "text": "a cat"}\n')
+    message = refused(capsys, *line(model, out, prompt="a cat", overwrite="true"))
+    assert "'metadata.jsonl'. --overwrite replaces only what `generate` has made" in message
+    assert sorted(path.name for path in out.iterdir()) == ["cat.png", "metadata.jsonl"]
+
+
+def test_a_prompt_may_hold_any_kind_of_line_break(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    main(line(model, out, prompt="a cat\u2028on a mat\x85"))
+    main(line(model, out, prompt="a dog", overwrite="true"))
+    (row,) = (out / "metadata.jsonl").read_text().splitlines()
+    assert json.loads(row)["text"] == "a dog"
+
+
 def test_seeds_are_numbers_and_ranges() -> None:
     assert parse_seeds("0-3, 42,7 - 8") == [0, 1, 2, 3, 42, 7, 8]
     assert parse_seeds(f"{2**64 - 1}") == [2**64 - 1]

@@ -126,7 +126,15 @@ def test_bad_input_is_named(
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"images": [], "annotations": [{"id": 1}]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"images": [], "annotations": [{"id": 1}]}',
+        '{"images": [], "annotations": [{"id": 1, "image_id": 1, "caption": null}]}',
+    ],
+)
 def test_other_json_is_no_annotations(
     coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:

@@ -57,6 +57,22 @@ def test_a_plan_has_a_run_for_each_point_and_seed(tmp_path: Path) -> None:
     assert runs[0].scored_prompts == "package:demo/fashion/prompts.txt"
 
 
+def test_scores_at_other_steps_belong_to_one_way_of_training(tmp_path: Path) -> None:
+    """A run that is made again with other options does not keep the old generator's scores."""
+
+    def evaluation(alpha: float) -> Task:
+        series = {"a": Series({"x": {"model.alpha": alpha}})}
+        of = asked(tmp_path, series, generator_steps=[1, 2])
+        ((_, task),) = jobs(of, planned(of))
+        return task
+
+    evaluation(1).folder.mkdir(parents=True)
+    evaluation(1).record()
+    evaluation(1).check()
+    with pytest.raises(UsageError, match=r"fit: model.alpha was 1, is 2"):
+        evaluation(2).check()
+
+
 def test_points_of_the_same_options_are_one_run(tmp_path: Path) -> None:
     series = {
         "alpha": Series({"1": {"model.alpha": 1.0}, "2": {"model.alpha": 2.0}}),
@@ -98,6 +114,11 @@ def test_points_of_the_same_options_are_one_run(tmp_path: Path) -> None:
             {"a": Series({"x": {"data.num_heldout": 5}})},
             {"teacher": Teacher()},
             ["data.num_heldout is 5", "data.heldout"],
+        ),
+        (
+            {"a": Series({"x": {"data.num_heldout": 5}})},
+            {"generator_steps": [1, 2]},
+            ["--generator_steps", "data.num_heldout is 5", "data.heldout"],
         ),
     ],
 )

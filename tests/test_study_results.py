@@ -115,6 +115,14 @@ def test_plots_are_the_same_bytes_for_the_same_rows(tmp_path: Path) -> None:
         assert words in text
 
 
+def test_clip_scores_alone_make_a_table_and_plots(tmp_path: Path) -> None:
+    """Where a config names a CLIP model and no reference."""
+    other = ("fid", "precision", "recall")
+    plain = [{k: v for k, v in r.items() if not k.startswith(other)} for r in ROWS]
+    assert "| LSG | 1.5 | 1 | 64 | 3 | 0.900 ± 0.000 |" in markdown(plain, "std")
+    assert {path.stem for path in draw(plain, "std", tmp_path)} == {"scores"}
+
+
 def test_what_was_not_scored_is_not_drawn(tmp_path: Path) -> None:
     plain = [{k: v for k, v in r.items() if not k.startswith("fid")} for r in ROWS]
     assert {path.stem for path in draw(plain, "std", tmp_path)} == {"precision_recall", "scores"}
@@ -126,7 +134,12 @@ def test_what_was_not_scored_is_not_drawn(tmp_path: Path) -> None:
         assert draw([*ROWS, row("1", 0, scored_prompts=prompts)], "std", tmp_path)
 
 
-@given(st.lists(st.tuples(st.floats(allow_nan=False, allow_infinity=False), st.integers(0, 9))))
+@given(
+    st.lists(
+        st.tuples(st.floats(allow_nan=False, allow_infinity=False), st.integers(0, 9)),
+        unique_by=lambda v: v[1],
+    )
+)
 def test_rows_are_kept_to_the_last_bit(
     tmp_path_factory: pytest.TempPathFactory, values: list[tuple[float, int]]
 ) -> None:
@@ -135,7 +148,17 @@ def test_rows_are_kept_to_the_last_bit(
     write_results(rows, path)
     if rows:
         assert read_results([str(path)]) == rows
-        assert read_results([str(path), str(path)]) == rows + rows
+
+
+def test_a_run_counts_once(tmp_path: Path) -> None:
+    """Two studies with a point of one name, or a file given twice, are no further seeds."""
+    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
+    write_results([row("1.5", 0), teacher(1.5)], first)
+    write_results([row("1.5", 1), teacher(1.5)], second)
+    assert len(read_results([str(first), str(second)])) == 4
+    message = r"LSG, 1\.5, seed 0 is in them twice, after 64 images"
+    with pytest.raises(UsageError, match=message):
+        read_results([str(first), str(second), str(first)])
 
 
 def test_scores_are_told_from_other_values() -> None:
@@ -155,6 +178,9 @@ def test_scores_of_several_protocols_do_not_compare() -> None:
     assert suffix(ROWS) == "clip_2k"
     assert suffix([]) == ""
     assert suffix([{"clip_score_clip_2k": 1, "fid_clip_2k": 2}]) == "clip_2k"
+    assert suffix([{"clip_score_fast_1k": 1}]) == "fast_1k"
+    with pytest.raises(UsageError, match="clip_10k and fast_1k do not compare"):
+        suffix([{"clip_score_fast_1k": 1}, {"clip_score_clip_10k": 1}])
     with pytest.raises(UsageError, match="clean256_30k and clip_2k do not compare"):
         suffix([*ROWS, {"fid_clean256_30k": 8.7}])
 

@@ -4,7 +4,7 @@ What it computes is what `SiDLSG` computes. How: eight calls of the text encoder
 since every evaluation of a network encodes its prompts, and the empty one for each sample, again;
 x_0-estimates one sample at a time through a diffusers scheduler; parameters one by one for the
 gradients' repair and the average; memory in PyTorch's plain order; and a full garbage collection
-at the end. It is what `benchmark --compare` measures against, and nothing else uses it.
+at the end. It is what `--benchmark.compare_official` measures against, and nothing else uses it.
 """
 
 import copy

@@ -48,7 +48,7 @@ class Checkpoint(ModelCheckpoint):
             every_n_steps: Save after every so many iterations, and at the end.
             keep: How many of the newest checkpoints to keep; -1 keeps all, 0 only last.ckpt.
             best: Keep the checkpoint with the best value of this metric too, as best.ckpt: a name
-                that --metrics logs, for example fid_fast_1000. It is saved when it is scored.
+                that --metrics logs, for example fid_fast_1k. It is saved when it is scored.
             best_mode: Whether the smallest (min) or the largest value (max) is the best.
 
         Raises:

@@ -23,9 +23,7 @@ def plan_of(config: Any, gpus: int | None = None) -> Plan:
         UsageError: If devices and micro-batches do not divide the batch.
     """
     model, trainer = config.model, config.trainer
-    devices = gpus or (trainer.devices if isinstance(trainer.devices, int) else 1) * int(
-        trainer.num_nodes or 1
-    )
+    devices = gpus or _devices(trainer.devices) * int(trainer.num_nodes or 1)
     batch = config.data.batch_size
     if devices < 1 or batch % devices:
         raise UsageError(
@@ -62,6 +60,26 @@ def plan_of(config: Any, gpus: int | None = None) -> Plan:
         pictures=_pictures(config),
         real_data=model.real_data is not None,
     )
+
+
+def _devices(asked: Any) -> int:
+    """Count the devices that --trainer.devices asks for, which is text on a command line."""
+    if isinstance(asked, str) and "," in asked:
+        asked = [part for part in asked.split(",") if part.strip()]
+    if isinstance(asked, list | tuple):
+        return len(asked)
+    if asked in (None, "auto"):
+        return 1
+    try:
+        number = int(asked)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise UsageError(
+            f"--trainer.devices: {asked!r} does not say how many devices there will be. Give "
+            "--estimate.gpus."
+        )
+    return number
 
 
 def _plain(value: Any) -> dict[str, Any]:

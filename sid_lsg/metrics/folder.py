@@ -17,9 +17,17 @@ EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 _NAMED = 10  # at most so many files in a message
 
+# What `generate` writes beside its images: a page that shows them, and what it was asked for.
+SHEET, MANIFEST = "contact_sheet.png", "images.json"
+
+# Pages that commands make of images, by what then lies beside them: they are none of the images.
+_PAGES = {SHEET: MANIFEST, "samples.png": "report.json", "alignment.png": "report.json"}
+
 
 def list_images(folder: str | Path, option: str) -> list[Path]:
     """List a folder's images, with those of its subfolders, in the order of their paths.
+
+    The contact sheet of a `generate`, and the pictures of a report, are not among them.
 
     Raises:
         UsageError: If it is no folder or holds no image.
@@ -27,12 +35,18 @@ def list_images(folder: str | Path, option: str) -> list[Path]:
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UsageError(f"--{option}: there is no folder {str(folder)!r}. Give one of images.")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    paths = sorted(
+        path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS and not _is_page(path)
+    )
     if not paths:
         raise UsageError(
             f"--{option}: {str(folder)!r} holds no image ({', '.join(sorted(EXTENSIONS))})."
         )
     return paths
+
+
+def _is_page(path: Path) -> bool:
+    return path.name in _PAGES and path.with_name(_PAGES[path.name]).is_file()
 
 
 def read_image(path: Path) -> Tensor:

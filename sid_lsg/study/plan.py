@@ -161,10 +161,11 @@ def _check(
             f"--base: metrics.clip is not set ({where}), so nothing would be scored. Name a CLIP "
             "model in a config, or in --options."
         )
-    if config.data.num_heldout and study.teacher:
+    if config.data.num_heldout and (study.teacher or study.generator_steps):
+        option = "teacher" if study.teacher else "generator_steps"
         raise UsageError(
-            f"--teacher: data.num_heldout is {config.data.num_heldout} ({where}); the teacher can "
-            "be scored on prompts in files alone. Give data.heldout in its place."
+            f"--{option}: data.num_heldout is {config.data.num_heldout} ({where}); what is scored "
+            "beside the runs is scored on prompts in files alone. Give data.heldout in its place."
         )
     scored.setdefault((metrics.protocol, metrics.num_images), where)
     if len(scored) > 1:

@@ -166,7 +166,24 @@ def read_results(paths: Sequence[str]) -> list[Row]:
                 f"--results: cannot use {path!r} ({error}). Give a {RESULTS} that `study` wrote."
             ) from error
     suffix(rows)
+    _check_once(rows)
     return rows
+
+
+def _check_once(rows: Iterable[Row]) -> None:
+    """Refuse an evaluation that is there twice: a mean would take it for another seed's."""
+    seen = set()
+    for row in rows:
+        if row["kind"] == GENERATOR:
+            same = ("scored_prompts", "series", "point", "seed", "num_steps", "images_seen")
+            key = tuple(row.get(name) for name in same)
+            if key in seen:
+                raise UsageError(
+                    f"--results: {row['series']}, {row['point']}, seed {row.get('seed', 0):g} is "
+                    f"in them twice, after {row.get('images_seen', 0):g} images. Give the files of "
+                    "one study, each once, or of other seeds."
+                )
+            seen.add(key)
 
 
 def suffix(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -182,7 +199,6 @@ def suffix(rows: Iterable[Mapping[str, Any]]) -> str:
             for name in row
             for score in SCORES
             if name.startswith(f"{score}_")
-            and not name.startswith("clip_score_" * (score != "clip_score"))
         }
     )
     if len(found) > 1:

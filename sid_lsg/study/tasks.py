@@ -161,8 +161,9 @@ def at_steps(study: Study, run: Run) -> list[Task]:
             }
             title, name = f"{run.title}, {in_words(steps)}", f"{run.name}-steps{steps}"
             task = _evaluation(study, name, title, scored, scored["num_images"] * steps)
-            # Wherever the study lies, the generator is that of the run.
-            made.append(replace(task, options=task.options | {"model": run.name}))
+            # Wherever the study lies, the generator is that of the run: by how it was trained.
+            trained = {f"fit: {name}": value for name, value in run.explicit.items()}
+            made.append(replace(task, options=task.options | {"model": run.name} | trained))
     return made
 
 

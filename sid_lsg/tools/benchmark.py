@@ -18,6 +18,7 @@ from sid_lsg.benchmark.search import largest, without_memory_error
 from sid_lsg.checks import refuse
 from sid_lsg.errors import UsageError
 from sid_lsg.files import replacing, writing
+from sid_lsg.guidance import Guidance
 from sid_lsg.module import SiDLSG
 from sid_lsg.tools.fit_options import FitOptions
 
@@ -125,6 +126,7 @@ def _save(result: dict[str, Any], output: Path) -> None:
 
 
 def _compared(cli: FitOptions, options: Benchmark, device: torch.device) -> Iterator[Any]:
+    _check_comparable(cli.config.model)
     batch = cli.config.data.batch_size
     with device:
         module = cli.module()
@@ -134,6 +136,23 @@ def _compared(cli: FitOptions, options: Benchmark, device: torch.device) -> Iter
                 module, batch, options.iterations, options.warmup, accelerator=device.type
             )
         }
+
+
+def _check_comparable(model: Any) -> None:
+    """Refuse options with which the baseline, which has none of them, would do other work."""
+    kappas = Guidance(**model.guidance.as_dict()).kappas
+    refused = {
+        "num_steps": model.num_steps != 1,
+        "guidance.eval_fake": kappas.eval_fake_2 != kappas.eval_fake_3,
+        "frozen_precision": model.frozen_precision != "32",
+        **{f"lora_{name}": bool(model[f"lora_{name}"]) for name in ("fake_score", "generator")},
+    }
+    for name, other in refused.items():
+        if other:
+            raise UsageError(
+                f"--model.{name}: an iteration in the manner of the official code has nothing like "
+                "it, so --benchmark.compare_official cannot compare. Leave one of them out."
+            )
 
 
 def _measured(cli: FitOptions, options: Benchmark, device: torch.device) -> Iterator[Any]:

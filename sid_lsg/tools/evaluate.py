@@ -13,14 +13,14 @@ from sid_lsg.files import check_writable, remove_leftovers, text_hash, writing
 from sid_lsg.metrics.captions import read_captions
 from sid_lsg.metrics.evaluator import Evaluator
 from sid_lsg.metrics.features import PAPER_CLIP, PAPER_PREFIX, CLIPFeatures
-from sid_lsg.metrics.folder import list_images
+from sid_lsg.metrics.folder import MANIFEST, list_images
 from sid_lsg.metrics.preferences import HPSv2, ImageReward, Preference
 from sid_lsg.metrics.protocol import ProtocolName, load_protocol
 from sid_lsg.metrics.reference import load_reference
 from sid_lsg.processes import launch
 from sid_lsg.samplers import ImageModel, Precision, SamplerName, load_model
 from sid_lsg.tools.make_images import Picture, check_manifest, make_images
-from sid_lsg.tools.report import read_report, write_report
+from sid_lsg.tools.report import check_comparable, read_report, scored_by, write_report
 
 IMAGES = "images"
 
@@ -135,15 +135,22 @@ def evaluate(
         bar = "reference" if show else None
         real = load_reference(reference, chain, "reference", batch_size, fabric.device, bar)
 
-    if given:
-        subject = given.first(count)
-    else:
+    evaluator = Evaluator(chain, clip_model, clip_prefix, real, preferences)
+    subject = given.first(count) if given else None
+    captioned = subject.captions if subject else _repeated(texts or [], count)
+    about = {
+        "name": name or Path(model or images or "").name,
+        "num_images": count,
+        "prompts_sha256": text_hash(captioned) if captioned else None,
+    }
+    for other in others:  # before the work
+        check_comparable(about | scored_by(evaluator), other)
+    if subject is None:
         assert model
         assert texts
         source = load_model(model, sampler, num_steps, guidance, resolution, dtype, fabric.device)
         subject = _make(source, texts, count, root, batch_size, fabric, show)
         del source  # its memory is for the features
-    evaluator = Evaluator(chain, clip_model, clip_prefix, real, preferences)
     scores = evaluator.of_folder(
         subject.paths,
         subject.captions,
@@ -153,13 +160,9 @@ def evaluate(
         "scores" if show else None,
     )
     if fabric.is_global_zero:
-        about = subject.about | {
-            "name": name or Path(model or images or "").name,
-            "num_images": count,
-            "prompts_sha256": text_hash(subject.captions) if subject.captions else None,
-        }
+        facts = subject.about | about
         with writing(root, "output"):
-            write_report(root, evaluator, scores, subject.paths, subject.captions, about, others)
+            write_report(root, evaluator, scores, subject.paths, subject.captions, facts, others)
 
 
 class Subject(NamedTuple):
@@ -199,12 +202,27 @@ def _prompts(prompts: str | list[str], column: str | None) -> Sequence[str]:
     return read_corpus(find_files(prompts, "--prompts"), column, "--prompts")
 
 
+def _repeated(prompts: Sequence[str], count: int) -> list[str]:
+    """Give each of `count` images its prompt."""
+    return [prompts[i % len(prompts)] for i in range(count)]
+
+
 def _given(images: str, captions: str | None, column: str | None) -> Subject:
     """List a folder's images, with their captions if there are."""
     root = Path(images).expanduser()
     paths = list_images(root, "images")
     texts = read_captions(captions, column, paths, root) if captions else None
     return Subject(paths, texts, {"images": images})
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse to take images that are no evaluation's for the model's."""
+    others = folder.is_dir() and any(path.suffix != ".tmp" for path in folder.iterdir())
+    if others and not (folder / MANIFEST).is_file():
+        raise UsageError(
+            f"--output: {str(folder)!r} holds other things. Choose another --output: this one's "
+            f"{IMAGES!r} is for the model's images."
+        )
 
 
 def _make(
@@ -217,12 +235,13 @@ def _make(
     show: bool,
 ) -> Subject:
     """Sample a model's images, as far as they are not there yet."""
-    texts = [prompts[i % len(prompts)] for i in range(count)]
+    texts = _repeated(prompts, count)
     rule = f"image i: prompt i modulo {len(prompts)}, seed i"
     about = source.about | {"seeds": rule, "prompts_sha256": text_hash(prompts)}
     if fabric.is_global_zero:
+        _check_free(root / IMAGES)
         check_manifest(root / IMAGES, about, "output")
-        remove_leftovers(root)
+        remove_leftovers(root / IMAGES)
     fabric.barrier()
     bar = "images" if show else None
     with writing(root, "output"):

@@ -16,11 +16,13 @@ from sid_lsg.corpus import find_files, read_corpus
 from sid_lsg.errors import UsageError
 from sid_lsg.files import check_writable, remove_leftovers, replacing, text_hash, writing
 from sid_lsg.images import contact_sheet, save_png
+from sid_lsg.metrics.folder import MANIFEST, SHEET
 from sid_lsg.processes import launch
 from sid_lsg.samplers import ImageModel, Precision, SamplerName, load_model
-from sid_lsg.tools.make_images import CAPTIONS, MANIFEST, Picture, check_manifest, make_images
+from sid_lsg.sequences import read_lines
+from sid_lsg.tools.make_images import CAPTIONS, Picture, check_manifest, make_images
 
-SHEET, ARCHIVE = "contact_sheet.png", "images.npz"
+ARCHIVE = "images.npz"
 _ON_SHEET = 100  # at most
 _MOST_SEEDS = 10_000_000
 _SHOWN_CUTS = 5
@@ -86,8 +88,7 @@ def generate(
         refuse("batch_size", batch_size, "at least 1")
     pictures = _pictures(prompt, prompts, column, seeds)
     root = Path(output)
-    if not overwrite:
-        _check_free(root)
+    _check_free(root, pictures, overwrite)
     check_writable(root, "output")
     if exact and devices > 1:  # the processes are to add up in the order in which one would
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
@@ -169,22 +170,35 @@ def _pictures(
     ]
 
 
-def _check_free(root: Path) -> None:
-    """Refuse a folder that holds something which no `generate` has made."""
-    if root.is_dir() and not (root / MANIFEST).is_file():
-        others = [path.name for path in sorted(root.iterdir()) if path.suffix != ".tmp"]
-        if others:
-            raise UsageError(
-                f"--output: {str(root)!r} holds other things, such as {others[0]!r}. Choose "
-                "another folder, or give --overwrite (files of other names stay)."
-            )
+def _check_free(root: Path, pictures: Sequence[Picture], overwrite: bool) -> None:
+    """Refuse a folder that holds what no `generate` has made; to overwrite, if a name is needed."""
+    if not root.is_dir() or (root / MANIFEST).is_file():
+        return
+    others = [path.name for path in sorted(root.iterdir()) if path.suffix != ".tmp"]
+    remedy = "Choose another folder, or give --overwrite (files of other names stay)."
+    if overwrite:
+        needed = {picture.name for picture in pictures} | {SHEET, ARCHIVE, CAPTIONS}
+        others = [name for name in others if name in needed]
+        remedy = "--overwrite replaces only what `generate` has made. Choose another folder."
+    if others:
+        raise UsageError(
+            f"--output: {str(root)!r} holds other things, such as {others[0]!r}. {remedy}"
+        )
 
 
 def _clear(root: Path) -> None:
-    """Delete what an earlier command has made."""
+    """Delete what an earlier command has made; its manifest, which says so, goes last."""
     captions = root / CAPTIONS
-    rows = captions.read_text(encoding="utf-8").splitlines() if captions.is_file() else []
-    names = [Path(json.loads(row)["file_name"]).name for row in rows]
+    if not (root / MANIFEST).is_file():
+        return
+    try:
+        rows = [json.loads(row) for row in read_lines(captions)] if captions.is_file() else []
+        names = [Path(row["file_name"]).name for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"--overwrite: cannot tell what to replace: {str(captions)!r} is not as `generate` "
+            f"writes it ({error}). Choose another folder, or delete that one."
+        ) from error
     for name in (*names, SHEET, ARCHIVE, CAPTIONS, MANIFEST):
         (root / name).unlink(missing_ok=True)
 

@@ -14,10 +14,10 @@ from tqdm import tqdm
 from sid_lsg.errors import UsageError
 from sid_lsg.files import replacing
 from sid_lsg.images import save_png, to_pil
+from sid_lsg.metrics.folder import MANIFEST
 from sid_lsg.processes import share_of
 from sid_lsg.samplers import ImageModel
 
-MANIFEST = "images.json"
 CAPTIONS = "metadata.jsonl"  # as Hugging Face's `imagefolder` format names it
 
 

@@ -90,7 +90,7 @@ def _captions(annotations: str, seed: int) -> dict[str, str]:
         for entry in sorted(content["annotations"], key=lambda entry: entry["id"]):
             text = " ".join(entry["caption"].split())
             captions.setdefault(names[entry["image_id"]], []).append(text)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"--annotations: {annotations!r} is not a file of COCO's captions ({error!r}). Give "
             "captions_val2014.json from COCO's annotations_trainval2014.zip."

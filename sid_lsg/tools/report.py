@@ -45,10 +45,7 @@ def write_report(
         paths: The images.
         captions: Their captions, if known.
         about: What the images are.
-        others: Reports for the same table.
-
-    Raises:
-        UsageError: If another report is of another protocol, other prompts or another count.
+        others: Reports for the same table, which `check_comparable` has let pass.
     """
     protocol, reference = evaluator.protocol, evaluator.reference
     count = len(paths)
@@ -56,15 +53,10 @@ def write_report(
         "name": about["name"],
         "scores": {protocol.key(name, count): value for name, value in scores.values.items()},
         **about,
-        "protocol": protocol.identity,
-        "reference": _described(reference),
-        "clip": _clip(evaluator),
-        "preferences": {p.name: p.identity for p in evaluator.preferences},
+        **scored_by(evaluator),
         "k_nearest": K_NEAREST,
         "versions": versions(),
     }
-    for other in others:
-        check_comparable(content, other)
     if reference is not None:
         generated, real = _image_set(scores.statistics), _image_set(reference)
         distances = neighbour_distances(generated.features, real.features)
@@ -97,6 +89,16 @@ def read_report(folder: str) -> dict[str, Any]:
             f"--compare: {folder!r} is not the folder of a report ({error}). Give the --output of "
             "an earlier evaluation."
         ) from error
+
+
+def scored_by(evaluator: Evaluator) -> dict[str, Any]:
+    """Say what a report's scores are: protocol, reference and networks."""
+    return {
+        "protocol": evaluator.protocol.identity,
+        "reference": _described(evaluator.reference),
+        "clip": _clip(evaluator),
+        "preferences": {p.name: p.identity for p in evaluator.preferences},
+    }
 
 
 def check_comparable(own: dict[str, Any], other: dict[str, Any]) -> None:
