@@ -30,8 +30,8 @@ from sid_lsg.gradients import (
 )
 from sid_lsg.lora import adapters, check_scales, is_adapter, scale
 from sid_lsg.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs, Update
-from sid_lsg.resume import check_weights
-from sid_lsg.sharding import is_sharded, reduce_in_backward
+from sid_lsg.resume import ELEMENTWISE, check_weights
+from sid_lsg.sharding import is_sharded, laid_out_as, reduce_in_backward
 from sid_lsg.strategies import FSDP2Strategy
 
 Evaluate = Callable[[PhaseInputs], FakeScoreOutput | GeneratorOutput]
@@ -62,19 +62,28 @@ class AlternatingModule(L.LightningModule):
         self.register_state_dict_post_hook(_drop_frozen)
 
     def remember_options(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Note the options that optimizers are made with: learning rates, betas and so on."""
+        """Note the options that optimizers are made with: learning rates, betas and so on.
+
+        And let a gradient scaler unscale gradients before they are repaired: a fused optimizer
+        would do it in its step, and the scaler would never see that they have overflown.
+        """
+        for optimizer in optimizers:
+            setattr(optimizer, "_step_supports_amp_scaling", False)  # noqa: B010 (none declares it)
         self._options = [
             [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
             for optimizer in optimizers
         ]
 
     def on_train_start(self) -> None:
-        """Let the configured options win over those that a checkpoint has brought.
+        """Make what a checkpoint has brought this run's: the order in memory, and the options.
 
         A checkpoint holds the options of the run that wrote it; a learning rate that is changed
         when a run is continued would silently have no effect.
         """
         for optimizer, groups in zip(self.trainer.optimizers, self._options, strict=True):
+            for weight, state in optimizer.state.items():
+                for name in ELEMENTWISE & {n for n, v in state.items() if torch.is_tensor(v)}:
+                    state[name] = laid_out_as(state[name], weight)
             for group, options in zip(optimizer.param_groups, groups, strict=True):
                 for name, value in options.items():
                     if group[name] != value:
@@ -229,6 +238,7 @@ class AlternatingModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what the weights do not show: how much adapters count."""
         checkpoint["lora_scales"] = {name: scale(net) for name, net in self.named_children()}
+        checkpoint["optimizer_names"] = [type(o).__name__ for o in self.trainer.optimizers]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse adapters that would count for more or less."""

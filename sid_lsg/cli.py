@@ -189,7 +189,7 @@ class SiDCLI(LightningCLI):
         self.datamodule.trainer = self.trainer
         self.datamodule.setup("fit")
         ckpt_path, root = self.config[self.subcommand].ckpt_path, self.trainer.default_root_dir
-        check_resume(ckpt_path, Path(root, "checkpoints"), self.model)
+        check_resume(ckpt_path, Path(root, "checkpoints"), self.model, batch)
         prepare_run_directory(Path(root), resumes=ckpt_path is not None)
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sid_lsg.errors import UsageError
@@ -22,11 +23,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Whatever happens, `path` is the old file or folder or the whole new one. A folder cannot be
     replaced at once: between two renamings the old one has the name that `remove_leftovers` knows.
+
+    Raises:
+        OSError: If writing fails, in whatever library.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
+        try:
+            yield temporary
+        except SafetensorError as error:  # which a full disk is to safetensors
+            raise OSError(str(error)) from error
         if os.path.lexists(path) and (_is_folder(path) or _is_folder(temporary)):
             aside = path.with_name(f".{path.name}{_ASIDE}")
             remove(aside)

@@ -56,7 +56,7 @@ class AdamWithoutMomentum(Adam):
                 "Momentum needs class_path: torch.optim.Adam."
             )
         super().__init__(params, lr, betas, eps, weight_decay, fused=fused is not False or None)
-        # Let a gradient scaler unscale the gradients before they are repaired.
+        # A gradient scaler is to unscale the gradients: the step below would not.
         self._step_supports_amp_scaling = False
 
     @torch.no_grad()

@@ -1,31 +1,39 @@
 """Whether a run can be continued from a checkpoint: told before anything of the run is changed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sid_lsg.checkpoints import BEST, check_contents, newest, peek, verify
+from sid_lsg.checkpoints import BEST, RECORD, check_contents, newest, peek, verify
 from sid_lsg.errors import UsageError
 from sid_lsg.lora import is_adapter
 
 # What an optimizer keeps for every number of a weight; other things may be of any shape.
-_ELEMENTWISE = ("exp_avg", "exp_avg_sq", "exp_inf", "max_exp_avg_sq", "momentum_buffer",
-                "square_avg", "sum")  # fmt: skip
+ELEMENTWISE = frozenset(
+    ("exp_avg", "exp_avg_sq", "exp_inf", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
+)
 
 
-def check_resume(ckpt_path: str | None, folder: Path, module: Any = None) -> None:
+# Optimizers that take up what another one has kept.
+_CONTINUED_BY = {"AdamWithoutMomentum": "Adam"}
+
+
+def check_resume(
+    ckpt_path: str | None, folder: Path, module: Any = None, batch_size: int | None = None
+) -> None:
     """Refuse what `--ckpt_path` names, before anything is written, if it cannot be continued from.
 
     Args:
         ckpt_path: The option's value.
         folder: Where `last` is looked for.
         module: What is to continue; None looks at the file alone.
+        batch_size: That of the run; None does not look at it.
 
     Raises:
-        UsageError: If there is no such file, it is not whole, or it is of another model.
+        UsageError: If there is no such file, it is not whole, or it is of another model or batch.
     """
     if ckpt_path in (None, "hpc"):
         return
@@ -46,7 +54,22 @@ def check_resume(ckpt_path: str | None, folder: Path, module: Any = None) -> Non
     check_contents(found, str(path))
     if module is not None:
         check_weights(module.state_dict(), found["state_dict"])
-        check_optimizers(module.configure_optimizers(), found["optimizer_states"])
+        check_optimizers(
+            module.configure_optimizers(), found["optimizer_states"], found.get("optimizer_names")
+        )
+    _check_batch(found, batch_size)
+
+
+def _check_batch(found: Mapping[str, Any], batch_size: int | None) -> None:
+    """Refuse another batch size: images seen and the order of prompts are counted in batches."""
+    config = found.get(RECORD, {}).get("config") or {}
+    before = config.get("data", {}).get("batch_size")
+    if batch_size and before not in (None, batch_size):
+        raise UsageError(
+            f"--data.batch_size: the run was made with {before}, not {batch_size}: its images seen "
+            f"and prompts would be counted wrongly. Give {before}, or begin a new run from its "
+            "generator with --model.generator_init."
+        )
 
 
 def check_weights(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
@@ -100,8 +123,17 @@ def _origin(name: str) -> tuple[str, str]:
     return "run", f"--model.lora_{network}"
 
 
-def check_optimizers(own: Iterable[Optimizer], found: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse optimizer states of other weights.
+def check_optimizers(
+    own: Iterable[Optimizer],
+    found: Iterable[Mapping[str, Any]],
+    names: Sequence[str] | None = None,
+) -> None:
+    """Refuse optimizer states of other weights, or of another kind of optimizer.
+
+    Args:
+        own: The optimizers.
+        found: The states.
+        names: The classes that they are of, if the file says so.
 
     Raises:
         UsageError: For the first difference.
@@ -113,6 +145,11 @@ def check_optimizers(own: Iterable[Optimizer], found: Iterable[Mapping[str, Any]
             f"--ckpt_path: the file holds {len(found)} optimizers, not {len(own)}. {remedy}"
         )
     for number, (optimizer, state) in enumerate(zip(own, found, strict=True), start=1):
+        kind, before = type(optimizer).__name__, names[number - 1] if names else None
+        if before not in (None, kind, _CONTINUED_BY.get(kind)):
+            raise UsageError(
+                f"--ckpt_path: optimizer {number} is {before} in the file and {kind} here. {remedy}"
+            )
         counts = [len(group["params"]) for group in optimizer.param_groups]
         if (others := [len(group["params"]) for group in state["param_groups"]]) != counts:
             raise UsageError(
@@ -122,7 +159,7 @@ def check_optimizers(own: Iterable[Optimizer], found: Iterable[Mapping[str, Any]
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         for place, weight in enumerate(weights):
             for name, value in state["state"].get(place, {}).items():
-                if name in _ELEMENTWISE and value is not None and value.shape != weight.shape:
+                if name in ELEMENTWISE and value is not None and value.shape != weight.shape:
                     raise UsageError(
                         f"--ckpt_path: {name!r} of optimizer {number}'s weight {place} is "
                         f"{list(value.shape)} in the file and {list(weight.shape)} here. {remedy}"

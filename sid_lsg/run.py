@@ -12,7 +12,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from sid_lsg.errors import UsageError
-from sid_lsg.files import check_writable, remove_leftovers, writing
+from sid_lsg.files import check_writable, remove_leftovers, replacing, writing
 from sid_lsg.resume import check_resume
 
 STRATEGIES = ("auto", "ddp", "ddp_multi", "fsdp2", "fsdp2_sharded", "single_device")
@@ -169,7 +169,8 @@ class SaveConfig(SaveConfigCallback):
         for options in _with_folders(config.get("trainer") or {}):
             if Path(options.save_dir).is_relative_to(root):
                 options.save_dir = str(Path(options.save_dir).relative_to(root))
-        self.parser.save(config, root / CONFIG, skip_none=False, overwrite=True, multifile=False)
+        with writing(root, "trainer.default_root_dir"), replacing(root / CONFIG) as temporary:
+            self.parser.save(config, temporary, skip_none=False, overwrite=True, multifile=False)
         values = yaml.safe_load((root / CONFIG).read_text(encoding="utf-8"))
         kappas = getattr(pl_module, "kappas", ())
         values |= {f"kappa_{i}": float(kappa) for i, kappa in enumerate(kappas, start=1)}

@@ -55,6 +55,22 @@ def like(value: Tensor | Pieces, own: Tensor | None) -> Tensor:
     return value[0 : value.shape[0]] if isinstance(value, Pieces) else value
 
 
+def laid_out_as(value: Tensor, weight: Tensor) -> Tensor:
+    """Return numbers of a weight's shape in the weight's order of memory; a copy if they are not.
+
+    Fused optimizers walk through memory. Weights are channels-last on a single process and plain
+    where they are sharded, and a checkpoint keeps the order of the process that wrote it.
+    """
+    own, like = local(value), local(weight)
+    if own.shape != like.shape or own.stride() == like.stride():
+        return value
+    own = torch.empty_like(like, dtype=own.dtype).copy_(own)
+    if isinstance(value, DTensor):
+        where, shape, stride = value.placements, value.shape, value.stride()
+        return DTensor.from_local(own, value.device_mesh, where, shape=shape, stride=stride)
+    return own
+
+
 def first_of_share(tensor: Tensor) -> int:
     """Return the place of this process' first number in the whole tensor, flattened."""
     if not isinstance(tensor, DTensor):

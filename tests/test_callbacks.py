@@ -16,6 +16,7 @@ import torch
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from test_features import DIMENSION, make_clip
 from test_statistics import statistics
@@ -374,6 +375,23 @@ def test_a_finished_run_can_be_started_again(small_sd: str, files: Files, earlie
     assert summary[FID] > 0
 
 
+def test_a_finished_run_that_is_started_again_makes_up_for_what_failed_at_its_end(
+    small_sd: str, files: Files, earlier: Path
+) -> None:
+    """The export was lost to a full disk, say, and the comparison to a signal."""
+    before = json.loads((earlier / "summary.json").read_text())
+    shutil.rmtree(earlier / "generator")
+    checkpoint = Checkpoint(best=FID)
+    own = metrics(files)
+    fit(small_sd, files, earlier, checkpoint, Export(), own, ckpt_path="last")
+    assert (earlier / "generator" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+    after = json.loads((earlier / "summary.json").read_text())
+    assert after["fit_seconds"] == before["fit_seconds"] > 0
+    assert checkpoint.best is not None
+    assert checkpoint.best.state_dict()["value"] == pytest.approx(after[FID])
+    assert (earlier / "checkpoints" / "best.ckpt").exists()
+
+
 # ---------------------------------------------------------------------- fewer and other options
 
 
@@ -455,10 +473,13 @@ def test_a_run_on_a_gpu_is_scored_to_its_end(small_sd: str, files: Files, tmp_pa
     assert json.loads((tmp_path / "summary.json").read_text())["iterations"] == STEPS
 
 
-def test_an_export_that_fails_leaves_the_earlier_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [OSError, SafetensorError])
+def test_an_export_that_fails_leaves_the_earlier_one(
+    error: type[Exception], tmp_path: Path
+) -> None:
     def fail(network: Any, folder: Path, t_init: int, num_steps: int) -> None:
         folder.mkdir()
-        raise OSError("no space left")
+        raise error("no space left")
 
     (tmp_path / "generator").mkdir()
     (tmp_path / "generator" / "model_index.json").write_text("earlier")

@@ -31,6 +31,7 @@ from sid_lsg.data import PromptDataModule
 from sid_lsg.errors import UsageError
 from sid_lsg.loggers import CSVLogger
 from sid_lsg.module import SiDLSG
+from sid_lsg.optimizers import AdamWithoutMomentum
 from sid_lsg.resume import check_optimizers, check_resume
 
 PROMPTS = ["a red cat", "two dogs on a log", "something else"]
@@ -454,6 +455,11 @@ def test_optimizers_of_another_model_are_refused(
         check_optimizers([adam, adam], [adam.state_dict()])
     with pytest.raises(UsageError, match=r"groups of \[1\] weights in the file and \[2\] here"):
         check_optimizers([adam], [other.state_dict()])
+    own = AdamWithoutMomentum([torch.zeros(2)])
+    check_optimizers([own], [other.state_dict()], ["Adam"])
+    message = "optimizer 1 is AdamWithoutMomentum in the file and Adam here"
+    with pytest.raises(UsageError, match=message):
+        check_optimizers([other], [own.state_dict()], ["AdamWithoutMomentum"])
 
 
 def test_best_is_not_a_name_to_continue_from(tmp_path: Path) -> None:

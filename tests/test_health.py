@@ -401,6 +401,22 @@ def test_a_file_system_without_hard_links_serves_too(
     assert step_of(tmp_path / "checkpoints/good.ckpt") == 2
 
 
+def test_a_run_that_is_continued_remembers_what_was_usual(
+    tiny: Callable[..., SiDLSG], tmp_path: Path
+) -> None:
+    """Else its first row would be healthy whatever it holds, and become `good.ckpt`."""
+    watch = Health()
+    past = {"loss_fake": [1.0, math.inf]}
+    watch.load_state_dict({"failed": {"instability": 2}, "past": past})
+    kept = watch.state_dict()
+    assert kept["failed"] == {"collapse": 0, "misalignment": 0, "instability": 2}
+    assert kept["past"]["loss_fake"] == past["loss_fake"]
+    tiny(Health(), Checkpoint(every_n_steps=5), max_steps=10)
+    saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    (state,) = [v for k, v in saved["callbacks"].items() if k.startswith("Health")]
+    assert len(state["past"]["loss_fake"]) > 0
+
+
 def test_keep_good_without_any_good_checkpoint_says_so(
     tiny: Callable[..., SiDLSG], tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ from torch.optim import Adam
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sid_lsg import optimizers
+from sid_lsg.alternating import AlternatingModule
 from sid_lsg.checkpoints import SafeCheckpointIO
 from sid_lsg.cli import main
 from sid_lsg.data import PromptDataModule
@@ -27,7 +28,7 @@ from sid_lsg.errors import UsageError
 from sid_lsg.module import SiDLSG
 from sid_lsg.optimizers import AdamWithoutMomentum
 from sid_lsg.optimizers_8bit import Adam8bit
-from sid_lsg.sharding import local, shard
+from sid_lsg.sharding import laid_out_as, local, shard
 
 BETAS = (0.0, 0.999)
 SHAPES = [(3, 4, 3, 3), (7,), (), (0, 2), (5, 33), (64, 8, 3, 3)]
@@ -243,6 +244,14 @@ def test_a_gradient_scaler_unscales_before_the_step_and_skips_overflows(fused: b
     torch.testing.assert_close(*weights)
 
 
+def test_a_module_lets_no_optimizer_unscale_in_its_step() -> None:
+    """Where torch.optim.Adam is asked to be fused: overflows would be repaired unseen."""
+    optimizer = Adam(make_weights(SHAPES), 1e-2, BETAS, fused=True)
+    assert _optimizer_handles_unscaling(optimizer)
+    AlternatingModule().remember_options([optimizer])
+    assert not _optimizer_handles_unscaling(optimizer)
+
+
 # ---------------------------------------------------------------------- shares of weights
 
 
@@ -394,3 +403,18 @@ def test_eight_bits_are_in_order_of_memory() -> None:
             w.grad = torch.randn(8, 3, 3, 16, generator=random).permute(order)
             optimizer.step()
     assert torch.equal(plain.permute(0, 3, 1, 2), last)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_moments_of_another_order_in_memory_are_put_into_the_weights(plain: bool) -> None:
+    """A checkpoint of a sharded run continues on one process, and the other way round."""
+    channels_last = torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last)
+    weight, moment = channels_last, torch.randn(4, 3, 3, 3)
+    if plain:
+        weight, moment = weight.contiguous(), moment.to(memory_format=torch.channels_last)
+    found = laid_out_as(moment, weight)
+    assert torch.equal(found, moment)
+    assert found.stride() == weight.stride() != moment.stride()
+    assert laid_out_as(found, weight) is found
+    step = torch.zeros(())
+    assert laid_out_as(step, weight) is step  # of another shape

@@ -314,6 +314,36 @@ def test_a_continued_run_adds_to_its_directory(command: list[str]) -> None:
     assert logged_steps("runs/x") == [1, 2, 3]
 
 
+def test_a_run_is_not_continued_with_another_batch(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(command)
+    first = results("runs/x")
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--ckpt_path=last", "--data.batch_size=4", "--trainer.max_steps=3"])
+    assert end.value.code == 2
+    assert "--data.batch_size: the run was made with 1, not 4" in capsys.readouterr().err
+    assert results("runs/x") == first
+
+
+def test_a_configuration_that_cannot_be_written_leaves_the_earlier_one(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(command)
+    config = Path("runs/x/config.yaml").read_text()
+
+    def full(*args: Any, **options: Any) -> None:
+        Path(args[2]).write_text("half of")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jsonargparse.ArgumentParser.save", full)
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--ckpt_path=last", "--trainer.max_steps=3"])
+    assert end.value.code == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert Path("runs/x/config.yaml").read_text() == config
+
+
 def test_a_finished_run_that_is_started_again_keeps_its_log(command: list[str]) -> None:
     main(command)
     first = results("runs/x")

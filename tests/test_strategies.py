@@ -31,7 +31,7 @@ NETWORKS = ("fake_score", "generator", "ema")
 PROMPTS = [f"a {color} {thing}" for color in ("red", "blue", "old") for thing in range(20)]
 SGD = ["SGD", {"lr": 1e-4}]
 # With beta1 = 0 Adam would turn the rounding of a tiny gradient into a whole step.
-ADAM = ["Adam", {"lr": 1e-4, "betas": [0.9, 0.99], "eps": 1e-3}]
+ADAM = ["Adam", {"lr": 1e-4, "betas": [0.9, 0.99], "eps": 1e-3, "fused": True}]
 BATCH = 4
 
 

@@ -86,7 +86,8 @@ class Checkpoint(ModelCheckpoint):
         self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
         """Refuse optimizers of another model; torch would find out in the first step, or never."""
-        check_optimizers(pl_module.configure_optimizers(), checkpoint["optimizer_states"])
+        optimizers, names = pl_module.configure_optimizers(), checkpoint.get("optimizer_names")
+        check_optimizers(optimizers, checkpoint["optimizer_states"], names)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember what is saved already: what the run is continued from."""
@@ -118,6 +119,8 @@ class Checkpoint(ModelCheckpoint):
 
     def on_trained(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the last iteration as the best, if the final scores say so."""
+        if self._last_global_step_saved < 0:  # the run was complete when it began
+            self.on_train_start(trainer, pl_module)
         saved = self._last_global_step_saved == trainer.global_step
         if saved and self.best is not None and self.best.judge(trainer):
             self._keep_best(trainer, self.best)

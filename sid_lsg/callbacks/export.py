@@ -29,11 +29,13 @@ class Export(L.Callback):
     folder holds the merged weights, and the adapters alone in `lora/`.
     """
 
+    _tried = False
     _failure: str | None = None
     _facts: Facts | None = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Put the weights together, if they are spread over the processes, and save."""
+        self._tried, self._failure = True, None
         with pl_module.full_parameters(pl_module.ema) as network:
             try:
                 self._save(trainer, network, pl_module)
@@ -43,9 +45,15 @@ class Export(L.Callback):
     def on_trained(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Say that it failed: now, when the last checkpoint has had its chance.
 
+        A run that was complete when it began, and so did not train, saves here: its folder may be
+        what had failed.
+
         Raises:
             UsageError: If the folder could not be written.
         """
+        if not self._tried:
+            self.on_train_end(trainer, pl_module)
+        self._tried = False
         if failure := trainer.strategy.broadcast(self._failure):
             raise UsageError(
                 f"The generator could not be written to {trainer.default_root_dir} ({failure}). "

@@ -157,6 +157,15 @@ class Health(L.Callback):
             if action != "warn" and self._checkpoint is None:
                 raise UsageError(f"--health.{kind}_action: {action!r} needs checkpoints.")
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is compared with: without it a run that has failed would look usual."""
+        return {"failed": dict(self._failed), "past": self.instability.past()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with it."""
+        self._failed |= state_dict["failed"]
+        self.instability.recall(state_dict["past"])
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Choose the prompts.
 

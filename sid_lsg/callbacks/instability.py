@@ -36,6 +36,15 @@ class Instability:
         self.spike, self.update_ratio, self.nonfinite = spike, update_ratio, nonfinite
         self._past = {name: deque[float](maxlen=window + RECENT) for name in (*_SIZES, *_SHARES)}
 
+    def past(self) -> dict[str, list[float]]:
+        """Return the values that have been taken in."""
+        return {name: list(values) for name, values in self._past.items()}
+
+    def recall(self, past: Mapping[str, list[float]]) -> None:
+        """Take in the values of the run that is continued."""
+        for name, values in self._past.items():
+            values.extend(past.get(name, ()))
+
     def judge(self, metrics: Mapping[str, Tensor], batch_size: int) -> str:
         """Take in one iteration's logged values.
 

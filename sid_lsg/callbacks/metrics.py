@@ -115,7 +115,7 @@ class Metrics(L.Callback):
         self.num_pictured = num_pictured
         self.evaluator: Evaluator | None = None
         self.latest: dict[str, float] = {}
-        self._fit_seconds = 0.0
+        self._fit_seconds: float | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Put the scores together."""
@@ -155,18 +155,28 @@ class Metrics(L.Callback):
     def on_trained(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Compare with the teacher, and write the summary."""
         exports = any(isinstance(c, Export) for c in trainer.callbacks)
+        root = Path(trainer.default_root_dir)
         summary: dict[str, Any] = {
-            "fit_seconds": round(self._fit_seconds, 1),
+            "fit_seconds": self._seconds(root / "summary.json"),
             "images_seen": images_seen(trainer),
             "iterations": trainer.global_step,
             "export": EXPORT_FOLDER if exports else None,
         }
-        root = Path(trainer.default_root_dir)
         if self.evaluator is not None:
             summary = self._compare(trainer, pl_module, root) | summary
         if trainer.is_global_zero:
             with replacing(root / "summary.json") as temporary:
                 temporary.write_text(json.dumps(summary, indent=2) + "\n")
+
+    def _seconds(self, summary: Path) -> float | None:
+        """Return how long the training took; of a run that was complete before, what is known."""
+        if self._fit_seconds is not None:
+            return round(self._fit_seconds, 1)
+        try:
+            known = json.loads(summary.read_text(encoding="utf-8")).get("fit_seconds")
+            return known if known is None else float(known)
+        except (OSError, ValueError, AttributeError, TypeError):
+            return None
 
     def _compare(self, trainer: L.Trainer, module: Any, root: Path) -> dict[str, Any]:
         """Score teacher, untrained and distilled generator; show them side by side."""
