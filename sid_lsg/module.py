@@ -99,7 +99,7 @@ class SiDLSG(AlternatingModule):
             tmax: Largest timestep at which the losses are evaluated, plus one.
             num_steps: Evaluations of the generator per image, in training and in sampling.
             prompt_dropout: Probability of replacing a prompt by the empty one in the fake score's
-                phase, if that network is guided.
+                phase, if kappa_1 or kappa_2 guides that network.
             real_data: Add an adversarial term on the images of --data.real_images, for example
                 {generator_weight: 0.0001}; by default none, which is data-free.
             fake_score_init: Start the fake score as the UNet of this folder or Hub id, for example

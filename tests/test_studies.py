@@ -46,6 +46,9 @@ SAME = {  # runs of one config and seed, on a GPU and on a CPU
     "limits/t-init-625-seed0": "lsg-1.2-seed0",
     "steps/trained-in-1-step-seed0": "lsg-1.5-seed0",
     "steps/trained-in-1-step-seed1": "lsg-1.5-seed1",
+    "kappa/lsg-2-seed2": "lsg-2-seed2",
+    "kappa/lsg-3-seed2": "lsg-3-seed2",
+    "kappa/lsg-4.5-seed2": "lsg-4.5-seed2",
 }
 
 

@@ -22,7 +22,7 @@ from sid_lsg.tools.study import _NoOptions, study
 
 REPOSITORY = Path(__file__).parent.parent
 STUDIES = sorted((REPOSITORY / "configs/study").glob("*.yaml"))
-RATE = 1050  # evaluations per second on 2 CPU cores: 58 images/s at 18, 100 at 11
+RATE = 400  # evaluations per second on 2 CPU cores, as docs/studies/kappa took with its scoring
 
 
 @cache
@@ -49,8 +49,8 @@ def test_headers_state_the_cost(path: Path) -> None:
     text = path.read_text()
     assert f"--config configs/study/{path.name} --output runs/{path.stem}" in text
     stated = re.search(
-        r"# Cost: (\d+) fits, ([\d,]+) images, ([\d.]+) M evaluations of networks, at 1,050 a "
-        r"second on 2 CPU cores\n# ([\d.]+) h;",
+        r"# Cost: (\d+) fits, ([\d,]+) images, ([\d.]+) M evaluations of networks, at 400 a "
+        r"second on 2 CPU cores\n# \(AVX2\) ([\d.]+) h;",
         text,
     )
     assert stated

@@ -115,7 +115,7 @@ class Evaluator:
                 seconds += time.perf_counter() - before
                 sampled += len(images)
                 self._update(list(images), texts)
-        return self._compute(seconds / sampled)
+        return self._compute(seconds / max(sampled, 1))  # a process may have none to sample
 
     def of_folder(
         self,

@@ -43,7 +43,7 @@ def load_reference(
         return statistics
     files = list_images(path, option)
     kept = cache_folder() / "references" / _name(path, files, protocol)
-    if gather([kept.is_file()])[0]:
+    if all(gather([kept.is_file()])):  # machines need not share a cache
         return Statistics.load(kept, option)
     statistics = compute_statistics(files, protocol, option, batch_size, device, progress)
     statistics.about["source"] = str(path.resolve())
