@@ -182,7 +182,6 @@ class SiDLSG(AlternatingModule):
         """Put the average where it is to be: Lightning has moved all networks to the device."""
         if self.ema_device:
             self.ema.to(self.ema_device)
-        self._averages = trainable(self.ema)  # a walk over all modules: once, not per iteration
 
     # ------------------------------------------------------------------ one iteration
 
@@ -340,7 +339,8 @@ class SiDLSG(AlternatingModule):
     # ------------------------------------------------------------------ optimization
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Make the two optimizers."""
+        """Make the two optimizers, and list what the average averages: a walk over all modules."""
+        self._averages = trainable(self.ema)
         optimizers = [
             self.optimizer_fake(trainable(self.fake_score)),
             self.optimizer_generator(trainable(self.generator)),

@@ -49,6 +49,7 @@ def save_pipeline(
         setattr(pipeline, name, _converted(getattr(pipeline, name), dtype))
     pipeline.save_pretrained(folder, safe_serialization=True)
     _complete(folder, scheduler)
+    _forget_use(folder / "tokenizer")
     _write_vocabulary(folder / "tokenizer")
 
 
@@ -107,7 +108,19 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Save a tokenizer alone."""
     tokenizer.save_pretrained(folder)
     _forget_machine(folder)
+    _forget_use(folder)
     _write_vocabulary(folder)
+
+
+def _forget_use(folder: Path) -> None:
+    """Take out of a tokenizer's file how it was last called, which each call says anew.
+
+    Without it the same generator's folders would differ.
+    """
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        content = json.loads(path.read_text(encoding="utf-8"))
+        _write_json(path, content | {"truncation": None, "padding": None})
 
 
 def _write_vocabulary(folder: Path) -> None:
