@@ -82,8 +82,9 @@ class AlternatingModule(L.LightningModule):
         """
         for optimizer, groups in zip(self.trainer.optimizers, self._options, strict=True):
             for weight, state in optimizer.state.items():
-                for name in ELEMENTWISE & {n for n, v in state.items() if torch.is_tensor(v)}:
-                    state[name] = laid_out_as(state[name], weight)
+                for name, value in state.items():
+                    if name in ELEMENTWISE and torch.is_tensor(value):
+                        state[name] = laid_out_as(value, weight)
             for group, options in zip(optimizer.param_groups, groups, strict=True):
                 for name, value in options.items():
                     if group[name] != value:
@@ -236,7 +237,7 @@ class AlternatingModule(L.LightningModule):
             clip_gradients(parameters, self.gradient_clip_val, self.gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what the weights do not show: how much adapters count."""
+        """Save what the weights do not show: how much adapters count, and the optimizers' kinds."""
         checkpoint["lora_scales"] = {name: scale(net) for name, net in self.named_children()}
         checkpoint["optimizer_names"] = [type(o).__name__ for o in self.trainer.optimizers]
 

@@ -2,15 +2,11 @@
 
 import re
 import time
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-
-from sid_lsg.benchmark.parts import flop_counter
 
 Operators = dict[str, dict[str, float]]
 """By kind: `seconds`, `calls` and `flops`; the last kind is the time that is in no operator."""
@@ -66,19 +62,12 @@ def measured_operators(device: torch.device) -> Iterator[Operators]:
     row[_OUTSIDE[kind]] = {"seconds": max(0.0, whole - inside), "calls": 0}
 
 
-@contextmanager
-def counted_operators() -> Iterator[dict[str, float]]:
-    """Count an iteration's floating-point operations by kind of operator."""
-    row: dict[str, float] = defaultdict(float)
-    with flop_counter() as counter:
-        yield row
-    for operator, flops in counter.get_flop_counts()["Global"].items():
-        row[kind_of(str(operator))] += flops
-
-
-def joined(seconds: Operators, flops: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """Put times and work together."""
-    return {kind: {**own, "flops": flops.get(kind, 0.0)} for kind, own in seconds.items()}
+def with_flops(measured: Operators, flops: Mapping[str, float]) -> Operators:
+    """Add the work of each operator, by its name, to the times of its kind."""
+    kinds = {kind: {**own, "flops": 0.0} for kind, own in measured.items()}
+    for operator, number in flops.items():
+        kinds[kind_of(operator)]["flops"] += number
+    return kinds
 
 
 def kind_of(operator: str) -> str:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -120,21 +120,26 @@ def measured_parts(module: SiDLSG, now: Callable[[], float]) -> Iterator[Parts]:
         row.update(meter.parts)
 
 
+class Flops(NamedTuple):
+    """An iteration's floating-point operations, by part and by operator's name."""
+
+    parts: Parts
+    operators: dict[str, float]
+
+
 @contextmanager
-def counted_flops(module: SiDLSG) -> Iterator[Parts]:
-    """Count an iteration's floating-point operations, part by part."""
-    with flop_counter() as counter, measured_parts(module, counter.get_total_flops) as row:
-        yield row
-
-
-def flop_counter() -> FlopCounterMode:
-    """Return what counts floating-point operations: those of matrix products alone."""
+def counted_flops(module: SiDLSG) -> Iterator[Flops]:
+    """Count an iteration's floating-point operations; matrix products alone count."""
     aten = torch.ops.aten
     ours = {  # which PyTorch's own list lacks
         aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     }
-    return FlopCounterMode(display=False, custom_mapping=ours)
+    counter = FlopCounterMode(display=False, custom_mapping=ours)
+    with counter, measured_parts(module, counter.get_total_flops) as parts:
+        flops = Flops(parts, {})
+        yield flops
+    flops.operators.update({str(n): v for n, v in counter.get_flop_counts()["Global"].items()})
 
 
 def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import TRAIN_DATALOADERS
 
 from sid_lsg.benchmark.machine import clock
 from sid_lsg.benchmark.memory import measured_memory
-from sid_lsg.benchmark.operators import counted_operators, joined, measured_operators
+from sid_lsg.benchmark.operators import measured_operators, with_flops
 from sid_lsg.benchmark.parts import Parts, counted_flops, measured_parts
 from sid_lsg.data import Iterations, PromptDataset, StatelessDataLoader
 from sid_lsg.module import SiDLSG
@@ -106,11 +106,12 @@ def measure(
         parts.append(row)
 
     flops, memory = _Kept(lambda: counted_flops(module)), _Kept(lambda: measured_memory(module))
-    operators, work = _Kept(lambda: measured_operators(module.device)), _Kept(counted_operators)
-    once: list[Measure] = [flops, operators, work, memory]
+    operators = _Kept(lambda: measured_operators(module.device))
+    once: list[Measure] = [flops, operators, memory]
     plan: list[Measure] = [*[nullcontext] * warmup, *[timed, parted] * iterations, *once]
     fit(module, batch_size, len(plan), [_Plan(plan)], **trainer)
     median = statistics.median(seconds)
+    work, by_operator = flops.row
     names = list(dict.fromkeys(name for row in parts for name in row))
     medians = {name: statistics.median(row.get(name, 0.0) for row in parts) for name in names}
     return {
@@ -119,10 +120,10 @@ def measure(
         "images_per_s": batch_size / median,
         "seconds": summary(seconds),
         "parts_seconds": _nested(medians),
-        "parts_flops": _nested({name: value for name, value in flops.row.items() if value}),
-        "operators": joined(operators.row, work.row),
-        "flops": sum(flops.row.values()),
-        "flops_per_s": sum(flops.row.values()) / median,
+        "parts_flops": _nested({name: value for name, value in work.items() if value}),
+        "operators": with_flops(operators.row, by_operator),
+        "flops": sum(work.values()),
+        "flops_per_s": sum(work.values()) / median,
         "memory_bytes": memory.row,
     }
 

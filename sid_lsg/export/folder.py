@@ -49,8 +49,7 @@ def save_pipeline(
         setattr(pipeline, name, _converted(getattr(pipeline, name), dtype))
     pipeline.save_pretrained(folder, safe_serialization=True)
     _complete(folder, scheduler)
-    _forget_use(folder / "tokenizer")
-    _write_vocabulary(folder / "tokenizer")
+    _complete_tokenizer(folder / "tokenizer")
 
 
 def save_unet(
@@ -108,30 +107,23 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Save a tokenizer alone."""
     tokenizer.save_pretrained(folder)
     _forget_machine(folder)
-    _forget_use(folder)
-    _write_vocabulary(folder)
+    _complete_tokenizer(folder)
 
 
-def _forget_use(folder: Path) -> None:
-    """Take out of a tokenizer's file how it was last called, which each call says anew.
+def _complete_tokenizer(folder: Path) -> None:
+    """Forget how a tokenizer was last called, and write vocab.json and merges.txt.
 
-    Without it the same generator's folders would differ.
+    Each call says anew how to pad and cut; the same generator's folders would differ. Releases of
+    transformers before 5, and other programs, read the other two files.
     """
     path = folder / "tokenizer.json"
-    if path.is_file():
-        content = json.loads(path.read_text(encoding="utf-8"))
-        _write_json(path, content | {"truncation": None, "padding": None})
-
-
-def _write_vocabulary(folder: Path) -> None:
-    """Write a tokenizer's vocab.json and merges.txt beside its tokenizer.json.
-
-    Releases of transformers before 5, and other programs, read these.
-    """
-    path = folder / "tokenizer.json"
-    if (folder / "vocab.json").exists() or not path.is_file():
+    if not path.is_file():
         return
-    model = json.loads(path.read_text(encoding="utf-8"))["model"]
+    content = json.loads(path.read_text(encoding="utf-8"))
+    _write_json(path, content | {"truncation": None, "padding": None})
+    if (folder / "vocab.json").exists():
+        return
+    model = content["model"]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     vocabulary = json.dumps(model["vocab"], ensure_ascii=False)
     (folder / "vocab.json").write_text(vocabulary, encoding="utf-8")

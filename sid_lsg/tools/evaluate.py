@@ -13,13 +13,13 @@ from sid_lsg.files import check_writable, remove_leftovers, text_hash, writing
 from sid_lsg.metrics.captions import read_captions
 from sid_lsg.metrics.evaluator import Evaluator
 from sid_lsg.metrics.features import PAPER_CLIP, PAPER_PREFIX, CLIPFeatures
-from sid_lsg.metrics.folder import MANIFEST, list_images
+from sid_lsg.metrics.folder import list_images
 from sid_lsg.metrics.preferences import HPSv2, ImageReward, Preference
 from sid_lsg.metrics.protocol import ProtocolName, load_protocol
 from sid_lsg.metrics.reference import load_reference
 from sid_lsg.processes import launch
 from sid_lsg.samplers import ImageModel, Precision, SamplerName, load_model
-from sid_lsg.tools.make_images import Picture, check_manifest, make_images
+from sid_lsg.tools.make_images import Picture, check_free, check_manifest, make_images
 from sid_lsg.tools.report import check_comparable, read_report, scored_by, write_report
 
 IMAGES = "images"
@@ -215,16 +215,6 @@ def _given(images: str, captions: str | None, column: str | None) -> Subject:
     return Subject(paths, texts, {"images": images})
 
 
-def _check_free(folder: Path) -> None:
-    """Refuse to take images that are no evaluation's for the model's."""
-    others = folder.is_dir() and any(path.suffix != ".tmp" for path in folder.iterdir())
-    if others and not (folder / MANIFEST).is_file():
-        raise UsageError(
-            f"--output: {str(folder)!r} holds other things. Choose another --output: this one's "
-            f"{IMAGES!r} is for the model's images."
-        )
-
-
 def _make(
     source: ImageModel,
     prompts: Sequence[str],
@@ -239,7 +229,8 @@ def _make(
     rule = f"image i: prompt i modulo {len(prompts)}, seed i"
     about = source.about | {"seeds": rule, "prompts_sha256": text_hash(prompts)}
     if fabric.is_global_zero:
-        _check_free(root / IMAGES)
+        remedy = f"Choose another --output: this one's {IMAGES!r} is for the model's images."
+        check_free(root / IMAGES, remedy)
         check_manifest(root / IMAGES, about, "output")
         remove_leftovers(root / IMAGES)
     fabric.barrier()

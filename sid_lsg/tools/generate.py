@@ -20,7 +20,7 @@ from sid_lsg.metrics.folder import MANIFEST, SHEET
 from sid_lsg.processes import launch
 from sid_lsg.samplers import ImageModel, Precision, SamplerName, load_model
 from sid_lsg.sequences import read_lines
-from sid_lsg.tools.make_images import CAPTIONS, Picture, check_manifest, make_images
+from sid_lsg.tools.make_images import CAPTIONS, Picture, check_free, check_manifest, make_images
 
 ARCHIVE = "images.npz"
 _ON_SHEET = 100  # at most
@@ -88,7 +88,12 @@ def generate(
         refuse("batch_size", batch_size, "at least 1")
     pictures = _pictures(prompt, prompts, column, seeds)
     root = Path(output)
-    _check_free(root, pictures, overwrite)
+    if overwrite:
+        needed = {picture.name for picture in pictures} | {SHEET, ARCHIVE, CAPTIONS}
+        remedy = "--overwrite replaces only what `generate` has made. Choose another folder."
+        check_free(root, remedy, needed)
+    else:
+        check_free(root, "Choose another folder, or give --overwrite (files of other names stay).")
     check_writable(root, "output")
     if exact and devices > 1:  # the processes are to add up in the order in which one would
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
@@ -168,22 +173,6 @@ def _pictures(
         for line, text in lines
         for seed in (chosen if chosen is not None else [line])
     ]
-
-
-def _check_free(root: Path, pictures: Sequence[Picture], overwrite: bool) -> None:
-    """Refuse a folder that holds what no `generate` has made; to overwrite, if a name is needed."""
-    if not root.is_dir() or (root / MANIFEST).is_file():
-        return
-    others = [path.name for path in sorted(root.iterdir()) if path.suffix != ".tmp"]
-    remedy = "Choose another folder, or give --overwrite (files of other names stay)."
-    if overwrite:
-        needed = {picture.name for picture in pictures} | {SHEET, ARCHIVE, CAPTIONS}
-        others = [name for name in others if name in needed]
-        remedy = "--overwrite replaces only what `generate` has made. Choose another folder."
-    if others:
-        raise UsageError(
-            f"--output: {str(root)!r} holds other things, such as {others[0]!r}. {remedy}"
-        )
 
 
 def _clear(root: Path) -> None:

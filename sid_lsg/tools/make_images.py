@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +85,26 @@ def make_images(
             bar.update(len(batch))
     fabric.barrier()
     return Made(paths, seconds / left if left else None)
+
+
+def check_free(folder: Path, remedy: str, needed: Container[str] | None = None) -> None:
+    """Refuse a folder with files that no command of this project has made.
+
+    Args:
+        folder: The folder.
+        remedy: What to do, for the message.
+        needed: The names that matter; by default all.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    if not folder.is_dir() or (folder / MANIFEST).is_file():
+        return
+    names = (path.name for path in sorted(folder.iterdir()) if path.suffix != ".tmp")
+    if (other := next((n for n in names if needed is None or n in needed), None)) is not None:
+        raise UsageError(
+            f"--output: {str(folder)!r} holds other things, such as {other!r}. {remedy}"
+        )
 
 
 def about_image(picture: Picture, model: str) -> PngInfo:
