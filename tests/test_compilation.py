@@ -2,14 +2,15 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import lightning as L
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from sid_lsg.benchmark.runs import fit
+import sid_lsg.benchmark.runs
+from sid_lsg.benchmark.runs import fit, measure
 from sid_lsg.compilation import as_written, compile_blocks
 from sid_lsg.errors import UsageError
 from sid_lsg.guidance import Guidance
@@ -74,11 +75,11 @@ def test_the_same_run(small_sd: str, options: dict[str, object]) -> None:
     plain, _ = trained(small_sd, **options)
     compiled, programs = trained(small_sd, compile=True, **options)
     first, second = programs.counts
-    # Of a block four: with gradients for its weights and without, of the batch and the doubled one
-    # (the teacher's and the frozen fake score's are the same); one more where it is computed again.
+    # Of a block five: the generator's with gradients and without, the fake score's with gradients
+    # for its weights and for its inputs, the teacher's; one more where it is computed again.
     number = len([*blocks(compiled.teacher.network)])
     assert second == first
-    assert 4 * number <= first <= (5 if options else 4) * number
+    assert 5 * number <= first <= (6 if options else 5) * number
     assert not counters["graph_break"]
     assert plain.state_dict().keys() == compiled.state_dict().keys()
     for name, value in plain.state_dict().items():
@@ -111,6 +112,44 @@ def test_sharded_networks_are_refused(tiny_sd: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("sid_lsg.compilation.is_sharded", lambda _: True)
     with pytest.raises(UsageError, match="--model.compile cannot .*ddp_multi"):
         compile_blocks(SiDLSG(tiny_sd).generator)
+
+
+def test_the_benchmark_measures_the_programs(
+    small_sd: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: list[int] = []
+
+    def counting(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        def program(*args: object) -> object:
+            run[-1] += 1
+            return graph(*args)
+
+        return program
+
+    class Iterations(L.Callback):
+        def on_train_batch_start(self, *_: object) -> None:
+            run.append(0)
+
+    real_fit = sid_lsg.benchmark.runs.fit
+    monkeypatch.setattr("sid_lsg.compilation._BACKEND", counting)
+    monkeypatch.setattr(
+        "sid_lsg.benchmark.runs.fit",
+        lambda module, batch, count, callbacks, **trainer: real_fit(
+            module, batch, count, [Iterations(), *callbacks], **trainer
+        ),
+    )
+    rows = {}
+    for compiled in (False, True):
+        run.clear()
+        module = SiDLSG(small_sd, optimizer_fake=sgd, optimizer_generator=sgd, compile=compiled)  # type: ignore[arg-type]
+        rows[compiled] = measure(module, 2, iterations=1, warmup=1, accelerator="cpu")
+    # Warm-up, whole, in parts, operations, operators, memory: programs run but where operations or
+    # tensors are counted one by one.
+    warmup, whole, parts, operations, operators, memory = run
+    assert warmup == whole == parts == operators > 0
+    assert operations == memory == 0
+    assert rows[True]["flops"] == rows[False]["flops"]
+    assert rows[True]["memory_bytes"] == rows[False]["memory_bytes"]
 
 
 def test_the_command_line_has_it(tiny_sd: str) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sid_lsg.allocations import ACTIVATIONS, GRADIENTS, Allocations, tensors
+from sid_lsg.compilation import as_written
 from sid_lsg.module import SiDLSG
 
 
@@ -17,7 +18,11 @@ def measured_memory(module: SiDLSG) -> Iterator[dict[str, int]]:
     "activations" are all that is neither a weight, a gradient of one, an optimizer's state nor the
     average. "all" is the most at any time, which may be less than their sum. On a CUDA device
     "allocator" is the most that its allocator gave out in this iteration.
+
+    The tensors inside a compiled program are not seen: with compiled networks "activations" are
+    what the allocator gave out beyond the rest, and on a CPU the networks run as they are written.
     """
+    cuda = module.device.type == "cuda"
     allocations = Allocations()
     networks = (module.fake_score, module.generator)
     kept = {
@@ -41,15 +46,19 @@ def measured_memory(module: SiDLSG) -> Iterator[dict[str, int]]:
                 handle = p.register_post_accumulate_grad_hook(note_gradient)
                 stack.callback(handle.remove)
         found: dict[str, int] = {}
-        if module.device.type == "cuda":
+        if cuda:
             torch.cuda.reset_peak_memory_stats(module.device)
-        with allocations:
-            yield found
-    categories = ("weights", GRADIENTS, "optimizer", "EMA", ACTIVATIONS)
-    found |= {name: allocations.peak[name] for name in categories}
+        if not (module.compiled and cuda):
+            stack.enter_context(as_written(module.compiled))
+            stack.enter_context(allocations)
+        yield found
+    found |= {name: allocations.peak[name] for name in (*kept, ACTIVATIONS)}
     found["all"] = allocations.peak_of_all
-    if module.device.type == "cuda":
+    if cuda:
         found["allocator"] = torch.cuda.max_memory_allocated(module.device)
+    if cuda and module.compiled:
+        found["all"] = found["allocator"]
+        found[ACTIVATIONS] = found["all"] - sum(found[name] for name in kept)
 
 
 def _parameters(networks: Iterable[nn.Module]) -> list[nn.Parameter]:

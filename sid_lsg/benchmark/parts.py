@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 import sid_lsg.alternating
 import sid_lsg.module
+from sid_lsg.compilation import as_written
 from sid_lsg.draws import Phase
 from sid_lsg.ema import update_ema
 from sid_lsg.module import SiDLSG
@@ -129,14 +130,18 @@ class Flops(NamedTuple):
 
 @contextmanager
 def counted_flops(module: SiDLSG) -> Iterator[Flops]:
-    """Count an iteration's floating-point operations; matrix products alone count."""
+    """Count an iteration's floating-point operations, as written; matrix products alone count."""
     aten = torch.ops.aten
     ours = {  # which PyTorch's own list lacks
         aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     }
     counter = FlopCounterMode(display=False, custom_mapping=ours)
-    with counter, measured_parts(module, counter.get_total_flops) as parts:
+    with (
+        as_written(module.compiled),
+        counter,
+        measured_parts(module, counter.get_total_flops) as parts,
+    ):
         flops = Flops(parts, {})
         yield flops
     flops.operators.update({str(n): v for n, v in counter.get_flop_counts()["Global"].items()})
