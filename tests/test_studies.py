@@ -29,7 +29,7 @@ def test_rows_are_what_the_runs_wrote(folder: Path, tmp_path: Path) -> None:
 def test_tables_and_plots_are_made_of_the_rows(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Which plots there are; rendering them takes most of the time, and is tested in test_study_results.py.
+    # Which plots there are: rendering takes most of the time, and has tests of its own.
     monkeypatch.setattr(Figure, "savefig", lambda _, path, **options: Path(path).touch())
     rows = read_results([str(folder / RESULTS)])
     assert (folder / TABLE).read_text() == markdown(rows, "std")
