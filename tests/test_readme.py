@@ -73,6 +73,14 @@ def test_the_speeds_are_the_stored_measurements() -> None:
         networks = {"generator", "fake score", "teacher", "backward"}
         inside = sum(seconds for part, seconds in parts if part in networks)
         assert sentence.format(inside / sum(seconds for _, seconds in parts)) in README
+    own = row["operators"]  # of the demo
+    whole = sum(kind["seconds"] for kind in own.values())
+    products = [own[kind] for kind in ("convolutions", "matrix products")]
+    seconds, flops = (sum(kind[what] for kind in products) for what in ("seconds", "flops"))
+    speed = flops / seconds / row["ceiling_flops_per_s"]
+    said = " ".join(README.split())
+    assert f"profile {1 - own['Python and launches']['seconds'] / whole:.0%} is inside" in said
+    assert f"{seconds / whole:.0%} in convolutions and matrix products at {speed:.0%} of" in said
 
 
 def test_the_gpus_speeds_are_the_stored_measurements() -> None:
