@@ -114,9 +114,17 @@ def test_what_is_said_of_cut_runs_is_in_their_rows() -> None:
         fids = {
             (row["run"], row["images_seen"]): row["fid_clip_2k"] for row in csv.DictReader(file)
         }
-    for scale, images in (("1.1", 51_200), ("1.2", 57_600)):
-        fid = float(fids[f"lsg-{scale}-seed0", str(images)])
-        assert f"{fid:.3f} after {images:,}" in said.replace("\n", " ")
+    for run, images in (
+        ("lsg-1.1", 51_200),
+        ("lsg-1.2", 57_600),
+        ("faster-fake-score-1", 25_600),
+        ("faster-fake-score-1.2", 19_200),
+    ):
+        fid = float(fids[f"{run}-seed0", str(images)])
+        assert f"{fid:.3f} after {images:,}" in " ".join(said.split())
+    assert f"(against {float(fids['lsg-1.2-seed0', '19200']):.3f})" in said
+    whole = scored(REPOSITORY / "docs/studies/long/runs/none-1-seed0/metrics.csv")
+    assert f"(against {whole[25_600]:.3f})" in said
 
 
 def test_no_machine_is_in_them() -> None:
