@@ -77,14 +77,16 @@ def test_the_table_of_steps_is_the_studys() -> None:
             assert f"| trained in | {trained} | {steps} | 12,800 | 3 | {fid} |" in made
 
 
-def scored(path: Path) -> dict[int, float]:
-    """Read a run's FIDs, by the images seen."""
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("fid_clip_2k")]
-    return {int(float(row["images_seen"])): float(row["fid_clip_2k"]) for row in rows}
-
-
-SAME = {  # runs of one config, on a GPU and (in the study of kappa) on a CPU
+CUT = {  # runs of one config and seed that were cut on a GPU, and their like on a CPU
+    "strategies/none-1-seed0": "lsg-1-seed0",
+    "limits/t-init-625-seed0": "lsg-1.2-seed0",
+    "steps/trained-in-1-step-seed0": "lsg-1.5-seed0",
+    "steps/trained-in-1-step-seed1": "lsg-1.5-seed1",
+    "kappa/lsg-2-seed2": "lsg-2-seed2",
+    "kappa/lsg-3-seed2": "lsg-3-seed2",
+    "kappa/lsg-4.5-seed2": "lsg-4.5-seed2",
+}
+WHOLE = {  # runs on a GPU, their like on a CPU, and with how many seeds
     "steps/runs/trained-in-1-step": ("lsg-1.5", 3),
     "prompts/runs/prompts-all-captions": ("lsg-1.2", 3),
     "limits/runs/t-init-625": ("lsg-1.2", 2),
@@ -93,38 +95,65 @@ SAME = {  # runs of one config, on a GPU and (in the study of kappa) on a CPU
 }
 
 
-def test_a_run_on_a_gpu_scores_as_on_a_cpu() -> None:
-    studies = REPOSITORY / "docs/studies"
-    apart = []
-    for ours, (theirs, seeds) in SAME.items():
+def scored(run: str) -> dict[int, dict[str, str]]:
+    """Read a kept run's evaluations, by the images seen."""
+    with (REPOSITORY / f"docs/studies/{run}/metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("fid_clip_2k")]
+    return {int(float(row["images_seen"])): row for row in rows}
+
+
+def cut() -> dict[str, dict[int, dict[str, str]]]:
+    """Read the runs that were cut, each one's evaluations by the images seen."""
+    found: dict[str, dict[int, dict[str, str]]] = {}
+    with (REPOSITORY / "docs/cut_runs.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            name = f"{row['study']}/{row['run']}"
+            found.setdefault(name, {})[int(row["images_seen"])] = row
+    return found
+
+
+def apart(one: dict[str, str], other: dict[str, str], score: str = "fid") -> float:
+    return abs(float(one[f"{score}_clip_2k"]) - float(other[f"{score}_clip_2k"]))
+
+
+def test_a_cut_run_on_a_gpu_scores_as_on_a_cpu() -> None:
+    for ours, theirs in CUT.items():
+        gpu, cpu = cut()[ours], scored(f"kappa/runs/{theirs}")
+        assert list(gpu) == [3200, 6400, 9600]
+        for images, row in gpu.items():
+            assert apart(row, cpu[images]) < 1e-4
+            assert apart(row, cpu[images], "clip_score") < 1e-5
+
+
+def test_a_whole_run_on_a_gpu_scores_as_on_a_cpu() -> None:
+    found = []
+    for ours, (theirs, seeds) in WHOLE.items():
         for seed in range(seeds):
-            gpu = scored(studies / f"{ours}-seed{seed}/metrics.csv")
-            cpu = scored(studies / f"kappa/runs/{theirs}-seed{seed}/metrics.csv")
+            gpu, cpu = scored(f"{ours}-seed{seed}"), scored(f"kappa/runs/{theirs}-seed{seed}")
             assert list(gpu) == list(cpu) == [3200, 6400, 9600, 12800]
-            apart += [abs(gpu[images] - cpu[images]) for images in gpu]
-    assert len(apart) == 48
-    assert max(apart) < 0.009
-    close = sum(difference < 2e-4 for difference in apart)
+            found += [apart(gpu[images], cpu[images]) for images in gpu]
+    assert len(found) == 48
+    assert max(found) < 0.009
+    close = sum(difference < 2e-4 for difference in found)
     assert f"agrees to 0.0002 at {close}" in (REPOSITORY / "docs/findings.md").read_text()
 
 
 def test_what_is_said_of_cut_runs_is_in_their_rows() -> None:
-    said = (REPOSITORY / "docs/findings.md").read_text()
-    with (REPOSITORY / "docs/cut_runs.csv").open(newline="") as file:
-        fids = {
-            (row["run"], row["images_seen"]): row["fid_clip_2k"] for row in csv.DictReader(file)
-        }
+    said = " ".join((REPOSITORY / "docs/findings.md").read_text().split())
+
+    def fid(run: str, images: int) -> str:
+        return f"{float(cut()[f'long/{run}-seed0'][images]['fid_clip_2k']):.3f}"
+
     for run, images in (
         ("lsg-1.1", 51_200),
         ("lsg-1.2", 57_600),
         ("faster-fake-score-1", 25_600),
         ("faster-fake-score-1.2", 19_200),
     ):
-        fid = float(fids[f"{run}-seed0", str(images)])
-        assert f"{fid:.3f} after {images:,}" in " ".join(said.split())
-    assert f"(against {float(fids['lsg-1.2-seed0', '19200']):.3f})" in said
-    whole = scored(REPOSITORY / "docs/studies/long/runs/none-1-seed0/metrics.csv")
-    assert f"(against {whole[25_600]:.3f})" in said
+        assert f"{fid(run, images)} after {images:,}" in said
+    assert f"(against {fid('lsg-1.2', 19_200)})" in said
+    whole = scored("long/runs/none-1-seed0")[25_600]
+    assert f"(against {float(whole['fid_clip_2k']):.3f})" in said
 
 
 def test_no_machine_is_in_them() -> None:

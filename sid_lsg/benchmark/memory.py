@@ -23,6 +23,7 @@ def measured_memory(module: SiDLSG) -> Iterator[dict[str, int]]:
     what the allocator gave out beyond the rest, and on a CPU the networks run as they are written.
     """
     cuda = module.device.type == "cuda"
+    by_allocator = cuda and module.compiled
     allocations = Allocations()
     networks = (module.fake_score, module.generator)
     kept = {
@@ -48,7 +49,7 @@ def measured_memory(module: SiDLSG) -> Iterator[dict[str, int]]:
         found: dict[str, int] = {}
         if cuda:
             torch.cuda.reset_peak_memory_stats(module.device)
-        if not (module.compiled and cuda):
+        if not by_allocator:
             stack.enter_context(as_written(module.compiled))
             stack.enter_context(allocations)
         yield found
@@ -56,7 +57,7 @@ def measured_memory(module: SiDLSG) -> Iterator[dict[str, int]]:
     found["all"] = allocations.peak_of_all
     if cuda:
         found["allocator"] = torch.cuda.max_memory_allocated(module.device)
-    if cuda and module.compiled:
+    if by_allocator:
         found["all"] = found["allocator"]
         found[ACTIVATIONS] = found["all"] - sum(found[name] for name in kept)
 
