@@ -138,8 +138,8 @@ class AlternatingModule(L.LightningModule):
             evaluate: The phase's forward pass.
             network: The network to update.
             optimizer: Its optimizer.
-            measured: Whether to measure what costs a pass over all gradients and a read of the
-                weights; neither waits for the device.
+            measured: Whether to measure what costs two passes over all gradients and a read of
+                the weights; none of them waits for the device.
         """
         losses, numbers, bad = self._accumulate(inputs, evaluate, network)
         finite = losses.isfinite()
@@ -154,7 +154,7 @@ class AlternatingModule(L.LightningModule):
         parameters = trained_by(optimizer)
         all_reduce_mean(parameters)
         unknown = losses.new_full((), torch.nan)
-        self._measured, self._nonfinite, ratio = measured, unknown, unknown
+        self._measured, self._norm, self._nonfinite, ratio = measured, unknown, unknown, unknown
         before = sample_weights(parameters) if measured else None
         optimizer.step()
         optimizer.zero_grad()  # one network's gradients are held at a time
@@ -232,7 +232,8 @@ class AlternatingModule(L.LightningModule):
         if self._measured:
             self._nonfinite = nonfinite_share(parameters)
         repair_gradients(parameters)
-        self._norm = gradient_norm(parameters)
+        if self._measured:
+            self._norm = gradient_norm(parameters)
         if self.gradient_clip_val is not None:
             clip_gradients(parameters, self.gradient_clip_val, self.gradient_clip_algorithm)
 

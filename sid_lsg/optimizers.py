@@ -11,8 +11,9 @@ from torch.optim.adam import adam
 from sid_lsg.errors import UsageError
 from sid_lsg.sharding import local
 
-# So many weights at a time have temporary copies in a step (128 MB); torch's Adam would copy all.
-# No smaller number would help Stable Diffusion 1.5: its largest weight has 29.5 million.
+# So many weights at a time have temporary copies in a step that is not fused (128 MB); torch's Adam
+# would copy all. No smaller number would help Stable Diffusion 1.5: its largest weight has 29.5
+# million.
 _PIECE = 2**25
 
 
@@ -67,7 +68,8 @@ class AdamWithoutMomentum(Adam):
             with torch.enable_grad():
                 result = closure()
         for group in self.param_groups:
-            for piece in _pieces(p for p in group["params"] if p.grad is not None):
+            parameters = [p for p in group["params"] if p.grad is not None]
+            for piece in [parameters] if group["fused"] else _pieces(parameters):
                 self._update(piece, group)
         return result
 

@@ -72,11 +72,11 @@ class Update(NamedTuple):
         loss: Mean over the batch.
         weight: Mean over the batch.
         parts: Means over the batch of the phase's further numbers, by name.
-        gradient_norm: After the repair, before clipping.
+        gradient_norm: After the repair, before clipping; NaN in iterations that are not measured.
         skipped_samples: How many samples' losses were not finite, over all ranks.
         skipped: Which of this rank's samples those were.
         nonfinite_gradients: Share of the gradients' entries that were not finite, before the
-            repair; NaN in iterations that are not measured.
+            repair; NaN likewise.
         update_ratio: How far the step went, ||dw|| / ||w||; NaN likewise.
     """
 

@@ -213,9 +213,11 @@ def test_command(tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert 0 < row["share_of_ceiling"] < 2
     size = result["largest_micro_batch"]["fp32"]
     assert size == 2
-    printed = capsys.readouterr().out
+    printed, progress = capsys.readouterr()
     assert (tmp_path / "made" / "numbers.md").read_text() in printed + "\n"
     assert f"- fp32: {size}" in printed
+    for shown in ("measuring, micro-batch 1", "measuring, micro-batch 2", "trying, micro-batch 4"):
+        assert f"{shown}: " in progress
 
 
 def test_what_is_measured_is_kept_when_it_is_stopped(
@@ -243,7 +245,9 @@ def test_compare(tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert len(seconds["values"]) == 2
     own, theirs = (comparison["iterations"][name] for name in ("ours", "baseline"))
     assert comparison["ratio"]["median"] == pytest.approx(theirs["median"] / own["median"])
-    assert "Ratio without garbage collection" in capsys.readouterr().out
+    printed, progress = capsys.readouterr()
+    assert "Ratio without garbage collection" in printed
+    assert "taking turns: " in progress
 
 
 @pytest.mark.parametrize(

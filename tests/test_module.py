@@ -251,10 +251,12 @@ def test_steps_and_gradients_are_measured_where_they_are_logged(
             if self.iteration == 0:
                 assert update.update_ratio.isnan()
                 assert update.nonfinite_gradients.isnan()
+                assert update.gradient_norm.isnan()
             else:
                 ratio = relative(weights(network), before)
                 assert float(update.update_ratio) == pytest.approx(ratio, rel=1e-4)
                 assert float(update.nonfinite_gradients) == pytest.approx(self.bad, rel=1e-4)
+                assert update.gradient_norm > 0
             return update
 
     logger = L.pytorch.loggers.CSVLogger(tmp_path / "logs", name="", version="")

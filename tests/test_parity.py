@@ -25,6 +25,7 @@ from sid_lsg.diffusion import NoiseSchedule
 from sid_lsg.draws import Draws, Phase
 from sid_lsg.ema import ema_beta
 from sid_lsg.generator import sampling_timesteps, seeded_noises
+from sid_lsg.gradients import gradient_norm
 from sid_lsg.guidance import Guidance
 from sid_lsg.images import to_uint8
 from sid_lsg.module import SiDLSG
@@ -132,7 +133,7 @@ class Recorder(SiDLSG):
         name = "fake" if first is next(self.fake_score.parameters()) else "g"
         network = self.fake_score if name == "fake" else self.generator
         self.gradients[name].append([p.grad.clone() for p in network.parameters()])
-        self.norms[name].append(float(self._norm))
+        self.norms[name].append(float(gradient_norm([*network.parameters()])))
 
     def fake_score_phase(self, inputs: Any) -> Any:
         output = super().fake_score_phase(inputs)

@@ -34,7 +34,8 @@ def compare(
         collection.
     """
     turns = _Turns(module)
-    fit(module, batch_size, iterations + warmup + 1, [turns], **trainer)
+    count = iterations + warmup + 1
+    fit(module, batch_size, count, [turns], progress="taking turns", **trainer)
     seconds = {name: values[warmup:] for name, values in turns.seconds.items()}
     seconds = {name: values[:iterations] for name, values in seconds.items()}
     return {

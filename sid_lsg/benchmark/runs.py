@@ -8,7 +8,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities.types import TRAIN_DATALOADERS
+from tqdm import tqdm
 
 from sid_lsg.benchmark.machine import clock
 from sid_lsg.benchmark.memory import measured_memory
@@ -33,6 +35,7 @@ def fit(
     batch_size: int,
     iterations: int,
     callbacks: Sequence[L.Callback],
+    progress: str | None = None,
     **trainer: Any,
 ) -> None:
     """Train for some iterations, with the given callbacks alone.
@@ -44,13 +47,16 @@ def fit(
         batch_size: B.
         iterations: How many.
         callbacks: What measures.
+        progress: Name for a progress bar; none by default.
         trainer: Options of the Trainer: accelerator, precision.
     """
     dataset = PromptDataset(_PROMPTS, batch_size, seed=0, tokenize=module.teacher.tokenize)
     loader: TRAIN_DATALOADERS = StatelessDataLoader(
         dataset, batch_size=None, sampler=Iterations(lambda: 0, iterations)
     )
-    with _quiet():
+    bar = tqdm(desc=progress, total=iterations, disable=progress is None, leave=False)
+    counting = LambdaCallback(on_train_batch_end=lambda *_: bar.update())
+    with _quiet(), bar:
         L.Trainer(
             **{"accelerator": "auto", "devices": 1} | trainer,
             max_steps=iterations,
@@ -61,7 +67,7 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, counting],
         ).fit(module, loader)
 
 
@@ -109,14 +115,16 @@ def measure(
     operators = _Kept(lambda: measured_operators(module.device))
     once: list[Measure] = [flops, operators, memory]
     plan: list[Measure] = [*[nullcontext] * warmup, *[timed, parted] * iterations, *once]
-    fit(module, batch_size, len(plan), [_Plan(plan)], **trainer)
+    micro_batch_size = module.micro_batch_size or batch_size
+    name = f"measuring, micro-batch {micro_batch_size}"
+    fit(module, batch_size, len(plan), [_Plan(plan)], progress=name, **trainer)
     median = statistics.median(seconds)
     work, by_operator = flops.row
     names = list(dict.fromkeys(name for row in parts for name in row))
     medians = {name: statistics.median(row.get(name, 0.0) for row in parts) for name in names}
     return {
         "batch_size": batch_size,
-        "micro_batch_size": module.micro_batch_size or batch_size,
+        "micro_batch_size": micro_batch_size,
         "images_per_s": batch_size / median,
         "seconds": summary(seconds),
         "parts_seconds": _nested(medians),
@@ -131,7 +139,9 @@ def measure(
 def peak_bytes(module: SiDLSG, batch_size: int, **trainer: Any) -> int:
     """Return the most memory that an iteration takes, when the optimizers have their states."""
     memory = _Kept(lambda: measured_memory(module))
-    fit(module, batch_size, 2, [_Plan([nullcontext, memory])], **trainer)
+    name = f"trying, micro-batch {module.micro_batch_size or batch_size}"
+    plan: list[Measure] = [nullcontext, memory]
+    fit(module, batch_size, len(plan), [_Plan(plan)], progress=name, **trainer)
     return int(memory.row["all"])
 
 
