@@ -4,6 +4,8 @@ PYTHON ?= python3
 # Tests at a time, each on one thread: most are too small to use two cores.
 WORKERS ?= 2
 BIN := .venv/bin
+# Modules are compiled when they are first imported: most never are, and all of them take minutes.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 STAMP := .venv/.installed
 
 .PHONY: help setup demo guidance test browser lint format type clean
@@ -15,8 +17,8 @@ setup: $(STAMP)  ## Create .venv with the pinned dependencies
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) torch
+	$(PIP) -e '.[dev]'
 	touch $@
 
 demo: $(STAMP)  ## Distil the embedded teacher on a CPU, in minutes; results in runs/demo
