@@ -4,7 +4,7 @@ PYTHON ?= python3
 # Tests at a time, each on one thread: most are too small to use two cores.
 WORKERS ?= 2
 BIN := .venv/bin
-# Modules are compiled when they are first imported: most never are, and all of them take minutes.
+# Modules are compiled when they are first imported: most never are, and all would take a minute.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 STAMP := .venv/.installed
 
