@@ -134,6 +134,19 @@ def test_what_was_not_scored_is_not_drawn(tmp_path: Path) -> None:
         assert draw([*ROWS, row("1", 0, scored_prompts=prompts)], "std", tmp_path)
 
 
+def test_a_teacher_in_too_few_steps_is_drawn_over_the_steps_alone(tmp_path: Path) -> None:
+    few = teacher(1, steps=1, fid_clip_2k=130.0)
+
+    def shown(rows: Sequence[Row]) -> set[str]:
+        """Return the pictures that name the teacher's one step, or its place among the steps."""
+        pictures = {path.stem: path.read_text() for path in draw(rows, "std", tmp_path)[1::2]}
+        named = {name for name, text in pictures.items() if ">teacher, 1 step<" in text}
+        return named | {"fid_steps"} & pictures.keys()
+
+    assert shown([few, *ROWS]) == {"fid_steps"}
+    assert shown([few, teacher(1)]) == {"fid_clip", "precision_recall", "fid_steps"}
+
+
 @given(
     st.lists(
         st.tuples(st.floats(allow_nan=False, allow_infinity=False), st.integers(0, 9)),

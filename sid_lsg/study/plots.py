@@ -1,5 +1,6 @@
 """A study's scores as pictures, PNG and SVG."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,18 +34,22 @@ _MARKERS = "os^Dv<>Pp*X"
 def draw(rows: Sequence[Row], kind: ErrorBars, folder: Path) -> list[Path]:
     """Draw all that the rows can show, as PNG and SVG.
 
+    What the teacher makes in too few steps is drawn over the steps alone: elsewhere it would press
+    all others into a corner.
+
     Returns:
         The files.
     """
     ends = groups(rows, kind)
+    near = _near(ends)
     curves = [g for g in groups(rows, kind, final=False) if not is_teacher(g)]
     note = f"error bars: {ERROR_BARS[kind]}" if any(g.seeds > 1 for g in curves) else ""
     figures = {
-        "fid_clip": across(ends, "clip_score", "fid"),
-        "precision_recall": across(ends, "recall", "precision"),
+        "fid_clip": across(near, "clip_score", "fid"),
+        "precision_recall": across(near, "recall", "precision"),
         "fid_images": over_images(curves, [g for g in ends if is_teacher(g)]),
         "fid_steps": over_steps(ends),
-        "scores": by_point(ends),
+        "scores": by_point(near),
     }
     written = []
     for name, figure in figures.items():
@@ -164,7 +169,7 @@ def over_steps(found: Sequence[Group]) -> Figure | None:
 
 
 def by_point(found: Sequence[Group]) -> Figure | None:
-    """Draw each score of everything that was evaluated, one under the other."""
+    """Draw each score of everything, one under the other."""
     shown = [name for name in _NAMES if any(name in g.scores for g in found)]
     if not shown:
         return None
@@ -188,6 +193,15 @@ def by_point(found: Sequence[Group]) -> Figure | None:
     return figure
 
 
+def _near(found: Sequence[Group]) -> list[Group]:
+    """Leave the teacher out where its FID is over three times the worst generator's."""
+    scored = [g for g in found if "fid" in g.scores]
+    fids = [g.scores["fid"].value for g in scored if not is_teacher(g)]
+    limit = 3 * max(fids, default=math.inf)
+    far = [g for g in scored if is_teacher(g) and g.scores["fid"].value > limit]
+    return [g for g in found if g not in far]
+
+
 def _lines(same: Iterable[Group]) -> dict[str, list[Group]]:
     """Sort groups into lines: a series in one number of steps."""
     same = [*same]
@@ -202,7 +216,7 @@ def _sampled(group: Group, among: Iterable[Group]) -> str:
     counts = {g.num_steps for g in among if is_teacher(g) == is_teacher(group)}
     if len(counts) < 2 and not is_teacher(group):
         return ""
-    return f", {steps(group.num_steps)}"
+    return f", {'' if is_teacher(group) else 'sampled in '}{steps(group.num_steps)}"
 
 
 def _scale_fid(axes: Axes, values: Sequence[float]) -> None:
