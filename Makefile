@@ -4,7 +4,6 @@ PYTHON ?= python3
 # Tests at a time, each on one thread: most are too small to use two cores.
 WORKERS ?= 2
 BIN := .venv/bin
-# Modules are compiled when they are first imported: most never are, and all would take a minute.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 STAMP := .venv/.installed
 
@@ -19,6 +18,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) torch
 	$(PIP) -e '.[dev]'
+	@# On all cores: pip has only one compile what it installs. Some files are for other Pythons.
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	touch $@
 
 demo: $(STAMP)  ## Distil the embedded teacher on a CPU, in minutes; results in runs/demo
