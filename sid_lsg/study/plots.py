@@ -169,7 +169,7 @@ def over_steps(found: Sequence[Group]) -> Figure | None:
 
 
 def by_point(found: Sequence[Group]) -> Figure | None:
-    """Draw each score of everything, one under the other."""
+    """Draw each score of all groups, one under the other."""
     shown = [name for name in _NAMES if any(name in g.scores for g in found)]
     if not shown:
         return None
