@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from sid_lsg.allocations import Allocations
 from sid_lsg.benchmark.machine import clock, describe, matmul_ceiling, threads
 from sid_lsg.benchmark.operators import kind_of
+from sid_lsg.benchmark.report import markdown
 from sid_lsg.benchmark.runs import fit, measure, peak_bytes
 from sid_lsg.benchmark.search import largest, without_memory_error
 from sid_lsg.errors import UsageError
@@ -248,6 +249,16 @@ def test_compare(tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     printed, progress = capsys.readouterr()
     assert "Ratio without garbage collection" in printed
     assert "taking turns: " in progress
+
+
+@pytest.mark.parametrize(
+    ("name", "compiled"), [("cpu", "false"), ("xeon", "false"), ("xeon_compile", "true")]
+)
+def test_the_stored_comparisons_say_what_was_compared(name: str, compiled: str) -> None:
+    stored = Path(__file__).parents[1] / f"docs/benchmarks/comparison_tiny_{name}.json"
+    written = markdown(json.loads(stored.read_text()))
+    assert written == stored.with_suffix(".md").read_text()
+    assert f"- `--model.micro_batch_size null`\n- `--model.compile {compiled}`\n" in written
 
 
 @pytest.mark.parametrize(

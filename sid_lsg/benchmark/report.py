@@ -1,5 +1,6 @@
 """A benchmark's numbers, to read."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,9 @@ Table = tuple[list[str], list[list[str]]]
 """A head and rows."""
 
 _GIB = 2**30
+
+# What a comparison's numbers depend on most; a micro-batch of null is the whole batch.
+_DECISIVE = ("micro_batch_size", "compile")
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -40,6 +44,8 @@ def markdown(result: Mapping[str, Any]) -> str:
                 f"{name.replace('_', ' ').capitalize()}: {ratio['median']:.2f} "
                 f"(quartiles of the turns {low:.2f} to {high:.2f})."
             )
+        options = {name: json.dumps(result["config"][name]) for name in _DECISIVE}
+        lines += ["", *(f"- `--model.{name} {value}`" for name, value in options.items())]
     return "\n".join(lines).rstrip() + "\n"
 
 
