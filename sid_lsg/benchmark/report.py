@@ -44,8 +44,8 @@ def markdown(result: Mapping[str, Any]) -> str:
                 f"{name.replace('_', ' ').capitalize()}: {ratio['median']:.2f} "
                 f"(quartiles of the turns {low:.2f} to {high:.2f})."
             )
-        options = {name: json.dumps(result["config"][name]) for name in _DECISIVE}
-        lines += ["", *(f"- `--model.{name} {value}`" for name, value in options.items())]
+        config = result["config"]
+        lines += ["", *(f"- `--model.{name} {json.dumps(config[name])}`" for name in _DECISIVE)]
     return "\n".join(lines).rstrip() + "\n"
 
 
