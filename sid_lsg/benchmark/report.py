@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sid_lsg.benchmark.settings import setting_name
 from sid_lsg.markdown import table
 
 Table = tuple[list[str], list[list[str]]]
@@ -32,6 +33,8 @@ def markdown(result: Mapping[str, Any]) -> str:
             if "operators" in row:
                 lines += ["One iteration under torch.profiler, by kind of operator:", ""]
                 lines += [table(*_operators(row)), ""]
+    if tries := result.get("does_not_fit"):
+        lines += ["## Does not fit", "", *(f"- {each}" for each in tries), ""]
     if largest := result.get("largest_micro_batch"):
         lines += ["## Largest micro-batch that fits", ""]
         lines += [f"- {precision}: {size}" for precision, size in largest.items()] + [""]
@@ -50,11 +53,12 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return f"{row['precision']}, micro-batch {row['micro_batch_size']}, batch {row['batch_size']}"
+    sizes = f"micro-batch {row['micro_batch_size']}, batch {row['batch_size']}"
+    return f"{setting_name(row['precision'], row['memory'])}, {sizes}"
 
 
 def _overview(settings: Sequence[Mapping[str, Any]]) -> Table:
-    columns = "precision, micro-batch, images/s, seconds, TFLOP/s, ceiling, share, weights"
+    columns = "precision, memory, micro-batch, images/s, seconds, TFLOP/s, ceiling, share, weights"
     columns += ", gradients, optimizer, EMA, activations, peak GiB"
     rows = []
     for row in settings:
@@ -65,6 +69,7 @@ def _overview(settings: Sequence[Mapping[str, Any]]) -> Table:
         rows.append(
             [
                 row["precision"],
+                row["memory"],
                 str(row["micro_batch_size"]),
                 f"{row['images_per_s']:.3g}",
                 f"{row['seconds']['median']:.3g} ({low:.3g}..{high:.3g})",

@@ -3,10 +3,10 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -15,24 +15,13 @@ from sid_lsg.benchmark.machine import clock, describe, matmul_ceiling, threads
 from sid_lsg.benchmark.report import markdown
 from sid_lsg.benchmark.runs import measure, peak_bytes
 from sid_lsg.benchmark.search import largest, without_memory_error
+from sid_lsg.benchmark.settings import MemoryUse, Precision, Setting, products
 from sid_lsg.checks import refuse
 from sid_lsg.errors import UsageError
 from sid_lsg.files import replacing, writing
 from sid_lsg.guidance import Guidance
 from sid_lsg.module import SiDLSG
 from sid_lsg.tools.fit_options import FitOptions
-
-Precision = Literal["config", "fp32", "tf32", "bf16", "bf16-compile"]
-
-# What each means: the Trainer's precision, whether products in float32 may use TF32, and the type
-# whose ceiling counts.
-_PRECISIONS = {
-    "fp32": ("32-true", False),
-    "tf32": ("32-true", True),
-    "bf16": ("bf16-mixed", True),
-    "bf16-compile": ("bf16-mixed", True),
-}
-_DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 @dataclass
@@ -43,14 +32,17 @@ class Benchmark:
         output: Where to save the numbers: a .json file; a .md file of the same name is beside it.
         precisions: The precisions to measure, one after the other: fp32 (no TF32), tf32, bf16 (that
             is bf16-mixed), bf16-compile (with --model.compile true), or the config's.
+        memories: The ways to use memory, each in each precision: fast, balanced, lean (see
+            --model.memory), each with -checkpointing for all networks that compute their
+            activations again, such as lean-checkpointing, or the config's.
         micro_batches: The micro-batches to measure; each is then the whole batch too. By default
             the config's, with its batch.
         iterations: How many iterations are timed, and how many more are to tell the parts apart.
         warmup: How many iterations come first.
         threads: Threads of the CPU. With one, times on a CPU are CPU seconds, which other programs
             disturb less. By default one on a CPU, and PyTorch's own number on a GPU.
-        search: Find the largest micro-batch that fits, in each precision. By default on a GPU, or
-            where there is a memory_limit.
+        search: Find the largest micro-batch that fits, in each precision and way to use memory. By
+            default on a GPU, or where there is a memory_limit.
         memory_limit: What has to be enough, in GiB; on a CPU from counted memory.
         compare_official: Compare with an iteration in the manner of the official code instead: in
             turns, in float32, with the config's batch and micro-batch.
@@ -58,6 +50,7 @@ class Benchmark:
 
     output: Path = Path("runs/benchmark.json")
     precisions: list[Precision] = field(default_factory=lambda: list[Precision](["config"]))
+    memories: list[MemoryUse] = field(default_factory=lambda: list[MemoryUse](["config"]))
     micro_batches: list[int] | None = None
     iterations: int = 10
     warmup: int = 3
@@ -73,8 +66,9 @@ class Benchmark:
                 refuse(f"benchmark.{name}", value, "at least 1")
         if self.micro_batches is not None and min(self.micro_batches, default=0) < 1:
             refuse("benchmark.micro_batches", self.micro_batches, "a list of numbers from 1")
-        if not self.precisions:
-            refuse("benchmark.precisions", self.precisions, "a list of precisions")
+        for name, what in (("precisions", "precisions"), ("memories", "ways to use memory")):
+            if not getattr(self, name):
+                refuse(f"benchmark.{name}", [], f"a list of {what}")
         if self.memory_limit is not None and self.memory_limit <= 0:
             refuse("benchmark.memory_limit", self.memory_limit, "a number of GiB")
         if self.output.suffix != ".json":
@@ -130,7 +124,7 @@ def _compared(cli: FitOptions, options: Benchmark, device: torch.device) -> Iter
     batch = cli.config.data.batch_size
     with device:
         module = cli.module()
-    with _products(tf32=False):
+    with products(tf32=False):
         yield {
             "comparison": compare(
                 module, batch, options.iterations, options.warmup, accelerator=device.type
@@ -156,53 +150,63 @@ def _check_comparable(model: Any) -> None:
 
 
 def _measured(cli: FitOptions, options: Benchmark, device: torch.device) -> Iterator[Any]:
-    """Measure each precision and micro-batch; give all that is known after each."""
+    """Measure each setting and micro-batch; give all that is known after each."""
     settings: list[dict[str, Any]] = []
+    too_large: list[str] = []
     found: dict[str, int] = {}
-    result = {"settings": settings, "largest_micro_batch": found}
+    result = {
+        "settings": settings,
+        "does_not_fit": too_large,
+        "largest_micro_batch": found,
+    }
     search = options.search
     if search is None:
         search = device.type == "cuda" or options.memory_limit is not None
-    for name in options.precisions:
-        as_configured = str(cli.config.trainer.precision or "32-true"), None
-        precision, tf32 = _PRECISIONS.get(name, as_configured)
-        dtype = next((d for start, d in _DTYPES.items() if precision.startswith(start)), None)
-        changes = {"compile": True} if name.endswith("-compile") else {}
-        trainer = {"accelerator": device.type, "precision": precision}
-        tries = _Tries(cli, options, device, changes, trainer)
-        with _products(tf32):
-            ceiling = matmul_ceiling(device, dtype or torch.float32)
+    own = str(cli.config.trainer.precision or "32-true")
+    for precision, memory in product(options.precisions, options.memories):
+        setting = Setting(precision, memory, own)
+        tries = _Tries(cli, options, device, setting)
+        with products(setting.tf32):
+            ceiling = matmul_ceiling(device, setting.dtype)
             for micro_batch in options.micro_batches or (None,):
                 if (row := tries.measure(micro_batch)) is None:
-                    print(f"{name}, micro-batch {micro_batch or 'as configured'}: does not fit.")
+                    too_large.append(
+                        f"{setting.name}, micro-batch {micro_batch or 'as configured'}"
+                    )
+                    print(f"{too_large[-1]}: does not fit.", flush=True)
                     continue
                 share = row["flops_per_s"] / ceiling
-                about = {"precision": name, "ceiling_flops_per_s": ceiling}
+                about = {"precision": precision, "memory": memory, "ceiling_flops_per_s": ceiling}
                 settings.append(about | {"share_of_ceiling": share} | row)
                 print(
-                    f"{name}, micro-batch {row['micro_batch_size']}: {row['images_per_s']:.3g} "
-                    f"images/s, {share:.0%} of the ceiling.",
+                    f"{setting.name}, micro-batch {row['micro_batch_size']}: "
+                    f"{row['images_per_s']:.3g} images/s, {share:.0%} of the ceiling.",
                     flush=True,
                 )
                 yield result
             if search:
-                found[name] = largest(tries.fits)
+                found[setting.name] = largest(tries.fits)
             yield result
 
 
 @dataclass
 class _Tries:
-    """Attempts in one precision, each with a module of its own."""
+    """Attempts in one setting, each with a module of its own."""
 
     cli: FitOptions
     options: Benchmark
     device: torch.device
-    changes: dict[str, Any]
-    trainer: dict[str, Any]
+    setting: Setting
+
+    @property
+    def trainer(self) -> dict[str, Any]:
+        """Options of the Trainer."""
+        precision = self.setting.trainer_precision
+        return {"accelerator": self.device.type, "precision": precision}
 
     def _module(self, micro_batch_size: int | None) -> SiDLSG:
         with self.device:  # where random weights are made in no time
-            return self.cli.module(micro_batch_size=micro_batch_size, **self.changes)
+            return self.cli.module(micro_batch_size=micro_batch_size, **self.setting.changes)
 
     def measure(self, micro_batch: int | None) -> dict[str, Any] | None:
         """Measure a micro-batch, or the config's own; None if the memory is not enough."""
@@ -233,17 +237,3 @@ def _device(accelerator: str) -> torch.device:
     """Return the device that the Trainer will choose."""
     cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return torch.device("cuda", 0) if cuda else torch.device("cpu")
-
-
-@contextmanager
-def _products(tf32: bool | None) -> Iterator[None]:
-    """Let products in float32 use TF32 or not; None leaves PyTorch's own settings."""
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
-    for backend, own in zip(backends, before, strict=True):
-        backend.allow_tf32 = own if tf32 is None else tf32
-    try:
-        yield
-    finally:
-        for backend, own in zip(backends, before, strict=True):
-            backend.allow_tf32 = own
