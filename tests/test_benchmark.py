@@ -11,6 +11,7 @@ from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 from sid_lsg.allocations import Allocations
+from sid_lsg.benchmark.baseline import Baseline
 from sid_lsg.benchmark.machine import clock, describe, matmul_ceiling, threads
 from sid_lsg.benchmark.operators import kind_of
 from sid_lsg.benchmark.report import markdown
@@ -189,9 +190,9 @@ def test_machine() -> None:
 COMPARED = ("--benchmark.compare_official", "true")
 
 
-def run(tiny_sd: str, output: Path, *options: str) -> dict[str, Any]:
+def run(tiny_sd: str, output: Path, *options: str, iterations: int = 2) -> dict[str, Any]:
     common = f"--model.teacher {tiny_sd} --trainer.accelerator cpu --benchmark.output {output}"
-    counts = "--benchmark.iterations 2 --benchmark.warmup 1"
+    counts = f"--benchmark.iterations {iterations} --benchmark.warmup 1"
     benchmark([*options, *common.split(), *counts.split()])
     result: dict[str, Any] = json.loads(output.read_text())
     return result
@@ -249,6 +250,28 @@ def test_compare(tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     printed, progress = capsys.readouterr()
     assert "Ratio without garbage collection" in printed
     assert "taking turns: " in progress
+
+
+def test_turns_are_kept_when_they_are_stopped(
+    tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = iter(range(4))
+    iteration = Baseline.iteration
+
+    def stopped(self: Baseline, *args: Any) -> None:
+        if self.collect and next(turns) == 3:
+            raise ZeroDivisionError
+        iteration(self, *args)
+
+    monkeypatch.setattr(Baseline, "iteration", stopped)
+    output = tmp_path / "numbers.json"
+    with pytest.raises(ZeroDivisionError):
+        run(tiny_sd, output, *COMPARED, "--data.batch_size", "2", iterations=9)
+    result = json.loads(output.read_text())
+    comparison = result["comparison"]
+    assert result["iterations"] == 2
+    assert {len(seconds["values"]) for seconds in comparison["iterations"].values()} == {2}
+    assert "Ratio: " in output.with_suffix(".md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import statistics
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -17,32 +18,30 @@ _BASELINE, _LEAN = "baseline", "baseline, without garbage collection"
 
 
 def compare(
-    module: SiDLSG, batch_size: int, iterations: int, warmup: int, **trainer: Any
-) -> dict[str, Any]:
+    module: SiDLSG,
+    batch_size: int,
+    iterations: int,
+    warmup: int,
+    save: Callable[[dict[str, Any]], None],
+    **trainer: Any,
+) -> None:
     """Time iterations of the module in a Trainer and of `Baseline`, in turns, in float32.
+
+    The result has for each the seconds (`machine.clock`): median, quartiles, values; and how many
+    times more iterations in the same time ours makes than the baseline, with and without its
+    garbage collection.
 
     Args:
         module: What a config makes. It is trained.
         batch_size: B.
         iterations: How many of each are measured.
         warmup: How many are not.
+        save: Takes the result so far, after each turn that is measured.
         trainer: Options of the Trainer.
-
-    Returns:
-        For each the seconds (`machine.clock`): median, quartiles, values; and how many times more
-        iterations in the same time ours makes than the baseline, with and without its garbage
-        collection.
     """
-    turns = _Turns(module)
+    turns = _Turns(module, warmup, save)
     count = iterations + warmup + 1
     fit(module, batch_size, count, [turns], progress="taking turns", **trainer)
-    seconds = {name: values[warmup:] for name, values in turns.seconds.items()}
-    seconds = {name: values[:iterations] for name, values in seconds.items()}
-    return {
-        "iterations": {name: summary(values) for name, values in seconds.items()},
-        "ratio": _ratio(seconds[_BASELINE], seconds[_OURS]),
-        "ratio_without_garbage_collection": _ratio(seconds[_LEAN], seconds[_OURS]),
-    }
 
 
 def _ratio(theirs: list[float], ours: list[float]) -> dict[str, Any]:
@@ -58,8 +57,9 @@ def _ratio(theirs: list[float], ours: list[float]) -> dict[str, Any]:
 class _Turns(L.Callback):
     """Lets the baseline take its turns between the Trainer's iterations, and times all."""
 
-    def __init__(self, module: SiDLSG) -> None:
+    def __init__(self, module: SiDLSG, warmup: int, save: Callable[[dict[str, Any]], None]) -> None:
         self.seconds: dict[str, list[float]] = defaultdict(list)
+        self._warmup, self._save = warmup, save
         self._started: float | None = None
         self._step, self._module = module.training_step, module
         setattr(module, "training_step", self._timed_step)  # noqa: B010 (not for the class)
@@ -85,6 +85,8 @@ class _Turns(L.Callback):
         """End one turn of ours, which includes what the Trainer does between two; take theirs."""
         if self._started is not None:
             self.seconds[_OURS].append(self._now() - self._started)
+            if len(self.seconds[_OURS]) > self._warmup:
+                self._save(self._result())
         for name, collect in ((_BASELINE, True), (_LEAN, False)):
             self._baseline.collect = collect
             started = self._now()
@@ -103,3 +105,12 @@ class _Turns(L.Callback):
 
     def _now(self) -> float:
         return clock(self._module.device)()
+
+    def _result(self) -> dict[str, Any]:
+        complete = slice(self._warmup, len(self.seconds[_OURS]))
+        seconds = {name: values[complete] for name, values in self.seconds.items()}
+        return {
+            "iterations": {name: summary(values) for name, values in seconds.items()},
+            "ratio": _ratio(seconds[_BASELINE], seconds[_OURS]),
+            "ratio_without_garbage_collection": _ratio(seconds[_LEAN], seconds[_OURS]),
+        }

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -22,6 +22,8 @@ from sid_lsg.files import replacing, writing
 from sid_lsg.guidance import Guidance
 from sid_lsg.module import SiDLSG
 from sid_lsg.tools.fit_options import FitOptions
+
+Save = Callable[[dict[str, Any]], None]
 
 
 @dataclass
@@ -98,17 +100,20 @@ def benchmark(args: Sequence[str]) -> None:
     device = _device(cli.config.trainer.accelerator)
     number = options.threads or (1 if device.type == "cpu" else torch.get_num_threads())
     with threads(number):
-        result = {
+        about = {
             "teacher": cli.config.model.teacher,
             "machine": describe(device),
             "unit": "CPU seconds" if clock(device) is time.process_time else "seconds",
             "iterations": options.iterations,
             "config": json.loads(json.dumps(cli.config.model.as_dict(), default=str)),
         }
-        for found in (_compared if options.compare_official else _measured)(cli, options, device):
-            result |= found
-            _save(result, options.output)
-    print(markdown(result))
+
+        def save(found: dict[str, Any]) -> None:
+            _save(about | found, options.output)
+
+        measure_all = _compared if options.compare_official else _measured
+        found = measure_all(cli, options, device, save)
+    print(markdown(about | found))
 
 
 def _save(result: dict[str, Any], output: Path) -> None:
@@ -119,17 +124,24 @@ def _save(result: dict[str, Any], output: Path) -> None:
                 temporary.write_text(text)
 
 
-def _compared(cli: FitOptions, options: Benchmark, device: torch.device) -> Iterator[Any]:
+def _compared(
+    cli: FitOptions, options: Benchmark, device: torch.device, save: Save
+) -> dict[str, Any]:
+    """Compare with the baseline; save all that is known after each turn."""
     _check_comparable(cli.config.model)
-    batch = cli.config.data.batch_size
     with device:
         module = cli.module()
+    found: dict[str, Any] = {}
+
+    def save_turns(comparison: dict[str, Any]) -> None:
+        turns = len(next(iter(comparison["iterations"].values()))["values"])
+        found.update(comparison=comparison, iterations=turns)
+        save(found)
+
+    batch, count, warmup = cli.config.data.batch_size, options.iterations, options.warmup
     with products(tf32=False):
-        yield {
-            "comparison": compare(
-                module, batch, options.iterations, options.warmup, accelerator=device.type
-            )
-        }
+        compare(module, batch, count, warmup, save_turns, accelerator=device.type)
+    return found
 
 
 def _check_comparable(model: Any) -> None:
@@ -149,8 +161,10 @@ def _check_comparable(model: Any) -> None:
             )
 
 
-def _measured(cli: FitOptions, options: Benchmark, device: torch.device) -> Iterator[Any]:
-    """Measure each setting and micro-batch; give all that is known after each."""
+def _measured(
+    cli: FitOptions, options: Benchmark, device: torch.device, save: Save
+) -> dict[str, Any]:
+    """Measure each setting and micro-batch; save all that is known after each."""
     settings: list[dict[str, Any]] = []
     too_large: list[str] = []
     found: dict[str, int] = {}
@@ -183,10 +197,11 @@ def _measured(cli: FitOptions, options: Benchmark, device: torch.device) -> Iter
                     f"{row['images_per_s']:.3g} images/s, {share:.0%} of the ceiling.",
                     flush=True,
                 )
-                yield result
+                save(result)
             if search:
                 found[setting.name] = largest(tries.fits)
-            yield result
+            save(result)
+    return result
 
 
 @dataclass
