@@ -34,13 +34,30 @@ def from_uint8(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1.0
 
 
+def rgb(picture: Image.Image) -> Image.Image:
+    """Make a picture of any kind one of 8 bits per channel in RGB; transparency is left out.
+
+    Raises:
+        ValueError: If it is grey in 32 bits, which do not say what is white.
+    """
+    if picture.mode.startswith("I;16"):  # Pillow would take all from 255 on for white
+        grey = np.asarray(picture).astype(np.uint32)
+        picture = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    elif picture.mode in ("I", "F"):
+        raise ValueError("it has 32 bits per pixel; 8 or 16 can be read")
+    return picture.convert("RGB")
+
+
 def fitted(picture: Image.Image, size: tuple[int, int]) -> Tensor:
     """Crop a picture about its centre to the shape of (H, W) and resize it, by LANCZOS.
 
     Returns:
         [3, H, W] uint8; of a picture of that size its own pixels.
+
+    Raises:
+        ValueError: As `rgb`.
     """
-    whole = ImageOps.fit(picture.convert("RGB"), size[::-1], Image.Resampling.LANCZOS)
+    whole = ImageOps.fit(rgb(picture), size[::-1], Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(whole)).permute(2, 0, 1)
 
 
@@ -60,21 +77,22 @@ def comparison(rows: dict[str, Tensor], captions: Sequence[str], tile: int = 112
         tile: Least side of an image in the picture; small ones are enlarged by a whole factor.
     """
     pictures = {name: [_enlarge(image, tile) for image in to_pil(i)] for name, i in rows.items()}
-    side = next(iter(pictures.values()))[0].width
-    texts = [textwrap.fill(caption, max(8, side // 7)) for caption in captions]
+    width, height = next(iter(pictures.values()))[0].size
+    texts = [textwrap.fill(caption, max(8, width // 7)) for caption in captions]
     below = _LINE * (1 + max(text.count("\n") for text in texts)) + _MARGIN
     label = 130
-    width = label + len(captions) * (side + _MARGIN) + _MARGIN
-    canvas = Image.new("RGB", (width, len(rows) * (side + _MARGIN) + _MARGIN + below), "white")
+    across, down = width + _MARGIN, height + _MARGIN
+    size = label + len(captions) * across + _MARGIN, len(rows) * down + _MARGIN + below
+    canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
     for row, (name, images) in enumerate(pictures.items()):
-        top = _MARGIN + row * (side + _MARGIN)
-        draw.multiline_text((_MARGIN, top + side // 3), name, "black", _FONT)
+        top = _MARGIN + row * down
+        draw.multiline_text((_MARGIN, top + height // 3), name, "black", _FONT)
         for column, image in enumerate(images):
-            canvas.paste(image, (label + column * (side + _MARGIN), top))
-    top = _MARGIN + len(rows) * (side + _MARGIN)
+            canvas.paste(image, (label + column * across, top))
     for column, text in enumerate(texts):
-        draw.multiline_text((label + column * (side + _MARGIN), top), text, "black", _FONT)
+        where = label + column * across, _MARGIN + len(rows) * down
+        draw.multiline_text(where, text, "black", _FONT)
     return canvas
 
 
@@ -82,11 +100,11 @@ def grid(images: Tensor, tile: int = 64) -> Image.Image:
     """Lay out images [B, 3, H, W] in [-1, 1] as close to a square as they fill."""
     tiles = [_enlarge(image, tile) for image in to_pil(images)]
     columns = math.ceil(math.sqrt(len(tiles)))
-    side = tiles[0].width + 2
+    width, height = tiles[0].width + 2, tiles[0].height + 2
     rows = math.ceil(len(tiles) / columns)
-    canvas = Image.new("RGB", (columns * side, rows * side), "white")
+    canvas = Image.new("RGB", (columns * width, rows * height), "white")
     for index, image in enumerate(tiles):
-        canvas.paste(image, (index % columns * side, index // columns * side))
+        canvas.paste(image, (index % columns * width, index // columns * height))
     return canvas
 
 

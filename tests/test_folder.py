@@ -55,6 +55,17 @@ def test_images_of_any_kind_are_read_as_rgb(folder: Path) -> None:
         np.testing.assert_array_equal(found.permute(1, 2, 0), expected)
 
 
+def test_grey_in_16_and_32_bits(folder: Path) -> None:
+    grey = np.arange(900, dtype=np.uint16).reshape(30, 30) * 72
+    Image.fromarray(grey).save(folder / "f.png")
+    assert read_image(folder / "f.png").float().mean() == pytest.approx(grey.mean() / 257, abs=0.1)
+    Image.fromarray(grey.astype(np.float32)).save(folder / "f.tif")
+    reader = ImageReader([folder / "f.tif"])
+    assert list(reader.read([range(1)])) == []
+    with pytest.raises(UsageError, match=r"f\.tif \(it has 32 bits per pixel"):
+        reader.check("images")
+
+
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_images_are_read_in_order_ahead_of_their_use(folder: Path, size: int) -> None:
     paths = list_images(folder, "images")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sid_lsg.images import comparison, contact_sheet, grid, save_png, to_pil, to_uint8
+from sid_lsg.images import comparison, contact_sheet, fitted, grid, rgb, save_png, to_pil, to_uint8
 
 
 def noise(batch: int, side: int = 8) -> Tensor:
@@ -73,6 +73,39 @@ def test_a_grid_is_nearly_square_and_shows_every_image_once(batch: int) -> None:
         np.testing.assert_array_equal(tile, image.repeat(3, axis=0).repeat(3, axis=1))
         tile[:] = 255
     assert (shown == 255).all()  # nothing else is drawn
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 24), (24, 8)])
+def test_images_that_are_not_square_are_shown_whole(height: int, width: int) -> None:
+    x = torch.rand(4, 3, height, width) * 2 - 1
+    images = [np.asarray(image) for image in to_pil(x)]
+    tiled = pixels(grid(x, tile=width))
+    assert tiled.shape == (2 * (height + 2), 2 * (width + 2), 3)
+    for index, image in enumerate(images):
+        top, left = (height + 2) * (index // 2), (width + 2) * (index % 2)
+        np.testing.assert_array_equal(tiled[top : top + height, left : left + width], image)
+    table = pixels(comparison({"first": x[:2], "second": x[2:]}, ["a", "b"], tile=width))
+    windows = np.lib.stride_tricks.sliding_window_view(table, (height, width, 3))[:, :, 0]
+    for image in images:
+        assert (windows == image).all(axis=(2, 3, 4)).sum() == 1
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_grey_in_16_bits_is_rounded_to_8(kind: str, tmp_path: Path) -> None:
+    """Pillow alone would make all from 255 on white."""
+    ramp = np.linspace(0, 65535, 64 * 64).round().astype(np.uint16).reshape(64, 64)
+    Image.fromarray(ramp).save(tmp_path / f"ramp.{kind}")
+    expected = np.rint(ramp / 257).astype(np.uint8)
+    with Image.open(tmp_path / f"ramp.{kind}") as picture:
+        np.testing.assert_array_equal(pixels(rgb(picture)), expected[..., None].repeat(3, axis=2))
+        found = fitted(picture, (64, 64)).permute(1, 2, 0)
+    np.testing.assert_array_equal(found, expected[..., None].repeat(3, axis=2))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_grey_in_32_bits_is_refused(dtype: Any) -> None:
+    with pytest.raises(ValueError, match="32 bits per pixel"):
+        rgb(Image.fromarray(np.zeros((4, 4), dtype)))
 
 
 def test_large_images_are_not_enlarged() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sid_lsg.errors import UsageError
+from sid_lsg.images import rgb
 from sid_lsg.processes import gather
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
@@ -50,9 +51,13 @@ def _is_page(path: Path) -> bool:
 
 
 def read_image(path: Path) -> Tensor:
-    """Read an image: [3, H, W] uint8."""
+    """Read an image: [3, H, W] uint8.
+
+    Raises:
+        Exception: One of `READ_ERRORS`.
+    """
     with Image.open(path) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(rgb(image))).permute(2, 0, 1)
 
 
 class ImageReader:
