@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from sid_lsg.allocations import Allocations
 from sid_lsg.benchmark.baseline import Baseline
 from sid_lsg.benchmark.machine import clock, describe, matmul_ceiling, threads
-from sid_lsg.benchmark.operators import kind_of
+from sid_lsg.benchmark.operators import kind_of, waiting
 from sid_lsg.benchmark.report import markdown
 from sid_lsg.benchmark.runs import fit, measure, peak_bytes
 from sid_lsg.benchmark.search import largest, without_memory_error
@@ -75,6 +75,8 @@ def test_operators(measured: dict[str, Any]) -> None:
         ("aten::mkldnn_linear", "matrix products"),
         ("aten::native_group_norm_backward", "group and layer norms"),
         ("triton_poi_fused_add_silu_3", "compiled by torch.compile"),
+        ("triton_red_fused__to_copy_convolution_native_group_norm_7", "compiled by torch.compile"),
+        ("triton_poi_fused__scaled_dot_product_attention_3", "compiled by torch.compile"),
         ("aten::_fused_adam_", "optimizers, EMA, repair"),
         ("aten::_foreach_norm", "optimizers, EMA, repair"),
         ("aten::copy_", "copies"),
@@ -85,6 +87,16 @@ def test_operators(measured: dict[str, Any]) -> None:
 )
 def test_kinds_of_operators(operator: str, kind: str) -> None:
     assert kind_of(operator) == kind
+
+
+def test_a_gpu_waits_as_long_as_without_the_profiler() -> None:
+    kernels = {"convolutions": {"seconds": 0.5, "calls": 3.0}}
+    profiled = kernels | {"the device waits": {"seconds": 2.0, "calls": 0.0}}
+    assert waiting(profiled, 0.75)["the device waits"]["seconds"] == 0.25
+    assert waiting(profiled, 0.4)["the device waits"]["seconds"] == 0
+    assert waiting(profiled, 0.75)["convolutions"] == kernels["convolutions"]
+    on_cpu = kernels | {"Python and launches": {"seconds": 2.0, "calls": 0.0}}
+    assert waiting(on_cpu, 0.75) == on_cpu
 
 
 def test_memory_by_category(measured: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sid_lsg.benchmark.machine import clock
 from sid_lsg.benchmark.memory import measured_memory
-from sid_lsg.benchmark.operators import measured_operators, with_flops
+from sid_lsg.benchmark.operators import measured_operators, waiting, with_flops
 from sid_lsg.benchmark.parts import Parts, counted_flops, measured_parts
 from sid_lsg.data import Iterations, PromptDataset, StatelessDataLoader
 from sid_lsg.module import SiDLSG
@@ -129,7 +129,7 @@ def measure(
         "seconds": summary(seconds),
         "parts_seconds": _nested(medians),
         "parts_flops": _nested({name: value for name, value in work.items() if value}),
-        "operators": with_flops(operators.row, by_operator),
+        "operators": with_flops(waiting(operators.row, median), by_operator),
         "flops": sum(work.values()),
         "flops_per_s": sum(work.values()) / median,
         "memory_bytes": memory.row,
@@ -137,12 +137,15 @@ def measure(
 
 
 def peak_bytes(module: SiDLSG, batch_size: int, **trainer: Any) -> int:
-    """Return the most memory that an iteration takes, when the optimizers have their states."""
+    """Return the most memory that an iteration takes, when the optimizers have their states.
+
+    On a GPU that is what its allocator gave out, with what libraries take beside the tensors.
+    """
     memory = _Kept(lambda: measured_memory(module))
     name = f"trying, micro-batch {module.micro_batch_size or batch_size}"
     plan: list[Measure] = [nullcontext, memory]
     fit(module, batch_size, len(plan), [_Plan(plan)], progress=name, **trainer)
-    return int(memory.row["all"])
+    return int(memory.row.get("allocator", memory.row["all"]))
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:

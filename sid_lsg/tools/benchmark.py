@@ -44,7 +44,8 @@ class Benchmark:
         threads: Threads of the CPU. With one, times on a CPU are CPU seconds, which other programs
             disturb less. By default one on a CPU, and PyTorch's own number on a GPU.
         search: Find the largest micro-batch that fits, in each precision and way to use memory. By
-            default on a GPU, or where there is a memory_limit.
+            default on a GPU, but for compiled networks, which each size that is tried would compile
+            again; or where there is a memory_limit.
         memory_limit: What has to be enough, in GiB; on a CPU from counted memory.
         compare_official: Compare with an iteration in the manner of the official code instead: in
             turns, in float32, with the config's batch and micro-batch.
@@ -173,9 +174,6 @@ def _measured(
         "does_not_fit": too_large,
         "largest_micro_batch": found,
     }
-    search = options.search
-    if search is None:
-        search = device.type == "cuda" or options.memory_limit is not None
     own = str(cli.config.trainer.precision or "32-true")
     for precision, memory in product(options.precisions, options.memories):
         setting = Setting(precision, memory, own)
@@ -198,7 +196,7 @@ def _measured(
                     flush=True,
                 )
                 save(result)
-            if search:
+            if tries.wanted:
                 found[setting.name] = largest(tries.fits)
             save(result)
     return result
@@ -218,6 +216,15 @@ class _Tries:
         """Options of the Trainer."""
         precision = self.setting.trainer_precision
         return {"accelerator": self.device.type, "precision": precision}
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the largest micro-batch that fits is to be found."""
+        if self.options.search is not None:
+            return self.options.search
+        compiled = self.setting.changes.get("compile", self.cli.config.model.compile)
+        on_gpu = self.device.type == "cuda" and not compiled
+        return on_gpu or self.options.memory_limit is not None
 
     def _module(self, micro_batch_size: int | None) -> SiDLSG:
         with self.device:  # where random weights are made in no time
