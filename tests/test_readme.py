@@ -94,6 +94,21 @@ def test_the_speeds_are_the_stored_measurements() -> None:
     assert f"{seconds / whole:.0%} in convolutions and matrix products at {speed:.0%} of" in said
 
 
+def test_the_ways_to_use_memory_are_the_stored_measurements() -> None:
+    stored = json.loads((REPOSITORY / "docs/benchmarks/demo_memory_cpu.json").read_text())
+    rows = stored["settings"]
+    first = rows[0]["memory_bytes"]["activations"]
+    assert rows[0]["memory"] == "fast"
+    for row in rows:
+        memory, _, again = row["memory"].partition("-")
+        name = f"`{memory}`" + (", all networks checkpointed" if again else "")
+        held = row["memory_bytes"]["activations"]
+        numbers = f"{held / 2**30:.3f} | {held / first:.0%} | {row['images_per_s']:.1f}"
+        assert f"| {name} | {numbers} |" in README
+    ceilings = [row["ceiling_flops_per_s"] for row in rows]
+    assert f"varied by {max(ceilings) / min(ceilings) - 1:.0%} meanwhile" in README
+
+
 def test_the_gpus_speeds_are_the_stored_measurements() -> None:
     def stored(name: str) -> Any:
         return json.loads((REPOSITORY / f"docs/benchmarks/sd15_h200_{name}.json").read_text())
@@ -119,6 +134,11 @@ def test_the_gpus_speeds_are_the_stored_measurements() -> None:
             speeds[name] = row["images_per_s"]
     assert f"**{speeds['bf16_compile'] * official / 4:.1f} times**" in README
     assert f"{speeds['bf16_batches'] * official / 4:.1f} times without compiling" in README
+    equal = stored("official")["comparison"]
+    ratios = (equal[f"ratio{which}"]["median"] for which in ("", "_without_garbage_collection"))
+    assert "makes {:.2f} times the official manner's iterations there, and {:.2f} times".format(
+        *ratios
+    ) in " ".join(README.split())
     operators = stored("bf16_batches")["settings"][-1]["operators"]
     ceiling = stored("bf16_batches")["settings"][-1]["ceiling_flops_per_s"]
     for kind, share in (("convolutions", 101), ("matrix products", 88), ("attention", 37)):
