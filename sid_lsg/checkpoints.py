@@ -40,7 +40,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         Raises:
             OSError: If that is impossible; what had this name before is as it was.
         """
-        with replacing(Path(path)) as temporary:
+        with replacing(Path(path), over_folder=True) as temporary:
             save(checkpoint, temporary)
         sync(Path(path).parent)
 

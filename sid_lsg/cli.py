@@ -63,6 +63,7 @@ from sid_lsg.run import (  # noqa: E402
     check_files,
     check_trainer,
     continue_requeued,
+    is_of_run,
     prepare_run_directory,
     put_inside,
 )
@@ -190,7 +191,7 @@ class SiDCLI(LightningCLI):
         self.datamodule.setup("fit")
         ckpt_path, root = self.config[self.subcommand].ckpt_path, self.trainer.default_root_dir
         check_resume(ckpt_path, Path(root, "checkpoints"), self.model, batch)
-        prepare_run_directory(Path(root), resumes=ckpt_path is not None)
+        prepare_run_directory(Path(root), resumes=is_of_run(ckpt_path, Path(root)))
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """Files that are whole or absent, and the fingerprints that tell what was loaded."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -18,14 +19,18 @@ _ASIDE = ".old.tmp"  # a folder that waits for the new one to take its name
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, over_folder: bool = False) -> Iterator[Path]:
     """Give a temporary name to write to; then rename it to `path`, or delete it after an error.
 
     Whatever happens, `path` is the old file or folder or the whole new one. A folder cannot be
     replaced at once: between two renamings the old one has the name that `remove_leftovers` knows.
 
+    Args:
+        path: The name.
+        over_folder: Whether a file may take the place of a folder, which is deleted.
+
     Raises:
-        OSError: If writing fails, in whatever library.
+        OSError: If writing fails, in whatever library, or if a file would replace a folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -34,6 +39,8 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
         except SafetensorError as error:  # which a full disk is to safetensors
             raise OSError(str(error)) from error
+        if _is_folder(path) and not (_is_folder(temporary) or over_folder):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if os.path.lexists(path) and (_is_folder(path) or _is_folder(temporary)):
             aside = path.with_name(f".{path.name}{_ASIDE}")
             remove(aside)

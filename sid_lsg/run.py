@@ -141,6 +141,13 @@ def _with_folders(trainer: Any) -> Iterator[Any]:
             yield options
 
 
+def is_of_run(ckpt_path: str | None, root: Path) -> bool:
+    """Tell whether a run that begins from this checkpoint continues the one in a run directory."""
+    if ckpt_path in (None, "last", "hpc"):
+        return ckpt_path is not None
+    return Path(ckpt_path).resolve().is_relative_to(root.resolve())
+
+
 @rank_zero_only
 def prepare_run_directory(root: Path, resumes: bool) -> None:
     """Make the run directory; move an earlier run, with which a fresh one would mix, aside.

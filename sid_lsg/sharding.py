@@ -43,11 +43,14 @@ class Pieces:
         return torch.cat(found)
 
 
-def like(value: Tensor | Pieces, own: Tensor | None) -> Tensor:
+def like(value: Any, own: Tensor | None) -> Any:
     """Take this process' rows of a whole tensor, if `own` is sharded; else all of it.
 
-    Nothing travels, and of a tensor in a file nothing but these rows is read.
+    Nothing travels, and of a tensor in a file nothing but these rows is read. What is no tensor,
+    such as an optimizer's count of steps, is returned as it is.
     """
+    if not isinstance(value, Tensor | Pieces):
+        return value
     if isinstance(own, DTensor) and own.shape == value.shape:
         start, mesh = _first_row(own), own.device_mesh
         rows = value[start : start + len(own.to_local())].to(own.device, copy=True)

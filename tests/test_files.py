@@ -109,3 +109,15 @@ def test_a_folder_that_a_killed_process_put_aside_is_put_back(
     remove_leftovers(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
     assert (tmp_path / "x/a.txt").read_text() == ("new" if replaced else "old")
+
+
+def test_a_file_does_not_replace_a_folder(tmp_path: Path) -> None:
+    """Unless that is said: a folder of results could be one wrong option away."""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "kept.txt").touch()
+    with pytest.raises(IsADirectoryError), replacing(tmp_path / "results") as temporary:
+        temporary.write_text("{}")
+    assert [path.name for path in tmp_path.rglob("*")] == ["results", "kept.txt"]
+    with replacing(tmp_path / "results", over_folder=True) as temporary:
+        temporary.write_text("{}")
+    assert (tmp_path / "results").read_text() == "{}"

@@ -378,6 +378,19 @@ def test_keep_good_returns_to_the_last_good_checkpoint(
     assert (step_of(folder / "last.ckpt"), step_of(folder / "good.ckpt")) == (8, 8)
 
 
+def test_what_was_good_later_is_not_returned_to(
+    tiny: Callable[..., SiDLSG], tmp_path: Path
+) -> None:
+    """A run that goes back to an earlier checkpoint leaves what followed it."""
+    tiny(Health(), Checkpoint(every_n_steps=1, keep=-1), module=SiDLSG)
+    folder = tmp_path / "checkpoints"
+    assert step_of(folder / "good.ckpt") == 8
+    again = (Health(instability_action="keep_good"), Checkpoint(every_n_steps=5, keep=-1))
+    with pytest.raises(TrainingStopped, match=r"at iteration 4.*no earlier checkpoint that was found"):
+        tiny(*again, ckpt_path=str(folder / "0000002.ckpt"))
+    assert (folder / "last.ckpt").readlink() != Path("good.ckpt")
+
+
 def test_good_is_the_state_that_was_judged_where_that_is_saved(
     tiny: Callable[..., SiDLSG], tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ from sid_lsg.run import (
     check_files,
     check_trainer,
     continue_requeued,
+    is_of_run,
     prepare_run_directory,
     put_inside,
 )
@@ -207,7 +208,7 @@ def begin(root: Path, ckpt_path: str | None = None) -> None:
     trainer = L.Trainer(
         accelerator="cpu", default_root_dir=root, logger=False, enable_checkpointing=False
     )
-    prepare_run_directory(root, resumes=ckpt_path is not None)
+    prepare_run_directory(root, resumes=is_of_run(ckpt_path, root))
     SaveConfig(parser, config, overwrite=True).setup(trainer, L.LightningModule(), "fit")
 
 
@@ -227,6 +228,26 @@ def test_fresh_runs_move_earlier_ones_aside(tmp_path: Path) -> None:
     found = {path.name: (path / "result.txt").read_text() for path in tmp_path.iterdir()}
     assert found == {"x": "2", "x.1": "0", "x.2": "1"}
     assert (tmp_path / "x.1" / "config.yaml").is_file()
+
+
+def test_another_runs_checkpoint_does_not_mix_with_the_run_that_was_there(tmp_path: Path) -> None:
+    root = tmp_path / "x"
+    begin(root)
+    (root / "result.txt").touch()
+    begin(root, ckpt_path=str(tmp_path / "y" / "checkpoints" / "last.ckpt"))
+    assert not (root / "result.txt").exists()
+    assert (tmp_path / "x.1" / "result.txt").exists()
+
+
+def test_a_run_is_continued_by_the_name_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = Path("x")
+    begin(root)
+    for name in ("x/checkpoints/0000002.ckpt", str(tmp_path / "x/checkpoints/good.ckpt")):
+        begin(root, ckpt_path=name)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_a_continued_run_stays_where_it_is(tmp_path: Path) -> None:

@@ -13,7 +13,16 @@ from lightning.pytorch.utilities import rank_zero_warn
 from sid_lsg.callbacks.best import Best, Mode
 from sid_lsg.callbacks.retention import delete, keep_as, on_first, point
 from sid_lsg.callbacks.throughput import Throughput
-from sid_lsg.checkpoints import BEST, GOOD, LAST, SafeCheckpointIO, add_record, newest, write
+from sid_lsg.checkpoints import (
+    BEST,
+    GOOD,
+    LAST,
+    SafeCheckpointIO,
+    add_record,
+    newest,
+    peek,
+    write,
+)
 from sid_lsg.checks import refuse
 from sid_lsg.errors import UsageError
 from sid_lsg.files import remove_leftovers
@@ -94,6 +103,7 @@ class Checkpoint(ModelCheckpoint):
         if trainer.ckpt_path:
             self._last_global_step_saved = trainer.global_step
             self._last_checkpoint_saved = str(trainer.ckpt_path)
+            self._has_good = trainer.strategy.broadcast(self._good_is_of(trainer.global_step))
             if self.best is not None:
                 self.best.recall(self._folder, trainer.global_step)
 
@@ -152,7 +162,7 @@ class Checkpoint(ModelCheckpoint):
         """
         good = self._folder / GOOD
         there = trainer.strategy.broadcast(good.exists())
-        if not (there and (self._has_good or trainer.ckpt_path)):
+        if not (there and self._has_good):
             return None
         on_first(trainer, point, self._folder / LAST, good)
         trainer.strategy.barrier()
@@ -225,6 +235,14 @@ class Checkpoint(ModelCheckpoint):
         self.best_model_path = str(self._folder / BEST)
         on_first(trainer, keep_as, Path(self._last_checkpoint_saved), self._folder / BEST)
         on_first(trainer, best.save, self._folder)
+
+    def _good_is_of(self, step: int) -> bool:
+        """Tell whether good.ckpt is of no iteration that is to be done again."""
+        good = self._folder / GOOD
+        try:
+            return bool(good.exists() and int(peek(good)["global_step"]) <= step)
+        except (UsageError, OSError, ValueError, KeyError, TypeError):  # damaged, or not ours
+            return False
 
     @property
     def _folder(self) -> Path:

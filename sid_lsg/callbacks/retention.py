@@ -34,7 +34,7 @@ def keep_as(source: Path, target: Path) -> None:
         OSError: If that is impossible; `target` is as it was.
     """
     source = source.resolve()
-    with replacing(target) as temporary:
+    with replacing(target, over_folder=True) as temporary:
         remove(temporary)  # a killed process', if numbers of processes return
         if source.is_dir():
             shutil.copytree(source, temporary, copy_function=_link)
@@ -56,7 +56,7 @@ def point(link: Path, target: Path) -> None:
         OSError: If that is impossible; `link` is as it was.
     """
     try:
-        with replacing(link) as temporary:
+        with replacing(link, over_folder=True) as temporary:
             remove(temporary)
             temporary.symlink_to(target.name)  # relative: the folder can be moved
     except OSError:  # not every file system has links

@@ -14,7 +14,7 @@ from sid_lsg.costs.evaluation import Flops
 from sid_lsg.costs.memory import largest_micro_batch, passing_bytes, standing_bytes, total_bytes
 from sid_lsg.costs.options import levers, plan_of
 from sid_lsg.costs.plan import PlannedRun
-from sid_lsg.files import check_writable, replacing
+from sid_lsg.files import check_writable, replacing, writing
 from sid_lsg.run import check_trainer
 from sid_lsg.tools.fit_options import FitOptions
 
@@ -89,6 +89,8 @@ def estimate(args: Sequence[str]) -> dict[str, Any]:
     config = FitOptions(estimate, Estimate, args).config
     wanted = Estimate(**config.estimate.as_dict())
     if wanted.output:
+        if wanted.output.is_dir():
+            refuse("estimate.output", str(wanted.output), "the name of a file, not of a folder")
         check_writable(wanted.output.absolute().parent, "estimate.output")
     check_trainer(config.trainer)
     plan, model = plan_of(config, wanted.gpus), config.model
@@ -134,7 +136,10 @@ def estimate(args: Sequence[str]) -> dict[str, Any]:
         )
     found["options"] = rows
     if wanted.output:
-        with replacing(wanted.output) as temporary:
+        with (
+            writing(wanted.output.parent, "estimate.output"),
+            replacing(wanted.output) as temporary,
+        ):
             temporary.write_text(json.dumps(found, indent=2) + "\n")
     return found
 
