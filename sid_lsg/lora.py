@@ -18,12 +18,13 @@ from torch import nn
 
 from sid_lsg.checks import refuse
 from sid_lsg.errors import UsageError
-from sid_lsg.files import replacing
+from sid_lsg.files import replacing, weights_hash
 
 LORA_FOLDER = "lora"  # in an exported folder
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 
 _ADAPTER = "default"  # peft's name for a network's only one
+_HASHED = 4096  # so many numbers of a weight tell it from another model's
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def check_scales(networks: Mapping[str, nn.Module], found: Mapping[str, float]) 
 
     Args:
         networks: By their names in the options.
-        found: Each one's scale in the checkpoint. What else differs shows in names and shapes.
+        found: Each one's scale in the checkpoint.
 
     Raises:
         UsageError: For the first that differs.
@@ -195,4 +196,36 @@ def check_scales(networks: Mapping[str, nn.Module], found: Mapping[str, float]) 
             raise UsageError(
                 f"--model.lora_{name}.alpha is {now:g} times the rank, and in the checkpoint "
                 f"{before:g} times. Give the alpha that it was made with, or another checkpoint."
+            )
+
+
+def base_hash(network: nn.Module) -> str | None:
+    """Return a fingerprint of the weights under a network's adapters; None without any.
+
+    Of some numbers of each weight, rounded to bfloat16, in which they may be stored.
+    """
+    some = {}
+    for name, p in base(network).items():
+        flat = p.detach().flatten()
+        some[name] = flat[:: flat.numel() // _HASHED + 1].bfloat16()
+    return weights_hash(some) if some else None
+
+
+def check_bases(networks: Mapping[str, nn.Module], found: Mapping[str, str | None]) -> None:
+    """Refuse to continue with adapters on other weights than before.
+
+    Args:
+        networks: By their names in the options.
+        found: Each one's `base_hash` in the checkpoint.
+
+    Raises:
+        UsageError: For the first that differs.
+    """
+    for name, network in networks.items():
+        if (now := base_hash(network)) != found.get(name, now):
+            option = f"model.{name.replace('ema', 'generator')}_init"
+            raise UsageError(
+                f"--ckpt_path: the LoRA adapters of {name!r} in the file are for other weights "
+                f"than these. Give the --{option} and --model.teacher that it was made with, or "
+                "another checkpoint."
             )

@@ -386,7 +386,7 @@ def test_what_was_good_later_is_not_returned_to(
     folder = tmp_path / "checkpoints"
     assert step_of(folder / "good.ckpt") == 8
     again = (Health(instability_action="keep_good"), Checkpoint(every_n_steps=5, keep=-1))
-    with pytest.raises(TrainingStopped, match=r"at iteration 4.*no earlier checkpoint that was found"):
+    with pytest.raises(TrainingStopped, match=r"at iteration 4.*no earlier checkpoint that"):
         tiny(*again, ckpt_path=str(folder / "0000002.ckpt"))
     assert (folder / "last.ckpt").readlink() != Path("good.ckpt")
 

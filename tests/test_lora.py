@@ -315,6 +315,27 @@ def test_checkpoints_of_other_networks_are_refused(fit: Fit, small_sd: str, tmp_
         fit(2, ckpt_path=last, lora_generator=LoRA(2))
 
 
+def test_adapters_are_not_continued_on_other_weights(
+    fit: Fit, small_sd: str, tmp_path: Path
+) -> None:
+    """Names and shapes are the same: nothing else would tell."""
+    teacher = make(small_sd).teacher
+    with torch.no_grad():
+        for p in teacher.network.parameters():
+            p.mul_(1.1)
+    teacher.save_generator(teacher.network, tmp_path / "base", 625)
+    own = {"generator_init": str(tmp_path / "base")}
+    fit(1, save=True, **own)
+    path = str(tmp_path / "checkpoints" / "last.ckpt")
+    message = "adapters of 'generator' .* other weights .*--model.generator_init"
+    with pytest.raises(UsageError, match=message):
+        check_resume(path, tmp_path, make(small_sd, **BOTH))
+    with pytest.raises(UsageError, match=message):
+        fit(2, ckpt_path=path)
+    check_resume(path, tmp_path, make(small_sd, **BOTH, **own, frozen_precision="bf16"))
+    fit(2, ckpt_path=path, **own)
+
+
 # ---------------------------------------------------------------------- what it becomes
 
 
