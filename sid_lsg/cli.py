@@ -53,6 +53,7 @@ from sid_lsg.callbacks import (  # noqa: E402
     Throughput,
 )
 from sid_lsg.callbacks.interruption import ending_on_signals  # noqa: E402
+from sid_lsg.checks import refuse  # noqa: E402
 from sid_lsg.data import PromptDataModule, training_files  # noqa: E402
 from sid_lsg.errors import Interrupted, TrainingStopped, UsageError  # noqa: E402
 from sid_lsg.module import SiDLSG  # noqa: E402
@@ -121,7 +122,7 @@ class _Parser(LightningArgumentParser):
         message = re.sub(r'Parser key "([\w.]+)":\s*', r"--\1: ", message.strip())
         numbers = re.search(r"(Got|Given) value: -?(nan|inf)", message)
         hint = " Give a finite number." if numbers else ""
-        command = self.prog.removesuffix(" fit")
+        command = self.prog.replace(" [options]", "")
         _refuse(f"{message}.{hint} `{command} --help` explains every option.")
 
     def add_config(self) -> None:
@@ -151,9 +152,10 @@ class SiDCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks, and one seed for all."""
         parser.add_lightning_class_args(Interruption, "interruption")
+        # Before the others: what they do after an iteration is not its time.
+        parser.add_lightning_class_args(Throughput, "throughput")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(ImageGrid, "image_grid")
-        parser.add_lightning_class_args(Throughput, "throughput")
         parser.add_lightning_class_args(Progress, "progress")
         parser.add_lightning_class_args(Export, "export")
         parser.add_lightning_class_args(Metrics, "metrics")
@@ -164,6 +166,13 @@ class SiDCLI(LightningCLI):
             parser.set_defaults({f"model.{name}": _ADAM})
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def _set_seed(self) -> None:
+        """Refuse what is no seed: Lightning takes true for a random one, which nothing repeats."""
+        seed = self.config[self.subcommand].seed_everything
+        if isinstance(seed, bool) or not 0 <= int(seed) < 2**32:
+            refuse("seed_everything", seed, "a number from 0 to 4294967295")
+        super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
         """Refuse what cannot work before anything is built, let alone downloaded."""

@@ -181,7 +181,8 @@ def test_finished_images_are_not_made_again(
     old = {path.name: path.stat().st_mtime_ns for path in images.glob("*.png")}
     content = (images / "0000005.png").read_bytes()
     (images / "0000005.png").unlink()  # as if it had been interrupted there
-    (out / "report.json").unlink()
+    for path in (p for p in out.iterdir() if p.is_file()):
+        path.unlink()
     main(files.line(output=out))
     assert report(out)["scores"] == first["scores"]
     assert (images / "0000005.png").read_bytes() == content
@@ -327,6 +328,20 @@ def test_bad_options_are_named(
     message = refused(capsys, *files.line(**({"output": tmp_path / "out"} | filled)))
     assert re.search(said, message), message
     assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_files_of_others_are_not_replaced(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "notes"
+    out.mkdir()
+    (out / "report.md").write_text("mine")
+    message = refused(capsys, "evaluate", *folder_line(files, files.real, output=out))
+    assert "--output" in message
+    assert "holds a 'report.md' that no evaluation has written" in message
+    assert [(p.name, p.read_text()) for p in out.iterdir()] == [("report.md", "mine")]
+    message = refused(capsys, "evaluate", *folder_line(files, files.real, output=files.real))
+    assert "holds the --images" in message
 
 
 def test_fewer_images_than_the_protocol_needs(

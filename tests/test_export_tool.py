@@ -363,6 +363,16 @@ def test_a_licence_may_be_given(run: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- what is refused
 
 
+def test_what_is_read_is_not_replaced(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(str(run), str(out))
+    shutil.copytree(run, out / "run")
+    message = refused(str(out / "run"), str(out), overwrite=True)
+    assert "would be replaced, and --ckpt_path lies in it" in message
+    message = refused(str(run), str(out), teacher=str(out), overwrite=True)
+    assert "would be replaced, and --teacher lies in it" in message
+
+
 def test_an_output_that_holds_something_is_refused(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -371,6 +381,11 @@ def test_an_output_that_holds_something_is_refused(run: Path, tmp_path: Path) ->
         message = refused(str(run), str(out), overwrite=overwrite)
         assert re.match(r"--output: '.*out' is not empty: it holds 'thesis.txt'\. Choose", message)
     (out / "thesis.txt").unlink()
+    (out / "unet").mkdir()
+    (out / "unet" / "model.py").touch()  # a program's folder, or a teacher's
+    assert "what is no export is never replaced" in refused(str(run), str(out), overwrite=True)
+    shutil.rmtree(out)
+    export(str(run), str(out))
     (out / "model_index.json").write_text("earlier")
     assert "or give --overwrite" in refused(str(run), str(out))
     assert (out / "model_index.json").read_text() == "earlier"

@@ -38,7 +38,7 @@ def contestants(module: Any, teacher_steps: int, guidance: float) -> dict[str, C
         return module.sample_teacher(prompts, seeds, teacher_steps, guidance)
 
     own, count = steps(module.num_steps), module.num_steps
-    evaluations = teacher_steps * (1 if guidance == 1 else 2)
+    evaluations = teacher_steps * (2 if guidance > 1 else 1)  # as diffusers guides
     initial = generator_sampler(module, module.teacher.network)
     return {
         "teacher_": Contestant(f"teacher, {steps(teacher_steps)}", teacher, evaluations),

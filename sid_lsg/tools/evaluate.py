@@ -20,7 +20,13 @@ from sid_lsg.metrics.reference import load_reference
 from sid_lsg.processes import launch
 from sid_lsg.samplers import ImageModel, Precision, SamplerName, load_model
 from sid_lsg.tools.make_images import Picture, check_free, check_manifest, make_images
-from sid_lsg.tools.report import check_comparable, read_report, scored_by, write_report
+from sid_lsg.tools.report import (
+    check_comparable,
+    check_free_of_others,
+    read_report,
+    scored_by,
+    write_report,
+)
 
 IMAGES = "images"
 
@@ -105,7 +111,10 @@ def evaluate(
         UsageError: For anything that cannot be evaluated as it is asked for.
     """
     _check(model, prompts, images, num_images, batch_size)
-    root = Path(output)
+    root = Path(output).expanduser()
+    check_free_of_others(root)
+    if images and Path(images).expanduser().resolve() == root.resolve():
+        raise UsageError(f"--output: {output!r} holds the --images. Choose another folder.")
     check_writable(root, "output")
     others = [read_report(folder) for folder in compare]
     texts = _prompts(prompts, column) if prompts else None

@@ -2,6 +2,7 @@
 
 import glob
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from sid_lsg.checkpoints import peek
 from sid_lsg.checks import refuse
 from sid_lsg.errors import UsageError
 from sid_lsg.export.card import write_card
-from sid_lsg.export.facts import Layout, facts_of, teacher_license
-from sid_lsg.export.folder import save_pipeline, save_unet
+from sid_lsg.export.facts import CARD, Layout, facts_of, teacher_license
+from sid_lsg.export.folder import save_pipeline, save_unet, t_init_of
 from sid_lsg.export.hub import check_id, push
 from sid_lsg.files import check_writable, remove, replacing, weights_hash, writing
 from sid_lsg.lora import LORA_FOLDER, save_lora
+from sid_lsg.resources import resolve
 from sid_lsg.samplers import Precision
 from sid_lsg.trained import Trained, find_checkpoint, load_trained
 
-_OWN = ("model_index.json", "unet", "generator.onnx")  # by these an export is known
+_OWN = ("model_index.json", "unet", "generator.onnx")  # one of these every export has
+_TAG = "sid-lsg"  # of its card
 
 
 def export(
@@ -76,6 +79,7 @@ def export(
         check_installed()
     root = Path(output).expanduser().absolute()
     _check_output(root, overwrite)
+    _check_sources(root, {"ckpt_path": ckpt_path})
     check_writable(root.parent, "output")
 
     found = load_trained(ckpt_path, teacher, resolution)
@@ -83,6 +87,7 @@ def export(
     if steps > found.t_init:
         refuse("num_steps", steps, f"at most {found.t_init}, the generator's timestep")
     source = teacher or found.record["config"]["model"]["teacher"]
+    _check_sources(root, {"teacher": source})
     facts = facts_of(
         found.teacher,
         steps,
@@ -115,10 +120,32 @@ def _check_output(root: Path, overwrite: bool) -> None:
     if not names:
         return
     what = f"--output: {str(root)!r} is not empty: it holds {sorted(names)[0]!r}."
-    if not (root.is_dir() and names.intersection(_OWN)):
+    if not _is_export(root):
         raise UsageError(f"{what} Choose another folder: what is no export is never replaced.")
     if not overwrite:
         raise UsageError(f"{what} Choose another folder, or give --overwrite to replace it.")
+
+
+def _is_export(root: Path) -> bool:
+    """Tell whether this project has written a folder: by its card, or by its scheduler's t_init."""
+    try:
+        card = root / CARD
+        if card.is_file() and _TAG in card.read_text(encoding="utf-8"):
+            return any((root / name).exists() for name in _OWN)
+        scheduler = json.loads((root / "scheduler" / "scheduler_config.json").read_text())
+        return t_init_of(scheduler) is not None
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _check_sources(root: Path, sources: Mapping[str, str]) -> None:
+    """Refuse to replace what is read."""
+    for option, source in sources.items():
+        if Path(resolve(source)).expanduser().resolve().is_relative_to(root.resolve()):
+            raise UsageError(
+                f"--output: {str(root)!r} would be replaced, and --{option} lies in it. Choose "
+                "another folder."
+            )
 
 
 def _history(ckpt_path: str, found: Trained) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """An evaluation's report: numbers as JSON, a table as Markdown, and pictures."""
 
 import json
+import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from sid_lsg.metrics.folder import read_image
 from sid_lsg.metrics.statistics import Statistics
 
 REPORT = "report.json"
+_FILES = (REPORT, "report.md", "samples.png", "alignment.png")
 PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "numpy", "pillow")
 PICTURED = 8
 # What two reports must share to stand in one table.
@@ -61,14 +63,33 @@ def write_report(
         generated, real = _image_set(scores.statistics), _image_set(reference)
         distances = neighbour_distances(generated.features, real.features)
         content["alignment"] = report(generated, real, distances)
+    with replacing(root / REPORT) as temporary:  # the first: it says whose the others are
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    if reference is not None:
         save_png(draw(generated, real, distances), root / "alignment.png")
     save_png(_samples(paths, captions, content, others), root / "samples.png")
-    with replacing(root / REPORT) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     scored = markdown_table([*others, content])
     with replacing(root / "report.md") as temporary:
         temporary.write_text(_markdown(content, scored))
     print(f"\n{scored}\n\nReport and pictures: {root}")
+
+
+def check_free_of_others(root: Path) -> None:
+    """Refuse a folder where a report would take the place of files that are none of a report.
+
+    Raises:
+        UsageError: If there is such a file.
+    """
+    there = [name for name in _FILES if os.path.lexists(root / name)]
+    try:
+        ours = "scores" in json.loads((root / REPORT).read_text())
+    except (OSError, ValueError, TypeError):
+        ours = False
+    if there and not ours:
+        raise UsageError(
+            f"--output: {str(root)!r} holds a {there[0]!r} that no evaluation has written. Choose "
+            "another folder."
+        )
 
 
 def read_report(folder: str) -> dict[str, Any]:
