@@ -21,14 +21,13 @@ from sid_lsg.processes import launch
 from sid_lsg.samplers import ImageModel, Precision, SamplerName, load_model
 from sid_lsg.tools.make_images import Picture, check_free, check_manifest, make_images
 from sid_lsg.tools.report import (
+    IMAGES,
     check_comparable,
     check_free_of_others,
     read_report,
     scored_by,
     write_report,
 )
-
-IMAGES = "images"
 
 
 def evaluate(

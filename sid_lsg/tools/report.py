@@ -18,10 +18,10 @@ from sid_lsg.images import comparison, from_uint8, save_png
 from sid_lsg.markdown import table
 from sid_lsg.metrics.alignment import ImageSet, draw, neighbour_distances, report
 from sid_lsg.metrics.evaluator import K_NEAREST, Evaluator, Scores
-from sid_lsg.metrics.folder import read_image
+from sid_lsg.metrics.folder import MANIFEST, read_image
 from sid_lsg.metrics.statistics import Statistics
 
-REPORT = "report.json"
+IMAGES, REPORT = "images", "report.json"
 _FILES = (REPORT, "report.md", "samples.png", "alignment.png")
 PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "numpy", "pillow")
 PICTURED = 8
@@ -63,11 +63,10 @@ def write_report(
         generated, real = _image_set(scores.statistics), _image_set(reference)
         distances = neighbour_distances(generated.features, real.features)
         content["alignment"] = report(generated, real, distances)
-    with replacing(root / REPORT) as temporary:  # the first: it says whose the others are
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    if reference is not None:
         save_png(draw(generated, real, distances), root / "alignment.png")
     save_png(_samples(paths, captions, content, others), root / "samples.png")
+    with replacing(root / REPORT) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     scored = markdown_table([*others, content])
     with replacing(root / "report.md") as temporary:
         temporary.write_text(_markdown(content, scored))
@@ -85,7 +84,8 @@ def check_free_of_others(root: Path) -> None:
         ours = "scores" in json.loads((root / REPORT).read_text())
     except (OSError, ValueError, TypeError):
         ours = False
-    if there and not ours:
+    interrupted = (root / IMAGES / MANIFEST).is_file()  # between its pictures and its numbers
+    if there and not (ours or interrupted):
         raise UsageError(
             f"--output: {str(root)!r} holds a {there[0]!r} that no evaluation has written. Choose "
             "another folder."
