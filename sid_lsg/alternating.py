@@ -28,7 +28,7 @@ from sid_lsg.gradients import (
     sample_weights,
     update_ratio,
 )
-from sid_lsg.lora import adapters, base_hash, check_bases, check_scales, is_adapter, scale
+from sid_lsg.lora import adapters, adapters_record, check_adapters_record, is_adapter
 from sid_lsg.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs, Update
 from sid_lsg.resume import ELEMENTWISE, check_weights
 from sid_lsg.sharding import is_sharded, laid_out_as, reduce_in_backward
@@ -239,14 +239,12 @@ class AlternatingModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what the weights do not show: adapters' scales and bases, optimizers' kinds."""
-        checkpoint["lora_scales"] = {name: scale(net) for name, net in self.named_children()}
-        checkpoint["lora_bases"] = {name: base_hash(net) for name, net in self.named_children()}
+        checkpoint |= adapters_record(self)
         checkpoint["optimizer_names"] = [type(o).__name__ for o in self.trainer.optimizers]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse adapters that would count for more or less, or are for other weights."""
-        check_scales(dict(self.named_children()), checkpoint.get("lora_scales", {}))
-        check_bases(dict(self.named_children()), checkpoint.get("lora_bases", {}))
+        check_adapters_record(self, checkpoint)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint; refuse one with anything missing, left over or misshapen."""

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sid_lsg.errors import UsageError
+from sid_lsg.resources import resolve
 
 _ASIDE = ".old.tmp"  # a folder that waits for the new one to take its name
 
@@ -103,6 +104,25 @@ def writing(folder: Path, option: str) -> Iterator[None]:
             f"--{option}: cannot write to {str(folder)!r} ({error.strerror or error}). What was "
             "finished before is kept. Make room, or choose another folder."
         ) from error
+
+
+def check_outside(folder: Path, sources: Mapping[str, str]) -> None:
+    """Refuse to replace a folder in which something lies that is read.
+
+    Args:
+        folder: The folder.
+        sources: What is read, by its option; a Hub id is no path.
+
+    Raises:
+        UsageError: For the first that lies in it.
+    """
+    for option, source in sources.items():
+        path = Path(resolve(source)).expanduser()
+        if path.exists() and path.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(
+                f"--output: {str(folder)!r} would be replaced, and --{option} lies in it. Choose "
+                "another folder."
+            )
 
 
 def text_hash(texts: Iterable[str]) -> str:

@@ -181,24 +181,6 @@ def scale(network: nn.Module) -> float:
     return config.lora_alpha / config.r if config else 1.0
 
 
-def check_scales(networks: Mapping[str, nn.Module], found: Mapping[str, float]) -> None:
-    """Refuse to continue with adapters that would count for more or less than before.
-
-    Args:
-        networks: By their names in the options.
-        found: Each one's scale in the checkpoint.
-
-    Raises:
-        UsageError: For the first that differs.
-    """
-    for name, network in networks.items():
-        if (now := scale(network)) != (before := found.get(name, now)):
-            raise UsageError(
-                f"--model.lora_{name}.alpha is {now:g} times the rank, and in the checkpoint "
-                f"{before:g} times. Give the alpha that it was made with, or another checkpoint."
-            )
-
-
 def base_hash(network: nn.Module) -> str | None:
     """Return a fingerprint of the weights under a network's adapters; None without any.
 
@@ -211,18 +193,34 @@ def base_hash(network: nn.Module) -> str | None:
     return weights_hash(some) if some else None
 
 
-def check_bases(networks: Mapping[str, nn.Module], found: Mapping[str, str | None]) -> None:
-    """Refuse to continue with adapters on other weights than before.
+def adapters_record(module: nn.Module) -> dict[str, Any]:
+    """Return what the adapters' weights do not show, for a checkpoint: scales and bases."""
+    networks = dict(module.named_children())
+    return {
+        "lora_scales": {name: scale(network) for name, network in networks.items()},
+        "lora_bases": {name: base_hash(network) for name, network in networks.items()},
+    }
+
+
+def check_adapters_record(module: nn.Module, found: Mapping[str, Any]) -> None:
+    """Refuse to continue with adapters that count for more or less, or are on other weights.
 
     Args:
-        networks: By their names in the options.
-        found: Each one's `base_hash` in the checkpoint.
+        module: What is to continue; its networks have their names in the options.
+        found: The checkpoint. An old one does not say all.
 
     Raises:
         UsageError: For the first that differs.
     """
-    for name, network in networks.items():
-        if (now := base_hash(network)) != found.get(name, now):
+    own = adapters_record(module)
+    for name, now in own["lora_scales"].items():
+        if now != (before := found.get("lora_scales", {}).get(name, now)):
+            raise UsageError(
+                f"--model.lora_{name}.alpha is {now:g} times the rank, and in the checkpoint "
+                f"{before:g} times. Give the alpha that it was made with, or another checkpoint."
+            )
+    for name, now in own["lora_bases"].items():
+        if now != found.get("lora_bases", {}).get(name, now):
             option = f"model.{name.replace('ema', 'generator')}_init"
             raise UsageError(
                 f"--ckpt_path: the LoRA adapters of {name!r} in the file are for other weights "

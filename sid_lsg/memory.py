@@ -18,6 +18,8 @@ Memory = Literal["fast", "balanced", "lean"]
 FrozenPrecision = Literal["32", "bf16"]
 EMADevice = Literal["cpu"]
 
+CHECKPOINTED = ("fake_score", "generator", "teacher")  # all networks that may be
+
 
 def set_frozen_precision(
     precision: FrozenPrecision, teacher: Teacher, *networks: nn.Module

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from sid_lsg.checkpoints import BEST, RECORD, check_contents, newest, peek, verify
 from sid_lsg.errors import UsageError
-from sid_lsg.lora import check_bases, is_adapter
+from sid_lsg.lora import check_adapters_record, is_adapter
 
 # What an optimizer keeps for every number of a weight; other things may be of any shape.
 ELEMENTWISE = frozenset(
@@ -54,7 +54,7 @@ def check_resume(
     check_contents(found, str(path))
     if module is not None:
         check_weights(module.state_dict(), found["state_dict"])
-        check_bases(dict(module.named_children()), found.get("lora_bases", {}))
+        check_adapters_record(module, found)
         check_optimizers(
             module.configure_optimizers(), found["optimizer_states"], found.get("optimizer_names")
         )

@@ -126,7 +126,7 @@ def test_only_what_would_change_something_is_advised() -> None:
         (["--model.teacher", "architecture:sd9"], "--model.teacher: there is no architecture"),
         (["--model.micro_batch_size", "5"], "--model.micro_batch_size: 5 does not divide"),
         (["--trainer.precision", "bf16-true"], "--trainer.precision"),
-        (["--estimate.output", "configs"], "--estimate.output must be the name of a file"),
+        (["--estimate.output", str(CONFIGS)], "--estimate.output must be the name of a file"),
         (["--estimate.output", "/proc/estimate.json"], "--estimate.output: cannot write"),
     ],
 )

@@ -7,6 +7,7 @@ import torch
 
 from sid_lsg.errors import UsageError
 from sid_lsg.files import (
+    check_outside,
     check_writable,
     remove_leftovers,
     replacing,
@@ -121,3 +122,15 @@ def test_a_file_does_not_replace_a_folder(tmp_path: Path) -> None:
     with replacing(tmp_path / "results", over_folder=True) as temporary:
         temporary.write_text("{}")
     assert (tmp_path / "results").read_text() == "{}"
+
+
+def test_what_is_read_lies_outside_of_what_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "run").mkdir(parents=True)
+    check_outside(Path("owner"), {"teacher": "owner/name"})  # a Hub id, and no folder here
+    check_outside(Path("owner/run"), {"teacher": "owner"})
+    for source in ("owner", "owner/run", str(tmp_path / "owner" / "run")):
+        with pytest.raises(UsageError, match="--output: 'owner' .* --ckpt_path lies in it"):
+            check_outside(Path("owner"), {"teacher": "none", "ckpt_path": source})

@@ -15,9 +15,9 @@ from torch import Tensor
 from sid_lsg.images import comparison, contact_sheet, fitted, grid, rgb, save_png, to_pil, to_uint8
 
 
-def noise(batch: int, side: int = 8) -> Tensor:
+def noise(batch: int, side: int = 8, width: int | None = None) -> Tensor:
     generator = torch.Generator().manual_seed(batch)
-    return torch.rand(batch, 3, side, side, generator=generator) * 2 - 1
+    return torch.rand(batch, 3, side, width or side, generator=generator) * 2 - 1
 
 
 def pixels(picture: Image.Image) -> NDArray[Any]:
@@ -77,7 +77,7 @@ def test_a_grid_is_nearly_square_and_shows_every_image_once(batch: int) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(8, 24), (24, 8)])
 def test_images_that_are_not_square_are_shown_whole(height: int, width: int) -> None:
-    x = torch.rand(4, 3, height, width) * 2 - 1
+    x = noise(4, height, width)
     images = [np.asarray(image) for image in to_pil(x)]
     tiled = pixels(grid(x, tile=width))
     assert tiled.shape == (2 * (height + 2), 2 * (width + 2), 3)

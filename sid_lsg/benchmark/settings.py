@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import torch
 
+from sid_lsg.memory import CHECKPOINTED
+
 Precision = Literal["config", "fp32", "tf32", "bf16", "bf16-compile"]
 MemoryUse = Literal[
     "config",
@@ -67,7 +69,7 @@ class Setting:
             changes["compile"] = True
         if self.memory != "config":
             memory, _, again = self.memory.partition("-")
-            networks = ["fake_score", "generator", "teacher"] if again else None
+            networks = [*CHECKPOINTED] if again else None
             changes |= {"memory": memory, "gradient_checkpointing": networks}
         return changes
 

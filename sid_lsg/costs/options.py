@@ -11,9 +11,8 @@ from sid_lsg.costs.plan import Plan
 from sid_lsg.errors import UsageError
 from sid_lsg.guidance import Guidance
 from sid_lsg.lora import LoRA
+from sid_lsg.memory import CHECKPOINTED
 from sid_lsg.optimizers import AdamWithoutMomentum
-
-_ALL = ("fake_score", "generator", "teacher")
 
 
 def plan_of(config: Any, gpus: int | None = None) -> Plan:
@@ -108,9 +107,9 @@ def levers(plan: Plan) -> dict[str, dict[str, Any]]:
         found["--trainer.precision bf16-mixed"] = {"precision": "bf16-mixed"}
     if plan.memory != "lean":
         found["--model.memory lean"] = {"memory": "lean"}
-    if set(plan.gradient_checkpointing) != set(_ALL):
-        option = f'--model.gradient_checkpointing "[{", ".join(_ALL)}]"'
-        found[option] = {"gradient_checkpointing": _ALL}
+    if set(plan.gradient_checkpointing) != set(CHECKPOINTED):
+        option = f'--model.gradient_checkpointing "[{", ".join(CHECKPOINTED)}]"'
+        found[option] = {"gradient_checkpointing": CHECKPOINTED}
     optimizers = {"optimizer_fake": plan.optimizer_fake}
     optimizers |= {"optimizer_generator": plan.optimizer_generator}
     if all(_stores_gradients(make([nn.Parameter(torch.zeros(1))])) for make in optimizers.values()):

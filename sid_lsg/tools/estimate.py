@@ -51,6 +51,8 @@ class Estimate:
         if not 0 < self.efficiency <= 1:
             wanted = "a share of the peak, above 0 and at most 1"
             refuse("estimate.efficiency", self.efficiency, wanted)
+        if self.output and self.output.is_dir():
+            refuse("estimate.output", str(self.output), "the name of a file, not of a folder")
 
     @property
     def usable_bytes(self) -> float:
@@ -89,8 +91,6 @@ def estimate(args: Sequence[str]) -> dict[str, Any]:
     config = FitOptions(estimate, Estimate, args).config
     wanted = Estimate(**config.estimate.as_dict())
     if wanted.output:
-        if wanted.output.is_dir():
-            refuse("estimate.output", str(wanted.output), "the name of a file, not of a folder")
         check_writable(wanted.output.absolute().parent, "estimate.output")
     check_trainer(config.trainer)
     plan, model = plan_of(config, wanted.gpus), config.model

@@ -2,7 +2,6 @@
 
 import glob
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from sid_lsg.export.card import write_card
 from sid_lsg.export.facts import CARD, Layout, facts_of, teacher_license
 from sid_lsg.export.folder import save_pipeline, save_unet, t_init_of
 from sid_lsg.export.hub import check_id, push
-from sid_lsg.files import check_writable, remove, replacing, weights_hash, writing
+from sid_lsg.files import check_outside, check_writable, remove, replacing, weights_hash, writing
 from sid_lsg.lora import LORA_FOLDER, save_lora
-from sid_lsg.resources import resolve
 from sid_lsg.samplers import Precision
 from sid_lsg.trained import Trained, find_checkpoint, load_trained
 
@@ -79,7 +77,7 @@ def export(
         check_installed()
     root = Path(output).expanduser().absolute()
     _check_output(root, overwrite)
-    _check_sources(root, {"ckpt_path": ckpt_path})
+    check_outside(root, {"ckpt_path": ckpt_path})
     check_writable(root.parent, "output")
 
     found = load_trained(ckpt_path, teacher, resolution)
@@ -87,7 +85,7 @@ def export(
     if steps > found.t_init:
         refuse("num_steps", steps, f"at most {found.t_init}, the generator's timestep")
     source = teacher or found.record["config"]["model"]["teacher"]
-    _check_sources(root, {"teacher": source})
+    check_outside(root, {"teacher": source})
     facts = facts_of(
         found.teacher,
         steps,
@@ -136,16 +134,6 @@ def _is_export(root: Path) -> bool:
         return t_init_of(scheduler) is not None
     except (OSError, ValueError, AttributeError):
         return False
-
-
-def _check_sources(root: Path, sources: Mapping[str, str]) -> None:
-    """Refuse to replace what is read."""
-    for option, source in sources.items():
-        if Path(resolve(source)).expanduser().resolve().is_relative_to(root.resolve()):
-            raise UsageError(
-                f"--output: {str(root)!r} would be replaced, and --{option} lies in it. Choose "
-                "another folder."
-            )
 
 
 def _history(ckpt_path: str, found: Trained) -> dict[str, Any]:

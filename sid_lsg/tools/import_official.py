@@ -9,12 +9,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from sid_lsg.checks import refuse
 from sid_lsg.errors import UsageError
-from sid_lsg.files import check_writable, replacing, writing
+from sid_lsg.files import check_outside, check_writable, replacing, writing
 from sid_lsg.inert_pickle import quoted
 from sid_lsg.module_pickle import StoredTensor
 from sid_lsg.networks import StableDiffusion
 from sid_lsg.official import read_official
-from sid_lsg.resources import resolve
 
 _INDEX = "model_index.json"
 
@@ -75,12 +74,7 @@ def _check_output(folder: Path, sources: dict[str, str], overwrite: bool) -> Non
     if not (overwrite and (folder / _INDEX).is_file()):
         remedy = ", or give --overwrite true" if (folder / _INDEX).is_file() else ""
         raise UsageError(f"--output: {str(folder)!r} is not empty. Choose another folder{remedy}.")
-    for option, source in sources.items():
-        if Path(resolve(source)).expanduser().resolve().is_relative_to(folder):
-            raise UsageError(
-                f"--output: {str(folder)!r} would be replaced, and --{option} lies in it. Choose "
-                "another folder."
-            )
+    check_outside(folder, sources)
 
 
 def _check_fit(

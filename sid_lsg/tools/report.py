@@ -23,6 +23,7 @@ from sid_lsg.metrics.statistics import Statistics
 
 IMAGES, REPORT = "images", "report.json"
 _FILES = (REPORT, "report.md", "samples.png", "alignment.png")
+_UNREADABLE = (OSError, ValueError, TypeError)
 PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "numpy", "pillow")
 PICTURED = 8
 # What two reports must share to stand in one table.
@@ -80,12 +81,8 @@ def check_free_of_others(root: Path) -> None:
         UsageError: If there is such a file.
     """
     there = [name for name in _FILES if os.path.lexists(root / name)]
-    try:
-        ours = "scores" in json.loads((root / REPORT).read_text())
-    except (OSError, ValueError, TypeError):
-        ours = False
     interrupted = (root / IMAGES / MANIFEST).is_file()  # between its pictures and its numbers
-    if there and not (ours or interrupted):
+    if there and not (interrupted or _is_report(root / REPORT)):
         raise UsageError(
             f"--output: {str(root)!r} holds a {there[0]!r} that no evaluation has written. Choose "
             "another folder."
@@ -101,15 +98,26 @@ def read_report(folder: str) -> dict[str, Any]:
     path = Path(folder).expanduser()
     path = path / REPORT if path.is_dir() else path
     try:
-        content = json.loads(path.read_text())
-        if "scores" not in content:
-            raise ValueError("it has no scores")
-        return content
-    except (OSError, ValueError, TypeError) as error:
+        return _load(path)
+    except _UNREADABLE as error:
         raise UsageError(
             f"--compare: {folder!r} is not the folder of a report ({error}). Give the --output of "
             "an earlier evaluation."
         ) from error
+
+
+def _load(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    if "scores" not in content:
+        raise ValueError("it has no scores")
+    return content
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        return bool(_load(path))
+    except _UNREADABLE:
+        return False
 
 
 def scored_by(evaluator: Evaluator) -> dict[str, Any]:
