@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,9 @@ ALL = [f"paper/{name}" for name in PUBLISHED] + [f"guidance/{name}" for name in 
 
 
 def options(name: str) -> Any:
-    args = ["--config", str(CONFIGS / "lsg.yaml"), "--config", str(CONFIGS / f"{name}.yaml")]
-    return FitOptions(estimate, Estimate, [*args, "--trainer.precision", "bf16-mixed"]).config
+    files = (CONFIGS / f"{each}.yaml" for each in ("lsg", name, "trainer/gpu"))
+    args = [arg for file in files for arg in ("--config", str(file))]
+    return FitOptions(estimate, Estimate, [*args, "--model.micro_batch_size", "16"]).config
 
 
 def header(name: str) -> str:
@@ -52,13 +54,13 @@ KNOWN: dict[str, dict[Any, Any]] = {}  # each teacher's evaluations, counted onc
 
 
 @cache
-def seconds_per_iteration(name: str) -> float:
+def seconds_per_iteration(name: str, compiled: bool) -> float:
     config = options(name)
     model = config.model
     teacher = outline(model.teacher, model.revision, model.subfolders, model.resolution)
-    run = PlannedRun(plan_of(config), teacher, KNOWN.setdefault(model.teacher, {}))
-    default = Estimate()
-    return iteration_seconds(run, default.peaks(run.plan.precision), default.efficiency)
+    plan = replace(plan_of(config), compile=compiled)
+    run = PlannedRun(plan, teacher, KNOWN.setdefault(model.teacher, {}))
+    return iteration_seconds(run, Estimate(gpu="h200").speed(plan))
 
 
 def test_there_is_a_config_for_each_row() -> None:
@@ -87,16 +89,17 @@ def test_headers_count_images_and_hours(name: str) -> None:
     assert (int(stated[2].replace(",", "")), int(stated[3])) == (steps, batch)
     assert float(stated[1]) == round(steps * batch / 1e6, 1)
     hours = re.search(
-        r"Estimated: (\d+) GPU-hours \(H100, bf16-mixed, an assumed (\d+)% of the peak", text
+        r"Estimated: (\d+) H200-hours, .* --config configs/trainer/gpu.yaml "
+        r"--model.micro_batch_size 16 --model.compile true; not compiled (\d+);",
+        text,
     )
     assert hours
-    assert float(hours[2]) / 100 == Estimate().efficiency
-    assert Estimate().gpu == "h100"
     # The time depends on the teacher and on which networks are guided, not on how strongly.
     alike = "paper/sd15_kappa2" if name.startswith("paper/sd15") else name
     alike = "paper/sd21_kappa2" if name.startswith("paper/sd21") else alike
-    expected = steps * seconds_per_iteration(alike) / 3600
-    assert math.isclose(float(hours[1]), expected, abs_tol=0.51)
+    for stated_hours, compiled in zip(hours.groups(), (True, False), strict=True):
+        expected = steps * seconds_per_iteration(alike, compiled) / 3600
+        assert math.isclose(float(stated_hours), expected, abs_tol=0.51)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

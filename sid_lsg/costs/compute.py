@@ -43,18 +43,44 @@ def iteration_flops(run: PlannedRun) -> dict[str, Flops]:
     }
 
 
-def iteration_seconds(run: PlannedRun, peaks: Flops, efficiency: float) -> float:
-    """Return the time of an iteration: its FLOPs at a share of the devices' peak.
+def iteration_seconds(run: PlannedRun, speed: Flops, micro_batch_size: int | None = None) -> float:
+    """Return the time of an iteration: its FLOPs, or its launches where these take longer.
 
-    Optimizers and averages are left out: they move some 60 bytes per weight and iteration, which
-    takes 17 ms for Stable Diffusion 1.5 on an H100.
+    A device computes one micro-batch's kernels while the host launches the next ones; at small
+    micro-batches it waits for the host. Optimizers and averages are left out: they move some 60
+    bytes per weight and iteration, which takes 17 ms for Stable Diffusion 1.5 on an H100.
 
     Args:
         run: The run.
-        peaks: FLOP/s of a device, for convolutions and for other products.
-        efficiency: The share of it that is reached.
+        speed: FLOP/s that a device reaches, for convolutions and for other products.
+        micro_batch_size: By default the plan's.
     """
+    size = micro_batch_size or run.plan.micro_batch_size
     parts = iteration_flops(run).values()
-    convolutions = sum(flops.convolutions for flops in parts) / peaks.convolutions
-    others = sum(flops.others for flops in parts) / peaks.others
-    return run.plan.share * (convolutions + others) / efficiency
+    convolutions = sum(flops.convolutions for flops in parts) / speed.convolutions
+    others = sum(flops.others for flops in parts) / speed.others
+    return run.plan.share / size * max(size * (convolutions + others), launching_seconds(run))
+
+
+# Seconds in which a host launches a weight's share of a pass forward or backward. Measured on an
+# H200's: 0.75 s for the 9 passes of Stable Diffusion 1.5, which has 686 tensors of weights, at
+# micro-batches of 1 and of 8 (docs/benchmarks/sd15_h200_*). Compiled networks need less; how much
+# has not been measured.
+_PER_WEIGHT_S = 0.75 / 9 / 686
+
+
+def launching_seconds(run: PlannedRun) -> float:
+    """Return the time in which the host launches a micro-batch's kernels, whatever its size."""
+    plan = run.plan
+    forward = {
+        "generator": plan.num_steps * (1 + run.evaluated("generator")),
+        "fake_score": 2,
+        "teacher": run.evaluated("teacher"),
+    }
+    backward = {"generator": plan.num_steps, "fake_score": 2, "teacher": 1}
+    seconds = 0.0
+    for name, passes in forward.items():
+        again = backward[name] if name in plan.gradient_checkpointing else 0
+        weights = len(list(run.network(name).parameters()))
+        seconds += (passes + backward[name] + again) * weights * _PER_WEIGHT_S
+    return seconds

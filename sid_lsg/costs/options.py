@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.cli import instantiate_class
 from torch import nn
 
+from sid_lsg.checks import check_method
 from sid_lsg.costs.plan import Plan
 from sid_lsg.errors import UsageError
 from sid_lsg.guidance import Guidance
@@ -19,9 +20,11 @@ def plan_of(config: Any, gpus: int | None = None) -> Plan:
     """Read what decides a run's costs from the options of `fit`.
 
     Raises:
-        UsageError: If devices and micro-batches do not divide the batch.
+        UsageError: If one of the method's numbers is out of range, or devices and micro-batches do
+            not divide the batch.
     """
     model, trainer = config.model, config.trainer
+    check_method(model)
     devices = gpus or _devices(trainer.devices) * int(trainer.num_nodes or 1)
     batch = config.data.batch_size
     if devices < 1 or batch % devices:
@@ -52,6 +55,7 @@ def plan_of(config: Any, gpus: int | None = None) -> Plan:
         frozen_precision=model.frozen_precision,
         gradient_checkpointing=tuple(model.gradient_checkpointing or ()),
         memory=model.memory,
+        compile=model.compile,
         ema_device=model.ema_device,
         precision=str(trainer.precision or "32-true"),
         strategy=strategy,
@@ -105,6 +109,8 @@ def levers(plan: Plan) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     if plan.half is None:
         found["--trainer.precision bf16-mixed"] = {"precision": "bf16-mixed"}
+    if not (plan.compile or plan.sharded):
+        found["--model.compile true"] = {"compile": True}
     if plan.memory != "lean":
         found["--model.memory lean"] = {"memory": "lean"}
     if set(plan.gradient_checkpointing) != set(CHECKPOINTED):
@@ -120,7 +126,8 @@ def levers(plan: Plan) -> dict[str, dict[str, Any]]:
     if not (plan.ema_device or plan.sharded or plan.lora_generator):
         found["--model.ema_device cpu"] = {"ema_device": "cpu"}
     if plan.devices > 1 and not (plan.sharded or plan.lora_generator or plan.lora_fake_score):
-        found["--trainer.strategy fsdp2"] = {"strategy": "fsdp2", "ema_device": None}
+        changed = {"strategy": "fsdp2", "ema_device": None, "compile": False}
+        found["--trainer.strategy fsdp2 (not compiled)"] = changed
     return found
 
 

@@ -49,6 +49,7 @@ class Plan:
     frozen_precision: FrozenPrecision = "32"
     gradient_checkpointing: tuple[str, ...] = ()
     memory: Memory = "fast"
+    compile: bool = False
     ema_device: EMADevice | None = None
     precision: str = "32-true"
     strategy: str = "auto"
@@ -102,13 +103,17 @@ class PlannedRun:
             network = copy.deepcopy(network)
         return adapt(network, lora, 0) if lora else network.requires_grad_(True)
 
+    def network(self, name: str) -> nn.Module:
+        """Return `teacher`, `fake_score` or `generator`."""
+        network: nn.Module = self.teacher.network if name == "teacher" else getattr(self, name)
+        return network
+
     def evaluation(self, name: str, gradient: Gradient) -> Evaluation:
         """Count an evaluation of `teacher`, `fake_score` or `generator`."""
-        plan = self.plan
-        network = self.teacher.network if name == "teacher" else getattr(self, name)
+        plan, network = self.plan, self.network(name)
         half, dtype = plan.half, next(network.parameters()).dtype
         if plan.sharded and half:  # FSDP2 gathers weights in this type: no autocast
-            half, dtype = None, half
+            dtype, half = half, None
         lora = repr(getattr(plan, f"lora_{name}", None))
         key = (gradient, half, dtype, lora, name in plan.gradient_checkpointing)
         if key not in self.known:
