@@ -12,7 +12,7 @@ from sid_lsg.checks import refuse
 from sid_lsg.errors import UsageError
 from sid_lsg.lora import adapters, base
 from sid_lsg.sharding import is_sharded
-from sid_lsg.teacher import Teacher
+from sid_lsg.teacher import Teacher, products
 
 Memory = Literal["fast", "balanced", "lean"]
 FrozenPrecision = Literal["32", "bf16"]
@@ -24,19 +24,22 @@ CHECKPOINTED = ("fake_score", "generator", "teacher")  # all networks that may b
 def set_frozen_precision(
     precision: FrozenPrecision, teacher: Teacher, *networks: nn.Module
 ) -> None:
-    """Store a teacher's networks in bfloat16, if asked; its schedule stays in float32.
+    """Store the weights of a teacher's products in bfloat16, if asked, and compute with them so.
 
-    So are the weights under other networks' adapters, which may be the teacher's.
+    Mixed precision (bf16-mixed) would round them to the same bits in every evaluation; the rest,
+    norms and embeddings and the schedule, stays in float32, as there. So it is with the weights
+    under other networks' adapters, which may be the teacher's.
     """
     if precision not in ("32", "bf16"):
         refuse("model.frozen_precision", precision, "32 or bf16")
     if precision == "bf16":
-        for name, child in teacher.named_children():
-            if name != "schedule":
-                child.to(torch.bfloat16)
-        for network in networks:
-            for p in base(network).values():
-                p.data = p.data.to(torch.bfloat16)
+        teacher.products_in = torch.bfloat16
+        frozen = [*teacher.parameters(), *(p for n in networks for p in base(n).values())]
+        stored = {id(p) for p in frozen}
+        for layer in (layer for module in (teacher, *networks) for layer in products(module)):
+            for p in layer.parameters(recurse=False):
+                if id(p) in stored:  # not what is trained
+                    p.data = p.data.to(torch.bfloat16)
 
 
 def checkpoint_gradients(networks: Mapping[str, nn.Module], names: Sequence[str]) -> None:

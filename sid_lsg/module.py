@@ -122,8 +122,9 @@ class SiDLSG(AlternatingModule):
                 `balanced` not the teacher's activations, which it computes again (1 evaluation of
                 18 more, 2 with guidance); `lean` not the generator's either (1 more). The numbers
                 are the same.
-            frozen_precision: Of the teacher's weights: 32, or bf16 to store them in half the
-                memory. What is trained, its average and the optimizers are in float32 either way.
+            frozen_precision: Of the teacher's weights: 32, or bf16 to store those of its products
+                in half the memory. In bf16-mixed that changes no bit of what is trained; in 32-true
+                the teacher then computes as in bf16-mixed. The rest stays in float32.
             gradient_checkpointing: Networks that compute activations again in the backward pass
                 instead of storing them, for example [fake_score, generator, teacher].
             compile: Let torch.compile make programs of the networks' blocks, which takes minutes

@@ -142,27 +142,29 @@ class StableDiffusion(Teacher):
 
     def encode(self, tokens: Tokens) -> Conditioning:
         """Encode prompts: `encoder_hidden_states` [B, L, D]."""
-        return {"encoder_hidden_states": self.text(tokens["input_ids"])}
+        with self.precision_of(self.text):
+            return {"encoder_hidden_states": self.text(tokens["input_ids"])}
 
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Conditioning
     ) -> Tensor:
         """Call the UNet once, in the precision of its weights."""
-        dtype = next(network.parameters()).dtype  # `network.dtype` would walk all modules
-        named = {name: value.to(dtype) for name, value in condition.items()}
-        return network(x_t.to(dtype), t, return_dict=False, **named)[0].to(x_t.dtype)
+        with self.precision_of(network) as dtype:
+            named = {name: value.to(dtype) for name, value in condition.items()}
+            return network(x_t.to(dtype), t, return_dict=False, **named)[0].to(x_t.dtype)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents: VAE(x / scaling_factor), float32, nominally in [-1, 1], not clipped."""
-        scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
-        return self.vae.decode(scaled, return_dict=False)[0].float()
+        with self.precision_of(self.vae) as dtype:
+            scaled = latents.to(dtype) / self.vae.config.scaling_factor
+            return self.vae.decode(scaled, return_dict=False)[0].float()
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """Encode images: the VAE posterior's mean times scaling_factor, float32, no draw."""
-        pixels = from_uint8(images).to(self.vae.dtype)
-        posterior = self.vae.encode(pixels, return_dict=False)[0]
+        with self.precision_of(self.vae) as dtype:
+            posterior = self.vae.encode(from_uint8(images).to(dtype), return_dict=False)[0]
         return posterior.mean.float() * self.vae.config.scaling_factor
 
     def end_of_encoder(self, network: nn.Module) -> nn.Module:
@@ -210,15 +212,16 @@ class StableDiffusion(Teacher):
     ) -> Tensor:
         """Sample the teacher by DDIM through diffusers' own pipeline."""
         scheduler = DDIMScheduler.from_config(self.scheduler_config, clip_sample=False)
-        latents = self.pipeline(self.network, scheduler)(
-            list(prompts),
-            num_inference_steps=num_steps,
-            guidance_scale=guidance,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            height=self.image_size[0],
-            width=self.image_size[1],
-            output_type="latent",
-        ).images
+        with self.precision_of(self.network):
+            latents = self.pipeline(self.network, scheduler)(
+                list(prompts),
+                num_inference_steps=num_steps,
+                guidance_scale=guidance,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                height=self.image_size[0],
+                width=self.image_size[1],
+                output_type="latent",
+            ).images
         return self.decode(latents)
 
 

@@ -5,7 +5,8 @@ models (two text encoders, a flow-matching transformer) joins by a subclass of i
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -47,6 +48,11 @@ def replace_where(mask: Tensor, condition: Conditioning, by: Conditioning) -> Co
     }
 
 
+def products(module: nn.Module) -> Iterator[nn.Linear | nn.Conv2d]:
+    """Find the layers that multiply by their weights; mixed precision does that in 16 bits."""
+    return (layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d))
+
+
 class Teacher(nn.Module, ABC):
     """A frozen text-to-image diffusion model; the fake score and generator are copies of `network`.
 
@@ -55,12 +61,15 @@ class Teacher(nn.Module, ABC):
         schedule: alpha_t, sigma_t and the prediction type.
         latent_shape: (C, H, W) of a latent at the chosen resolution.
         image_size: (H, W) of an image in pixels.
+        products_in: The type in which frozen weights of products are stored, if not in their
+            networks' own (`memory.set_frozen_precision`).
     """
 
     network: nn.Module
     schedule: NoiseSchedule
     latent_shape: tuple[int, int, int]
     image_size: tuple[int, int]
+    products_in: torch.dtype | None = None
 
     @property
     @abstractmethod
@@ -107,6 +116,21 @@ class Teacher(nn.Module, ABC):
         self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, guidance: float
     ) -> Tensor:
         """Sample the teacher itself, slowly: images as `decode` gives them."""
+
+    @contextmanager
+    def precision_of(self, network: nn.Module) -> Iterator[torch.dtype]:
+        """Compute in a network's precision; give the type of its inputs.
+
+        Where its products alone have weights in 16 bits, that is mixed precision.
+        """
+        weight = next(products(network)).weight
+        if weight.dtype != self.products_in:
+            yield weight.dtype
+            return
+        device = weight.device.type
+        known = torch.amp.is_autocast_available(device)  # not for `meta`, where costs are counted
+        with torch.autocast(device, weight.dtype) if known else nullcontext():
+            yield torch.float32
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Turn prompts into conditioning."""

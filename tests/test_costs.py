@@ -185,6 +185,7 @@ def sizes(*tensors: torch.Tensor) -> int:
         (Guidance("lsg", 1.5), {"memory": "balanced"}),
         (Guidance("lsg", 1.5), {"memory": "lean"}),
         (Guidance("none"), {"num_steps": 2, "gradient_checkpointing": ["generator"]}),
+        (Guidance("long"), {"lora_generator": LoRA(4)}),
         (Guidance("long"), {"lora_generator": LoRA(4), "frozen_precision": "bf16"}),
     ],
 )
@@ -211,7 +212,10 @@ def test_a_run_holds_what_is_counted(
 
     # Gradients go after each step, and so are allocated in every iteration too.
     most = standing["gradients"] + max(passing_bytes(run).values())
-    assert found["peak"] == pytest.approx(most, rel=0.1)
+    if run.plan.frozen_half:  # a CPU's autocast leaves norms in 16 bits, and keeps less of them
+        assert 0.7 * most < found["peak"] < most
+    else:
+        assert found["peak"] == pytest.approx(most, rel=0.1)
 
 
 def test_flops_follow_the_method(plan: Callable[..., PlannedRun]) -> None:

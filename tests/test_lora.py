@@ -222,7 +222,7 @@ def test_the_base_may_be_in_bf16_and_the_adapters_stay_in_float32(small_sd: str,
     own = places(module.teacher.network.parameters())
     for network in (module.fake_score, module.generator, module.ema):
         assert places(base(network).values()) == own
-        assert all(p.dtype == torch.bfloat16 for p in base(network).values())
+        assert {p.dtype for p in base(network).values() if p.dim() > 1} == {torch.bfloat16}
         assert all(p.dtype == torch.float32 for p in trainable(network))
     assert merged(module.ema).dtype == torch.float32
     assert module.generate(PROMPTS, SEEDS).dtype == torch.float32

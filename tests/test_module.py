@@ -19,10 +19,11 @@ from sid_lsg.draws import Phase
 from sid_lsg.ema import update_ema
 from sid_lsg.errors import UsageError
 from sid_lsg.guidance import Guidance
-from sid_lsg.lora import trainable
+from sid_lsg.lora import LoRA, trainable
 from sid_lsg.memory import borrowed
 from sid_lsg.module import SiDLSG
 from sid_lsg.phases import PhaseInputs
+from sid_lsg.teacher import products
 
 PROMPTS = ["a red cat", "two dogs running", "a blue bird", "the moon", "a dancer", "an old book"]
 
@@ -49,12 +50,14 @@ def fit(small_sd: str, tmp_path: Path) -> Callable[..., SiDLSG]:
         logger: Any = False,
         module: type[SiDLSG] = SiDLSG,
         real_images: str | None = None,
+        precision: Any = "32-true",
         **options: Any,
     ) -> SiDLSG:
         options = {"optimizer_fake": adam, "optimizer_generator": adam} | options
         trained = module(small_sd, **options)
         trainer = L.Trainer(
             accelerator="cpu",
+            precision=precision,
             max_steps=steps,
             max_epochs=-1,
             callbacks=callbacks,
@@ -448,8 +451,10 @@ def test_gradient_checkpointing_changes_nothing(
 def test_a_frozen_network_may_be_stored_in_bf16(fit: Callable[..., SiDLSG]) -> None:
     both = {"optimizer_fake": sgd, "optimizer_generator": sgd, "steps": 2}
     whole, half = fit(**both), fit(**both, frozen_precision="bf16")
-    frozen = (half.teacher.network, half.teacher.vae, half.teacher.text)
-    assert all(p.dtype == torch.bfloat16 for part in frozen for p in part.parameters())
+    for part in (half.teacher.network, half.teacher.vae, half.teacher.text):
+        stored = {p.data_ptr() for p in part.parameters() if p.dtype == torch.bfloat16}
+        assert stored == {p.data_ptr() for m in products(part) for p in m.parameters(False)}
+        assert len(stored) > 20
     assert half.teacher.schedule.alphas.dtype == torch.float32
     start = fit(steps=0)
     for name in ("fake_score", "generator", "ema"):
@@ -459,6 +464,36 @@ def test_a_frozen_network_may_be_stored_in_bf16(fit: Callable[..., SiDLSG]) -> N
         # The generator starts from the difference of two equal networks, which rounding drowns.
         assert relative(ours, theirs) < (0.1 if name == "fake_score" else 0.5)
     assert half.generate(PROMPTS[:2], [0, 1]).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"memory": "lean", "gradient_checkpointing": ["fake_score", "generator", "teacher"]},
+        {"lora_generator": LoRA(4), "lora_fake_score": LoRA(4)},
+    ],
+)
+def test_in_mixed_precision_a_teacher_in_bf16_changes_nothing(
+    fit: Callable[..., SiDLSG], options: dict[str, Any]
+) -> None:
+    options = options | {"precision": "bf16-mixed", "guidance": Guidance("lsg", 1.5)}
+    whole, half = (fit(**options, frozen_precision=stored) for stored in ("32", "bf16"))
+    states = [module.state_dict() for module in (whole, half)]
+    assert states[0].keys() == states[1].keys()
+    start = fit(**options, steps=0).state_dict()
+    assert not any(torch.equal(v, start[name]) for name, v in states[0].items() if "to_q" in name)
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+    # The same outside of the Trainer's autocast, where pictures and scores are made.
+    latents = torch.randn(2, *half.teacher.latent_shape)
+    sampled = (PROMPTS[:2], [0, 1], 3, 1.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = (whole.teacher.decode(latents), whole.sample_teacher(*sampled))
+    stored = (half.teacher.decode(latents), half.sample_teacher(*sampled))
+    for ours, theirs in zip(stored, mixed, strict=True):
+        assert torch.equal(ours, theirs)
+    assert half.generate(*sampled[:2]).dtype == torch.float32
 
 
 def test_the_export_of_a_run_with_a_bf16_teacher_is_in_float32(

@@ -72,6 +72,11 @@ class Plan:
         """The type of products in mixed precision."""
         return {"bf16": torch.bfloat16, "16-m": torch.float16}.get(self.precision[:4])
 
+    @property
+    def frozen_half(self) -> torch.dtype | None:
+        """The type of the teacher's products, where it is stored so."""
+        return torch.bfloat16 if self.frozen_precision == "bf16" else None
+
 
 class PlannedRun:
     """A plan's networks, which have shapes and no numbers."""
@@ -112,14 +117,18 @@ class PlannedRun:
         """Count an evaluation of `teacher`, `fake_score` or `generator`."""
         plan, network = self.plan, self.network(name)
         half, dtype = plan.half, next(network.parameters()).dtype
-        if plan.sharded and half:  # FSDP2 gathers weights in this type: no autocast
-            dtype, half = half, None
         lora = repr(getattr(plan, f"lora_{name}", None))
+        if dtype == plan.frozen_half:
+            half = dtype
+        elif plan.sharded and half:  # FSDP2 gathers weights in this type: no autocast
+            dtype, half = half, None
         key = (gradient, half, dtype, lora, name in plan.gradient_checkpointing)
         if key not in self.known:
+            teacher = copy.copy(self.teacher)
             if dtype != next(network.parameters()).dtype:
                 network = copy.deepcopy(network).to(dtype)
-            self.known[key] = evaluation(self.teacher, network, gradient, half)
+                teacher.products_in = None  # all of the network is in this type
+            self.known[key] = evaluation(teacher, network, gradient, half)
         return self.known[key]
 
     def evaluated(self, name: str) -> int:
