@@ -76,7 +76,7 @@ def build_page(
         models = {"student": student(int(steps), guidance)}
         if teacher is not None:
             number = check_number("The teacher's steps", teacher_steps, 1, MOST_TEACHER_STEPS)
-            kappa = check_number("The teacher's guidance", scale, 0, MOST_GUIDANCE, whole=False)
+            kappa = check_number("The teacher's guidance", scale, 1, MOST_GUIDANCE, whole=False)
             models["teacher"] = teacher(int(number), kappa)
         return models
 
@@ -133,7 +133,7 @@ def build_page(
             if teacher is not None:
                 fields += [
                     _slider("Teacher's steps", 1, MOST_TEACHER_STEPS, _TEACHER_STEPS),
-                    _slider("Teacher's guidance", 0, MOST_GUIDANCE, _TEACHER_GUIDANCE, step=0.1),
+                    _slider("Teacher's guidance", 1, MOST_GUIDANCE, _TEACHER_GUIDANCE, step=0.1),
                 ]
         notice = gr.HTML(elem_id="notice")
         with gr.Row():

@@ -11,6 +11,16 @@ def refuse(option: str, value: Any, wanted: str) -> None:
     raise UsageError(f"--{option} must be {wanted}, got {value!r}.")
 
 
+def check_teacher_guidance(option: str, scale: float) -> None:
+    """Refuse a scale below 1 for sampling a teacher, where diffusers does not guide at all.
+
+    Raises:
+        UsageError: If it is one, or not finite.
+    """
+    if not 1 <= scale < math.inf:
+        refuse(option, scale, "a finite number of at least 1, which means no guidance")
+
+
 def check_method(options: Any) -> None:
     """Check the method's numbers, as far as they do not depend on the teacher.
 

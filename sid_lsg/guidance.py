@@ -26,6 +26,16 @@ class Kappas(NamedTuple):
         kappa_1, kappa_2, kappa_3, kappa_4 = self
         return 1 + (kappa_1 != 1), 1 + ((kappa_2, kappa_3) != (1, 1)), 1 + (kappa_4 != 1)
 
+    @property
+    def sampling(self) -> float:
+        """The scale to sample the teacher at: kappa_4, or 1, below which diffusers guides not."""
+        return max(1.0, self.eval_real)
+
+
+def sampling_evaluations(num_steps: int, guidance: float) -> int:
+    """Count a pipeline's evaluations for an image: two a step where diffusers guides."""
+    return num_steps * (2 if guidance > 1 else 1)
+
 
 @dataclass(frozen=True)
 class Guidance:

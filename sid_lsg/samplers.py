@@ -10,9 +10,10 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sid_lsg.checks import refuse
+from sid_lsg.checks import check_teacher_guidance, refuse
 from sid_lsg.errors import UsageError
 from sid_lsg.files import weights_hash
+from sid_lsg.guidance import sampling_evaluations
 from sid_lsg.networks import StableDiffusion
 from sid_lsg.resources import resolve
 from sid_lsg.text import cut_off
@@ -76,7 +77,8 @@ def load_model(
             `pipeline` is the model's own diffusers pipeline and scheduler; `auto` is the first for
             checkpoints and exported folders, else the last.
         num_steps: Steps; the training's by default for a generator, and to be given for the others.
-        guidance: Guidance scale, to be given for all but generators, which have none.
+        guidance: Guidance scale, to be given for all but generators, which have none; 0 and 1 mean
+            no guidance.
         resolution: Side of the images in pixels; by default the model's.
         dtype: Of the networks.
         device: Where to sample.
@@ -85,9 +87,20 @@ def load_model(
     Raises:
         UsageError: If the model cannot be loaded or cannot be sampled so.
     """
-    if num_steps is not None:
-        _check_steps(num_steps)
+    check_settings(sampler, num_steps, guidance)
     return open_model(model, sampler, resolution, dtype, device, option)(num_steps, guidance)
+
+
+def check_settings(sampler: SamplerName, num_steps: int | None, guidance: float | None) -> None:
+    """Refuse settings that no model takes, before one is loaded.
+
+    Raises:
+        UsageError: For the first of them.
+    """
+    if num_steps is not None and num_steps < 1:
+        refuse("num_steps", num_steps, "at least 1")
+    if sampler == "ddim" and guidance:  # 0 is how diffusers says that there is none
+        check_teacher_guidance("guidance", guidance)
 
 
 def open_model(
@@ -151,7 +164,8 @@ def _generator(
 ) -> ImageModel:
     if guidance is not None:
         refuse("guidance", guidance, "left out for a generator, which samples without it")
-    steps = _check_steps(trained_steps if num_steps is None else num_steps)
+    steps = trained_steps if num_steps is None else num_steps
+    check_settings("generator", steps, None)
     if steps > t_init:
         refuse("num_steps", steps, f"at most {t_init}, the generator's timestep")
 
@@ -170,7 +184,7 @@ def _teacher(
     return ImageModel(
         lambda prompts, seeds: teacher.sample_reference(prompts, seeds, steps, scale),
         about | {"num_steps": steps, "guidance": scale},
-        _evaluations(steps, scale),
+        sampling_evaluations(steps, scale),
         partial(cut_off, teacher.text.tokenizer),
     )
 
@@ -197,13 +211,7 @@ def _pipeline(
     tokenizer = getattr(pipeline, "tokenizer", None)
     cut = partial(cut_off, tokenizer) if tokenizer else lambda prompt: ""
     settings = {"num_steps": steps, "guidance": scale}
-    return ImageModel(sample, about | settings, _evaluations(steps, scale), cut)
-
-
-def _check_steps(num_steps: int) -> int:
-    if num_steps < 1:
-        refuse("num_steps", num_steps, "at least 1")
-    return num_steps
+    return ImageModel(sample, about | settings, sampling_evaluations(steps, scale), cut)
 
 
 def _given(
@@ -216,12 +224,8 @@ def _given(
             "generator that this project trained: a teacher's, such as 25 and 1.5, or those of the "
             "one-step model that it is, such as 1 and 0."
         )
-    return _check_steps(num_steps), guidance
-
-
-def _evaluations(num_steps: int, guidance: float) -> int:
-    """Count the network's evaluations: two a step where diffusers guides."""
-    return num_steps * (2 if guidance > 1 else 1)
+    check_settings(about["sampler"], num_steps, guidance)
+    return num_steps, guidance
 
 
 def _load_pipeline(model: str, dtype: torch.dtype, option: str) -> Any:

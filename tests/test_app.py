@@ -202,7 +202,7 @@ def test_the_server_makes_the_samplers_images(server: Served, exported: str, sma
         ({2: 1.5}, "Images: give a whole number"),
         ({3: 9}, "The student's steps: give a whole number from 1 to 8"),
         ({4: 101}, "The teacher's steps: give a whole number from 1 to 100"),
-        ({5: 15.1}, "The teacher's guidance: give a number from 0 to 15"),
+        ({5: 15.1}, "The teacher's guidance: give a number from 1 to 15"),
     ],
 )
 def test_the_server_refuses_what_is_out_of_bounds(server: Served, change: dict, said: str) -> None:

@@ -546,6 +546,12 @@ def test_impossible_numbers_are_refused(callback: Any, option: str, value: int) 
         callback(**{option.split(".")[1]: value})
 
 
+@pytest.mark.parametrize("scale", [0.5, 0, -1, float("nan")])
+def test_a_scale_at_which_the_teacher_would_not_be_guided_is_refused(scale: float) -> None:
+    with pytest.raises(UsageError, match=r"--metrics\.teacher_guidance must be .*at least 1"):
+        Metrics(teacher_guidance=scale)
+
+
 def test_a_reference_without_a_clip_is_refused(files: Files) -> None:
     """FID would be left out without a word."""
     with pytest.raises(UsageError, match=r"--metrics\.reference.*--metrics\.clip"):

@@ -307,6 +307,8 @@ def test_two_processes_report_as_one(files: Files, tmp_path: Path) -> None:
         ({"clip": "{tmp}/none"}, "--clip: could not load"),
         ({"num_images": "1"}, "--num_images must be at least 2"),
         ({"batch_size": "0"}, "--batch_size must be at least 1"),
+        ({"num_steps": "0"}, "--num_steps must be at least 1"),
+        ({"sampler": "ddim", "num_steps": "9", "guidance": "0.5"}, "--guidance must be .* 1"),
         ({"protocol": "fid"}, "--protocol"),
         ({"output": "{tmp}/file/report"}, "--output: cannot write"),
         ({"devices": "0"}, "--devices"),

@@ -49,6 +49,13 @@ def test_a_given_scale_guides_even_where_the_preset_does_not() -> None:
     assert Guidance("none", eval_real=4.5).kappas == (1, 1, 1, 4.5)
 
 
+@pytest.mark.parametrize(("scale", "sampled"), [(4.5, 4.5), (1, 1), (0.5, 1), (-2, 1)])
+def test_the_teacher_is_sampled_at_kappa_4_or_without_guidance(
+    scale: float, sampled: float
+) -> None:
+    assert Guidance(eval_real=scale).kappas.sampling == sampled
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["scale", "train_fake", "eval_fake", "eval_real"])
 def test_scales_that_are_not_finite_are_refused(name: str, value: float) -> None:

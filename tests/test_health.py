@@ -488,6 +488,7 @@ def test_actions_that_save_need_checkpoints(tmp_path: Path) -> None:
         ("batch_size", 0),
         ("teacher_steps", 0),
         ("teacher_guidance", math.nan),
+        ("teacher_guidance", 0.5),
         ("collapse", -0.1),
         ("collapse", 1.1),
         ("misalignment", math.nan),

@@ -53,7 +53,10 @@ def test_a_teacher_is_sampled_as_the_trainings_comparison_does(
     expected = module.teacher.sample_reference(PROMPTS, SEEDS, 3, 1.5)
     assert torch.equal(model.sample(PROMPTS, SEEDS), expected)
     assert model.evaluations == 6
-    assert load_model(tiny_sd, "ddim", num_steps=3, guidance=1.0).evaluations == 3
+    unguided = load_model(tiny_sd, "ddim", num_steps=3, guidance=1.0)
+    assert unguided.evaluations == 3
+    none = load_model(tiny_sd, "ddim", num_steps=3, guidance=0.0)  # as diffusers says it
+    assert torch.equal(none.sample(PROMPTS, SEEDS), unguided.sample(PROMPTS, SEEDS))
 
 
 def by_hand(pipeline: StableDiffusionPipeline, steps: int, guidance: float) -> Tensor:
@@ -131,6 +134,8 @@ def test_a_teacher_is_no_export(tiny_sd: str, exported: str) -> None:
         ({"num_steps": 5}, "--num_steps and --guidance are to be given"),
         ({"sampler": "ddim", "guidance": 1.0}, "--num_steps and --guidance"),
         ({"num_steps": 0, "guidance": 1.0}, "--num_steps must be at least 1"),
+        ({"sampler": "ddim", "num_steps": 5, "guidance": 0.5}, "--guidance must be .*at least 1"),
+        ({"sampler": "ddim", "num_steps": 5, "guidance": -2.0}, "--guidance must be .*at least 1"),
     ],
 )
 def test_a_teacher_that_is_asked_for_the_impossible(tiny_sd: str, options: dict, said: str) -> None:

@@ -95,6 +95,7 @@ def test_points_of_the_same_options_are_one_run(tmp_path: Path) -> None:
         ({"a": KAPPAS}, {"images": 100}, ["--images", "100", "64"]),
         ({"a": KAPPAS}, {"images": 0}, ["--images", "at least 1"]),
         ({"a": KAPPAS}, {"generator_steps": [0]}, ["generator_steps", "at least 1"]),
+        ({"a": KAPPAS}, {"teacher": Teacher(guidance=[1, 0.5])}, ["--teacher.guidance", "0.5"]),
         ({"a": Series({"x": {"trainer.max_steps": 3}})}, {}, ["trainer.max_steps", "--images"]),
         ({"a": Series({"x": {"seed_everything": 3}})}, {}, ["seed_everything", "--seeds"]),
         ({"a": Series({"x": {"trainer": {}}})}, {}, ["sets trainer", "--images"]),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import lightning as L
 from torch import Tensor, nn
 
+from sid_lsg.guidance import sampling_evaluations
 from sid_lsg.images import comparison, save_png, to_pil
 from sid_lsg.loggers import log_images, log_table
 from sid_lsg.metrics.evaluator import Sampler, Scores
@@ -38,7 +39,7 @@ def contestants(module: Any, teacher_steps: int, guidance: float) -> dict[str, C
         return module.sample_teacher(prompts, seeds, teacher_steps, guidance)
 
     own, count = steps(module.num_steps), module.num_steps
-    evaluations = teacher_steps * (2 if guidance > 1 else 1)  # as diffusers guides
+    evaluations = sampling_evaluations(teacher_steps, guidance)
     initial = generator_sampler(module, module.teacher.network)
     return {
         "teacher_": Contestant(f"teacher, {steps(teacher_steps)}", teacher, evaluations),

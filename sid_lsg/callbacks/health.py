@@ -11,7 +11,7 @@ from torch import Tensor
 from sid_lsg.callbacks.checkpoint import Checkpoint
 from sid_lsg.callbacks.instability import BASELINE, Instability
 from sid_lsg.callbacks.schedule import due, images_seen, log_now
-from sid_lsg.checks import refuse
+from sid_lsg.checks import check_teacher_guidance, refuse
 from sid_lsg.errors import TrainingStopped, UsageError
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.probe import Probe, below, choose_prompts, probe
@@ -87,7 +87,8 @@ class Health(L.Callback):
             num_seeds: Images of each prompt.
             batch_size: Images of the probe at a time.
             teacher_steps: The teacher's DDIM steps, for its own values.
-            teacher_guidance: The teacher's guidance scale there; by default kappa_4.
+            teacher_guidance: The teacher's guidance scale there, at least 1; by default kappa_4,
+                or 1 if that is less.
             collapse: Smallest healthy diversity, within the prompts and across them, as a share of
                 the teacher's.
             collapse_action: What to do about less: warn, stop or keep_good.
@@ -124,8 +125,8 @@ class Health(L.Callback):
             refuse("health.spike", spike, "a finite number above 1")
         if not 0 < update_ratio < math.inf:
             refuse("health.update_ratio", update_ratio, "a positive number")
-        if teacher_guidance is not None and not math.isfinite(teacher_guidance):
-            refuse("health.teacher_guidance", teacher_guidance, "a finite number")
+        if teacher_guidance is not None:
+            check_teacher_guidance("health.teacher_guidance", teacher_guidance)
         self.actions: dict[str, Action] = {
             "collapse": collapse_action,
             "misalignment": misalignment_action,
@@ -199,11 +200,10 @@ class Health(L.Callback):
     def _probe(self, trainer: L.Trainer, module: Any) -> dict[str, str]:
         """Compare the generator with its teacher, log that, and say what is wrong of each kind."""
         assert self.features is not None
-        guidance, steps = self.teacher_guidance, self.teacher_steps
-        kappa = module.kappas.eval_real if guidance is None else guidance
+        guidance = self.teacher_guidance or module.kappas.sampling
 
         def teacher(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-            return module.sample_teacher(prompts, seeds, steps, kappa)
+            return module.sample_teacher(prompts, seeds, self.teacher_steps, guidance)
 
         def generator(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
             return module.teacher.decode(module.generate(prompts, seeds))

@@ -18,7 +18,7 @@ from sid_lsg.callbacks.comparison import (
 from sid_lsg.callbacks.export import EXPORT_FOLDER, Export
 from sid_lsg.callbacks.image_grid import spread
 from sid_lsg.callbacks.schedule import due, images_seen, log_now
-from sid_lsg.checks import refuse
+from sid_lsg.checks import check_teacher_guidance, refuse
 from sid_lsg.errors import UsageError
 from sid_lsg.files import replacing
 from sid_lsg.images import to_uint8
@@ -78,7 +78,8 @@ class Metrics(L.Callback):
             num_steps: Score the generator at these numbers of steps too, for example [1, 2, 4]; by
                 default only as it is trained.
             teacher_steps: The teacher's DDIM steps in the final comparison.
-            teacher_guidance: The teacher's guidance scale there; by default kappa_4.
+            teacher_guidance: The teacher's guidance scale there, at least 1; by default kappa_4,
+                or 1 if that is less.
             num_pictured: Prompts in the final picture.
         """
         for name, value, least in (
@@ -91,6 +92,8 @@ class Metrics(L.Callback):
         ):
             if value < least:
                 refuse(f"metrics.{name}", value, f"at least {least}")
+        if teacher_guidance is not None:
+            check_teacher_guidance("metrics.teacher_guidance", teacher_guidance)
         if reference and not clip and protocol != "clean256":
             raise UsageError(
                 "--metrics.reference needs --metrics.clip: name the CLIP model whose features "
@@ -181,9 +184,7 @@ class Metrics(L.Callback):
     def _compare(self, trainer: L.Trainer, module: Any, root: Path) -> dict[str, Any]:
         """Score teacher, untrained and distilled generator; show them side by side."""
         assert self.protocol is not None
-        guidance = (
-            module.kappas.eval_real if self.teacher_guidance is None else self.teacher_guidance
-        )
+        guidance = self.teacher_guidance or module.kappas.sampling
         prompts = spread(trainer.datamodule.heldout_prompts, self.num_pictured)
         summary: dict[str, Any] = {}
         rows = []

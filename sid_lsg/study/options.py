@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from sid_lsg.checks import refuse
+from sid_lsg.checks import check_teacher_guidance, refuse
 from sid_lsg.errors import UsageError
 
 ErrorBars = Literal["std", "sem"]
@@ -86,6 +86,9 @@ class Study:
         for count in [*self.generator_steps, *(self.teacher.num_steps if self.teacher else [])]:
             if count < 1:
                 refuse("generator_steps and --teacher.num_steps", count, "at least 1 each")
+        for scale in self.teacher.guidance if self.teacher else []:
+            if scale:  # 0 is none too
+                check_teacher_guidance("teacher.guidance", scale)
 
 
 def merge(*parts: Mapping[str, Any]) -> Options:

@@ -9,6 +9,7 @@ from typing import Any
 from sid_lsg.callbacks.comparison import steps as in_words
 from sid_lsg.errors import UsageError
 from sid_lsg.files import replacing
+from sid_lsg.guidance import sampling_evaluations
 from sid_lsg.study.options import Options, Study, arguments
 from sid_lsg.study.plan import Run, slugify
 from sid_lsg.study.prompts import located
@@ -143,7 +144,7 @@ def teacher_jobs(study: Study, runs: Iterable[Run]) -> list[list[Task]]:
                     while name in same:  # prompts of one file name, in several folders
                         name += "x"
                     title = f"teacher, {in_words(steps)}, guidance {guidance:g}"
-                    cost = scored["num_images"] * steps * (1 if guidance == 1 else 2)
+                    cost = scored["num_images"] * sampling_evaluations(steps, guidance)
                     found[key] = [_evaluation(study, name, title, scored, cost)]
     return [*found.values()]
 

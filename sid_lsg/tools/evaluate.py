@@ -18,7 +18,7 @@ from sid_lsg.metrics.preferences import HPSv2, ImageReward, Preference
 from sid_lsg.metrics.protocol import ProtocolName, load_protocol
 from sid_lsg.metrics.reference import load_reference
 from sid_lsg.processes import launch
-from sid_lsg.samplers import ImageModel, Precision, SamplerName, load_model
+from sid_lsg.samplers import ImageModel, Precision, SamplerName, check_settings, load_model
 from sid_lsg.tools.make_images import Picture, check_free, check_manifest, make_images
 from sid_lsg.tools.report import (
     IMAGES,
@@ -86,7 +86,8 @@ def evaluate(
             comparison samples it; `pipeline`: the model's own diffusers pipeline and scheduler;
             `auto`: `generator` for what this project exported, else `pipeline`.
         num_steps: Steps: 1 by default for a generator, to be given for all others.
-        guidance: Guidance scale, to be given for all but generators.
+        guidance: Guidance scale, to be given for all but generators; 0 and 1 mean none. `ddim`
+            takes nothing between them.
         resolution: Side of the images in pixels; by default the model's.
         dtype: Of the sampled networks. Features are always in float32.
         batch_size: Images at a time.
@@ -110,6 +111,7 @@ def evaluate(
         UsageError: For anything that cannot be evaluated as it is asked for.
     """
     _check(model, prompts, images, num_images, batch_size)
+    check_settings(sampler, num_steps, guidance)
     root = Path(output).expanduser()
     check_free_of_others(root)
     if images and Path(images).expanduser().resolve() == root.resolve():

@@ -67,7 +67,8 @@ def generate(
         sampler: `generator`: as the training samples; `ddim`: a teacher, as the training's own
             comparison samples it; `pipeline`: the model's own diffusers pipeline and scheduler;
             `auto`: `generator` for what this project trained, else `pipeline`.
-        guidance: Guidance scale, to be given for all but generators.
+        guidance: Guidance scale, to be given for all but generators; 0 and 1 mean none. `ddim`
+            takes nothing between them.
         resolution: Side of the images in pixels; by default the model's.
         dtype: Of the networks.
         batch_size: Images at a time.
