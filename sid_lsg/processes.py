@@ -37,6 +37,20 @@ def process() -> tuple[int, int]:
     return 0, 1
 
 
+def check_enough(images: int, option: str) -> None:
+    """Refuse to score fewer than two images, or fewer than there are processes.
+
+    Raises:
+        UsageError: If there are; a process without an image could not take part in the scores.
+    """
+    if images < max(2, process()[1]):
+        raise UsageError(
+            f"--{option}: {images} image{'' if images == 1 else 's'} for {process()[1]} "
+            f"process{'' if process()[1] == 1 else 'es'}. Scores need two images, and one for each "
+            "process."
+        )
+
+
 def batches_of(total: int, size: int) -> list[range]:
     """Cut 0..total-1 into batches of `size`, or of less if a process would be left without one."""
     size = max(1, min(size, total // process()[1]))

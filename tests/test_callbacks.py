@@ -552,6 +552,14 @@ def test_a_scale_at_which_the_teacher_would_not_be_guided_is_refused(scale: floa
         Metrics(teacher_guidance=scale)
 
 
+def test_fewer_scored_images_than_processes_are_refused(
+    small_sd: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sid_lsg.processes.process", lambda: (0, 5))
+    with pytest.raises(UsageError, match=r"--metrics\.num_images: 4 images for 5 processes"):
+        fit(small_sd, files, tmp_path, metrics(files, num_images=4))
+
+
 def test_a_reference_without_a_clip_is_refused(files: Files) -> None:
     """FID would be left out without a word."""
     with pytest.raises(UsageError, match=r"--metrics\.reference.*--metrics\.clip"):

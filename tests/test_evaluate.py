@@ -357,6 +357,39 @@ def test_fewer_images_than_the_protocol_needs(
     assert not (out / "report.json").exists()
 
 
+def test_fewer_images_than_processes(
+    files: Files,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sid_lsg.processes.process", lambda: (0, 7))
+    message = refused(capsys, *files.line(output=tmp_path / "out"))
+    assert "--num_images: 6 images for 7 processes" in message
+    assert not (tmp_path / "out" / "images").exists()  # said before the work
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(1, "1 image for 1 process"), (3, "all of 3 images have the same features")]
+)
+def test_a_reference_that_nothing_compares_with(
+    files: Files,
+    tmp_path: Path,
+    cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    count: int,
+    said: str,
+) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    for index in range(count):
+        Image.new("RGB", (40, 40)).save(real / f"{index}.png")
+    message = refused(capsys, *files.line(reference=real, output=tmp_path / "out"))
+    assert f"--reference: {said}" in message
+    assert not cache.exists()  # nothing bad is kept
+    assert not (tmp_path / "out" / "images").exists()
+
+
 def test_captions_of_another_count(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,7 @@ from sid_lsg.metrics.features import PAPER_PREFIX, CLIPFeatures
 from sid_lsg.metrics.protocol import EvaluationProtocol, ProtocolName, load_protocol
 from sid_lsg.metrics.reference import load_reference
 from sid_lsg.metrics.statistics import Statistics
+from sid_lsg.processes import check_enough
 from sid_lsg.resources import resolve
 
 
@@ -124,6 +125,7 @@ class Metrics(L.Callback):
         """Put the scores together."""
         if self.protocol is None:
             return
+        check_enough(self.num_images, "metrics.num_images")
         if self.reference_folder:
             device = trainer.strategy.root_device
             self.reference = load_reference(

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from sid_lsg.errors import UsageError
 from sid_lsg.files import cache_folder
 from sid_lsg.metrics.folder import ImageReader, list_images
 from sid_lsg.metrics.protocol import EvaluationProtocol
 from sid_lsg.metrics.statistics import Collector, Statistics
-from sid_lsg.processes import gather, process, share_of
+from sid_lsg.processes import check_enough, gather, process, share_of
 from sid_lsg.resources import resolve
 
 
@@ -67,15 +68,23 @@ def compute_statistics(
     """Compute the statistics of image files, each process its share.
 
     Raises:
-        UsageError: If some cannot be read, all of them by name.
+        UsageError: If they are too few or all the same, or some cannot be read, all of them by
+            name.
     """
+    check_enough(len(files), option)
     collector = Collector(protocol)
     collector.reset(device)
     reader = ImageReader(files)
     for _, images in reader.read(share_of(len(files), batch_size), progress):
         collector.update(protocol.prepare(images))
     reader.check(option)
-    return collector.compute()
+    statistics = collector.compute()
+    if bool((statistics.features == statistics.features[0]).all()):
+        raise UsageError(
+            f"--{option}: all of {len(files)} images have the same features, so that nothing can "
+            "be compared with them. Give images that differ."
+        )
+    return statistics
 
 
 def _name(folder: Path, files: list[Path], protocol: EvaluationProtocol) -> str:

@@ -17,7 +17,7 @@ from sid_lsg.metrics.folder import list_images
 from sid_lsg.metrics.preferences import HPSv2, ImageReward, Preference
 from sid_lsg.metrics.protocol import ProtocolName, load_protocol
 from sid_lsg.metrics.reference import load_reference
-from sid_lsg.processes import launch
+from sid_lsg.processes import check_enough, launch
 from sid_lsg.samplers import ImageModel, Precision, SamplerName, check_settings, load_model
 from sid_lsg.tools.make_images import Picture, check_free, check_manifest, make_images
 from sid_lsg.tools.report import (
@@ -126,6 +126,7 @@ def evaluate(
     clip_model = CLIPFeatures.from_pretrained(clip) if clip else None
     chain = load_protocol(protocol, clip_model, inception)
     count = num_images or chain.num_images
+    check_enough(count, "num_images")
     if given and len(given.paths) < count:
         asked = "" if num_images else f" by the protocol {protocol}"
         raise UsageError(
