@@ -1,6 +1,7 @@
 """Scores of samplers and of folders: the same images, the same numbers, whoever computes them."""
 
 import random
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,19 @@ def test_an_evaluator_can_be_used_again(clip: CLIPFeatures) -> None:
     other = score(lambda _, seeds: torch.zeros(len(seeds), 3, 32, 32))
     assert other["fid"] != pytest.approx(first["fid"], rel=0.01)
     assert score(Seeded()) == first
+
+
+def test_images_that_are_not_finite_are_said(clip: CLIPFeatures) -> None:
+    def broken(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        images = Seeded()(prompts, seeds)
+        images[torch.tensor([seed in (2, 7) for seed in seeds]), :, 5] = float("nan")
+        return images
+
+    with pytest.warns(UserWarning, match="^2 of 10 sampled images are not finite"):
+        evaluator(clip).of_sampler(broken, PROMPTS, NUM_IMAGES, 4, "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluator(clip).of_sampler(Seeded(), PROMPTS, NUM_IMAGES, 4, "cpu")
 
 
 def test_what_is_missing_is_left_out(clip: CLIPFeatures) -> None:

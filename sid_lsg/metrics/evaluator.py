@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,7 +18,7 @@ from sid_lsg.metrics.preferences import Preference
 from sid_lsg.metrics.protocol import EvaluationProtocol, clip_protocol
 from sid_lsg.metrics.scores import Mean, cosines, frechet_distance
 from sid_lsg.metrics.statistics import Collector, Statistics
-from sid_lsg.processes import batches_of, process, share_of
+from sid_lsg.processes import batches_of, gather, process, share_of
 
 Sampler = Callable[[Sequence[str], Sequence[int]], Tensor]
 """(prompts, seeds) -> images [B, 3, H, W] in [-1, 1]."""
@@ -87,7 +88,8 @@ class Evaluator:
         """Sample and score; image i is of prompt i modulo their number, with seed i.
 
         Every process calls the sampler equally often, for a sharded network needs all of them at
-        once: where the batches do not divide, some sample once more for nothing.
+        once: where the batches do not divide, some sample once more for nothing. A warning counts
+        images that are not finite.
 
         Args:
             sampler: What to score.
@@ -98,7 +100,7 @@ class Evaluator:
             progress: Name for a progress bar; none by default.
         """
         self._reset(device)
-        seconds, sampled = 0.0, 0
+        seconds, sampled, bad = 0.0, 0, 0
         batches = batches_of(num_images, batch_size)
         rank, world = process()
         for turn in tqdm(
@@ -108,13 +110,20 @@ class Evaluator:
             seeds = batches[0 if idle else turn + rank]
             texts = [prompts[seed % len(prompts)] for seed in seeds]
             before = time.perf_counter()
-            images = to_uint8(sampler(texts, seeds))
+            made = sampler(texts, seeds)
+            images = to_uint8(made)
             if images.is_cuda:
                 torch.cuda.synchronize(images.device)
             if not idle:
                 seconds += time.perf_counter() - before
                 sampled += len(images)
+                bad += int((~made.isfinite().flatten(1).all(1)).sum())
                 self._update(list(images), texts)
+        if bad := sum(gather([bad])):
+            rank_zero_warn(
+                f"{bad} of {num_images} sampled images are not finite; they are scored as 8 bits "
+                "show them, where NaN is black."
+            )
         return self._compute(seconds / max(sampled, 1))  # a process may have none to sample
 
     def of_folder(
