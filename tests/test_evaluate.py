@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,25 @@ def test_teacher_and_student_stand_in_one_table(
     assert len([*(student / "images").glob("*.png")]) == 6  # said before the work
     message = refused(capsys, *files.line("--compare", f"[{tmp_path}]", output=student))
     assert "--compare" in message
+
+
+def test_a_reference_whose_images_were_replaced_is_another(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, old = tmp_path / "real", tmp_path / "old"
+    shutil.copytree(files.real, real)
+    main(files.line(reference=real, output=old))
+    again = files.line("--compare", f"[{old}]", reference=real, output=tmp_path / "new")
+    (real / "0.png").touch()  # the same image
+    main(again)
+
+    Image.new("RGB", (64, 64)).save(real / "0.png")
+    assert "the report of 'generator' differs in its reference" in refused(capsys, *again)
+
+    content = report(old)
+    del content["reference"]["files"]  # as earlier versions wrote it
+    (old / "report.json").write_text(json.dumps(content))
+    main(again)
 
 
 def test_two_processes_report_as_one(files: Files, tmp_path: Path) -> None:

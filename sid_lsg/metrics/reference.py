@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from sid_lsg.errors import UsageError
-from sid_lsg.files import cache_folder
+from sid_lsg.files import cache_folder, text_hash
 from sid_lsg.metrics.folder import ImageReader, list_images
 from sid_lsg.metrics.protocol import EvaluationProtocol
 from sid_lsg.metrics.statistics import Collector, Statistics
@@ -44,11 +44,13 @@ def load_reference(
         return statistics
     files = list_images(path, option)
     kept = cache_folder() / "references" / _name(path, files, protocol)
-    if all(gather([kept.is_file()])):  # machines need not share a cache
-        return Statistics.load(kept, option)
-    statistics = compute_statistics(files, protocol, option, batch_size, device, progress)
-    statistics.about["source"] = str(path.resolve())
-    if process()[0] == 0:
+    known = all(gather([kept.is_file()]))  # machines need not share a cache
+    if known:
+        statistics = Statistics.load(kept, option)
+    else:
+        statistics = compute_statistics(files, protocol, option, batch_size, device, progress)
+    statistics.about.update(source=str(path.resolve()), files=listing_hash(path, files))
+    if process()[0] == 0 and not known:
         try:
             statistics.save(kept)
             rank_zero_info(f"The statistics of {source} are kept in {kept}.")
@@ -85,6 +87,12 @@ def compute_statistics(
             "be compared with them. Give images that differ."
         )
     return statistics
+
+
+def listing_hash(folder: Path, files: list[Path]) -> str:
+    """Return what tells images from others in their place, wherever they are copied to."""
+    names = ((file, file.relative_to(folder).as_posix()) for file in files)
+    return text_hash(f"{name!a} {file.stat().st_size}" for file, name in names)
 
 
 def _name(folder: Path, files: list[Path], protocol: EvaluationProtocol) -> str:
