@@ -334,6 +334,9 @@ def test_two_processes_report_as_one(files: Files, tmp_path: Path) -> None:
         ({"devices": "0"}, "--devices"),
         ({"hpsv2": "{tmp}/none.pt"}, "--hpsv2"),
         ({"image_reward": "{tmp}/none.pt"}, "--image_reward"),
+        ({"hpsv2_tokenizer": "{tmp}"}, "--hpsv2_tokenizer is for --hpsv2, which is not given"),
+        ({"image_reward_tokenizer": "{tmp}"}, "--image_reward_tokenizer is for --image_reward"),
+        ({"captions": "{tmp}/none.txt"}, "--captions is for --images"),
     ],
 )
 def test_bad_options_are_named(
@@ -350,6 +353,18 @@ def test_bad_options_are_named(
     message = refused(capsys, *files.line(**({"output": tmp_path / "out"} | filled)))
     assert re.search(said, message), message
     assert not (tmp_path / "out" / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"sampler": "ddim"}, {"num_steps": 4}, {"guidance": 0}, {"resolution": 64},
+     {"dtype": "float16"}],
+)  # fmt: skip
+def test_a_folder_is_not_sampled(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: dict[str, Any]
+) -> None:
+    line = folder_line(files, files.real, output=tmp_path / "out", **option)
+    assert f"--{next(iter(option))} is for --model" in refused(capsys, "evaluate", *line)
 
 
 def test_files_of_others_are_not_replaced(

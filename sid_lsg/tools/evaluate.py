@@ -1,6 +1,6 @@
 """`evaluate`: the scores of a model, or of any folder of images, as a report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,6 +111,17 @@ def evaluate(
         UsageError: For anything that cannot be evaluated as it is asked for.
     """
     _check(model, prompts, images, num_images, batch_size)
+    for_model = {
+        "sampler": sampler != "auto",
+        "num_steps": num_steps is not None,
+        "guidance": guidance is not None,
+        "resolution": resolution is not None,
+        "dtype": dtype != "float32",
+    }
+    _check_used("model", model, for_model)
+    _check_used("images", images, {"captions": captions})
+    _check_used("hpsv2", hpsv2, {"hpsv2_tokenizer": hpsv2_tokenizer})
+    _check_used("image_reward", image_reward, {"image_reward_tokenizer": image_reward_tokenizer})
     check_settings(sampler, num_steps, guidance)
     root = Path(output).expanduser()
     check_free_of_others(root)
@@ -207,6 +218,13 @@ def _check(
         refuse("num_images", num_images, "at least 2")
     if batch_size < 1:
         refuse("batch_size", batch_size, "at least 1")
+
+
+def _check_used(user: str, value: str | None, options: Mapping[str, object]) -> None:
+    """Refuse options that were given for another one, which was not."""
+    for name, given in options.items():
+        if given and not value:
+            raise UsageError(f"--{name} is for --{user}, which is not given. Leave it out.")
 
 
 def _prompts(prompts: str | list[str], column: str | None) -> Sequence[str]:
