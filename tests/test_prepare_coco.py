@@ -112,6 +112,9 @@ def test_it_serves_the_training_and_the_evaluation(coco: Path, tmp_path: Path) -
         (["--images", "none"], "--images: 'none' lacks 7 of 7 images, the first of them 'COCO_val"),
         (["--protocol", "clip", "--images", "{val}"], "--clip is missing"),
         (["--output", "{file}/x"], "--output: cannot write"),
+        (["--batch_size", "0"], "--batch_size must be at least 1"),
+        (["--accelerator", "foo"], "--accelerator foo"),
+        (["--images", "{val}", "--inception", "none.pt"], "--inception"),
     ],
 )
 def test_bad_input_is_named(
@@ -124,6 +127,7 @@ def test_bad_input_is_named(
         prepare(coco, tmp_path / "o", *options)
     assert end.value.code == 2
     assert said in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()  # said before anything is written
 
 
 @pytest.mark.parametrize(

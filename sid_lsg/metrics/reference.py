@@ -49,7 +49,7 @@ def load_reference(
         statistics = Statistics.load(kept, option)
     else:
         statistics = compute_statistics(files, protocol, option, batch_size, device, progress)
-    statistics.about.update(source=str(path.resolve()), files=listing_hash(path, files))
+    statistics.about.update(source=str(path.resolve()), files=_listing_hash(path, files))
     if process()[0] == 0 and not known:
         try:
             statistics.save(kept)
@@ -89,7 +89,7 @@ def compute_statistics(
     return statistics
 
 
-def listing_hash(folder: Path, files: list[Path]) -> str:
+def _listing_hash(folder: Path, files: list[Path]) -> str:
     """Return what tells images from others in their place, wherever they are copied to."""
     names = ((file, file.relative_to(folder).as_posix()) for file in files)
     return text_hash(f"{name!a} {file.stat().st_size}" for file, name in names)

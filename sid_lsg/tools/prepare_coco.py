@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
 
+from sid_lsg.checks import refuse
 from sid_lsg.errors import UsageError
 from sid_lsg.files import check_writable, replacing, writing
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.protocol import ProtocolName, load_protocol
 from sid_lsg.metrics.reference import compute_statistics
+from sid_lsg.processes import check_enough, launch
 from sid_lsg.randomness import permute
 
 
@@ -49,15 +50,20 @@ def prepare_coco(
     Raises:
         UsageError: If the annotations are not COCO's, or images are missing or cannot be read.
     """
+    if batch_size < 1:
+        refuse("batch_size", batch_size, "at least 1")
     chosen = _captions(annotations, seed)
     if num_prompts > len(chosen) or num_prompts < 1:
         raise UsageError(
             f"--num_prompts: {num_prompts} of {len(chosen)} images with captions. Give 1 to "
             f"{len(chosen)}."
         )
-    root = Path(output)
-    check_writable(root, "output")
     files = _files(images, chosen) if images else []
+    device = launch(accelerator, devices=1).device
+    network = CLIPFeatures.from_pretrained(clip) if clip and images else None
+    chain = load_protocol(protocol, network, inception) if images else None
+    root = Path(output).expanduser()
+    check_writable(root, "output")
     order = permute(torch.arange(num_prompts), len(chosen), seed, 0).tolist()
     names = list(chosen)
     with writing(root, "output"):
@@ -68,12 +74,10 @@ def prepare_coco(
         with replacing(root / "prompts.txt") as temporary:
             temporary.write_text("".join(f"{chosen[names[place]]}\n" for place in order))
     print(f"{len(chosen)} captions, {num_prompts} of them to be sampled: {root / 'prompts.txt'}")
-    if not images:
+    if chain is None:
         return
-    fabric = Fabric(accelerator=accelerator, devices=1)
-    chain = load_protocol(protocol, CLIPFeatures.from_pretrained(clip) if clip else None, inception)
     bar = "reference" if progress else None
-    statistics = compute_statistics(files, chain, "images", batch_size, fabric.device, bar)
+    statistics = compute_statistics(files, chain, "images", batch_size, device, bar)
     statistics.about["source"] = f"{len(files)} images of {Path(annotations).name}"
     path = root / f"reference-{protocol}.safetensors"
     with writing(root, "output"):
@@ -113,4 +117,5 @@ def _files(images: str, chosen: dict[str, str]) -> list[Path]:
             f"--images: {images!r} lacks {len(lacking)} of {len(files)} images, the first of them "
             f"{lacking[0]!r}. Unpack all of COCO's val2014.zip."
         )
+    check_enough(len(files), "images")
     return files
