@@ -84,8 +84,11 @@ def test_line_i_has_seed_i_though_lines_are_blank(
     assert rows[1] == {"file_name": "000002.png", "text": "two dogs on a log", "seed": 2}
 
 
-def test_every_prompt_is_shown_with_every_seed(model: str, prompts: Path, tmp_path: Path) -> None:
-    main(line(model, tmp_path / "out", prompts=prompts, seeds="3,7-8"))
+def test_every_prompt_is_shown_with_every_seed(
+    model: str, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    main(line(model, Path("~/out"), prompts=prompts, seeds="3,7-8"))
     assert list(images(tmp_path / "out")) == [
         f"{row:06d}-{seed}.png" for row in SEEDS_OF_LINES for seed in (3, 7, 8)
     ]

@@ -48,9 +48,12 @@ def prepare(coco: Path, output: Path, *more: str) -> None:
     )  # fmt: skip
 
 
-def test_each_image_has_one_caption_chosen_by_the_seed(coco: Path, tmp_path: Path) -> None:
+def test_each_image_has_one_caption_chosen_by_the_seed(
+    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
-        prepare(coco, tmp_path / name, "--seed", seed)
+        prepare(coco, Path("~", name), "--seed", seed)
     rows = [json.loads(row) for row in (tmp_path / "a" / "captions.jsonl").read_text().splitlines()]
     assert [row["file_name"] for row in rows] == [
         f"COCO_val2014_{i:012d}.jpg" for i in range(COUNT)

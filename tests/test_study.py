@@ -482,7 +482,8 @@ def test_a_small_study_from_beginning_to_end(
         main([*command, "--images", "6"])
     assert "trainer.max_steps was 2, is 3" in capsys.readouterr().err
 
-    main(["study", "--results", str(out / "results.csv"), "--output", str(tmp_path / "docs")])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    main(["study", "--results", str(out / "results.csv"), "--output", "~/docs"])
     for name in ("results.md", "fid_images.svg", "scores.svg", "fid_images.png"):
         assert (tmp_path / "docs" / name).read_bytes() == (out / name).read_bytes()
     assert not (tmp_path / "docs/runs").exists()

@@ -108,7 +108,7 @@ class Metrics(L.Callback):
         self.reference: Statistics | None = None
         self.reference_folder: str | None = None
         if reference and self.protocol:
-            if Path(resolve(reference)).is_dir():
+            if Path(resolve(reference)).expanduser().is_dir():
                 self.reference_folder = reference  # its statistics are computed on the device
             else:
                 self.reference = load_reference(reference, self.protocol, "metrics.reference")

@@ -88,7 +88,7 @@ def generate(
     if batch_size < 1:
         refuse("batch_size", batch_size, "at least 1")
     pictures = _pictures(prompt, prompts, column, seeds)
-    root = Path(output)
+    root = Path(output).expanduser()
     if overwrite:
         needed = {picture.name for picture in pictures} | {SHEET, ARCHIVE, CAPTIONS}
         remedy = "--overwrite replaces only what `generate` has made. Choose another folder."

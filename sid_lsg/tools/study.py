@@ -74,7 +74,7 @@ def study(
     Raises:
         UsageError: If something cannot be run as it is asked for, or some runs failed.
     """
-    root = Path(output)
+    root = Path(output).expanduser()
     if results is not None:
         check_writable(root, "output")
         rows = read_results([results] if isinstance(results, str) else results)
