@@ -1,5 +1,6 @@
 """Models to take images from: our generators, their teachers, any diffusers pipeline."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +22,8 @@ from sid_lsg.trained import find_checkpoint, load_trained
 
 SamplerName = Literal["auto", "generator", "ddim", "pipeline"]
 Precision = Literal["float32", "bfloat16", "float16"]
+
+_MULTIPLE = 8  # of pixels, which diffusers' pipelines want whatever their VAE
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,8 @@ def open_model(
     Raises:
         UsageError: If the model cannot be loaded.
     """
+    if resolution is not None and resolution < 1:
+        refuse("resolution", resolution, "at least 1")
     loaded, t_init, trained_steps = None, None, 1
     if checkpoint := find_checkpoint(model):
         if sampler in ("ddim", "pipeline"):
@@ -148,6 +153,9 @@ def open_model(
         ready = _ready(loaded, place, kind)
         return partial(_teacher, ready, about | _identity(ready))
     pipeline = _load_pipeline(model, kind, option).to(place)
+    multiple = math.lcm(_MULTIPLE, getattr(pipeline, "vae_scale_factor", 1))
+    if resolution is not None and resolution % multiple:
+        refuse("resolution", resolution, f"a multiple of {multiple} for {model!r}")
     network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     about |= {"pipeline": type(pipeline).__name__, "scheduler": type(pipeline.scheduler).__name__}
     about |= {"weights_sha256": weights_hash(network.state_dict()) if network else None}
@@ -180,7 +188,7 @@ def _generator(
 def _teacher(
     teacher: StableDiffusion, about: dict[str, Any], num_steps: int | None, guidance: float | None
 ) -> ImageModel:
-    steps, scale = _given(about, num_steps, guidance)
+    steps, scale = _given(about, num_steps, guidance, len(teacher.schedule))
     return ImageModel(
         lambda prompts, seeds: teacher.sample_reference(prompts, seeds, steps, scale),
         about | {"num_steps": steps, "guidance": scale},
@@ -192,20 +200,27 @@ def _teacher(
 def _pipeline(
     pipeline: Any, about: dict[str, Any], num_steps: int | None, guidance: float | None
 ) -> ImageModel:
-    steps, scale = _given(about, num_steps, guidance)
+    timesteps = pipeline.scheduler.config.get("num_train_timesteps")
+    steps, scale = _given(about, num_steps, guidance, timesteps)
     side = about["resolution"]
     size = {} if side is None else {"height": side, "width": side}
 
     @torch.no_grad()
     def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        images = pipeline(
-            list(prompts),
-            num_inference_steps=steps,
-            guidance_scale=scale,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            output_type="pt",
-            **size,
-        ).images
+        try:
+            images = pipeline(
+                list(prompts),
+                num_inference_steps=steps,
+                guidance_scale=scale,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                output_type="pt",
+                **size,
+            ).images
+        except ValueError as error:
+            raise UsageError(
+                f"--resolution, --num_steps, --guidance: {type(pipeline).__name__} takes others "
+                f"({error})."
+            ) from error
         return images.float() * 2 - 1
 
     tokenizer = getattr(pipeline, "tokenizer", None)
@@ -215,9 +230,9 @@ def _pipeline(
 
 
 def _given(
-    about: dict[str, Any], num_steps: int | None, guidance: float | None
+    about: dict[str, Any], num_steps: int | None, guidance: float | None, timesteps: int | None
 ) -> tuple[int, float]:
-    """Return the settings of a model that has none of its own."""
+    """Return the settings of a model that has none of its own, and as many timesteps at most."""
     if num_steps is None or guidance is None:
         raise UsageError(
             f"--num_steps and --guidance are to be given for {about['model']!r}, which is not a "
@@ -225,6 +240,8 @@ def _given(
             "one-step model that it is, such as 1 and 0."
         )
     check_settings(about["sampler"], num_steps, guidance)
+    if timesteps and num_steps > timesteps:
+        refuse("num_steps", num_steps, f"at most {timesteps}, the timesteps of {about['model']!r}")
     return num_steps, guidance
 
 

@@ -93,9 +93,9 @@ def load_trained(
     else:
         names = ("revision", "variant", "subfolders")
         where = {"model": options["teacher"]} | {name: options.get(name) for name in names}
-    loaded = StableDiffusion.from_pretrained(
-        **where, resolution=resolution or options.get("resolution"), option="teacher"
-    )
+    if resolution is None:
+        resolution = options.get("resolution")
+    loaded = StableDiffusion.from_pretrained(**where, resolution=resolution, option="teacher")
     start = len(AVERAGE)
     state = checkpoint["state_dict"]
     average = joined({k[start:]: v for k, v in state.items() if k.startswith(AVERAGE)})

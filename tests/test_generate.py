@@ -214,12 +214,27 @@ def test_any_diffusers_model_can_be_compared(small_sd: str, tmp_path: Path) -> N
 # ---------------------------------------------------------------------- refusals
 
 
+def test_a_failed_command_that_is_corrected_replaces_nothing(
+    model: str, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where it has made no image, what it wrote of itself does not stand in the way."""
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.Tensor.isfinite", lambda self: self != self)
+        refused(capsys, *line(model, out, prompt="a cat"))
+    assert sorted(path.name for path in out.iterdir()) == ["images.json", "metadata.jsonl"]
+    main(line(model, out, prompts=prompts))
+    assert list(images(out)) == [f"{seed:06d}.png" for seed in SEEDS_OF_LINES]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"prompt": " "}, "--prompt is empty"),
         ({}, "Give either --prompt"),
         ({"prompt": "a", "prompts": "b"}, "Give either --prompt"),
+        ({"prompts": ""}, "--prompts is empty"),
+        ({"prompts": "[]"}, "--prompts is empty"),
         ({"prompts": "none.txt"}, "--prompts: there is no file 'none.txt'"),
         ({"prompt": "a", "seeds": "one"}, "--seeds: 'one' is no number"),
         ({"prompt": "a", "seeds": "1,,2"}, "--seeds: '' is no number"),
@@ -231,6 +246,7 @@ def test_any_diffusers_model_can_be_compared(small_sd: str, tmp_path: Path) -> N
         ({"prompt": "a", "batch_size": 0}, "--batch_size must be at least 1"),
         ({"prompt": "a", "num_steps": 0}, "--num_steps must be at least 1"),
         ({"prompt": "a", "num_steps": 601}, "--num_steps must be at most 600"),
+        ({"prompt": "a", "resolution": 0}, "--resolution must be at least 1, got 0"),
         ({"prompt": "a", "guidance": 2}, "--guidance must be left out for a generator"),
         ({"prompt": "a", "dtype": "int8"}, "--dtype"),
         ({"prompt": "a", "model": "./none"}, "--model: "),

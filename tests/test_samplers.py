@@ -136,11 +136,25 @@ def test_a_teacher_is_no_export(tiny_sd: str, exported: str) -> None:
         ({"num_steps": 0, "guidance": 1.0}, "--num_steps must be at least 1"),
         ({"sampler": "ddim", "num_steps": 5, "guidance": 0.5}, "--guidance must be .*at least 1"),
         ({"sampler": "ddim", "num_steps": 5, "guidance": -2.0}, "--guidance must be .*at least 1"),
+        ({"num_steps": 1001, "guidance": 1.0}, "--num_steps must be at most 1000"),
+        ({"sampler": "ddim", "num_steps": 1001, "guidance": 1.0}, "--num_steps must be at most"),
+        ({"num_steps": 1, "guidance": 1.0, "resolution": 33}, "--resolution must be a multiple"),
     ],
 )
 def test_a_teacher_that_is_asked_for_the_impossible(tiny_sd: str, options: dict, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         load_model(tiny_sd, **options)
+
+
+def test_what_a_pipeline_alone_knows_to_be_impossible(
+    tiny_sd: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("`height` is to be divisible by 128")
+
+    monkeypatch.setattr(StableDiffusionPipeline, "check_inputs", refuse)
+    with pytest.raises(UsageError, match=r"--resolution, .* takes others \(.* by 128\)"):
+        load_model(tiny_sd, num_steps=1, guidance=1.0, resolution=64).sample(PROMPTS, SEEDS)
 
 
 def test_a_generator_that_is_asked_for_the_impossible(exported: str) -> None:

@@ -162,8 +162,9 @@ def _pictures(
         if not prompt.strip():
             raise UsageError("--prompt is empty. Say what the picture is to show.")
         lines = [(0, prompt.strip())]
+    elif not prompts:
+        raise UsageError("--prompts is empty. Name a file with a prompt per line.")
     else:
-        assert prompts
         corpus = read_corpus(find_files(prompts, "--prompts"), column, "--prompts")
         lines = [(corpus.row(position), text) for position, text in enumerate(corpus)]
     chosen = parse_seeds(seeds) if seeds is not None else None

@@ -130,11 +130,13 @@ def check_manifest(
 ) -> None:
     """Let a folder's images be continued by the same model under the same settings alone.
 
+    Where no image is finished, nothing is continued: whatever ended that command may be corrected.
+
     Raises:
         UsageError: If they were made otherwise, naming what differs.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not path.is_file() or next(folder.glob("*.png"), None) is None:
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(about, indent=2) + "\n")
         return
