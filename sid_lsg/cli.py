@@ -57,6 +57,7 @@ from sid_lsg.checks import refuse  # noqa: E402
 from sid_lsg.data import PromptDataModule, training_files  # noqa: E402
 from sid_lsg.errors import Interrupted, TrainingStopped, UsageError  # noqa: E402
 from sid_lsg.module import SiDLSG  # noqa: E402
+from sid_lsg.optimizer_options import check_shards  # noqa: E402
 from sid_lsg.resume import check_resume  # noqa: E402
 from sid_lsg.run import (  # noqa: E402
     SaveConfig,
@@ -186,7 +187,7 @@ class SiDCLI(LightningCLI):
         check_files(config)
 
     def before_fit(self) -> None:
-        """Check the batch, read the prompts, and only then make the run directory."""
+        """Check batch and optimizers, read the prompts, and only then make the run directory."""
         micro, batch = self.model.micro_batch_size, self.datamodule.batch_size
         share = batch // self.trainer.world_size
         if micro is not None and share % micro:
@@ -198,6 +199,7 @@ class SiDCLI(LightningCLI):
         # The prompts are read now, so that a run that cannot start leaves no trace.
         self.datamodule.trainer = self.trainer
         self.datamodule.setup("fit")
+        check_shards(self.model.configure_optimizers(), self.trainer.strategy)
         ckpt_path, root = self.config[self.subcommand].ckpt_path, self.trainer.default_root_dir
         check_resume(ckpt_path, Path(root, "checkpoints"), self.model, batch)
         prepare_run_directory(Path(root), resumes=is_of_run(ckpt_path, Path(root)))

@@ -36,6 +36,7 @@ from sid_lsg.memory import (
     set_frozen_precision,
 )
 from sid_lsg.objective import fake_score_loss, generator_loss, generator_weight
+from sid_lsg.optimizer_options import make_optimizer
 from sid_lsg.optimizers import AdamWithoutMomentum
 from sid_lsg.phases import FakeScoreOutput, GeneratorOutput, Parts, PhaseInputs, RealSamples
 from sid_lsg.starting import start
@@ -113,6 +114,8 @@ class SiDLSG(AlternatingModule):
                 Changes memory and speed, not the result.
             optimizer_fake: Optimizer of the fake score; by default Adam with beta1 = 0, as in the
                 paper's runs, which stores no first moment and takes one pass over the memory.
+                Another class keeps the options that it shares with the one before, such as the
+                betas [0, 0.999] and no weight_decay.
             optimizer_generator: Optimizer of the generator.
             ema_halflife_images: Half-life of the generator's average, in images.
             ema_rampup_ratio: The half-life is at most this share of the images seen so far.
@@ -340,11 +343,18 @@ class SiDLSG(AlternatingModule):
     # ------------------------------------------------------------------ optimization
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Make the two optimizers, and list what the average averages: a walk over all modules."""
+        """Make the two optimizers, and list what the average averages: a walk over all modules.
+
+        Raises:
+            UsageError: If one cannot be made.
+        """
         self._averages = trainable(self.ema)
         optimizers = [
-            self.optimizer_fake(trainable(self.fake_score)),
-            self.optimizer_generator(trainable(self.generator)),
+            make_optimizer(make, trainable(network), f"model.optimizer_{name}")
+            for name, make, network in (
+                ("fake", self.optimizer_fake, self.fake_score),
+                ("generator", self.optimizer_generator, self.generator),
+            )
         ]
         self.remember_options(optimizers)
         return optimizers

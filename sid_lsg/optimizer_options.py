@@ -1,0 +1,63 @@
+"""Whether optimizers can be what their options say: told before anything of a run is written."""
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from sid_lsg.errors import UsageError
+from sid_lsg.strategies import FSDP2Strategy
+
+_PLAIN = "bitsandbytes"  # its operators take no DTensors
+
+
+def make_optimizer(
+    make: Callable[[Iterable[Any]], Optimizer], parameters: Sequence[nn.Parameter], name: str
+) -> Optimizer:
+    """Make an optimizer of a network's parameters.
+
+    Args:
+        make: What makes it.
+        parameters: What it is to train.
+        name: The option that says how, for messages.
+
+    Raises:
+        UsageError: If it cannot be made, or would fail in its first step.
+    """
+    try:
+        made = make(parameters)
+        _check_pairs(made)
+    except UsageError:
+        raise
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UsageError(
+            f"--{name}: this optimizer cannot be made ({error}). Options that it shares with the "
+            f"class that a config names are kept: give its own, or another --{name}.class_path."
+        ) from error
+    return made
+
+
+def _check_pairs(optimizer: Optimizer) -> None:
+    """Refuse a number where a class without types wants several, as some Adafactors' eps."""
+    for name, parameter in inspect.signature(type(optimizer)).parameters.items():
+        value, default = optimizer.defaults.get(name), parameter.default
+        if isinstance(default, tuple) and isinstance(value, int | float):
+            raise ValueError(f"{name} must be {len(default)} values such as {[*default]}: {value}")
+
+
+def check_shards(optimizers: Iterable[Optimizer], strategy: Any) -> None:
+    """Refuse optimizers that cannot train a share of each weight.
+
+    Raises:
+        UsageError: If the strategy shards, and there is one.
+    """
+    for optimizer in optimizers if isinstance(strategy, FSDP2Strategy) else ():
+        kind = type(optimizer)
+        if any(base.__module__.startswith(_PLAIN) for base in kind.__mro__):
+            raise UsageError(
+                f"--trainer.strategy fsdp2 spreads weights over the devices, which {kind.__name__} "
+                "cannot train. Choose ddp_multi, or "
+                "--model.optimizer_*.class_path sid_lsg.optimizers.AdamWithoutMomentum."
+            )
