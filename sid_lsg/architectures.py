@@ -125,7 +125,8 @@ def build(
     scheduler = DDPMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
     )
-    return StableDiffusion(*parts, _tokenizer(parts[-1]), scheduler, resolution).to(device)
+    tokenizer = _tokenizer(parts[-1])
+    return StableDiffusion(*parts, tokenizer, scheduler, resolution, option).to(device)
 
 
 def load(
@@ -195,7 +196,8 @@ def outline(
             CLIPTextModel(text),
         )
     betas = DDPMScheduler.from_config(scheduler)
-    return StableDiffusion(*parts, _tokenizer(parts[-1]), betas, resolution).to("meta")
+    tokenizer = _tokenizer(parts[-1])
+    return StableDiffusion(*parts, tokenizer, betas, resolution, option).to("meta")
 
 
 def _tokenizer(text_encoder: CLIPTextModel) -> CLIPTokenizer:

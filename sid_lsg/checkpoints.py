@@ -124,10 +124,14 @@ def verify(path: Path) -> None:
         )
 
 
-def newest(folder: Path) -> tuple[Path | None, list[str]]:
+def newest(folder: Path, option: str = "ckpt_path last") -> tuple[Path | None, list[str]]:
     """Find the newest whole checkpoint in a folder.
 
     `last.ckpt` comes first, wherever it points: a run may have returned to an earlier checkpoint.
+
+    Args:
+        folder: The folder.
+        option: The option that named it, for messages.
 
     Returns:
         Its path, None for an empty folder; and what is wrong with those that come before it.
@@ -147,17 +151,21 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     if not found:
         return None, []
     raise UsageError(
-        f"--ckpt_path last: there is no whole checkpoint in {str(folder)!r}: "
-        f"{'; '.join(skipped.values())}. Put one of them back from a copy, or leave --ckpt_path "
-        "out to begin afresh."
+        f"--{option}: there is no whole checkpoint in {str(folder)!r}: "
+        f"{'; '.join(skipped.values())}. Put one of them back from a copy, or train afresh."
     )
 
 
 # ---------------------------------------------------------------------- what is in it
 
 
-def check_contents(found: Any, path: str) -> None:
+def check_contents(found: Any, path: str, option: str = "ckpt_path") -> None:
     """Refuse a file of a newer version, and one that is not of a training.
+
+    Args:
+        found: What the file holds.
+        path: Its path, for messages.
+        option: The option that named it, for messages.
 
     Raises:
         UsageError: If it is.
@@ -167,13 +175,13 @@ def check_contents(found: Any, path: str) -> None:
     if not isinstance(schema, int) or schema > SCHEMA:
         by = (record or {}).get("versions", {}).get("sid-lsg", "unknown")
         raise UsageError(
-            f"--ckpt_path: {path!r} is of schema {schema!r}, and this version reads up to {SCHEMA}."
-            f" Continue with the version of sid_lsg that wrote it ({by}) or a newer one."
+            f"--{option}: {path!r} is of schema {schema!r}, and this version reads up to {SCHEMA}. "
+            f"Continue with the version of sid_lsg that wrote it ({by}) or a newer one."
         )
     for name in _NEEDED:
         if not isinstance(found, dict) or name not in found:
             raise UsageError(
-                f"--ckpt_path: {path!r} is not a checkpoint of a training: it lacks {name!r}. Give "
+                f"--{option}: {path!r} is not a checkpoint of a training: it lacks {name!r}. Give "
                 "one from a run directory's checkpoints/."
             )
 

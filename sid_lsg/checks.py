@@ -11,6 +11,12 @@ def refuse(option: str, value: Any, wanted: str) -> None:
     raise UsageError(f"--{option} must be {wanted}, got {value!r}.")
 
 
+def beside(option: str, name: str) -> str:
+    """Name another option of an option's command: model.teacher's resolution, and model's."""
+    section, dot, _ = option.rpartition(".")
+    return f"{section}{dot}{name}"
+
+
 def check_teacher_guidance(option: str, scale: float) -> None:
     """Refuse a scale below 1 for sampling a teacher, where diffusers does not guide at all.
 

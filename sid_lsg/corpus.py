@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from sid_lsg.errors import UsageError
-from sid_lsg.sequences import Corpus, Lines, Packed, read_lines
+from sid_lsg.sequences import Corpus, Lines, NoColumn, Packed, read_lines
 
 
 def find_files(patterns: str | Sequence[str], option: str) -> list[Path]:
@@ -49,13 +49,16 @@ def find_files(patterns: str | Sequence[str], option: str) -> list[Path]:
     return files
 
 
-def read_corpus(files: Sequence[Path], column: str | None, option: str) -> Corpus:
+def read_corpus(
+    files: Sequence[Path], column: str | None, option: str, column_option: str | None = "--column"
+) -> Corpus:
     """Open prompt files: .txt (a prompt per line), .jsonl, .csv or .parquet (a column of prompts).
 
     Args:
         files: The files.
         column: Which column of the tables holds the prompts.
         option: The option to name in an error, such as `--data.prompts`.
+        column_option: The one that gave the column; None if there is none.
 
     Raises:
         UsageError: A file cannot be read, is malformed, has no such column or holds no prompt.
@@ -64,6 +67,9 @@ def read_corpus(files: Sequence[Path], column: str | None, option: str) -> Corpu
     for path in files:
         try:
             parts.append(_read(path, column))
+        except NoColumn as error:
+            remedy = f"Give {column_option} one of text." if column_option else "Give a .txt file."
+            raise UsageError(f"{option}: {error} {remedy}") from None
         except UsageError as error:
             raise UsageError(f"{option}: {error}") from None
         except OSError as error:
@@ -136,6 +142,6 @@ def _parquet_rows(path: Path, column: str | None) -> Iterator[object]:
 _TABLES = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
 
 
-def _no_column(where: str, column: str | None, names: Iterable[str]) -> UsageError:
+def _no_column(where: str, column: str | None, names: Iterable[str]) -> NoColumn:
     found = "which column holds the prompts?" if column is None else f"no column {column!r}."
-    return UsageError(f"{where}: {found} Give --data.column one of: {', '.join(names)}.")
+    return NoColumn(f"{where}: {found} The columns are: {', '.join(names)}.")

@@ -213,9 +213,11 @@ class PromptDataModule(L.LightningDataModule):
                 f"--data.column is {self.column!r}, but a .txt file such as {files[0]} has no "
                 "columns; leave the option out or give a .jsonl, .csv or .parquet file."
             )
-        corpus = read_corpus(files, self.column, "--data.prompts")
+        corpus = read_corpus(files, self.column, "--data.prompts", "--data.column")
         self.train_prompts = corpus
-        self._heldout_prompts = read_corpus(heldout_files, self.column, "--data.heldout")
+        self._heldout_prompts = read_corpus(
+            heldout_files, self.column, "--data.heldout", "--data.column"
+        )
         if self.num_heldout:
             self.train_prompts, self._heldout_prompts = _hold_out(
                 corpus, self.num_heldout, self.seed

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from sid_lsg.checks import beside
 from sid_lsg.diffusion import PREDICTION_TYPES, NoiseSchedule
 from sid_lsg.errors import UsageError
 from sid_lsg.export.folder import save_pipeline, t_init_of
@@ -42,6 +43,7 @@ class StableDiffusion(Teacher):
         tokenizer: CLIPTokenizer,
         scheduler: DDPMScheduler,
         resolution: int | None = None,
+        option: str = "model.teacher",
     ) -> None:
         """Put the parts together, check that they fit, and freeze them.
 
@@ -52,12 +54,13 @@ class StableDiffusion(Teacher):
             tokenizer: Its tokenizer.
             scheduler: Holds the betas and the prediction type.
             resolution: Pixels of an image's side; by default what the UNet was trained for.
+            option: The option that named the model, for messages.
 
         Raises:
             UsageError: If the parts are not Stable Diffusion's, or cannot take the resolution.
         """
         super().__init__()
-        _check_fit(unet, vae, text_encoder, scheduler)
+        _check_fit(unet, vae, text_encoder, scheduler, option)
         self.network = unet
         self.vae = vae
         self.text = PromptEncoder(tokenizer, text_encoder)
@@ -65,7 +68,7 @@ class StableDiffusion(Teacher):
         self.schedule = NoiseSchedule.from_alphas_cumprod(
             scheduler.alphas_cumprod, scheduler.config.prediction_type
         )
-        height, width = _latent_size(unet, vae, resolution)
+        height, width = _latent_size(unet, vae, resolution, beside(option, "resolution"))
         self.latent_shape = (unet.config.in_channels, height, width)
         self.image_size = (height * _factor(vae), width * _factor(vae))
         if resolution is not None:
@@ -99,8 +102,8 @@ class StableDiffusion(Teacher):
         where = {name: name for name in COMPONENTS} | dict(subfolders or {})
         if unknown := set(where) - set(COMPONENTS):
             raise UsageError(
-                f"--model.subfolders: {sorted(unknown)[0]!r} is not a part of the teacher; "
-                f"the parts are {', '.join(COMPONENTS)}."
+                f"--{beside(option, 'subfolders')}: {sorted(unknown)[0]!r} is not a part of the "
+                f"teacher; the parts are {', '.join(COMPONENTS)}."
             )
         source = _locate(model, where, option)
         common: dict[str, Any] = {"revision": revision}
@@ -133,6 +136,7 @@ class StableDiffusion(Teacher):
             tokenizer=load(CLIPTokenizer, "tokenizer", **common),
             scheduler=load(DDPMScheduler, "scheduler", **common),
             resolution=resolution,
+            option=option,
         )
 
     @property
@@ -247,16 +251,22 @@ def _locate(model: str, where: Mapping[str, str], option: str) -> str:
     foreign = [name for name in ("text_encoder_2", "transformer") if (folder / name).is_dir()]
     if missing or foreign:
         found = f"it lacks {', '.join(missing)}" if missing else f"it holds {', '.join(foreign)}"
+        # The tools have no such option: what they take is whole.
+        hint = f", or name them with --{beside(option, 'subfolders')}" if "." in option else ""
         raise UsageError(
             f"--{option}: {str(folder)!r} is not in Stable Diffusion's layout: {found}"
             f"{f' ({kind})' if kind else ''}. Give a diffusers folder with the subfolders "
-            f"{', '.join(COMPONENTS)}, or name them with --model.subfolders."
+            f"{', '.join(COMPONENTS)}{hint}."
         )
     return str(folder)
 
 
 def _check_fit(
-    unet: UNet2DConditionModel, vae: AutoencoderKL, text: CLIPTextModel, scheduler: DDPMScheduler
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    text: CLIPTextModel,
+    scheduler: DDPMScheduler,
+    option: str,
 ) -> None:
     """Refuse parts that are loaded well but do not make a Stable Diffusion."""
     problem = None
@@ -279,7 +289,7 @@ def _check_fit(
         )
     if problem:
         raise UsageError(
-            f"--model.teacher: {problem}. Give a text-to-image model of Stable Diffusion 1 or 2."
+            f"--{option}: {problem}. Give a text-to-image model of Stable Diffusion 1 or 2."
         )
 
 
@@ -289,7 +299,7 @@ def _factor(vae: AutoencoderKL) -> int:
 
 
 def _latent_size(
-    unet: UNet2DConditionModel, vae: AutoencoderKL, resolution: int | None
+    unet: UNet2DConditionModel, vae: AutoencoderKL, resolution: int | None, option: str
 ) -> tuple[int, int]:
     """Return the latents' height and width, which the UNet must be able to halve at every level."""
     factor = _factor(vae)
@@ -297,15 +307,15 @@ def _latent_size(
         size = unet.config.sample_size
         if size is None:
             raise UsageError(
-                "--model.resolution is missing: this teacher's UNet does not say for what size it "
-                "was trained. Give the side of an image in pixels, for example 512."
+                f"--{option} is missing: this teacher's UNet does not say for what size it was "
+                "trained. Give the side of an image in pixels, for example 512."
             )
         height, width = (size, size) if isinstance(size, int) else size
         return height, width
     multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)
     if resolution < multiple or resolution % multiple:
         raise UsageError(
-            f"--model.resolution: {resolution} pixels cannot pass this teacher's VAE (factor "
+            f"--{option}: {resolution} pixels cannot pass this teacher's VAE (factor "
             f"{factor}) and UNet; use a positive multiple of {multiple}."
         )
     return resolution // factor, resolution // factor

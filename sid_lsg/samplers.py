@@ -125,10 +125,12 @@ def open_model(
     if resolution is not None and resolution < 1:
         refuse("resolution", resolution, "at least 1")
     loaded, t_init, trained_steps = None, None, 1
-    if checkpoint := find_checkpoint(model):
+    if checkpoint := find_checkpoint(model, option):
         if sampler in ("ddim", "pipeline"):
             refuse("sampler", sampler, f"auto or generator for the checkpoint {model!r}")
-        loaded, t_init, trained_steps, *_ = load_trained(checkpoint, None, resolution, option)
+        loaded, t_init, trained_steps, *_ = load_trained(
+            checkpoint, None, resolution, option, teacher_option=option
+        )
     elif sampler != "pipeline":
         try:
             loaded = StableDiffusion.from_pretrained(model, resolution=resolution, option=option)

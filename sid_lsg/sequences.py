@@ -131,6 +131,10 @@ class Lines(Rows):
         return filter(None, map(str.strip, read_lines(self.path)))
 
 
+class NoColumn(UsageError):
+    """The column of a table that was named, if one was, is not there or is none of text."""
+
+
 class Packed(Rows):
     """Strings kept in one flat UTF-8 buffer.
 
@@ -139,17 +143,14 @@ class Packed(Rows):
         origin: Where the values come from, to be named in an error.
 
     Raises:
-        UsageError: A value is neither a string nor None.
+        NoColumn: A value is neither a string nor None.
     """
 
     def __init__(self, rows: Iterable[object], origin: str) -> None:
         buffer, ends, blank = bytearray(), array("q", [0]), []
         for number, value in enumerate(rows, 1):
             if value is not None and not isinstance(value, str):
-                raise UsageError(
-                    f"{origin}, row {number}: expected a string, found {value!r:.60}; "
-                    "name a column of text with --data.column."
-                )
+                raise NoColumn(f"{origin}, row {number}: expected a string, found {value!r:.60}.")
             text = (value or "").strip()
             if not text:
                 blank.append(number - 1)

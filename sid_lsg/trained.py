@@ -34,8 +34,12 @@ class Trained(NamedTuple):
     adapted: nn.Module | None = None
 
 
-def find_checkpoint(path: str | Path) -> Path | None:
+def find_checkpoint(path: str | Path, option: str = "ckpt_path") -> Path | None:
     """Return the checkpoint that a path names: the file itself, or the newest of a run directory.
+
+    Args:
+        path: The path.
+        option: The option that gave it, for messages.
 
     Returns:
         None for any other path.
@@ -48,9 +52,11 @@ def find_checkpoint(path: str | Path) -> Path | None:
         return path
     if not (path / "checkpoints").is_dir() or (path / "model_index.json").is_file():
         return None
-    found, _ = newest(path / "checkpoints")
+    found, _ = newest(path / "checkpoints", option)
     if found is None:
-        raise UsageError(f"{str(path)!r} holds no checkpoint yet. Train longer, or give a file.")
+        raise UsageError(
+            f"--{option}: {str(path)!r} holds no checkpoint yet. Train longer, or give a file."
+        )
     return found
 
 
@@ -59,6 +65,7 @@ def load_trained(
     teacher: str | None = None,
     resolution: int | None = None,
     option: str = "ckpt_path",
+    teacher_option: str = "teacher",
 ) -> Trained:
     """Load the averaged generator of a checkpoint, with its teacher's VAE and text encoder.
 
@@ -67,11 +74,12 @@ def load_trained(
         teacher: Where the teacher lies; by default where it lay in the training.
         resolution: Pixels of an image's side; by default the training's.
         option: The option that named the checkpoint, for messages.
+        teacher_option: The one that names its teacher.
 
     Raises:
         UsageError: If there is no such file, it is damaged, or its teacher is not found.
     """
-    found = find_checkpoint(path)
+    found = find_checkpoint(path, option)
     if found is None or not found.exists():
         raise UsageError(
             f"--{option}: there is no checkpoint {str(path)!r}. Give a .ckpt file from a run "
@@ -80,7 +88,7 @@ def load_trained(
     if what := damage(found):
         raise UsageError(f"--{option}: {str(found)!r} {what}. Give another checkpoint.")
     checkpoint = peek(found)
-    check_contents(checkpoint, str(found))
+    check_contents(checkpoint, str(found), option)
     record = checkpoint.get(RECORD) or {}
     options = (record.get("config") or {}).get("model")
     if not options:
@@ -95,7 +103,7 @@ def load_trained(
         where = {"model": options["teacher"]} | {name: options.get(name) for name in names}
     if resolution is None:
         resolution = options.get("resolution")
-    loaded = StableDiffusion.from_pretrained(**where, resolution=resolution, option="teacher")
+    loaded = StableDiffusion.from_pretrained(**where, resolution=resolution, option=teacher_option)
     start = len(AVERAGE)
     state = checkpoint["state_dict"]
     average = joined({k[start:]: v for k, v in state.items() if k.startswith(AVERAGE)})
@@ -103,8 +111,8 @@ def load_trained(
     lora = options.get("lora_generator")
     if lora:
         if source := options.get("generator_init"):
-            network = load_network(source, loaded, "model.generator_init")
-        network = adapt(network, LoRA(**lora), seed=0, option="model.lora_generator")
+            network = load_network(source, loaded, option)
+        network = adapt(network, LoRA(**lora), seed=0, option=option)
     check_names(adapters(network) or network.state_dict(), average, str(found), option)
     network.load_state_dict(average, strict=not lora)  # the base is not in the file
     loaded.network = merged(network)
@@ -123,5 +131,5 @@ def check_names(own: Mapping[str, Any], found: Mapping[str, Any], path: str, opt
         if shapes[0] != shapes[1]:
             raise UsageError(
                 f"--{option}: {name!r} is {shapes[0]} in {path!r} and {shapes[1]} in the "
-                "teacher: it was made with another one. Name that with --teacher."
+                "teacher: it was made with another one. Name that with `export --teacher`."
             )

@@ -49,13 +49,20 @@ def test_tables_give_their_column_and_count_blank_rows(tmp_path: Path, write: Wr
 def test_a_missing_column_lists_those_that_are_there(
     tmp_path: Path, write: Writer, column: str | None
 ) -> None:
-    with pytest.raises(UsageError, match="--data.prompts: .*Give --data.column one of: id, text"):
-        read_corpus([write(tmp_path)], column, "--data.prompts")
+    files = [write(tmp_path)]
+    with pytest.raises(UsageError, match="--data.prompts: .*are: id, text. Give --data.column one"):
+        read_corpus(files, column, "--data.prompts", "--data.column")
+    with pytest.raises(UsageError, match="--prompts: .*are: id, text. Give --column one"):
+        read_corpus(files, column, "--prompts")
+    with pytest.raises(UsageError, match="--examples: .*are: id, text. Give a .txt file"):
+        read_corpus(files, column, "--examples", column_option=None)
 
 
 @pytest.mark.parametrize("write", [write_jsonl, write_parquet])
 def test_a_column_that_is_not_text_is_refused(tmp_path: Path, write: Writer) -> None:
-    with pytest.raises(UsageError, match=r"column 'id', row 1: expected a string, found [01];"):
+    with pytest.raises(
+        UsageError, match=r"column 'id', row 1: expected a string, found [01]\. Give --column"
+    ):
         read_corpus([write(tmp_path)], "id", "--data.prompts")
 
 

@@ -341,6 +341,7 @@ def test_a_resolution_that_the_networks_cannot_halve_is_refused(
     message = refusal(tiny_sd, resolution=resolution)
     assert message.startswith(f"--model.resolution: {resolution} pixels")
     assert "multiple of 16" in message
+    assert refusal(tiny_sd, resolution=resolution, option="model").startswith("--resolution: ")
 
 
 def test_a_network_that_does_not_say_its_size_needs_a_resolution(folder: Path) -> None:

@@ -99,9 +99,7 @@ def test_packed_replaces_half_of_a_surrogate_pair() -> None:
 
 
 def test_packed_refuses_other_values() -> None:
-    with pytest.raises(
-        UsageError, match=r"table, row 2: expected a string, found 7.*--data.column"
-    ):
+    with pytest.raises(UsageError, match=r"table, row 2: expected a string, found 7"):
         Packed(["a", 7], "table")
 
 

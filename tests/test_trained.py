@@ -81,8 +81,11 @@ def test_paths_name_a_file_or_a_run(run: Path, tmp_path: Path) -> None:
     assert newest.resolve() == last.resolve()
     assert find_checkpoint(run / "generator") is None
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UsageError, match="holds no checkpoint yet"):
+    with pytest.raises(UsageError, match="--ckpt_path: .* holds no checkpoint yet"):
         find_checkpoint(tmp_path)
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"half of it")
+    with pytest.raises(UsageError, match="^--model: there is no whole checkpoint .* train afresh"):
+        find_checkpoint(tmp_path, "model")
 
 
 def test_what_it_cannot_be_is_said(run: Path, tiny_sd: str, tmp_path: Path) -> None:
@@ -96,7 +99,7 @@ def test_what_it_cannot_be_is_said(run: Path, tiny_sd: str, tmp_path: Path) -> N
     assert "there is no checkpoint" in refused(tmp_path / "none.ckpt")
     assert "--model: there is no checkpoint" in refused(tmp_path / "none", option="model")
     assert "--teacher: there is no folder 'none'" in refused(last, teacher="./none")
-    assert "Name that with --teacher" in refused(last, teacher="package:demo/fashion")
+    assert "Name that with `export --teacher`" in refused(last, teacher="package:demo/fashion")
 
     content = torch.load(last, map_location="cpu", weights_only=True)
     content["sid_lsg"]["config"] = None

@@ -108,7 +108,8 @@ def write_prompts(files: dict[str, PromptFile], output: Path) -> None:
         UsageError: If a file is there that holds other prompts.
     """
     for name, file in files.items():
-        corpus = read_corpus(find_files(file.source, "--prompt_files"), None, "--prompt_files")
+        source = find_files(file.source, "--prompt_files")
+        corpus = read_corpus(source, None, "--prompt_files", column_option=None)
         text = "".join(f"{line}\n" for line in file.make(corpus))
         path = output / FOLDER / f"{name}.txt"
         if not path.exists():

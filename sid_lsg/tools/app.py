@@ -67,7 +67,7 @@ def app(
         if error.name != "gradio":
             raise
         raise UsageError("app needs gradio: pip install 'sid-lsg[app]'.") from None
-    corpus = read_corpus(find_files(examples, "--examples"), None, "--examples")
+    corpus = read_corpus(find_files(examples, "--examples"), None, "--examples", None)
     prompts = list(islice(dict.fromkeys(islice(corpus, 1000)), _EXAMPLES))
     with _listen(host, port) as listening:
         device = launch(accelerator, 1, 1).device
