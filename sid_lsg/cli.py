@@ -201,7 +201,8 @@ class SiDCLI(LightningCLI):
         self.datamodule.setup("fit")
         check_shards(self.model.configure_optimizers(), self.trainer.strategy)
         ckpt_path, root = self.config[self.subcommand].ckpt_path, self.trainer.default_root_dir
-        check_resume(ckpt_path, Path(root, "checkpoints"), self.model, batch)
+        folder, max_steps = Path(root, "checkpoints"), self.trainer.max_steps
+        check_resume(ckpt_path, folder, self.model, batch, max_steps)
         prepare_run_directory(Path(root), resumes=is_of_run(ckpt_path, Path(root)))
 
 

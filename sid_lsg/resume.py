@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -22,18 +23,26 @@ _CONTINUED_BY = {"AdamWithoutMomentum": "Adam"}
 
 
 def check_resume(
-    ckpt_path: str | None, folder: Path, module: Any = None, batch_size: int | None = None
+    ckpt_path: str | None,
+    folder: Path,
+    module: Any = None,
+    batch_size: int | None = None,
+    max_steps: int = -1,
 ) -> None:
     """Refuse what `--ckpt_path` names, before anything is written, if it cannot be continued from.
+
+    A seed that is not the run's own is not refused, but said.
 
     Args:
         ckpt_path: The option's value.
         folder: Where `last` is looked for.
         module: What is to continue; None looks at the file alone.
         batch_size: That of the run; None does not look at it.
+        max_steps: The iterations of the whole run; -1 for no end.
 
     Raises:
-        UsageError: If there is no such file, it is not whole, or it is of another model or batch.
+        UsageError: If there is no such file, it is not whole, it is of another model or batch, or
+            it is past the end.
     """
     if ckpt_path in (None, "hpc"):
         return
@@ -58,13 +67,23 @@ def check_resume(
         check_optimizers(
             module.configure_optimizers(), found["optimizer_states"], found.get("optimizer_names")
         )
-    _check_batch(found, batch_size)
-
-
-def _check_batch(found: Mapping[str, Any], batch_size: int | None) -> None:
-    """Refuse another batch size: images seen and the order of prompts are counted in batches."""
+    if 0 <= max_steps < (done := found["global_step"]):
+        raise UsageError(
+            f"--trainer.max_steps: the run is to end after {max_steps} iterations, and this "
+            f"checkpoint has done {done}. Give more, or begin a new run."
+        )
     config = found.get(RECORD, {}).get("config") or {}
-    before = config.get("data", {}).get("batch_size")
+    _check_batch(config.get("data", {}).get("batch_size"), batch_size)
+    before = config.get("seed_everything")
+    if module is not None and before not in (None, module.seed):
+        rank_zero_warn(
+            f"--seed_everything: the run was made with {before} and goes on with {module.seed}, "
+            f"so neither seed repeats it. Give {before} to continue it as it was begun."
+        )
+
+
+def _check_batch(before: int | None, batch_size: int | None) -> None:
+    """Refuse another batch size: images seen and the order of prompts are counted in batches."""
     if batch_size and before not in (None, batch_size):
         raise UsageError(
             f"--data.batch_size: the run was made with {before}, not {batch_size}: its images seen "

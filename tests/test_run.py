@@ -347,6 +347,23 @@ def test_a_run_is_not_continued_with_another_batch(
     assert results("runs/x") == first
 
 
+def test_a_run_is_not_continued_to_an_end_that_it_is_past(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(command)
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--ckpt_path=last", "--trainer.max_steps=1"])
+    assert end.value.code == 2
+    assert "to end after 1 iterations, and this checkpoint has done 2" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_with_another_seed_is_told_so(command: list[str]) -> None:
+    main(command)
+    with pytest.warns(UserWarning, match="the run was made with 0 and goes on with 3") as said:
+        main([*command, "--ckpt_path=last", "--seed_everything=3", "--trainer.max_steps=3"])
+    assert sum("--seed_everything" in str(warning.message) for warning in said) == 1
+
+
 def test_a_configuration_that_cannot_be_written_leaves_the_earlier_one(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
