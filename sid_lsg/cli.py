@@ -1,12 +1,13 @@
 """The command line: `python -m sid_lsg.cli fit --config configs/lsg.yaml`, and its tools."""
 
+import difflib
 import importlib
 import os
 import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -91,6 +92,7 @@ _TOOLS = {
     "benchmark": ("benchmark", "measure how fast a fit is on this machine, and in how much memory"),
 }  # command: (module of sid_lsg.tools and its function, what it does)
 _OF_FIT = ("estimate", "benchmark")  # they take the options of `fit`, and read them themselves
+_COMMANDS = ("fit", *_TOOLS)
 
 
 def _refuse(message: str) -> NoReturn:
@@ -123,7 +125,7 @@ class _Parser(LightningArgumentParser):
         message = re.sub(r'Parser key "([\w.]+)":\s*', r"--\1: ", message.strip())
         numbers = re.search(r"(Got|Given) value: -?(nan|inf)", message)
         hint = " Give a finite number." if numbers else ""
-        command = self.prog.replace(" [options]", "")
+        command = self.prog.replace(" [options]", "") if self.prog.startswith(PROGRAM) else PROGRAM
         _refuse(f"{message}.{hint} `{command} --help` explains every option.")
 
     def add_config(self) -> None:
@@ -181,6 +183,8 @@ class SiDCLI(LightningCLI):
         config.weights_only = True  # a checkpoint is data, never code
         continue_requeued(config)
         check_trainer(config.trainer)
+        if config.trainer.enable_progress_bar is False:  # Lightning refuses any bar beside that
+            config.trainer.enable_progress_bar, config.progress.refresh_rate = None, 0
         training_files(config.data.prompts)
         check_real_data(config.model.real_data, config.data.real_images)
         put_inside(config.trainer)
@@ -218,6 +222,7 @@ def main(args: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if args is None else args
     try:
         with ending_on_signals():
+            _check_command(arguments)
             check_config_files(arguments)
             if arguments and arguments[0] in _TOOLS:
                 _run_tool(*arguments)
@@ -234,6 +239,24 @@ def main(args: list[str] | None = None) -> None:
         # A loader's worker passes its mistake on at the end of its own traceback.
         mistake = f"{UsageError.__module__}.{UsageError.__name__}: "
         _refuse(str(error).rpartition(mistake)[2].strip())
+
+
+def _check_command(arguments: Sequence[str]) -> None:
+    """Refuse a command that there is not, and name those that there are.
+
+    Raises:
+        UsageError: If there is none, or another one.
+    """
+    name, *_ = *arguments, ""
+    if name in _COMMANDS or name.startswith("-"):
+        return
+    found = f"{name!r} is no command" if name else "no command is given"
+    near = difflib.get_close_matches(name, _COMMANDS, 1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UsageError(
+        f"{found}.{hint} The commands are {', '.join(_COMMANDS)}; `{PROGRAM} --help` says what "
+        "they do."
+    )
 
 
 def _fit(args: list[str] | None) -> None:

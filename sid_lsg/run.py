@@ -45,6 +45,12 @@ def check_trainer(trainer: Any) -> None:
             "--trainer.overfit_batches replaces the order of the prompts. For a short trial use "
             "--trainer.max_steps and a small prompts file."
         )
+    if trainer.get("enable_checkpointing") is False:
+        raise UsageError(
+            "--trainer.enable_checkpointing: a run always saves its end, from which it may go on. "
+            "Leave the option out; --checkpoint.keep 0 keeps that alone, and "
+            "--checkpoint.every_n_steps says how often it is saved before."
+        )
     precision = str(trainer.get("precision"))
     if precision in ("bf16-true", "16-true"):
         raise UsageError(
@@ -74,6 +80,8 @@ def check_config_files(args: Sequence[str]) -> None:
     for option, value in pairwise([*(part for arg in args for part in arg.split("=", 1)), ""]):
         if option not in ("--config", "-c"):
             continue
+        if not value or value.startswith("-"):
+            raise UsageError("--config names no file. Give one, for example configs/lsg.yaml.")
         try:
             yaml.safe_load(Path(value).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:

@@ -67,6 +67,10 @@ def test_a_real_process_refuses_with_one_line(tmp_path: Path) -> None:
         ({"data.batch_size": "many"}, ["data.batch_size", "many"]),
         ({"trainer.accumulate_grad_batches": "2"}, ["--model.micro_batch_size"]),
         ({"trainer.gradient_clip_val": "1"}, ["--model.gradient_clip_val"]),
+        (
+            {"trainer.enable_checkpointing": "false"},
+            ["enable_checkpointing", "--checkpoint.keep 0"],
+        ),
         ({"trainer.precision": "bf16-true"}, ["--trainer.precision", "bf16-mixed"]),
         ({"trainer.strategy": "fsdp"}, ["--trainer.strategy", "ddp"]),
         ({"trainer.default_root_dir": "{tmp}/empty.txt/run"}, ["--trainer.default_root_dir"]),
@@ -106,6 +110,32 @@ def test_bad_input_is_named(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+def test_a_misspelt_command_is_told_all_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "fti", "--model.teacher", "x")
+    assert message.startswith(
+        "error: 'fti' is no command. Did you mean fit? The commands are fit, "
+    )
+    assert "generate, app, export" in message
+    assert "'zebra' is no command. The commands are fit, generate" in refused(capsys, "zebra")
+    assert "no command is given. The commands are fit, generate" in refused(capsys)
+
+
+@pytest.mark.parametrize("command", ["fit", "generate"])
+def test_a_config_option_without_a_file_is_named(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "error: --config names no file. Give one, for example configs/lsg.yaml.\n"
+    assert refused(capsys, command, "--config") == said
+    assert refused(capsys, command, "--config", "--help") == said
+
+
+def test_a_wrong_part_of_an_option_is_answered_by_the_same_program(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    message = refused(capsys, "fit", "--model.optimizer_fake.eps=[1,2]")
+    assert "Got value: [1, 2]. `python -m sid_lsg.cli --help` explains" in message
+
+
 def test_a_broken_config_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "none.yaml" in refused(capsys, "fit", "--config", str(tmp_path / "none.yaml"))
     (tmp_path / "broken.yaml").write_text("model: [")
@@ -140,15 +170,20 @@ def test_help_and_print_config_explain_every_option(capsys: pytest.CaptureFixtur
 
 
 def test_a_run_stays_inside_its_directory(
-    prompts: Path, tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prompts: Path,
+    tiny_sd: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = set(tmp_path.iterdir())
     line = ["fit", "--model.teacher", tiny_sd, "--data.prompts", str(prompts),
             "--data.batch_size", "2", "--data.num_workers", "0", "--trainer.accelerator", "cpu",
-            "--trainer.log_every_n_steps", "1", "--progress.refresh_rate", "0",
+            "--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false",
             "--trainer.default_root_dir", "here"]  # fmt: skip
     main([*line, "--trainer.max_steps", "1"])
+    assert "distilling" not in capsys.readouterr().err  # no progress bar was asked for
     assert set(tmp_path.iterdir()) - before == {tmp_path / "here"}
     written = {path.name for path in (tmp_path / "here").iterdir()}
     assert written == {
