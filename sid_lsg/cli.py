@@ -71,6 +71,7 @@ from sid_lsg.run import (  # noqa: E402
     put_inside,
 )
 from sid_lsg.strategies import register_strategies  # noqa: E402
+from sid_lsg.study.options import check_series  # noqa: E402
 
 PROGRAM = "python -m sid_lsg.cli"
 _ADAM = {
@@ -298,6 +299,8 @@ def _run_tool(command: str, *arguments: str) -> None:
     if command in _OF_FIT:
         function(arguments)
         return
+    if command == "study":
+        check_series(arguments)
     parser = _Parser(prog=f"{PROGRAM} {command}", description=description(function))
     parser.add_config()
     parser.add_function_arguments(function, as_group=False)

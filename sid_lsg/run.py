@@ -17,6 +17,7 @@ from sid_lsg.resume import check_resume
 
 STRATEGIES = ("auto", "ddp", "ddp_multi", "fsdp2", "fsdp2_sharded", "single_device")
 _CLASSES = ("DDPStrategy", "FSDP2Strategy", "SingleDeviceStrategy")
+CONFIG_OPTIONS = ("--config", "-c")
 CONFIG = "config.yaml"  # where it is, a run has been
 
 
@@ -71,14 +72,19 @@ def check_trainer(trainer: Any) -> None:
         )
 
 
+def pairs(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """List each argument with what follows it, which is its value if it is an option."""
+    return pairwise([*(part for arg in args for part in arg.split("=", 1)), ""])
+
+
 def check_config_files(args: Sequence[str]) -> None:
     """Refuse a `--config` file that is missing or is not YAML, by its name.
 
     Raises:
         UsageError: For the first such file.
     """
-    for option, value in pairwise([*(part for arg in args for part in arg.split("=", 1)), ""]):
-        if option not in ("--config", "-c"):
+    for option, value in pairs(args):
+        if option not in CONFIG_OPTIONS:
             continue
         if not value or value.startswith("-"):
             raise UsageError("--config names no file. Give one, for example configs/lsg.yaml.")

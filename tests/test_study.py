@@ -499,6 +499,19 @@ def test_the_listing_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not (tmp_path / "none").exists()
 
 
+def test_a_name_of_a_series_is_not_taken_for_one(capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(REPOSITORY / "configs/study/steps.yaml")
+    names = ", ".join(yaml.safe_load(Path(config).read_text())["series"])
+    for given_, there in (([], ""), (["--config", config], f" (those of the configs are {names})")):
+        with pytest.raises(SystemExit) as end:
+            main(["study", *given_, "--series=nope"])
+        assert end.value.code == 2
+        assert (
+            f"--series: 'nope' does not say what its points are. The option makes series, as "
+            f"configs/study do, and chooses none{there}." in capsys.readouterr().err
+        )
+
+
 PROMPTS = st.lists(
     st.lists(st.sampled_from(["a", "red", "bag", "dress", "on"]), min_size=1).map(" ".join),
     min_size=1,

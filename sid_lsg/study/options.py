@@ -10,6 +10,7 @@ import yaml
 
 from sid_lsg.checks import check_teacher_guidance, refuse
 from sid_lsg.errors import UsageError
+from sid_lsg.run import CONFIG_OPTIONS, pairs
 
 ErrorBars = Literal["std", "sem"]
 Options = dict[str, Any]
@@ -89,6 +90,29 @@ class Study:
         for scale in self.teacher.guidance if self.teacher else []:
             if scale:  # 0 is none too
                 check_teacher_guidance("teacher.guidance", scale)
+
+
+def check_series(arguments: Sequence[str]) -> None:
+    """Refuse `--series NAME`: the option makes series, and does not choose among a config's.
+
+    Args:
+        arguments: The command's, whose configs can be read.
+
+    Raises:
+        UsageError: Naming the series that there are.
+    """
+    known: list[str] = []
+    for option, value in pairs(arguments):
+        if option in CONFIG_OPTIONS:
+            content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            known += (content.get("series") or ()) if isinstance(content, dict) else ()
+        elif option == "--series" and not value.lstrip().startswith("{"):
+            there = f" (those of the configs are {', '.join(known)})" if known else ""
+            raise UsageError(
+                f"--series: {value!r} does not say what its points are. The option makes series, "
+                f"as configs/study do, and chooses none{there}. To run some alone, keep only those "
+                "in a copy of the config."
+            )
 
 
 def merge(*parts: Mapping[str, Any]) -> Options:
