@@ -259,7 +259,7 @@ def test_teacher_and_student_stand_in_one_table(
     teacher, student = tmp_path / "teacher", tmp_path / "student"
     options = {"sampler": "ddim", "num_steps": 2, "guidance": 1.5, "output": teacher}
     main(files.line(model=small_sd, name="teacher", **options))
-    main(files.line("--compare", f"[{teacher}]", output=student, name="student"))
+    main(files.line("--compare", str(teacher), output=student, name="student"))
     table = (student / "report.md").read_text()
     assert table.index("| teacher |") < table.index("| student |")
     height, width = (Image.open(p / "samples.png").size[::-1] for p in (teacher, student))

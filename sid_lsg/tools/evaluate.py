@@ -53,7 +53,7 @@ def evaluate(
     hpsv2_tokenizer: str | None = None,
     image_reward: str | None = None,
     image_reward_tokenizer: str | None = None,
-    compare: list[str] = [],  # noqa: B006 (read only; what --help shows)
+    compare: str | list[str] = [],  # noqa: B006 (read only; what --help shows)
     name: str | None = None,
     accelerator: str = "auto",
     devices: int = 1,
@@ -100,7 +100,7 @@ def evaluate(
         hpsv2_tokenizer: Its tokenizer's folder or Hub id, by default CLIP's on the Hub.
         image_reward: Weights of ImageReward, likewise, or hf:THUDM/ImageReward/ImageReward.pt.
         image_reward_tokenizer: Its tokenizer's folder or Hub id, by default BERT's on the Hub.
-        compare: Reports (their folders) to put into the same table.
+        compare: Reports (their folders; one, or several) to put into the same table.
         name: What to call the images in the table; by default the model's or the folder's name.
         accelerator: auto, cpu, gpu, ...
         devices: How many devices of a machine; each makes and scores its share.
@@ -128,7 +128,8 @@ def evaluate(
     if images and Path(images).expanduser().resolve() == root.resolve():
         raise UsageError(f"--output: {output!r} holds the --images. Choose another folder.")
     check_writable(root, "output")
-    others = [read_report(folder) for folder in compare]
+    compared = [compare] if isinstance(compare, str) else compare
+    others = [read_report(folder) for folder in compared]
     texts = _prompts(prompts, column) if prompts else None
     given = _given(images, captions, column) if images else None
     fabric = launch(accelerator, devices, num_nodes)
