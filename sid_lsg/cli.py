@@ -67,8 +67,8 @@ from sid_lsg.run import (  # noqa: E402
     check_trainer,
     continue_requeued,
     is_of_run,
-    prepare_run_directory,
     put_inside,
+    run_directory,
 )
 from sid_lsg.strategies import register_strategies  # noqa: E402
 from sid_lsg.study.options import check_series  # noqa: E402
@@ -192,7 +192,7 @@ class SiDCLI(LightningCLI):
         check_files(config)
 
     def before_fit(self) -> None:
-        """Check batch and optimizers, read the prompts, and only then make the run directory."""
+        """Check batch and optimizers, and read the prompts, before the run directory is made."""
         micro, batch = self.model.micro_batch_size, self.datamodule.batch_size
         share = batch // self.trainer.world_size
         if micro is not None and share % micro:
@@ -208,7 +208,12 @@ class SiDCLI(LightningCLI):
         ckpt_path, root = self.config[self.subcommand].ckpt_path, self.trainer.default_root_dir
         folder, max_steps = Path(root, "checkpoints"), self.trainer.max_steps
         check_resume(ckpt_path, folder, self.model, batch, max_steps)
-        prepare_run_directory(Path(root), resumes=is_of_run(ckpt_path, Path(root)))
+
+    def fit(self, **options: Any) -> None:
+        """Train in the run directory, which is this run's alone meanwhile."""
+        root = Path(self.trainer.default_root_dir)
+        with run_directory(root, resumes=is_of_run(options["ckpt_path"], root)):
+            self.trainer.fit(**options)
 
 
 def main(args: list[str] | None = None) -> None:

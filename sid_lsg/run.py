@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from sid_lsg.errors import UsageError
 from sid_lsg.files import check_writable, remove_leftovers, replacing, writing
+from sid_lsg.locks import check_free, held
 from sid_lsg.resume import check_resume
 
 STRATEGIES = ("auto", "ddp", "ddp_multi", "fsdp2", "fsdp2_sharded", "single_device")
 _CLASSES = ("DDPStrategy", "FSDP2Strategy", "SingleDeviceStrategy")
 CONFIG_OPTIONS = ("--config", "-c")
+_OPTION = "trainer.default_root_dir"
 CONFIG = "config.yaml"  # where it is, a run has been
 
 
@@ -108,7 +111,7 @@ def continue_requeued(config: Any) -> None:
 
 
 def check_files(config: Any) -> None:
-    """Refuse a checkpoint that cannot be used, and a run directory that cannot be made.
+    """Refuse a checkpoint that cannot be used, and a run directory that cannot be made or is used.
 
     Args:
         config: The configuration of `fit`.
@@ -117,11 +120,13 @@ def check_files(config: Any) -> None:
         UsageError: For the first of them.
     """
     root = Path(config.trainer.default_root_dir or ".").absolute()
+    if rank_zero_only.rank == 0:
+        check_free(root, _in_use(root))
     check_resume(config.get("ckpt_path"), root / "checkpoints")
     nearest = next(path for path in (root, *root.parents) if path.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
         raise UsageError(
-            f"--trainer.default_root_dir: cannot write to {str(root)!r}, since {str(nearest)!r} "
+            f"--{_OPTION}: cannot write to {str(root)!r}, since {str(nearest)!r} "
             "is not a directory that can be written to. Choose another directory."
         )
 
@@ -162,20 +167,38 @@ def is_of_run(ckpt_path: str | None, root: Path) -> bool:
     return Path(ckpt_path).resolve().is_relative_to(root.resolve())
 
 
-@rank_zero_only
-def prepare_run_directory(root: Path, resumes: bool) -> None:
-    """Make the run directory; move an earlier run, with which a fresh one would mix, aside.
+@contextmanager
+def run_directory(root: Path, resumes: bool) -> Iterator[None]:
+    """Make the run directory, which no other run can use meanwhile.
+
+    An earlier run, with which a fresh one would mix, is moved aside. The first of several processes
+    does all this for them.
 
     Raises:
-        UsageError: If the directory cannot be written.
+        UsageError: If the directory cannot be written, or another run uses it.
     """
-    with writing(root, "trainer.default_root_dir"):
-        remove_leftovers(root)
-        if (root / CONFIG).exists() and not resumes:
-            aside = next(path for i in count(1) if not (path := Path(f"{root}.{i}")).exists())
-            root.rename(aside)
-            rank_zero_info(f"{root} held an earlier run: it is now {aside}.")
-    check_writable(root, "trainer.default_root_dir")
+    if rank_zero_only.rank != 0:
+        yield
+        return
+    check_writable(root, _OPTION)
+    with ExitStack() as lock:
+        with writing(root, _OPTION):
+            lock.enter_context(held(root, _in_use(root)))
+            remove_leftovers(root)
+            if (root / CONFIG).exists() and not resumes:
+                aside = next(path for i in count(1) if not (path := Path(f"{root}.{i}")).exists())
+                root.rename(aside)
+                rank_zero_info(f"{root} held an earlier run: it is now {aside}.")
+                root.mkdir()
+                lock.enter_context(held(root, _in_use(root)))
+        yield
+
+
+def _in_use(root: Path) -> str:
+    return (
+        f"--{_OPTION}: another run is writing to {str(root)!r}. Wait for it, end it, or choose "
+        "another directory."
+    )
 
 
 class SaveConfig(SaveConfigCallback):
@@ -190,7 +213,7 @@ class SaveConfig(SaveConfigCallback):
         for options in _with_folders(config.get("trainer") or {}):
             if Path(options.save_dir).is_relative_to(root):
                 options.save_dir = str(Path(options.save_dir).relative_to(root))
-        with writing(root, "trainer.default_root_dir"), replacing(root / CONFIG) as temporary:
+        with writing(root, _OPTION), replacing(root / CONFIG) as temporary:
             self.parser.save(config, temporary, skip_none=False, overwrite=True, multifile=False)
         values = yaml.safe_load((root / CONFIG).read_text(encoding="utf-8"))
         kappas = getattr(pl_module, "kappas", ())

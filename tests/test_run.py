@@ -27,8 +27,8 @@ from sid_lsg.run import (
     check_trainer,
     continue_requeued,
     is_of_run,
-    prepare_run_directory,
     put_inside,
+    run_directory,
 )
 from sid_lsg.strategies import FSDP2Strategy, MultiNetDDPStrategy, register_strategies
 
@@ -208,14 +208,14 @@ def begin(root: Path, ckpt_path: str | None = None) -> None:
     trainer = L.Trainer(
         accelerator="cpu", default_root_dir=root, logger=False, enable_checkpointing=False
     )
-    prepare_run_directory(root, resumes=is_of_run(ckpt_path, root))
-    SaveConfig(parser, config, overwrite=True).setup(trainer, L.LightningModule(), "fit")
+    with run_directory(root, resumes=is_of_run(ckpt_path, root)):
+        SaveConfig(parser, config, overwrite=True).setup(trainer, L.LightningModule(), "fit")
 
 
 def test_the_directory_is_made_with_the_configuration_in_it(tmp_path: Path) -> None:
     root = tmp_path / "runs" / "x"
     begin(root)
-    assert [path.name for path in root.iterdir()] == ["config.yaml"]
+    assert {path.name for path in root.iterdir()} == {"config.yaml", ".lock"}
     assert "ckpt_path: null" in (root / "config.yaml").read_text()
 
 
@@ -265,7 +265,7 @@ def test_a_directory_that_holds_no_run_is_not_moved(tmp_path: Path) -> None:
     root.mkdir()
     (root / "notes.txt").touch()
     begin(root)
-    assert sorted(path.name for path in root.iterdir()) == ["config.yaml", "notes.txt"]
+    assert sorted(path.name for path in root.iterdir()) == [".lock", "config.yaml", "notes.txt"]
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 

@@ -1,22 +1,21 @@
 """Run tasks as processes of their own, several at a time; tell how far they are; end them."""
 
 import csv
-import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from tqdm import tqdm
 
-from sid_lsg.errors import UsageError
+from sid_lsg.locks import held
 from sid_lsg.study.tasks import Task
 
 _POLL_S = 0.2
@@ -24,8 +23,7 @@ _LOOK_S = 5.0  # how often to see how far the running fits are
 _PATIENCE_S = 120.0  # in which a fit that is told to end can finish its iteration and save it
 
 
-@contextmanager
-def alone(output: Path) -> Iterator[int]:
+def alone(output: Path) -> AbstractContextManager[int]:
     """Hold a study's folder, and give the lock to pass on to the processes that are started.
 
     While one of them lives the folder stays held, even if this process has been killed.
@@ -33,15 +31,11 @@ def alone(output: Path) -> Iterator[int]:
     Raises:
         UsageError: If another process holds it.
     """
-    with (output / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"--output: {str(output)!r} is in use by another study, or by a run that a killed "
-                "one has left behind. Wait for it, end it, or choose another folder."
-            ) from error
-        yield file.fileno()
+    refusal = (
+        f"--output: {str(output)!r} is in use by another study, or by a run that a killed one has "
+        "left behind. Wait for it, end it, or choose another folder."
+    )
+    return held(output, refusal, inherited=True)
 
 
 @dataclass
