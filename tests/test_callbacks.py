@@ -379,17 +379,32 @@ def test_a_finished_run_that_is_started_again_makes_up_for_what_failed_at_its_en
     small_sd: str, files: Files, earlier: Path
 ) -> None:
     """The export was lost to a full disk, say, and the comparison to a signal."""
-    (earlier / "summary.json").write_text('{"fit_seconds": 12.5}')
+    last = torch.load(earlier / "checkpoints" / "last.ckpt", weights_only=True)
+    seconds = last["callbacks"]["Metrics"]["fit_seconds"]
+    assert 0 < seconds < 100
     assert not (earlier / "generator").exists()
     checkpoint = Checkpoint(best=FID)
     own = metrics(files)
     fit(small_sd, files, earlier, checkpoint, Export(), own, ckpt_path="last")
     assert (earlier / "generator" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
     after = json.loads((earlier / "summary.json").read_text())
-    assert after["fit_seconds"] == 12.5
+    assert after["fit_seconds"] == round(seconds, 1)  # the comparison is no training
     assert checkpoint.best is not None
     assert checkpoint.best.state_dict()["value"] == pytest.approx(after[FID])
     assert (earlier / "checkpoints" / "best.ckpt").exists()
+
+
+def test_the_seconds_of_a_continued_run_are_those_of_all_its_training(
+    small_sd: str, files: Files, earlier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = metrics(files)
+    load = own.load_state_dict
+    monkeypatch.setattr(own, "load_state_dict", lambda state: load(state | {"fit_seconds": 1e4}))
+    fit(small_sd, files, earlier, Checkpoint(), own, ckpt_path="last", max_steps=STEPS + 1)
+    summary = json.loads((earlier / "summary.json").read_text())
+    assert 1e4 < summary["fit_seconds"] < 1.01e4
+    saved = torch.load(earlier / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["callbacks"]["Metrics"]["fit_seconds"] == pytest.approx(1e4, rel=0.01)
 
 
 # ---------------------------------------------------------------------- fewer and other options

@@ -174,6 +174,38 @@ def test_a_continued_run_is_the_uninterrupted_one(
         assert differing == []
 
 
+@pytest.mark.parametrize(("step", "saved"), [(STEPS, []), (4, ["0000004.ckpt"])])
+def test_a_run_that_continues_in_another_directory_lacks_nothing_there(
+    small_sd: str, run: Path, empty: Path, step: int, saved: list[str]
+) -> None:
+    """Also a complete one, of which nothing is left to do but to save it there."""
+    source, checkpoint = run / f"checkpoints/{step:07d}.ckpt", Checkpoint(every_n_steps=4, keep=-1)
+    if step == STEPS:
+        source = run / "checkpoints/last.ckpt"
+    fit(small_sd, empty, checkpoint, ckpt_path=str(source))
+    assert names(empty) == [*saved, f"{STEPS:07d}.ckpt", "last.ckpt"]
+    weights = [load(root / "checkpoints/last.ckpt")["state_dict"] for root in (run, empty)]
+    assert same(*weights)
+
+
+def test_a_redone_iterations_row_is_all_new(small_sd: str, copied: Path) -> None:
+    path = copied / "metrics.csv"
+    with path.open(newline="") as file:
+        found = [*csv.DictReader(file)]
+    for row in found:
+        row["old"] = row["step"]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, found[0].keys())
+        writer.writeheader()
+        writer.writerows(found)
+    ckpt_path = str(copied / "checkpoints/0000004.ckpt")
+    fit(small_sd, copied, Checkpoint(every_n_steps=2, keep=-1), ckpt_path=ckpt_path)
+    with path.open(newline="") as file:
+        old = {row["step"]: row["old"] for row in csv.DictReader(file)}
+    assert {step for step, value in old.items() if value} == {"1", "2", "3", "4"}
+    assert max(map(int, old)) == STEPS
+
+
 def test_counters_in_a_checkpoint_are_those_of_its_iteration(run: Path) -> None:
     for step in (2, 4):
         saved = load(run / f"checkpoints/{step:07d}.ckpt")

@@ -102,6 +102,22 @@ def test_the_final_scores_of_a_run_that_had_ended_join_its_last_row(tmp_path: Pa
     assert found == [("1", "a", ""), ("2", "a", "1.0")]
 
 
+def test_a_row_that_is_done_again_has_nothing_of_the_old_one(tmp_path: Path) -> None:
+    """The run continues from iteration 2 without the scores that it had before."""
+    logger = CSVLogger(str(tmp_path))
+    for step in (1, 2, 3, 4):
+        logger.log_metrics({"loss": 1.0, "fid": step}, step=step)
+    logger.save()
+    again = CSVLogger(str(tmp_path))
+    again.continue_from(2)
+    for step in (3, 4):
+        again.log_metrics({"loss": 2.0}, step=step)
+    again.save()
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        found = [(row["step"], row["loss"], row["fid"]) for row in csv.DictReader(file)]
+    assert found == [("1", "1.0", "1"), ("2", "1.0", "2"), ("3", "2.0", ""), ("4", "2.0", "")]
+
+
 @pytest.mark.parametrize("lost", [1, 2, 3, 5, 6, 8, 14])
 def test_what_a_crash_has_cut_off_is_dropped(tmp_path: Path, lost: int) -> None:
     """The numbers that are left of a row may look whole."""

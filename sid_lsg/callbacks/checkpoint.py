@@ -26,6 +26,7 @@ from sid_lsg.checkpoints import (
 from sid_lsg.checks import refuse
 from sid_lsg.errors import UsageError
 from sid_lsg.files import remove_leftovers
+from sid_lsg.loggers import CSVLogger
 from sid_lsg.resume import check_optimizers
 from sid_lsg.run import CONFIG, SaveConfig
 
@@ -99,10 +100,14 @@ class Checkpoint(ModelCheckpoint):
         check_optimizers(optimizers, checkpoint["optimizer_states"], names)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember what is saved already: what the run is continued from."""
+        """Remember what the run is continued from: in its own directory, that is saved already."""
         if trainer.ckpt_path:
-            self._last_global_step_saved = trainer.global_step
             self._last_checkpoint_saved = str(trainer.ckpt_path)
+            if self._is_here(self._last_checkpoint_saved):
+                self._last_global_step_saved = trainer.global_step
+            for logger in trainer.loggers:
+                if isinstance(logger, CSVLogger):
+                    logger.continue_from(trainer.global_step)
             self._has_good = trainer.strategy.broadcast(self._good_is_of(trainer.global_step))
             if self.best is not None:
                 self.best.recall(self._folder, trainer.global_step)
@@ -131,6 +136,7 @@ class Checkpoint(ModelCheckpoint):
         """Keep the last iteration as the best, if the final scores say so."""
         if self._last_global_step_saved < 0:  # the run was complete when it began
             self.on_train_start(trainer, pl_module)
+            self.save(trainer)
         saved = self._last_global_step_saved == trainer.global_step
         if saved and self.best is not None and self.best.judge(trainer):
             self._keep_best(trainer, self.best)
@@ -198,8 +204,7 @@ class Checkpoint(ModelCheckpoint):
                 self.best.load_state_dict(before)
             else:
                 self._keep_best(trainer, self.best)
-        saved_here = Path(self._last_checkpoint_saved).parent.resolve() == self._folder.resolve()
-        if self._good_step == trainer.global_step and saved_here:
+        if self._good_step == trainer.global_step and self._is_here(self._last_checkpoint_saved):
             self._good_step, self._has_good = -1, True
             on_first(trainer, keep_as, Path(self._last_checkpoint_saved), self._folder / GOOD)
         return failure
@@ -243,6 +248,9 @@ class Checkpoint(ModelCheckpoint):
             return bool(good.exists() and int(peek(good)["global_step"]) <= step)
         except (UsageError, OSError, ValueError, KeyError, TypeError):  # damaged, or not ours
             return False
+
+    def _is_here(self, checkpoint: str) -> bool:
+        return Path(checkpoint).parent.resolve() == self._folder.resolve()
 
     @property
     def _folder(self) -> Path:

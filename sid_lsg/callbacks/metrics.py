@@ -119,7 +119,8 @@ class Metrics(L.Callback):
         self.num_pictured = num_pictured
         self.evaluator: Evaluator | None = None
         self.latest: dict[str, float] = {}
-        self._fit_seconds: float | None = None
+        self._earlier_seconds = 0.0  # of the training that a run continues
+        self._begun: float | None = None  # when the clock began to run
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Put the scores together."""
@@ -151,18 +152,26 @@ class Metrics(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
-        self._start = time.perf_counter()
+        self._begun = time.perf_counter()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock."""
-        self._fit_seconds = time.perf_counter() - self._start
+        self._earlier_seconds, self._begun = self._seconds, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how long the training has taken, for a run that continues it."""
+        return {"fit_seconds": self._seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue to count."""
+        self._earlier_seconds = state_dict["fit_seconds"]
 
     def on_trained(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Compare with the teacher, and write the summary."""
         exports = any(isinstance(c, Export) for c in trainer.callbacks)
         root = Path(trainer.default_root_dir)
         summary: dict[str, Any] = {
-            "fit_seconds": self._seconds(root / "summary.json"),
+            "fit_seconds": round(self._seconds, 1),
             "images_seen": images_seen(trainer),
             "iterations": trainer.global_step,
             "export": EXPORT_FOLDER if exports else None,
@@ -173,15 +182,11 @@ class Metrics(L.Callback):
             with replacing(root / "summary.json") as temporary:
                 temporary.write_text(json.dumps(summary, indent=2) + "\n")
 
-    def _seconds(self, summary: Path) -> float | None:
-        """Return how long the training took; of a run that was complete before, what is known."""
-        if self._fit_seconds is not None:
-            return round(self._fit_seconds, 1)
-        try:
-            known = json.loads(summary.read_text(encoding="utf-8")).get("fit_seconds")
-            return known if known is None else float(known)
-        except (OSError, ValueError, AttributeError, TypeError):
-            return None
+    @property
+    def _seconds(self) -> float:
+        """How long the training has taken, with what it continues."""
+        running = 0.0 if self._begun is None else time.perf_counter() - self._begun
+        return self._earlier_seconds + running
 
     def _compare(self, trainer: L.Trainer, module: Any, root: Path) -> dict[str, Any]:
         """Score teacher, untrained and distilled generator; show them side by side."""

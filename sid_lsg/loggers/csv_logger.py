@@ -40,11 +40,16 @@ class CSVLogger(LightningCSVLogger):
         self._dirty = False  # whether it holds what the file does not
         self._columns: list[str] = []  # of the file
         self._end = math.inf  # the iteration of the file's last row; at first it may be any
+        self._done = math.inf  # the last iteration that is not done again
 
     @property
     def experiment(self) -> "CSVLogger":
         """Return the logger: Lightning's own writer would delete an earlier run's file."""
         return self
+
+    def continue_from(self, iteration: int) -> None:
+        """Let no later row of the run that is continued be a part of this one's."""
+        self._done = iteration
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -53,7 +58,7 @@ class CSVLogger(LightningCSVLogger):
             step = int(self._row.get(_STEP, -1)) + 1
         if step != self._row.get(_STEP):
             self.save()
-            earlier = self._read() if step <= self._end else []
+            earlier = self._read() if step <= min(self._end, self._done) else []
             self._row = next((row for row in earlier if int(row[_STEP]) == step), {})
         values = {key: value.item() if hasattr(value, "item") else value
                   for key, value in metrics.items()}  # fmt: skip
