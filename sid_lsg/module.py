@@ -126,8 +126,8 @@ class SiDLSG(AlternatingModule):
                 18 more, 2 with guidance); `lean` not the generator's either (1 more). The numbers
                 are the same.
             frozen_precision: Of the teacher's weights: 32, or bf16 to store those of its products
-                in half the memory. In bf16-mixed that changes no bit of what is trained; in 32-true
-                the teacher then computes as in bf16-mixed. The rest stays in float32.
+                in half the memory. In bf16-mixed that changes no bit of what is trained (fsdp2
+                apart); in 32-true the teacher then computes as in bf16-mixed.
             gradient_checkpointing: Networks that compute activations again in the backward pass
                 instead of storing them, for example [fake_score, generator, teacher].
             compile: Let torch.compile make programs of the networks' blocks, which takes minutes
