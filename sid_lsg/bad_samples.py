@@ -20,21 +20,29 @@ _SHOWN = 3  # prompts in the warning
 
 
 class Reading:
-    """A number on its way from the device, which goes on working meanwhile."""
+    """Whole numbers on their way from the device, which goes on working meanwhile."""
 
-    def __init__(self, number: Tensor) -> None:
-        """Send a scalar to the host, behind what the device has been told to do so far."""
-        self._number = torch.empty((), dtype=number.dtype, pin_memory=number.is_cuda)
-        self._number.copy_(number, non_blocking=True)
-        self._sent = torch.cuda.Event() if number.is_cuda else None
+    def __init__(self, numbers: Tensor) -> None:
+        """Send them to the host, behind what the device has been told to do so far."""
+        self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=numbers.is_cuda)
+        self._numbers.copy_(numbers, non_blocking=True)
+        self._sent = torch.cuda.Event() if numbers.is_cuda else None
         if self._sent:
             self._sent.record()
 
     def __int__(self) -> int:
-        """Wait until it is there; not for what the device was told to do later."""
+        """Wait for the only one; not for what the device was told to do later."""
+        return int(self._arrived())
+
+    def tolist(self) -> list[int]:
+        """Wait for several in the same way."""
+        found: list[int] = self._arrived().tolist()
+        return found
+
+    def _arrived(self) -> Tensor:
         if self._sent:
             self._sent.synchronize()
-        return int(self._number)
+        return self._numbers
 
 
 def count(flags: Tensor) -> Reading:

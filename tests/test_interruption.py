@@ -1,29 +1,39 @@
 """What SIGTERM and Ctrl-C lead to, in real processes."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import prepared
 import pytest
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from test_operations import Operations, step_counters
 from test_soak import changes, command, finish, rows, start, temporary
+from torch import Tensor
 
-from sid_lsg.callbacks import Checkpoint, Interruption
+from sid_lsg.bad_samples import Reading
+from sid_lsg.callbacks import Checkpoint, Interruption, interruption
 from sid_lsg.callbacks.interruption import ending_on_signals
 from sid_lsg.cli import main
+from sid_lsg.data import PromptDataModule
 from sid_lsg.errors import Interrupted
+from sid_lsg.module import SiDLSG
+from sid_lsg.strategies import register_strategies
 
-STEPS = 6
+STEPS = 4
 
 
 @pytest.fixture
@@ -120,6 +130,130 @@ def test_two_processes_stop_after_the_same_iteration(arguments: list[str], tmp_p
     os.kill(processes[1].pid, signal.SIGTERM)
     said = finish(processes, root, 143, 0)
     assert_saved(root, said, "SIGTERM")
+
+
+class Signalled(L.Callback):
+    """Sends this process a signal in the midst of an iteration, 0 for before the first one.
+
+    And counts reads of what has not been sent, from the second iteration's start to the third's.
+    """
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+        self.counting = ExitStack()
+        self.unsent: int | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if self.iteration == 0:
+            signal.raise_signal(signal.SIGTERM)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == 1:
+            operations = Operations(step_counters(trainer.optimizers))
+            self.operations = self.counting.enter_context(operations)
+        elif trainer.global_step == 2:
+            self.counting.close()
+            self.unsent = self.operations.reads
+
+    def on_exception(self, *_: Any) -> None:
+        self.counting.close()
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.iteration - 1:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def fit(folder: Path, teacher: str, strategy: str, iteration: int, signalled: list[int]) -> None:
+    """Train until a signal in an iteration of some ranks; report what this one did."""
+    rank, read = int(os.environ["RANK"]), []
+    callback = Signalled(iteration if rank in signalled else -1)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=strategy,
+        max_steps=STEPS,
+        max_epochs=-1,
+        logger=False,
+        callbacks=[Interruption(), callback, Checkpoint(every_n_steps=1000)],
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+    class Dated(Reading):
+        """Notes after how many iterations it is sent and read."""
+
+        def __init__(self, numbers: Tensor) -> None:
+            super().__init__(numbers)
+            self.sent = trainer.global_step
+
+        def tolist(self) -> list[int]:
+            read.append((self.sent, trainer.global_step))
+            return super().tolist()
+
+    interruption.Reading = Dated  # type: ignore[attr-defined]
+    data = PromptDataModule(str(folder.parent / "prompts.txt"), batch_size=4, num_workers=1)
+    with pytest.raises(Interrupted) as end:
+        trainer.fit(SiDLSG(teacher), data)
+    report = {"said": str(end.value), "step": trainer.global_step, "read": read}
+    path = folder / f"report{rank}.json"
+    path.write_text(json.dumps(report | {"unsent": callback.unsent}))
+
+
+def fit_all(folder: Path, teacher: str) -> None:
+    register_strategies()
+    for number, case in enumerate(CASES):
+        (folder / str(number)).mkdir(exist_ok=True)
+        fit(folder / str(number), teacher, *case)
+
+
+CASES: list[tuple[str, int, list[int]]] = [
+    *(("ddp_multi", iteration, [iteration % 2]) for iteration in range(STEPS + 1)),
+    ("ddp_multi", 2, [1]),
+    ("ddp_multi", 2, [0, 1]),
+    ("ddp", 2, [1]),
+    ("fsdp2", 2, [1]),
+]  # strategy, iteration in which the signal comes, ranks that receive it
+
+
+@pytest.fixture(scope="module")
+def ended(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Let two processes, started as torchrun starts them, be interrupted again and again."""
+    folder = tmp_path_factory.mktemp("ended")
+    (folder / "prompts.txt").write_text("a red cat\ntwo dogs\na blue bird\nthe moon\nan old book")
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(prepared.free_port())}
+    common |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    jobs = [([folder, small_sd], common | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+    prepared.all_end_well(fit_all, jobs, folder)
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=map(str, CASES))
+def test_whichever_process_has_the_signal_all_stop_together(ended: Path, number: int) -> None:
+    """After the iteration in which they hear of it, or the last one; and the state is saved."""
+    _, iteration, _ = CASES[number]
+    root = ended / str(number)
+    first, second = (json.loads((root / f"report{rank}.json").read_text()) for rank in "01")
+    assert first == second
+    step = min(iteration + 1, STEPS)
+    assert first["step"] == saved_step(root) == step
+    last = iteration >= STEPS - 1  # what is told before the last iteration is read after it
+    when = f"SIGTERM after {'the last iteration, ' if last else 'iteration '}{step}: "
+    assert first["said"].startswith(when)
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=map(str, CASES))
+def test_processes_do_not_wait_for_what_they_tell_each_other(ended: Path, number: int) -> None:
+    """They read it when the next iteration is complete; at the end alone what they have just told.
+
+    And nothing else, be it Lightning's, is read that has not been sent before.
+    """
+    report = json.loads((ended / str(number) / "report0.json").read_text())
+    last, step = CASES[number][1] >= STEPS - 1, report["step"]
+    expected = [[told, told + 1] for told in range(step - last)]
+    assert report["read"] == (expected if not last else [*expected, [step, step]])
+    assert report["unsent"] == (0 if step > 2 else None)  # of those that came so far
 
 
 def test_processes_that_lightning_launches_stop_too(arguments: list[str], tmp_path: Path) -> None:
@@ -263,6 +397,7 @@ def trainer(**more: Any) -> Any:
     connector = SimpleNamespace(cluster_environment=None)
     values = {
         "_signal_connector": SimpleNamespace(),
+        "fit_loop": SimpleNamespace(epoch_loop=SimpleNamespace()),
         "_accelerator_connector": connector,
         "strategy": SimpleNamespace(launcher=None),
         "callbacks": [],
@@ -347,8 +482,9 @@ def test_a_signal_to_requeue_is_answered_between_iterations(
 
 
 def test_lightnings_own_answer_is_still_called_so() -> None:
-    """It is replaced by name: it would run a collective operation in a signal's handler."""
+    """It is replaced by name: it would run collective operations, one in a signal's handler."""
     assert callable(_SignalConnector._sigterm_notifier_fn)
+    assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)
 
 
 def test_the_signals_are_handed_back() -> None:

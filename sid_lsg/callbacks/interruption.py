@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
+from sid_lsg.bad_samples import Reading
 from sid_lsg.callbacks.checkpoint import Checkpoint
 from sid_lsg.errors import Interrupted
 
@@ -25,9 +26,10 @@ class Interruption(L.Callback):
     """At SIGTERM or Ctrl-C finish the iteration, save a checkpoint and end the run.
 
     Evaluation and saving belong to an iteration: they are finished too, so that a continued run
-    lacks nothing. All processes stop after the same iteration, whichever of them had the signal. A
-    second Ctrl-C ends the program at once; the last checkpoint stays valid. A signal to requeue
-    the job (SLURM) saves a checkpoint first and is then answered by Lightning, between iterations.
+    lacks nothing. All processes stop after the same iteration, whichever of them had the signal;
+    to learn of it without a wait for their devices, they finish the next one too. A second Ctrl-C
+    ends the program at once; the last checkpoint stays valid. A signal to requeue the job (SLURM)
+    saves a checkpoint first and is then answered by Lightning, between iterations.
 
     List it before other callbacks: the end of a training that has been interrupted is its too.
     """
@@ -38,16 +40,19 @@ class Interruption(L.Callback):
         self._interrupts = 0  # how often Ctrl-C came
         self._requeuing = 0  # the signal that came and asks to requeue the job
         self._requeue: Any = None  # who answers that
+        self._told: Reading | None = None  # what several processes have told each other last
         self._agreed_on = False  # whether all processes know that the run ends
         self._previous: dict[int, Any] = {}  # who handled the signals before the training
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Keep Lightning from answering SIGTERM.
+        """Keep Lightning from answering SIGTERM, and from asking for it.
 
         Its handler starts a collective operation in the middle of whatever the processes are doing,
-        and ends the run without saving.
+        and ends the run without saving. Before each iteration it lets several processes wait for
+        their devices, to hear whether the first one has had the signal.
         """
         trainer._signal_connector._sigterm_notifier_fn = _nothing
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
         self._pid, self._trainer = os.getpid(), trainer
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -74,36 +79,30 @@ class Interruption(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Answer what came during the last iteration, now that it is complete and logged.
+        """Answer what came before, now that an iteration is complete and logged.
 
         Raises:
             Interrupted: To end the run.
         """
         ending, requeuing = self._agreed(trainer)
-        if not (ending or requeuing):
-            return
-        saved = self._save(trainer)
+        saved = self._save(trainer) if ending or requeuing else None
         if requeuing:
-            self._requeuing = 0
-            if callable(self._requeue):
-                if saved:  # Lightning would save once more, into a file that is never deleted
-                    trainer.save_checkpoint = _nothing
-                self._requeue(requeuing, None)
-                vars(trainer).pop("save_checkpoint", None)
-        if not ending:
-            return
-        when = f"{_NAMES[ending]} after iteration {trainer.global_step}"
-        hint = "Continue with the same command and --ckpt_path last."
-        what = f"the state is saved, {saved}. {hint}" if saved else "nothing was saved."
-        raise _interrupted(f"{when}: {what}", ending)
+            self._answer(requeuing, trainer, saved)
+        if ending:
+            when = f"{_NAMES[ending]} after iteration {trainer.global_step}"
+            hint = "Continue with the same command and --ckpt_path last."
+            what = f"the state is saved, {saved}. {hint}" if saved else "nothing was saved."
+            raise _interrupted(f"{when}: {what}", ending)
+        self._tell(trainer)  # after the answer: what has been answered is not told again
 
     def on_trained(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave out the final comparison, if a signal came when the training was complete.
+        """Leave out the final comparison, if a signal came too late to end the training.
 
         Raises:
             Interrupted: To end the run.
         """
         self._release()
+        self._tell(trainer)
         ending, _ = self._agreed(trainer)
         if ending:
             when = f"{_NAMES[ending]} after the last iteration, {trainer.global_step}"
@@ -140,15 +139,36 @@ class Interruption(L.Callback):
             # print() must not be entered twice, and this may be in the middle of one.
             os.write(2, b"\nCtrl-C: finishing the iteration; once more to end at once.\n")
 
+    def _tell(self, trainer: L.Trainer) -> None:
+        """Let all processes know what this one has received. For all processes."""
+        if trainer.world_size == 1:
+            return
+        device = trainer.strategy.root_device
+        mine = torch.tensor([self._ending, self._requeuing], pin_memory=device.type == "cuda")
+        shared = mine.to(device, non_blocking=True)  # from pinned memory: others' copies wait
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        self._told = Reading(shared)
+
     def _agreed(self, trainer: L.Trainer) -> tuple[int, int]:
-        """Return the signals that any process has received, 0 for none: to end, to requeue."""
+        """Return the signals that any process has received, 0 for none: to end, to requeue.
+
+        Several processes go by what they told each other an iteration ago: that is the same for
+        all of them, and has long arrived.
+        """
         ending, requeuing = self._ending, self._requeuing
         if trainer.world_size > 1:
-            shared = torch.tensor([ending, requeuing], device=trainer.strategy.root_device)
-            dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-            ending, requeuing = shared.tolist()
+            ending, requeuing = self._told.tolist() if self._told else (0, 0)
         self._agreed_on = bool(ending)
         return ending, requeuing
+
+    def _answer(self, requeuing: int, trainer: L.Trainer, saved: Path | None) -> None:
+        """Let Lightning requeue the job, once."""
+        self._requeuing = 0
+        if callable(self._requeue):
+            if saved:  # Lightning would save once more, into a file that is never deleted
+                trainer.save_checkpoint = _nothing
+            self._requeue(requeuing, None)
+            vars(trainer).pop("save_checkpoint", None)
 
     def _save(self, trainer: L.Trainer) -> Path | None:
         """Save a checkpoint, if there is anything to save; return the file."""
