@@ -477,6 +477,12 @@ def test_a_signal_to_requeue_is_answered_between_iterations(
         with pytest.raises(Interrupted, match="SIGTERM after iteration 1: the state is saved"):
             run(Interruption(), slurm, signal.SIGUSR1, signal.SIGTERM)
         assert done == ["saved", "requeued", "saved", "again"]
+        signal.signal(signal.SIGUSR1, lambda *_: done.append("at the end"))
+        interruption = Interruption()
+        run(interruption, slurm)
+        signal.raise_signal(signal.SIGUSR1)  # in the last iteration
+        interruption.on_trained(slurm, None)  # type: ignore[arg-type]
+        assert done[4:] == ["saved", "at the end"]
     finally:
         signal.signal(signal.SIGUSR1, before)
 

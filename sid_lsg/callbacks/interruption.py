@@ -103,7 +103,9 @@ class Interruption(L.Callback):
         """
         self._release()
         self._tell(trainer)
-        ending, _ = self._agreed(trainer)
+        ending, requeuing = self._agreed(trainer)
+        if requeuing:
+            self._answer(requeuing, trainer, self._save(trainer))
         if ending:
             when = f"{_NAMES[ending]} after the last iteration, {trainer.global_step}"
             rest = "--ckpt_path last makes up for the final comparison"
