@@ -279,9 +279,32 @@ def test_the_progress_bar_counts_iterations(
     bar = progress.train_progress_bar
     assert (bar.n, bar.total) == (STEPS, STEPS)
     monkeypatch.setattr(run.trainer, "loggers", [CSVLogger(str(tmp_path), version=3)])
+    monkeypatch.setattr(progress, "_row", -1)  # as if this were the first row
     shown = progress.get_metrics(run.trainer, run.module)
     assert {"loss_fake", "loss_generator", "images_per_s"} <= shown.keys()
     assert "v_num" not in shown
+
+
+def test_the_progress_bar_reads_each_row_once(
+    small_sd: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading a loss waits for the device: not in every iteration, though each redraws the bar."""
+    read, drawn = [], []
+    progress = Progress(refresh_rate=1)
+    values: Any = L.Trainer.progress_bar_metrics.fget  # type: ignore[attr-defined]
+
+    def reading(trainer: L.Trainer) -> Any:
+        read.append(trainer.global_step)
+        return values(trainer)
+
+    class Drawn(L.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            drawn.append("loss_fake" in progress.train_progress_bar.postfix)
+
+    monkeypatch.setattr(L.Trainer, "progress_bar_metrics", property(reading))
+    fit(small_sd, files, tmp_path, progress, Drawn(), max_steps=2 * EVERY + 1)
+    assert read == [1, EVERY, 2 * EVERY]
+    assert drawn == [step >= EVERY for step in range(1, 2 * EVERY + 2)]
 
 
 def test_evaluation_never_changes_training(small_sd: str, files: Files, run: Run) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+_Shown = dict[str, int | str | float | dict[str, float]]
+
 
 class Progress(TQDMProgressBar):
     """Show iterations done and to do, the losses, and images per second."""
@@ -17,6 +19,7 @@ class Progress(TQDMProgressBar):
             refresh_rate: Redraw after every so many iterations; 0 for no bar. By default every
                 iteration on a terminal, every 20th elsewhere.
         """
+        self._row, self._shown = -1, _Shown()
         super().__init__(
             refresh_rate=refresh_rate
             if refresh_rate is not None
@@ -37,8 +40,13 @@ class Progress(TQDMProgressBar):
         self.train_progress_bar.initial = trainer.global_step
         self.train_progress_bar.set_description("distilling")
 
-    def get_metrics(self, *args: Any) -> dict[str, int | str | float | dict[str, float]]:
-        """Leave out Lightning's version number."""
-        metrics = super().get_metrics(*args)
-        metrics.pop("v_num", None)
-        return metrics
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> _Shown:
+        """Give the losses of the log's newest row, without Lightning's version number.
+
+        They are read once a row: each reading waits for all that the device has been told to do.
+        """
+        row = trainer.global_step // max(trainer.log_every_n_steps, 1)
+        if row != self._row:
+            self._row, self._shown = row, super().get_metrics(trainer, pl_module)
+            self._shown.pop("v_num", None)
+        return self._shown
