@@ -58,7 +58,7 @@ from sid_lsg.checks import refuse  # noqa: E402
 from sid_lsg.data import PromptDataModule, training_files  # noqa: E402
 from sid_lsg.errors import Interrupted, TrainingStopped, UsageError  # noqa: E402
 from sid_lsg.module import SiDLSG  # noqa: E402
-from sid_lsg.optimizer_options import check_shards  # noqa: E402
+from sid_lsg.optimizer_options import check_shards, check_steps, optimizers_of  # noqa: E402
 from sid_lsg.resume import check_resume  # noqa: E402
 from sid_lsg.run import (  # noqa: E402
     SaveConfig,
@@ -204,8 +204,10 @@ class SiDCLI(LightningCLI):
         # The prompts are read now, so that a run that cannot start leaves no trace.
         self.datamodule.trainer = self.trainer
         self.datamodule.setup("fit")
-        check_shards(self.model.configure_optimizers(), self.trainer.strategy)
-        ckpt_path, root = self.config[self.subcommand].ckpt_path, self.trainer.default_root_dir
+        config, strategy = self.config[self.subcommand], self.trainer.strategy
+        check_shards(self.model.configure_optimizers(), strategy)
+        check_steps(optimizers_of(config.model), strategy.root_device)
+        ckpt_path, root = config.ckpt_path, self.trainer.default_root_dir
         folder, max_steps = Path(root, "checkpoints"), self.trainer.max_steps
         check_resume(ckpt_path, folder, self.model, batch, max_steps)
 

@@ -1,21 +1,36 @@
 """Whether optimizers can be what their options say: told before anything of a run is written."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch
+from lightning.pytorch.cli import instantiate_class
 from torch import nn
 from torch.optim import Optimizer
 
 from sid_lsg.errors import UsageError
 from sid_lsg.strategies import FSDP2Strategy
 
+MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
+
 _PLAIN = "bitsandbytes"  # its operators take no DTensors
 
 
-def make_optimizer(
-    make: Callable[[Iterable[Any]], Optimizer], parameters: Sequence[nn.Parameter], name: str
-) -> Optimizer:
+def optimizers_of(model: Any) -> dict[str, MakeOptimizer]:
+    """Return what makes the optimizers, by their options' names.
+
+    Args:
+        model: The configuration's `model` section.
+    """
+    names = ("optimizer_fake", "optimizer_generator")
+    return {
+        f"model.{name}": partial(instantiate_class, init=model[name].as_dict()) for name in names
+    }
+
+
+def make_optimizer(make: MakeOptimizer, parameters: Sequence[nn.Parameter], name: str) -> Optimizer:
     """Make an optimizer of a network's parameters.
 
     Args:
@@ -24,7 +39,7 @@ def make_optimizer(
         name: The option that says how, for messages.
 
     Raises:
-        UsageError: If it cannot be made, or would fail in its first step.
+        UsageError: If it cannot be made.
     """
     try:
         made = make(parameters)
@@ -37,6 +52,29 @@ def make_optimizer(
             f"class that a config names are kept: give its own, or another --{name}.class_path."
         ) from error
     return made
+
+
+def check_steps(makes: Mapping[str, MakeOptimizer], device: torch.device) -> None:
+    """Refuse optimizers that cannot take a step alone, as LBFGS, or only a sparse one.
+
+    Args:
+        makes: What makes them, by their options' names.
+        device: Where to try a step, with a weight of its own: some can take none on a CPU.
+
+    Raises:
+        UsageError: If one cannot be made, or its step fails.
+    """
+    for name, make in makes.items():
+        weight = nn.Parameter(torch.zeros(2, 2, device=device))
+        optimizer = make_optimizer(make, [weight], name)
+        weight.grad = torch.ones_like(weight)
+        try:
+            optimizer.step()
+        except Exception as error:  # of any class: it is anyone's code
+            raise UsageError(
+                f"--{name}: {type(optimizer).__name__} fails in its first step on {device} "
+                f"({error}). Choose another --{name}.class_path."
+            ) from error
 
 
 def _check_pairs(optimizer: Optimizer) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, Adafactor, AdamW
+from torch.optim import LBFGS, SGD, Adafactor, AdamW, SparseAdam
 from transformers import Adafactor as Untyped
 
 from sid_lsg.cli import main
 from sid_lsg.errors import UsageError
-from sid_lsg.optimizer_options import check_shards, make_optimizer
+from sid_lsg.optimizer_options import check_shards, check_steps, make_optimizer
 from sid_lsg.optimizers import AdamWithoutMomentum
 from sid_lsg.optimizers_8bit import Adam8bit
 from sid_lsg.strategies import FSDP2Strategy, MultiNetDDPStrategy
@@ -40,6 +40,35 @@ def test_others_are_made(make: Any) -> None:
     assert type(make_optimizer(make, WEIGHTS, "model.optimizer_fake")) is make
 
 
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            LBFGS,
+            r"LBFGS fails in its first step on cpu \(.*'closure'\)\. Choose another --a\.class",
+        ),
+        (SparseAdam, r"SparseAdam fails .* does not support dense gradients"),
+        (partial(AdamW, lr=-1.0), "cannot be made"),
+    ],
+)
+def test_what_takes_no_step_is_named(make: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=f"^--a: .*{said}"):
+        check_steps({"b": SGD, "a": make}, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("command", ["estimate", "benchmark"])
+def test_tools_say_so_too(
+    command: str, tmp_path: Path, small_sd: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "made.json"
+    with pytest.raises(SystemExit) as end:
+        main([command, f"--model.teacher={small_sd}", f"--{command}.output={output}",
+              "--model.optimizer_fake=torch.optim.SparseAdam"])  # fmt: skip
+    assert end.value.code == 2
+    assert "error: --model.optimizer_fake: SparseAdam fails" in capsys.readouterr().err
+    assert not output.exists()
+
+
 def test_a_share_of_a_weight_is_not_for_all() -> None:
     plain, eight = AdamWithoutMomentum(WEIGHTS), Adam8bit(WEIGHTS)
     check_shards([plain], FSDP2Strategy())
@@ -52,6 +81,7 @@ def test_a_share_of_a_weight_is_not_for_all() -> None:
     ("options", "said"),
     [
         (["--model.optimizer_fake.lr=-1"], "--model.optimizer_fake: "),
+        (["--model.optimizer_generator=torch.optim.LBFGS"], "--model.optimizer_generator: LBFGS"),
         (
             ["--model.optimizer_generator=sid_lsg.optimizers_8bit.Adam8bit",
              "--trainer.strategy=fsdp2"],

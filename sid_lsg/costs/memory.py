@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from sid_lsg.costs.evaluation import Meter, call_cost
-from sid_lsg.costs.plan import MakeOptimizer, PlannedRun
+from sid_lsg.costs.plan import PlannedRun
 from sid_lsg.lora import trainable
+from sid_lsg.optimizer_options import MakeOptimizer
 from sid_lsg.sharding import blocks
 
 

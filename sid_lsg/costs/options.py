@@ -4,7 +4,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import instantiate_class
 from torch import nn
 
 from sid_lsg.checks import check_method
@@ -13,6 +12,7 @@ from sid_lsg.errors import UsageError
 from sid_lsg.guidance import Guidance
 from sid_lsg.lora import LoRA
 from sid_lsg.memory import CHECKPOINTED
+from sid_lsg.optimizer_options import check_steps, optimizers_of
 from sid_lsg.optimizers import AdamWithoutMomentum
 
 
@@ -20,11 +20,13 @@ def plan_of(config: Any, gpus: int | None = None) -> Plan:
     """Read what decides a run's costs from the options of `fit`.
 
     Raises:
-        UsageError: If one of the method's numbers is out of range, or devices and micro-batches do
-            not divide the batch.
+        UsageError: If one of the method's numbers is out of range, an optimizer takes no step, or
+            devices and micro-batches do not divide the batch.
     """
     model, trainer = config.model, config.trainer
     check_method(model)
+    optimizers = optimizers_of(model)
+    check_steps(optimizers, torch.device("cpu"))  # where their memory is measured
     devices = gpus or _devices(trainer.devices) * int(trainer.num_nodes or 1)
     batch = config.data.batch_size
     if devices < 1 or batch % devices:
@@ -45,8 +47,8 @@ def plan_of(config: Any, gpus: int | None = None) -> Plan:
         batch_size=batch,
         micro_batch_size=micro,
         num_steps=model.num_steps,
-        optimizer_fake=lambda p: instantiate_class(p, _plain(model.optimizer_fake)),
-        optimizer_generator=lambda p: instantiate_class(p, _plain(model.optimizer_generator)),
+        optimizer_fake=optimizers["model.optimizer_fake"],
+        optimizer_generator=optimizers["model.optimizer_generator"],
         lora_fake_score=_lora(model.lora_fake_score),
         lora_generator=_lora(model.lora_generator),
         own_bases=frozenset(
@@ -118,7 +120,8 @@ def levers(plan: Plan) -> dict[str, dict[str, Any]]:
         found[option] = {"gradient_checkpointing": CHECKPOINTED}
     optimizers = {"optimizer_fake": plan.optimizer_fake}
     optimizers |= {"optimizer_generator": plan.optimizer_generator}
-    if all(_stores_gradients(make([nn.Parameter(torch.zeros(1))])) for make in optimizers.values()):
+    made = [make([nn.Parameter(torch.zeros(1, 1))]) for make in optimizers.values()]
+    if all(map(_stores_gradients, made)):
         option = f"class_path: sid_lsg.optimizers.{AdamWithoutMomentum.__name__} (both optimizers)"
         found[option] = dict.fromkeys(optimizers, AdamWithoutMomentum)
     if plan.frozen_precision != "bf16":

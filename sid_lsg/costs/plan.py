@@ -1,13 +1,11 @@
 """The part of a run's options that decides its costs, and its networks on the meta device."""
 
 import copy
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from sid_lsg.costs.evaluation import Evaluation, Gradient, evaluation
 from sid_lsg.guidance import Kappas
@@ -20,10 +18,9 @@ from sid_lsg.memory import (
     recomputed,
     set_frozen_precision,
 )
+from sid_lsg.optimizer_options import MakeOptimizer
 from sid_lsg.optimizers import AdamWithoutMomentum
 from sid_lsg.teacher import Teacher
-
-MakeOptimizer = Callable[[Sequence[nn.Parameter]], Optimizer]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from sid_lsg.errors import UsageError
 from sid_lsg.files import replacing, writing
 from sid_lsg.guidance import Guidance
 from sid_lsg.module import SiDLSG
+from sid_lsg.optimizer_options import check_steps, optimizers_of
 from sid_lsg.tools.fit_options import FitOptions
 
 Save = Callable[[dict[str, Any]], None]
@@ -88,7 +89,8 @@ def benchmark(args: Sequence[str]) -> None:
         args: Options of `fit`, and those of `Benchmark` after `--benchmark.`.
 
     Raises:
-        UsageError: If an option is out of range, or the report cannot be written.
+        UsageError: If an option is out of range, an optimizer takes no step, or the report cannot
+            be written.
     """
     cli = FitOptions(benchmark, Benchmark, args)
     options = Benchmark(**cli.config.benchmark.as_dict())
@@ -99,6 +101,7 @@ def benchmark(args: Sequence[str]) -> None:
     with writing(options.output.parent, "benchmark.output"):
         options.output.parent.mkdir(parents=True, exist_ok=True)
     device = _device(cli.config.trainer.accelerator)
+    check_steps(optimizers_of(cli.config.model), device)
     number = options.threads or (1 if device.type == "cpu" else torch.get_num_threads())
     with threads(number):
         about = {
