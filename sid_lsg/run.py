@@ -49,6 +49,11 @@ def check_trainer(trainer: Any) -> None:
             "--trainer.overfit_batches replaces the order of the prompts. For a short trial use "
             "--trainer.max_steps and a small prompts file."
         )
+    if trainer.get("fast_dev_run"):
+        raise UsageError(
+            "--trainer.fast_dev_run would leave a run without its config and its curves. For a "
+            "trial use --trainer.max_steps 1."
+        )
     if trainer.get("enable_checkpointing") is False:
         raise UsageError(
             "--trainer.enable_checkpointing: a run always saves its end, from which it may go on. "

@@ -47,6 +47,8 @@ def by_class(name: str) -> Namespace:
         ({"accumulate_grad_batches": 4}, "accumulate_grad_batches", "--model.micro_batch_size"),
         ({"overfit_batches": 1}, "overfit_batches", "--trainer.max_steps"),
         ({"overfit_batches": 0.5}, "overfit_batches", "--trainer.max_steps"),
+        ({"fast_dev_run": True}, "--trainer.fast_dev_run", "--trainer.max_steps 1"),
+        ({"fast_dev_run": 7}, "--trainer.fast_dev_run", "--trainer.max_steps 1"),
         ({"precision": "bf16-true"}, "precision: in bf16-true", "bf16-mixed"),
         ({"precision": "16-true"}, "precision: in 16-true", "16-mixed"),
         ({"strategy": "fsdp"}, "strategy: 'fsdp'", "ddp_multi"),
@@ -74,7 +76,12 @@ def test_what_alternating_optimizers_cannot_have_is_refused(
     "options",
     [
         {},
-        {"gradient_clip_val": None, "accumulate_grad_batches": 1, "overfit_batches": 0.0},
+        {
+            "gradient_clip_val": None,
+            "accumulate_grad_batches": 1,
+            "overfit_batches": 0.0,
+            "fast_dev_run": False,
+        },
         {"accumulate_grad_batches": None, "precision": None, "strategy": "auto"},
         *({"precision": name} for name in ("32-true", "bf16-mixed", "16-mixed", "64-true", 32)),
         *({"strategy": name} for name in STRATEGIES),
