@@ -1,29 +1,24 @@
 """Models to take images from: our generators, their teachers, any diffusers pipeline."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from diffusers import DiffusionPipeline
-from safetensors import SafetensorError
 from torch import Tensor
 
+from sid_lsg import pipelines
 from sid_lsg.checks import check_teacher_guidance, refuse
 from sid_lsg.errors import UsageError
 from sid_lsg.files import weights_hash
 from sid_lsg.guidance import sampling_evaluations
 from sid_lsg.networks import StableDiffusion
-from sid_lsg.resources import resolve
 from sid_lsg.text import cut_off
 from sid_lsg.trained import find_checkpoint, load_trained
 
 SamplerName = Literal["auto", "generator", "ddim", "pipeline"]
 Precision = Literal["float32", "bfloat16", "float16"]
-
-_MULTIPLE = 8  # of pixels, which diffusers' pipelines want whatever their VAE
 
 
 @dataclass(frozen=True)
@@ -136,7 +131,7 @@ def open_model(
             loaded = StableDiffusion.from_pretrained(model, resolution=resolution, option=option)
             t_init, trained_steps = loaded.exported_t_init, loaded.exported_num_steps or 1
         except UsageError:
-            if sampler != "auto":
+            if sampler != "auto" or pipelines.is_exported(model):
                 raise
     if sampler == "auto":
         sampler = "pipeline" if t_init is None else "generator"
@@ -154,10 +149,7 @@ def open_model(
         assert loaded is not None
         ready = _ready(loaded, place, kind)
         return partial(_teacher, ready, about | _identity(ready))
-    pipeline = _load_pipeline(model, kind, option).to(place)
-    multiple = math.lcm(_MULTIPLE, getattr(pipeline, "vae_scale_factor", 1))
-    if resolution is not None and resolution % multiple:
-        refuse("resolution", resolution, f"a multiple of {multiple} for {model!r}")
+    pipeline = pipelines.load(model, kind, resolution, option).to(place)
     network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     about |= {"pipeline": type(pipeline).__name__, "scheduler": type(pipeline.scheduler).__name__}
     about |= {"weights_sha256": weights_hash(network.state_dict()) if network else None}
@@ -204,30 +196,10 @@ def _pipeline(
 ) -> ImageModel:
     timesteps = pipeline.scheduler.config.get("num_train_timesteps")
     steps, scale = _given(about, num_steps, guidance, timesteps)
-    side = about["resolution"]
-    size = {} if side is None else {"height": side, "width": side}
-
-    @torch.no_grad()
-    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        try:
-            images = pipeline(
-                list(prompts),
-                num_inference_steps=steps,
-                guidance_scale=scale,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                output_type="pt",
-                **size,
-            ).images
-        except ValueError as error:
-            raise UsageError(
-                f"--resolution, --num_steps, --guidance: {type(pipeline).__name__} takes others "
-                f"({error})."
-            ) from error
-        return images.float() * 2 - 1
-
     tokenizer = getattr(pipeline, "tokenizer", None)
     cut = partial(cut_off, tokenizer) if tokenizer else lambda prompt: ""
     settings = {"num_steps": steps, "guidance": scale}
+    sample = pipelines.sampler(pipeline, steps, scale, about["resolution"])
     return ImageModel(sample, about | settings, sampling_evaluations(steps, scale), cut)
 
 
@@ -245,23 +217,6 @@ def _given(
     if timesteps and num_steps > timesteps:
         refuse("num_steps", num_steps, f"at most {timesteps}, the timesteps of {about['model']!r}")
     return num_steps, guidance
-
-
-def _load_pipeline(model: str, dtype: torch.dtype, option: str) -> Any:
-    """Load any diffusers pipeline, from safetensors alone."""
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            resolve(model), torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(
-            f"--{option}: could not load a diffusers pipeline from {model!r} ({reason[0]}). Give a "
-            "folder in diffusers' layout with safetensors weights, or a Hub id that this machine "
-            "can reach."
-        ) from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def _ready(teacher: StableDiffusion, device: torch.device, dtype: torch.dtype) -> StableDiffusion:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sid_lsg.errors import UsageError
 from sid_lsg.module import SiDLSG
 from sid_lsg.networks import StableDiffusion
-from sid_lsg.samplers import load_model
+from sid_lsg.samplers import SamplerName, load_model
 
 PROMPTS, SEEDS = ["a red cat", "two dogs on a log", ""], [0, 7, 2]
 
@@ -157,11 +157,25 @@ def test_what_a_pipeline_alone_knows_to_be_impossible(
         load_model(tiny_sd, num_steps=1, guidance=1.0, resolution=64).sample(PROMPTS, SEEDS)
 
 
+@pytest.mark.parametrize("sampler", ["auto", "ddim", "pipeline"])
+def test_a_model_may_lie_at_home(
+    sampler: SamplerName, tiny_sd: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(Path(tiny_sd).parent))
+    there, at_home = (
+        load_model(name, sampler, 1, 1.0).about for name in (tiny_sd, f"~/{Path(tiny_sd).name}")
+    )
+    assert there["weights_sha256"] == at_home["weights_sha256"]
+
+
 def test_a_generator_that_is_asked_for_the_impossible(exported: str) -> None:
     with pytest.raises(UsageError, match="--guidance must be left out"):
         load_model(exported, guidance=2.0)
     with pytest.raises(UsageError, match="--num_steps must be at most 600"):
         load_model(exported, num_steps=601)
+    for resolution in (24, 33):  # of which diffusers' own pipeline takes the first
+        with pytest.raises(UsageError, match=f"--resolution: {resolution} pixels .* multiple of"):
+            load_model(exported, resolution=resolution)
 
 
 @pytest.mark.parametrize("sampler", ["auto", "generator", "ddim", "pipeline"])
