@@ -195,7 +195,8 @@ def run_directory(root: Path, resumes: bool) -> Iterator[None]:
                 root.rename(aside)
                 rank_zero_info(f"{root} held an earlier run: it is now {aside}.")
                 root.mkdir()
-                lock.enter_context(held(root, _in_use(root)))
+                with lock.pop_all():  # the earlier run may be continued beside this one
+                    lock.enter_context(held(root, _in_use(root)))
         yield
 
 

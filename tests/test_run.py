@@ -1,6 +1,7 @@
 """The run directory, what is refused before a run begins, and the strategy's start."""
 
 import csv
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,11 @@ def test_fresh_runs_move_earlier_ones_aside(tmp_path: Path) -> None:
     found = {path.name: (path / "result.txt").read_text() for path in tmp_path.iterdir()}
     assert found == {"x": "2", "x.1": "0", "x.2": "1"}
     assert (tmp_path / "x.1" / "config.yaml").is_file()
+    with run_directory(root, resumes=False):
+        locks = {
+            Path(f"/proc/self/fd/{number}").resolve() for number in os.listdir("/proc/self/fd")
+        }
+    assert {path for path in locks if path.name == ".lock"} == {root / ".lock"}
 
 
 def test_another_runs_checkpoint_does_not_mix_with_the_run_that_was_there(tmp_path: Path) -> None:
