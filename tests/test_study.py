@@ -20,7 +20,16 @@ from sid_lsg.errors import Interrupted, UsageError
 from sid_lsg.guidance import Kappas
 from sid_lsg.study import execute as execution
 from sid_lsg.study.execute import alone, done_share, duration, execute
-from sid_lsg.study.options import Series, Study, Teacher, arguments, explicit, flatten, merge
+from sid_lsg.study.options import (
+    Series,
+    Study,
+    Teacher,
+    arguments,
+    check_series,
+    explicit,
+    flatten,
+    merge,
+)
 from sid_lsg.study.plan import Run, evaluations_per_image, plan, slugify
 from sid_lsg.study.prompts import PromptFile
 from sid_lsg.study.tasks import Task, differences, jobs
@@ -510,6 +519,16 @@ def test_a_name_of_a_series_is_not_taken_for_one(capsys: pytest.CaptureFixture[s
             f"--series: 'nope' does not say what its points are. The option makes series, as "
             f"configs/study do, and chooses none{there}." in capsys.readouterr().err
         )
+
+
+@pytest.mark.parametrize(
+    "series", ["a: {points: {x: {model.alpha: 1.0}}}", '{"a": {}}', "null", "{a: [", "a:\n  b: 1"]
+)
+def test_series_in_yaml_are_left_to_the_parser(series: str, tmp_path: Path) -> None:
+    (tmp_path / "odd.yaml").write_text("series: {1: {}}\n")
+    check_series([f"--config={tmp_path / 'odd.yaml'}", "--series", series])
+    with pytest.raises(UsageError, match=r"those of the configs are 1\)"):
+        check_series(["-c", str(tmp_path / "odd.yaml"), "--series", "x"])
 
 
 PROMPTS = st.lists(

@@ -101,18 +101,27 @@ def check_series(arguments: Sequence[str]) -> None:
     Raises:
         UsageError: Naming the series that there are.
     """
-    known: list[str] = []
+    known: list[object] = []
     for option, value in pairs(arguments):
         if option in CONFIG_OPTIONS:
             content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
-            known += (content.get("series") or ()) if isinstance(content, dict) else ()
-        elif option == "--series" and not value.lstrip().startswith("{"):
-            there = f" (those of the configs are {', '.join(known)})" if known else ""
+            series = content.get("series") if isinstance(content, dict) else None
+            known += series if isinstance(series, dict) else ()
+        elif option == "--series" and _is_name(value):
+            there = f" (those of the configs are {', '.join(map(str, known))})" if known else ""
             raise UsageError(
                 f"--series: {value!r} does not say what its points are. The option makes series, "
                 f"as configs/study do, and chooses none{there}. To run some alone, keep only those "
                 "in a copy of the config."
             )
+
+
+def _is_name(value: str) -> bool:
+    """Tell a word from series in YAML, and from what is no YAML, of which the parser tells."""
+    try:
+        return isinstance(yaml.safe_load(value), str)
+    except yaml.YAMLError:
+        return False
 
 
 def merge(*parts: Mapping[str, Any]) -> Options:
