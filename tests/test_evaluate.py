@@ -367,6 +367,13 @@ def test_a_folder_is_not_sampled(
     assert f"--{next(iter(option))} is for --model" in refused(capsys, "evaluate", *line)
 
 
+def test_a_column_is_of_captions(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = folder_line(files, files.real, output=tmp_path / "out", column="text")
+    assert "--column is for --captions, which is not given" in refused(capsys, "evaluate", *line)
+
+
 def test_files_of_others_are_not_replaced(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,6 +120,7 @@ def evaluate(
     }
     _check_used("model", model, for_model)
     _check_used("images", images, {"captions": captions})
+    _check_used("captions", model or captions, {"column": column})
     _check_used("hpsv2", hpsv2, {"hpsv2_tokenizer": hpsv2_tokenizer})
     _check_used("image_reward", image_reward, {"image_reward_tokenizer": image_reward_tokenizer})
     check_settings(sampler, num_steps, guidance)
