@@ -26,18 +26,18 @@ def set_frozen_precision(
 ) -> None:
     """Store the weights of a teacher's products in bfloat16, if asked, and compute with them so.
 
-    Mixed precision (bf16-mixed) would round them to the same bits in every evaluation; the rest,
-    norms and embeddings and the schedule, stays in float32, as there. So it is with the weights
-    under other networks' adapters, which may be the teacher's.
+    Mixed precision (bf16-mixed) would round them to the same bits in every evaluation; its norms
+    stay in float32, as there. So it is with the weights under other networks' adapters, which may
+    be the teacher's. The VAE and the text encoder, which are small and are exported, stay whole.
     """
     if precision not in ("32", "bf16"):
         refuse("model.frozen_precision", precision, "32 or bf16")
     if precision == "bf16":
         teacher.products_in = torch.bfloat16
-        frozen = [*teacher.parameters(), *(p for n in networks for p in base(n).values())]
-        stored = {id(p) for p in frozen}
-        for layer in (layer for module in (teacher, *networks) for layer in products(module)):
-            for p in layer.parameters(recurse=False):
+        own = teacher.network.parameters()
+        stored = {id(p) for p in (*own, *(p for n in networks for p in base(n).values()))}
+        for network in (teacher.network, *networks):
+            for p in (p for layer in products(network) for p in layer.parameters(recurse=False)):
                 if id(p) in stored:  # not what is trained
                     p.data = p.data.to(torch.bfloat16)
 

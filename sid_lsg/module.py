@@ -125,11 +125,9 @@ class SiDLSG(AlternatingModule):
                 `balanced` not the teacher's activations, which it computes again (1 evaluation of
                 18 more, 2 with guidance); `lean` not the generator's either (1 more). The numbers
                 are the same.
-            frozen_precision: Of the teacher's weights: 32, or bf16 to store those of its products
-                in half the memory. In bf16-mixed that changes no bit of what is trained (fsdp2
-                apart); in 32-true the teacher then computes as in bf16-mixed. Pictures and scores
-                of the run, and the VAE and text encoder that it exports, are of these weights;
-                `export` takes the teacher's own.
+            frozen_precision: Of the teacher's UNet: 32, or bf16 to store the weights of its
+                products in half the memory. In bf16-mixed that changes no bit of what is trained
+                (fsdp2 apart); in 32-true the teacher then computes as in bf16-mixed.
             gradient_checkpointing: Networks that compute activations again in the backward pass
                 instead of storing them, for example [fake_score, generator, teacher].
             compile: Let torch.compile make programs of the networks' blocks, which takes minutes

@@ -146,8 +146,7 @@ class StableDiffusion(Teacher):
 
     def encode(self, tokens: Tokens) -> Conditioning:
         """Encode prompts: `encoder_hidden_states` [B, L, D]."""
-        with self.precision_of(self.text):
-            return {"encoder_hidden_states": self.text(tokens["input_ids"])}
+        return {"encoder_hidden_states": self.text(tokens["input_ids"])}
 
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Conditioning
@@ -160,15 +159,14 @@ class StableDiffusion(Teacher):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents: VAE(x / scaling_factor), float32, nominally in [-1, 1], not clipped."""
-        with self.precision_of(self.vae) as dtype:
-            scaled = latents.to(dtype) / self.vae.config.scaling_factor
-            return self.vae.decode(scaled, return_dict=False)[0].float()
+        scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        return self.vae.decode(scaled, return_dict=False)[0].float()
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """Encode images: the VAE posterior's mean times scaling_factor, float32, no draw."""
-        with self.precision_of(self.vae) as dtype:
-            posterior = self.vae.encode(from_uint8(images).to(dtype), return_dict=False)[0]
+        pixels = from_uint8(images).to(self.vae.dtype)
+        posterior = self.vae.encode(pixels, return_dict=False)[0]
         return posterior.mean.float() * self.vae.config.scaling_factor
 
     def end_of_encoder(self, network: nn.Module) -> nn.Module:

@@ -61,8 +61,8 @@ class Teacher(nn.Module, ABC):
         schedule: alpha_t, sigma_t and the prediction type.
         latent_shape: (C, H, W) of a latent at the chosen resolution.
         image_size: (H, W) of an image in pixels.
-        products_in: The type in which frozen weights of products are stored, if not in their
-            networks' own (`memory.set_frozen_precision`).
+        products_in: The type in which the frozen weights of networks' products are stored, where
+            the others' is float32 (`memory.set_frozen_precision`).
     """
 
     network: nn.Module

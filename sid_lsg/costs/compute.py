@@ -23,11 +23,11 @@ def iteration_flops(run: PlannedRun) -> dict[str, Flops]:
         later = run.evaluation("generator", "both").backward
         backward = backward.plus(later.times(plan.num_steps - 1))
     through = fake.backward.times(fake_2).plus(teacher.backward.times(real))
-    text, _ = call_cost(lambda: run.encode(1), plan.frozen_half)
+    text, _ = call_cost(lambda: run.encode(1))
     real_images = {}
     if plan.real_data:
         image = torch.empty(1, 3, *run.teacher.image_size, dtype=torch.uint8, device="meta")
-        vae, _ = call_cost(lambda: run.teacher.encode_images(image), plan.frozen_half)
+        vae, _ = call_cost(lambda: run.teacher.encode_images(image))
         whole = trained.forward.plus(trained.backward)  # less the decoder's backward pass
         real_images = {"real images, at most": text.plus(vae).plus(whole)}
     return real_images | {

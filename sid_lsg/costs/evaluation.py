@@ -198,8 +198,8 @@ def _passes(
     return forward, backward, kept, meter.peak_of_all
 
 
-def call_cost(call: Callable[[], Any], half: torch.dtype | None = None) -> tuple[Flops, int]:
+def call_cost(call: Callable[[], Any]) -> tuple[Flops, int]:
     """Count a call without gradients, on the meta device: FLOPs, and the most bytes at a time."""
-    with torch.no_grad(), AsOnCuda(half), Meter() as meter:
+    with torch.no_grad(), AsOnCuda(), Meter() as meter:
         call()
     return meter.flops, meter.peak_of_all

@@ -99,7 +99,7 @@ def _other_bytes(run: PlannedRun) -> dict[str, int]:
     """
     plan, teacher = run.plan, run.teacher
     parts = plan.devices if plan.sharded else 1
-    _, text = call_cost(lambda: run.encode(plan.share), plan.frozen_half)
+    _, text = call_cost(lambda: run.encode(plan.share))
     steps = [
         optimizer_bytes(make)[1] * _numbers(trainable(network)) / parts
         for network, make in (
@@ -111,8 +111,7 @@ def _other_bytes(run: PlannedRun) -> dict[str, int]:
     found = {"text encoder": max(text - gradients, 0), "an optimizer's step": round(max(steps))}
     if plan.pictures:
         latents = torch.empty(plan.pictures, *teacher.latent_shape, device="meta")
-        # Sampling them takes less.
-        _, decoding = call_cost(lambda: teacher.decode(latents), plan.frozen_half)
+        _, decoding = call_cost(lambda: teacher.decode(latents))  # sampling them takes less
         borrowed = _stored([run.ema], set()) if plan.ema_device else 0
         found[f"{plan.pictures} pictures"] = max(borrowed + decoding - gradients, 0)
     return found

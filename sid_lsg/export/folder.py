@@ -133,7 +133,7 @@ def _complete_tokenizer(folder: Path) -> None:
 
 def _converted(network: Any, dtype: torch.dtype) -> Any:
     """Return a network whose weights are of a type: itself, or a copy."""
-    if all(p.dtype == dtype for p in network.parameters()):  # `dtype` would be the first one's
+    if network.dtype == dtype:
         return network
     # Not the network's own `to`: that of diffusers warns without a cause.
     converted = nn.Module.to(copy.deepcopy(network), dtype)
