@@ -14,7 +14,6 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -23,10 +22,15 @@ from sid_lsg.diffusion import PREDICTION_TYPES, NoiseSchedule
 from sid_lsg.errors import UsageError
 from sid_lsg.export.folder import save_pipeline, t_init_of
 from sid_lsg.images import from_uint8
+from sid_lsg.loading import explained
 from sid_lsg.resources import resolve
 from sid_lsg.teacher import Conditioning, Teacher, Tokenize, Tokens
 from sid_lsg.text import PromptEncoder, tokenize
 
+_REMEDY = (
+    "Give a folder in Stable Diffusion's diffusers layout with safetensors weights, or a Hub id "
+    "that this machine can reach."
+)
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -111,7 +115,8 @@ class StableDiffusion(Teacher):
         weights["output_loading_info"] = True
 
         def load(part: Any, name: str, **options: Any) -> Any:
-            try:
+            what = f"--{option}: could not load the {name} of {model!r}"
+            with explained(what, _REMEDY):
                 loaded = part.from_pretrained(source, subfolder=where[name], **options)
                 if "use_safetensors" not in options:
                     return loaded
@@ -119,13 +124,6 @@ class StableDiffusion(Teacher):
                 if missing := sorted(report["missing_keys"]):
                     raise ValueError(f"its weights lack {missing[0]}")
                 return network
-            except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                raise UsageError(
-                    f"--{option}: could not load the {name} of {model!r} ({reason[0]}). Give "
-                    "a folder in Stable Diffusion's diffusers layout with safetensors weights, or "
-                    "a Hub id that this machine can reach."
-                ) from error
 
         # Diffusers would warn where `accelerate` is not installed unless this is said.
         plain = weights | {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}

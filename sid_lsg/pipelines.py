@@ -7,14 +7,18 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
-from safetensors import SafetensorError
 from torch import Tensor
 
 from sid_lsg.checks import refuse
 from sid_lsg.errors import UsageError
 from sid_lsg.export.folder import t_init_of
+from sid_lsg.loading import explained
 from sid_lsg.resources import resolve
 
+_REMEDY = (
+    "Give a folder in diffusers' layout with safetensors weights, or a Hub id that this machine "
+    "can reach."
+)
 _MULTIPLE = 8  # of pixels, which diffusers' pipelines want whatever their VAE
 
 
@@ -30,17 +34,10 @@ def load(model: str, dtype: torch.dtype, resolution: int | None, option: str) ->
     Raises:
         UsageError: If it cannot be loaded, or takes no such resolution.
     """
-    try:
+    with explained(f"--{option}: could not load a diffusers pipeline from {model!r}", _REMEDY):
         pipeline = DiffusionPipeline.from_pretrained(
             _place(model), torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False
         )
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(
-            f"--{option}: could not load a diffusers pipeline from {model!r} ({reason[0]}). Give a "
-            "folder in diffusers' layout with safetensors weights, or a Hub id that this machine "
-            "can reach."
-        ) from error
     multiple = math.lcm(_MULTIPLE, getattr(pipeline, "vae_scale_factor", 1))
     if resolution is not None and resolution % multiple:
         refuse("resolution", resolution, f"a multiple of {multiple} for {model!r}")

@@ -126,7 +126,8 @@ def check_files(config: Any) -> None:
     """
     root = Path(config.trainer.default_root_dir or ".").absolute()
     if rank_zero_only.rank == 0:
-        check_free(root, _in_use(root))
+        with writing(root, _OPTION):
+            check_free(root, _in_use(root))
     check_resume(config.get("ckpt_path"), root / "checkpoints")
     nearest = next(path for path in (root, *root.parents) if path.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
-from safetensors import SafetensorError
 from torch import nn
 
 from sid_lsg.errors import UsageError
+from sid_lsg.loading import explained
 from sid_lsg.lora import LoRA, adapt
 from sid_lsg.resources import resolve
 from sid_lsg.teacher import Teacher
@@ -55,18 +55,16 @@ def load_network(source: str, teacher: Teacher, option: str) -> nn.Module:
     path, subfolder = _locate(source, option)
     own: Any = teacher.network
     options = {"torch_dtype": torch.float32, "use_safetensors": True, "low_cpu_mem_usage": False}
-    try:
+    remedy = (
+        "Give a folder with its config.json and safetensors weights, or a Hub id that this machine "
+        "can reach."
+    )
+    with explained(f"--{option}: could not load the UNet of {source!r}", remedy):
         network, report = type(own).from_pretrained(
             path, subfolder=subfolder, output_loading_info=True, **options
         )
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"its weights lack {missing[0]}")
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(
-            f"--{option}: could not load the UNet of {source!r} ({reason[0]}). Give a folder with "
-            "its config.json and safetensors weights, or a Hub id that this machine can reach."
-        ) from error
     _check_fit(network, teacher, source, option)
     if subfolder:
         _check_prediction(path, teacher, source, option)

@@ -5,14 +5,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from jsonargparse import Namespace
 from test_interruption import wait, workers
 from test_soak import command, finish, rows, start
 
 from sid_lsg.errors import UsageError
 from sid_lsg.locks import check_free, held
+from sid_lsg.run import check_files
 
 _REFUSED = "--output: in use."
 _HOLD = """
@@ -53,6 +56,13 @@ def test_where_there_are_no_locks_nothing_is_refused(
     monkeypatch.setattr("fcntl.lockf", lock)
     with held(tmp_path, _REFUSED):
         check_free(tmp_path, _REFUSED)
+
+
+def test_a_lock_that_cannot_be_opened_is_said_by_its_option(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    trainer = SimpleNamespace(default_root_dir=str(tmp_path))
+    with pytest.raises(UsageError, match=r"--trainer.default_root_dir: cannot write .*directory"):
+        check_files(Namespace(trainer=trainer, ckpt_path=None))
 
 
 @pytest.mark.parametrize("continued", [False, True])

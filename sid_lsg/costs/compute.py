@@ -1,11 +1,14 @@
 """The FLOPs of an iteration by part, and the time that they take."""
 
+from functools import lru_cache
+
 import torch
 
 from sid_lsg.costs.evaluation import Flops, call_cost
 from sid_lsg.costs.plan import PlannedRun
 
 
+@lru_cache(maxsize=1)
 def iteration_flops(run: PlannedRun) -> dict[str, Flops]:
     """Count an iteration's FLOPs per image, by part.
 

@@ -121,9 +121,9 @@ class PlannedRun:
             dtype, half = half, None
         key = (gradient, half, dtype, lora, name in plan.gradient_checkpointing)
         if key not in self.known:
-            teacher = copy.copy(self.teacher)
+            teacher = self.teacher
             if dtype != next(network.parameters()).dtype:
-                network = copy.deepcopy(network).to(dtype)
+                network, teacher = copy.deepcopy(network).to(dtype), copy.copy(teacher)
                 teacher.products_in = None  # all of the network is in this type
             self.known[key] = evaluation(teacher, network, gradient, half)
         return self.known[key]

@@ -9,14 +9,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
-from sid_lsg.errors import UsageError
 from sid_lsg.files import weights_hash
 from sid_lsg.images import to_uint8
+from sid_lsg.loading import explained
 from sid_lsg.metrics.resize import bicubic, fast_bicubic
 from sid_lsg.resources import resolve
 
@@ -24,10 +22,10 @@ PAPER_CLIP = "laion/CLIP-ViT-g-14-laion2B-s12B-b42K"
 PAPER_PREFIX = "A photo depicts "
 
 _FILES = ["*.json", "*.txt", "*.safetensors"]
-_LOAD_ERRORS = (
-    OSError, ValueError, KeyError, TypeError, RuntimeError,
-    SafetensorError, HfHubHTTPError, HFValidationError,
-)  # fmt: skip
+_REMEDY = (
+    "Give a folder in transformers' layout with safetensors weights, or a Hub id that this machine "
+    "can reach."
+)
 
 
 class CLIPFeatures(nn.Module):
@@ -62,7 +60,8 @@ class CLIPFeatures(nn.Module):
         Raises:
             UsageError: If there is no CLIP model.
         """
-        try:
+        what = f"--{option}: could not load a CLIP model from {model!r}"
+        with explained(what, _REMEDY):
             folder = Path(resolve(model)).expanduser()
             if not folder.is_dir():
                 if model.startswith(("package:", ".", "/", "~")):
@@ -78,13 +77,6 @@ class CLIPFeatures(nn.Module):
                 CLIPTokenizer.from_pretrained(folder),
                 json.loads((folder / "preprocessor_config.json").read_text()),
             )
-        except _LOAD_ERRORS as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise UsageError(
-                f"--{option}: could not load a CLIP model from {model!r} ({reason[0]}). Give a "
-                "folder in transformers' layout with safetensors weights, or a Hub id that this "
-                "machine can reach."
-            ) from error
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -3,40 +3,22 @@
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from sid_lsg.errors import UsageError
+from sid_lsg.loading import explained
 from sid_lsg.resources import PREFIX, resolve
 
 HUB_FILE = "hf:"
 _TOKENIZER_REMEDY = "Give as `tokenizer` a folder or a Hub id that this machine can reach."
 _SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
-_LOAD_ERRORS = (
-    OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError,
-    SafetensorError, HfHubHTTPError, HFValidationError,
-)  # fmt: skip
-
-
-@contextmanager
-def explained(what: str, remedy: str) -> Iterator[None]:
-    """Turn errors of loading into one that says what to do."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except _LOAD_ERRORS as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(f"{what} ({reason[0]}). {remedy}") from error
 
 
 def names_a_file(source: str) -> bool:

@@ -128,7 +128,7 @@ def estimate(args: Sequence[str]) -> dict[str, Any]:
         "gpus": plan.devices,
         "usable_gib": wanted.usable_bytes / _GIB,
         "tflop_per_s": {name: f / 1e12 for name, f in wanted.speed(plan)._asdict().items()},
-        "efficiency": wanted.efficiency or "as measured on an H200",
+        "efficiency": wanted.efficiency,
         "launching_seconds": launching_seconds(run),
         "precision": plan.precision,
         "batch_size": plan.batch_size,
@@ -169,9 +169,8 @@ def in_words(found: Mapping[str, Any]) -> str:
     standing, passing = found["standing_gib"], found["passing_gib"]
     most = max(passing, key=passing.__getitem__)
     share = found["batch_size"] // found["gpus"]
-    speed, reached = found["tflop_per_s"], found["efficiency"]
-    if not isinstance(reached, str):
-        reached = f"{reached:.0%} of the peak, as given"
+    speed, efficiency = found["tflop_per_s"], found["efficiency"]
+    reached = f"{efficiency:.0%} of the peak, as given" if efficiency else "as measured on an H200"
     work = found["tflop_per_image"] | {"together": sum(found["tflop_per_image"].values())}
     unit, factor = ("TFLOP", 1) if work["together"] > 0.1 else ("GFLOP", 1000)
 
