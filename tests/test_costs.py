@@ -308,6 +308,7 @@ def test_a_fast_device_waits_for_the_host(plan: Callable[..., PlannedRun]) -> No
         ({"memory": "lean"}, 11),
         ({"gradient_checkpointing": ("fake_score", "generator", "teacher")}, 13),
         ({"num_steps": 2}, 12),
+        ({"real_data": True}, 11),
     ):
         assert launching_seconds(plan(devices=2, **changes)) / launching == pytest.approx(
             passes / 9

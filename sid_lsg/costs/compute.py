@@ -77,10 +77,11 @@ def launching_seconds(run: PlannedRun) -> float:
     plan = run.plan
     forward = {
         "generator": plan.num_steps * (1 + run.evaluated("generator")),
-        "fake_score": 2,
+        "fake_score": 2 + plan.real_data,
         "teacher": run.evaluated("teacher"),
     }
-    backward = {"generator": plan.num_steps, "fake_score": 2, "teacher": 1}
+    # Of real images too, though they go back through the encoder alone.
+    backward = {"generator": plan.num_steps, "fake_score": forward["fake_score"], "teacher": 1}
     seconds = 0.0
     for name, passes in forward.items():
         again = backward[name] if name in plan.gradient_checkpointing else 0
