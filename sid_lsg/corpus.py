@@ -137,6 +137,10 @@ def _parquet_rows(path: Path, column: str | None) -> Iterator[object]:
                 yield from batch.column(0).to_pylist()
     except pyarrow.ArrowException as error:
         raise UsageError(f"{path}: not a readable parquet file ({error}).") from None
+    except UnicodeDecodeError as error:  # writers do not check what they call text
+        raise UsageError(
+            f"{path}, column {column!r}: a prompt is not UTF-8 ({error.reason}); save it as UTF-8."
+        ) from None
 
 
 _TABLES = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}

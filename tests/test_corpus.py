@@ -102,6 +102,15 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message:
         read_corpus([tmp_path / name], "text", "--data.heldout")
 
 
+def test_a_parquet_file_whose_text_is_none_is_named(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    latin = pyarrow.array([b"ok", b"caf\xe9"]).view(pyarrow.string())  # as some writers do
+    parquet.write_table(pyarrow.table({"text": latin}), tmp_path / "latin.parquet")
+    with pytest.raises(UsageError, match=r"^--prompts: .*latin.parquet, column 'text': .*UTF-8"):
+        read_corpus([tmp_path / "latin.parquet"], "text", "--prompts")
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--data.prompts: cannot read .*gone.csv: No such file"):
         read_corpus([tmp_path / "gone.csv"], "text", "--data.prompts")
