@@ -149,6 +149,11 @@ def test_a_column_can_be_named(folder: Path) -> None:
     assert captions(folder, "c.jsonl", "\n".join(map(json.dumps, rows)), "long") == TEXTS
 
 
+def test_half_of_a_character_is_a_question_mark(folder: Path) -> None:
+    lines = r'{"text": "\ud83d one"}' + '\n{"text": "two"}' * 4
+    assert captions(folder, "c.jsonl", lines) == ["? one", *["two"] * 4]
+
+
 def test_file_names_decide_whatever_the_order(folder: Path) -> None:
     rows = [{"file_name": n, "text": t} for n, t in zip(NAMES, TEXTS, strict=True)]
     shuffled = "\n".join(json.dumps(rows[i]) for i in (3, 0, 4, 2, 1))
@@ -164,8 +169,10 @@ def test_file_names_decide_whatever_the_order(folder: Path) -> None:
         ("c.csv", "file_name,caption\nb.png,x\n", None, r"no caption for 4 of 5 images.*'a\.JPG'"),
         ("c.csv", "id,words\n1,x\n", None, "columns id, words.*--column"),
         ("c.csv", "id,caption\n1,x\n", "text", "columns id, caption.*--column"),
+        ("c.csv", "id,words\n1,x,y\n", None, "columns id, words.*--column"),
         ("c.jsonl", "{", None, "cannot read"),
         ("c.jsonl", "[1]", None, "not all JSON objects"),
+        ("c.jsonl", '{"file_name": ["a.JPG"], "text": "x"}', None, "no caption for 5 of 5 images"),
         ("c.json", "{}", None, "none of .txt, .jsonl and .csv"),
         ("c.csv", 'a,caption\n1,"x', None, "cannot read"),
     ],

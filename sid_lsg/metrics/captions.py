@@ -41,14 +41,14 @@ def read_captions(
         raise UsageError(f"--{option}: cannot read {path!r}: {error}.") from error
     column = column or next((name for name in COLUMNS if rows and name in rows[0]), COLUMNS[0])
     if any(column not in row for row in rows):
-        found = ", ".join(rows[0])
+        found = ", ".join(filter(None, rows[0]))  # None are fields beyond the header's
         named = f"The captions' must be called {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}"
         if option == "captions":
             named = "Name that of the captions by --column"
         raise UsageError(f"--{option}: {path!r} has the columns {found}. {named}.")
-    captions = [str(row[column] or "").strip() for row in rows]
+    captions = [_characters(str(row[column] or "").strip()) for row in rows]
     if rows and FILE_NAME in rows[0]:
-        by_name = dict(zip((row.get(FILE_NAME) for row in rows), captions, strict=True))
+        by_name = dict(zip((str(row.get(FILE_NAME)) for row in rows), captions, strict=True))
         names = [image.relative_to(root).as_posix() for image in images]
         if lacking := [name for name in names if name not in by_name]:
             raise UsageError(
@@ -67,6 +67,11 @@ def read_captions(
             "one."
         )
     return captions
+
+
+def _characters(text: str) -> str:
+    """Put "?" for half of a surrogate pair, which JSON can spell, as `read_corpus` does."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
