@@ -14,7 +14,7 @@ import diffusers.utils.logging
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTokenizer
@@ -117,6 +117,22 @@ def test_stock_diffusers_samples_the_same(
 
     again = StableDiffusion.from_pretrained(str(tmp_path))
     assert (again.exported_t_init, again.exported_num_steps) == (t_init, num_steps)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_stock_diffusers_samples_a_schedule_that_ends_without_signal(
+    tiny_sd: str, tmp_path: Path, num_steps: int
+) -> None:
+    teacher = StableDiffusion.from_pretrained(tiny_sd)
+    v_prediction = {"beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
+    scheduler = DDPMScheduler(**v_prediction, rescale_betas_zero_snr=True)
+    parts = (teacher.network, teacher.vae, teacher.text.text_encoder, teacher.text.tokenizer)
+    teacher = StableDiffusion(*parts, scheduler)
+    assert teacher.schedule.alphas[999] == 0
+    teacher.save_generator(teacher.network, tmp_path, 999, num_steps)
+    ours = teacher.generate(teacher.network, PROMPTS, SEEDS, 999, num_steps)
+    latents = sample(load(tmp_path, num_steps), num_steps=num_steps)
+    assert (latents - ours).norm() / ours.norm() < 1e-3
 
 
 def test_a_teacher_is_no_export(tiny_sd: str) -> None:

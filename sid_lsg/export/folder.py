@@ -24,6 +24,7 @@ _OF_THE_MACHINE = (
     *("_name_or_path", "name_or_path", "_commit_hash", "is_local", "local_files_only"),
     *("tokenizer_file", "special_tokens_map_file", "vocab_file", "merges_file"),
 )
+_LEAST_SIGNAL = 2.0**-24  # abar where a schedule ends without any, as diffusers itself puts it
 _CONFIGS = ("model_index.json", "config.json", "scheduler_config.json", "tokenizer_config.json")
 
 
@@ -81,6 +82,8 @@ def make_scheduler(
     diffusers adds fresh noise to x_0 at the timesteps of K steps.
     """
     betas = DDPMScheduler.from_config(teacher.scheduler_config).betas[: t_init + 1]
+    if num_steps == 1 and betas[-1] == 1:  # zero terminal SNR, where an Euler step is infinite
+        betas[-1] = 1 - _LEAST_SIGNAL / (1 - betas[:-1]).prod()
     common = {
         "num_train_timesteps": t_init + 1,
         "trained_betas": betas.tolist(),
