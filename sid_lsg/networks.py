@@ -237,7 +237,9 @@ def _locate(model: str, where: Mapping[str, str], option: str) -> str:
         return model
     index = folder / "model_index.json"
     try:
-        kind = json.loads(index.read_text())["_class_name"] if index.is_file() else ""
+        kind = (
+            json.loads(index.read_text(encoding="utf-8"))["_class_name"] if index.is_file() else ""
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"--{option}: {str(index)!r} does not name a pipeline ({error}). Give a diffusers "

@@ -1,6 +1,9 @@
 """`generate`: the same picture for the same prompt and seed, whatever else is asked for."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +322,16 @@ def test_a_prompt_may_hold_any_kind_of_line_break(model: str, tmp_path: Path) ->
     main(line(model, out, prompt="a dog", overwrite="true"))
     (row,) = (out / "metadata.jsonl").read_text().splitlines()
     assert json.loads(row)["text"] == "a dog"
+
+
+def test_prompts_are_written_as_utf8_whatever_the_locale(model: str, tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("ein Kätzchen\n", encoding="utf-8")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "sid_lsg.cli", *line(model, out, prompts=prompts)]
+    subprocess.run(command, check=True, env=os.environ | ascii_only)
+    (row,) = (out / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(row)["text"] == "ein Kätzchen"
 
 
 def test_seeds_are_numbers_and_ranges() -> None:

@@ -75,7 +75,7 @@ class CLIPFeatures(nn.Module):
             return cls(
                 clip,
                 CLIPTokenizer.from_pretrained(folder),
-                json.loads((folder / "preprocessor_config.json").read_text()),
+                json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8")),
             )
 
     @cached_property

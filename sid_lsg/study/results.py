@@ -54,7 +54,7 @@ def collect(study: Study, runs: Sequence[Run]) -> list[Row]:
 
 def _json(path: Path) -> dict[str, Any] | None:
     """Read a file, if it is there."""
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _teacher_row(task: Task, report: Mapping[str, Any]) -> Row:

@@ -63,7 +63,8 @@ class Task:
     def record(self) -> None:
         """Write the options down."""
         with replacing(self.beside) as temporary:
-            temporary.write_text(json.dumps(self.options, indent=2, ensure_ascii=False) + "\n")
+            text = json.dumps(self.options, indent=2, ensure_ascii=False)
+            temporary.write_text(f"{text}\n", encoding="utf-8")
 
     def check(self) -> None:
         """Refuse to go on with other options than the ones that were written down.
@@ -74,7 +75,7 @@ class Task:
         if not self.folder.exists():
             return
         try:
-            before = json.loads(self.beside.read_text())
+            before = json.loads(self.beside.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"--output: {str(self.folder)!r} is there, but not the file {self.beside.name!r} "

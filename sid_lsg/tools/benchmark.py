@@ -125,7 +125,7 @@ def _save(result: dict[str, Any], output: Path) -> None:
     with writing(output.parent, "benchmark.output"):
         for suffix, text in ((".json", json.dumps(result, indent=1)), (".md", markdown(result))):
             with replacing(output.with_suffix(suffix)) as temporary:
-                temporary.write_text(text)
+                temporary.write_text(text, encoding="utf-8")
 
 
 def _compared(

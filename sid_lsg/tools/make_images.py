@@ -63,7 +63,10 @@ def make_images(
     """
     paths = [folder / picture.name for picture in pictures]
     if fabric.is_global_zero:
-        with replacing(folder / CAPTIONS) as temporary, temporary.open("w") as file:
+        with (
+            replacing(folder / CAPTIONS) as temporary,
+            temporary.open("w", encoding="utf-8") as file,
+        ):
             for name, prompt, seed in pictures:
                 row = {"file_name": name, "text": prompt, "seed": seed}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")

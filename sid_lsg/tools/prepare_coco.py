@@ -67,12 +67,16 @@ def prepare_coco(
     order = permute(torch.arange(num_prompts), len(chosen), seed, 0).tolist()
     names = list(chosen)
     with writing(root, "output"):
-        with replacing(root / "captions.jsonl") as temporary, temporary.open("w") as file:
+        with (
+            replacing(root / "captions.jsonl") as temporary,
+            temporary.open("w", encoding="utf-8") as file,
+        ):
             for name, caption in chosen.items():
                 row = {"file_name": name, "caption": caption}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         with replacing(root / "prompts.txt") as temporary:
-            temporary.write_text("".join(f"{chosen[names[place]]}\n" for place in order))
+            text = "".join(f"{chosen[names[place]]}\n" for place in order)
+            temporary.write_text(text, encoding="utf-8")
     print(f"{len(chosen)} captions, {num_prompts} of them to be sampled: {root / 'prompts.txt'}")
     if chain is None:
         return

@@ -67,10 +67,11 @@ def write_report(
         save_png(draw(generated, real, distances), root / "alignment.png")
     save_png(_samples(paths, captions, content, others), root / "samples.png")
     with replacing(root / REPORT) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        temporary.write_text(f"{text}\n", encoding="utf-8")
     scored = markdown_table([*others, content])
     with replacing(root / "report.md") as temporary:
-        temporary.write_text(_markdown(content, scored))
+        temporary.write_text(_markdown(content, scored), encoding="utf-8")
     print(f"\n{scored}\n\nReport and pictures: {root}")
 
 
@@ -107,7 +108,7 @@ def read_report(folder: str) -> dict[str, Any]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text())
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if "scores" not in content:
         raise ValueError("it has no scores")
     return content
