@@ -302,6 +302,19 @@ def test_without_a_configuration_the_rows_teach_how_many(fresh: None, tmp_path: 
     assert [row["images_seen"] for row in history(tmp_path)] == [20, 30]
 
 
+def test_wandb_finds_its_environment_as_it_was(
+    fresh: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WANDB_DATA_DIR")
+    monkeypatch.delenv("WANDB_SILENT")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    WandbLogger().log_metrics({"loss": 1.0}, step=1)
+    wandb.finish()
+    said = capfd.readouterr().err
+    assert "offline" in said
+    assert "environment variables will be ignored" not in said
+
+
 def test_pictures_and_tables_in_wandb(
     fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

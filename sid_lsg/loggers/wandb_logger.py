@@ -114,6 +114,9 @@ class WandbLogger(LightningWandbLogger):
         """Begin the run: as it was asked for, or else online if that works."""
         import wandb
 
+        # Where tables' pictures wait to be sent: with the run, for an offline run is sent later.
+        # Before anything else, for wandb warns of what its environment says later.
+        os.environ.setdefault("WANDB_DATA_DIR", str(Path(self._save_dir).absolute() / "wandb"))
         asked = "offline" if self._asked_offline else _asked_mode()
         if asked is not None:
             try:
@@ -149,8 +152,6 @@ class WandbLogger(LightningWandbLogger):
         if mode == "online":
             options["id"] = options["id"] or self._earlier_run()
             options["resume"] = "allow"
-        # Where tables' pictures wait to be sent: with the run, for an offline run is sent later.
-        os.environ.setdefault("WANDB_DATA_DIR", str(Path(self._save_dir).absolute() / "wandb"))
         with _no_input():
             return wandb.init(**options)
 
