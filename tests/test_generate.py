@@ -237,6 +237,7 @@ def test_a_failed_command_that_is_corrected_replaces_nothing(
         ({}, "Give either --prompt"),
         ({"prompt": "a", "prompts": "b"}, "Give either --prompt"),
         ({"prompts": ""}, "--prompts is empty"),
+        ({"prompt": "caf\udce9"}, "--prompt is not UTF-8"),  # as bytes of latin-1 arrive
         ({"prompts": "[]"}, "--prompts is empty"),
         ({"prompts": "none.txt"}, "--prompts: there is no file 'none.txt'"),
         ({"prompt": "a", "seeds": "one"}, "--seeds: 'one' is no number"),

@@ -161,6 +161,12 @@ def _pictures(
     if prompt is not None:
         if not prompt.strip():
             raise UsageError("--prompt is empty. Say what the picture is to show.")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                "--prompt is not UTF-8. Give it so, or in a file by --prompts."
+            ) from None
         lines = [(0, prompt.strip())]
     elif not prompts:
         raise UsageError("--prompts is empty. Name a file with a prompt per line.")
