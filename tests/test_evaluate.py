@@ -275,6 +275,14 @@ def test_teacher_and_student_stand_in_one_table(
     assert "--compare" in message
 
 
+def test_reports_of_one_name_are_both_pictured(files: Files, tmp_path: Path) -> None:
+    options = {"num_images": 2, "reference": None}
+    main(files.line(output=tmp_path / "a", **options))
+    main(files.line("--compare", tmp_path / "a", output=tmp_path / "b", **options))
+    one, two = (Image.open(tmp_path / name / "samples.png").height for name in "ab")
+    assert two > one + 60
+
+
 def test_a_reference_whose_images_were_replaced_is_another(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

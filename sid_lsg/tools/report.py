@@ -206,7 +206,10 @@ def _samples(
         if all(file.is_file() for file in files):
             images = _read(files)
             if images.shape == rows[content["name"]].shape:
-                rows = {other["name"]: images} | rows
+                name = other["name"]
+                while name in rows:  # by default a folder's name, as `generator` of several runs
+                    name += "'"
+                rows = {name: images} | rows
     return comparison(rows, [captions[i] if captions else paths[i].name for i in chosen])
 
 
