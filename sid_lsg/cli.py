@@ -126,7 +126,10 @@ class _Parser(LightningArgumentParser):
         message = re.sub(r'Parser key "([\w.]+)":\s*', r"--\1: ", message.strip())
         numbers = re.search(r"(Got|Given) value: -?(nan|inf)", message)
         hint = " Give a finite number." if numbers else ""
+        message = re.sub(r"\bfit\.(?=\w)", "--", message)  # options as the main parser names them
         command = self.prog.replace(" [options]", "") if self.prog.startswith(PROGRAM) else PROGRAM
+        if self.prog == PROGRAM:  # the main parser, which has no other command
+            command += " fit"
         _refuse(f"{message}.{hint} `{command} --help` explains every option.")
 
     def add_config(self) -> None:

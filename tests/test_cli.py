@@ -129,6 +129,16 @@ def test_a_config_option_without_a_file_is_named(
     assert refused(capsys, command, "--config", "--help") == said
 
 
+def test_what_fit_lacks_or_does_not_know_is_explained_by_its_own_help(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "`python -m sid_lsg.cli fit --help` explains every option."
+    assert f"required: --model.teacher. {said}" in refused(capsys, "fit")
+    (tmp_path / "misspelt.yaml").write_text("model: {teacher: x, guidence: 3}\n")
+    message = refused(capsys, "fit", "--config", str(tmp_path / "misspelt.yaml"))
+    assert f"'model.guidence'. {said}" in message
+
+
 def test_a_wrong_part_of_an_option_is_answered_by_the_same_program(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
