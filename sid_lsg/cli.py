@@ -72,6 +72,7 @@ from sid_lsg.run import (  # noqa: E402
 )
 from sid_lsg.strategies import register_strategies  # noqa: E402
 from sid_lsg.study.options import check_series  # noqa: E402
+from sid_lsg.tf32 import allow_tf32  # noqa: E402
 
 PROGRAM = "python -m sid_lsg.cli"
 _ADAM = {
@@ -230,6 +231,7 @@ def main(args: list[str] | None = None) -> None:
     be_quiet()
     warnings.formatwarning = _format_warning
     register_strategies()
+    allow_tf32(False)  # a run may choose otherwise; pictures and scores are of float32
     arguments = sys.argv[1:] if args is None else args
     try:
         with ending_on_signals():

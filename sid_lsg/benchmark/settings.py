@@ -1,7 +1,5 @@
 """The settings that `benchmark` measures: a precision and a way to use memory, by their names."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,12 +18,12 @@ MemoryUse = Literal[
     "lean-checkpointing",
 ]
 
-# The Trainer's precision, and whether products in float32 may use TF32.
-_PRECISIONS = {
-    "fp32": ("32-true", False),
-    "tf32": ("32-true", True),
-    "bf16": ("bf16-mixed", True),
-    "bf16-compile": ("bf16-mixed", True),
+# The Trainer's precision, and options of `--model.`.
+_PRECISIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fp32": ("32-true", {"tf32": False}),
+    "tf32": ("32-true", {"tf32": True}),
+    "bf16": ("bf16-mixed", {}),
+    "bf16-compile": ("bf16-mixed", {"compile": True}),
 }
 _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
@@ -53,7 +51,7 @@ class Setting:
     @property
     def trainer_precision(self) -> str:
         """The precision as the Trainer names it."""
-        return _PRECISIONS.get(self.precision, (self.own_precision,))[0]
+        return _PRECISIONS.get(self.precision, (self.own_precision, {}))[0]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -64,35 +62,14 @@ class Setting:
     @property
     def changes(self) -> dict[str, Any]:
         """The options of `--model.` that it changes."""
-        changes: dict[str, Any] = {}
-        if self.precision.endswith("-compile"):
-            changes["compile"] = True
+        changes = dict(_PRECISIONS.get(self.precision, ("", {}))[1])
         if self.memory != "config":
             memory, _, again = self.memory.partition("-")
             networks = [*CHECKPOINTED] if again else None
             changes |= {"memory": memory, "gradient_checkpointing": networks}
         return changes
 
-    @property
-    def tf32(self) -> bool | None:
-        """Whether products in float32 may use TF32; None for PyTorch's own settings."""
-        return _PRECISIONS[self.precision][1] if self.precision in _PRECISIONS else None
-
 
 def setting_name(precision: str, memory: str) -> str:
     """Name a precision and a way to use memory; only the precision, if that is as configured."""
     return precision + (f", {memory}" if memory != "config" else "")
-
-
-@contextmanager
-def products(tf32: bool | None) -> Iterator[None]:
-    """Let products in float32 use TF32 or not; None leaves PyTorch's own settings."""
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
-    for backend, own in zip(backends, before, strict=True):
-        backend.allow_tf32 = own if tf32 is None else tf32
-    try:
-        yield
-    finally:
-        for backend, own in zip(backends, before, strict=True):
-            backend.allow_tf32 = own

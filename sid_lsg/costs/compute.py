@@ -4,12 +4,12 @@ from functools import lru_cache
 
 import torch
 
-from sid_lsg.costs.evaluation import Flops, call_cost
+from sid_lsg.costs.evaluation import call_cost
 from sid_lsg.costs.plan import PlannedRun
 
 
 @lru_cache(maxsize=1)
-def iteration_flops(run: PlannedRun) -> dict[str, Flops]:
+def iteration_flops(run: PlannedRun) -> dict[str, float]:
     """Count an iteration's FLOPs per image, by part.
 
     With K steps of the generator and g = 2 for a guided network, else 1: phase 1 evaluates the
@@ -24,29 +24,29 @@ def iteration_flops(run: PlannedRun) -> dict[str, Flops]:
     backward = first.backward
     if plan.num_steps > 1:  # later steps lead back to earlier ones
         later = run.evaluation("generator", "both").backward
-        backward = backward.plus(later.times(plan.num_steps - 1))
-    through = fake.backward.times(fake_2).plus(teacher.backward.times(real))
+        backward += later * (plan.num_steps - 1)
+    through = fake.backward * fake_2 + teacher.backward * real
     text, _ = call_cost(lambda: run.encode(1))
     real_images = {}
     if plan.real_data:
         image = torch.empty(1, 3, *run.teacher.image_size, dtype=torch.uint8, device="meta")
         vae, _ = call_cost(lambda: run.teacher.encode_images(image))
-        whole = trained.forward.plus(trained.backward)  # less the decoder's backward pass
-        real_images = {"real images, at most": text.plus(vae).plus(whole)}
+        whole = trained.forward + trained.backward  # less the decoder's backward pass
+        real_images = {"real images, at most": text + vae + whole}
     return real_images | {
-        "text encoder": text.times(2),
-        "phase 1: generator": first.forward.times(plan.num_steps),
-        "phase 1: fake score": trained.forward.times(fake_1),
-        "phase 1: backward": trained.backward.times(fake_1),
-        "phase 2: generator": first.forward.times(plan.num_steps * run.evaluated("generator")),
-        "phase 2: fake score": fake.forward.times(fake_2),
-        "phase 2: teacher": teacher.forward.times(real * run.evaluated("teacher")),
+        "text encoder": 2 * text,
+        "phase 1: generator": first.forward * plan.num_steps,
+        "phase 1: fake score": trained.forward * fake_1,
+        "phase 1: backward": trained.backward * fake_1,
+        "phase 2: generator": first.forward * plan.num_steps * run.evaluated("generator"),
+        "phase 2: fake score": fake.forward * fake_2,
+        "phase 2: teacher": teacher.forward * real * run.evaluated("teacher"),
         "phase 2: backward to x_g": through,
         "phase 2: backward to weights": backward,
     }
 
 
-def iteration_seconds(run: PlannedRun, speed: Flops, micro_batch_size: int | None = None) -> float:
+def iteration_seconds(run: PlannedRun, speed: float, micro_batch_size: int | None = None) -> float:
     """Return the time of an iteration: its FLOPs, or its launches where these take longer.
 
     A device computes one micro-batch's kernels while the host launches the next ones; at small
@@ -55,14 +55,12 @@ def iteration_seconds(run: PlannedRun, speed: Flops, micro_batch_size: int | Non
 
     Args:
         run: The run.
-        speed: FLOP/s that a device reaches, for convolutions and for other products.
+        speed: FLOP/s that a device reaches.
         micro_batch_size: By default the plan's.
     """
     size = micro_batch_size or run.plan.micro_batch_size
-    parts = iteration_flops(run).values()
-    convolutions = sum(flops.convolutions for flops in parts) / speed.convolutions
-    others = sum(flops.others for flops in parts) / speed.others
-    return run.plan.share / size * max(size * (convolutions + others), launching_seconds(run))
+    computing = size * sum(iteration_flops(run).values()) / speed
+    return run.plan.share / size * max(computing, launching_seconds(run))
 
 
 # Seconds in which a host launches a weight's share of a pass forward or backward. Measured on an

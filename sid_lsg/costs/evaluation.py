@@ -8,7 +8,7 @@ counted.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,29 +24,6 @@ Gradient = Literal["weights", "inputs", "both"]
 """What an evaluation's backward pass computes."""
 
 
-class Flops(NamedTuple):
-    """Floating-point operations, two for a multiplication with an addition.
-
-    Convolutions are apart, since PyTorch's default is TF32 for them and float32 for other products.
-    """
-
-    convolutions: float = 0.0
-    others: float = 0.0
-
-    def plus(self, other: "Flops") -> "Flops":
-        """Add."""
-        return Flops(self.convolutions + other.convolutions, self.others + other.others)
-
-    def times(self, factor: float) -> "Flops":
-        """Multiply."""
-        return Flops(self.convolutions * factor, self.others * factor)
-
-    @property
-    def total(self) -> float:
-        """All of them."""
-        return self.convolutions + self.others
-
-
 # ---------------------------------------------------------------------- measuring
 
 
@@ -54,12 +31,13 @@ class Meter(Allocations):
     """Count operations' FLOPs, beside the bytes of the tensors that they make.
 
     Attributes:
-        flops: Of products and convolutions, forward and backward.
+        flops: Of products and convolutions, forward and backward; two for a multiplication with an
+            addition.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops = Flops()
+        self.flops = 0.0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -68,13 +46,8 @@ class Meter(Allocations):
         out = super().__torch_dispatch__(func, types, args, kwargs)
         packet = func._overloadpacket
         if packet in flop_registry:
-            count = float(flop_registry[packet](*args, **(kwargs or {}), out_val=out))
-            convolution = packet in _CONVOLUTIONS
-            self.flops = self.flops.plus(Flops(count) if convolution else Flops(others=count))
+            self.flops += float(flop_registry[packet](*args, **(kwargs or {}), out_val=out))
         return out
-
-
-_CONVOLUTIONS = {torch.ops.aten.convolution, torch.ops.aten.convolution_backward}
 
 
 class AsOnCuda(TorchFunctionMode):
@@ -130,8 +103,8 @@ class Evaluation:
         peak_bytes: The most that exists at a time, its graph included, likewise.
     """
 
-    forward: Flops
-    backward: Flops
+    forward: float
+    backward: float
     kept_bytes: tuple[int, int]
     peak_bytes: tuple[int, int]
 
@@ -180,7 +153,7 @@ def _passes(
     gradient: Gradient,
     half: torch.dtype | None,
     samples: int,
-) -> tuple[Flops, Flops, int, int]:
+) -> tuple[float, float, int, int]:
     """Evaluate once: FLOPs forward and backward, bytes kept between them, and most bytes."""
     null = teacher.null_condition()
     condition = {name: v.new_empty(samples, *v.shape[1:]) for name, v in null.items()}
@@ -194,11 +167,10 @@ def _passes(
         # checkpointed is evaluated in here once more.
         edge = torch.autograd.graph.get_gradient_edge(out)
         torch.autograd.backward(edge, torch.empty_like(out))
-    backward = meter.flops.plus(forward.times(-1))
-    return forward, backward, kept, meter.peak_of_all
+    return forward, meter.flops - forward, kept, meter.peak_of_all
 
 
-def call_cost(call: Callable[[], Any]) -> tuple[Flops, int]:
+def call_cost(call: Callable[[], Any]) -> tuple[float, int]:
     """Count a call without gradients, on the meta device: FLOPs, and the most bytes at a time."""
     with torch.no_grad(), AsOnCuda(), Meter() as meter:
         call()

@@ -60,6 +60,7 @@ def plan_of(config: Any, gpus: int | None = None) -> Plan:
         compile=model.compile,
         ema_device=model.ema_device,
         precision=str(trainer.precision or "32-true"),
+        tf32=model.tf32,
         strategy=strategy,
         devices=devices,
         pictures=_pictures(config),
@@ -111,6 +112,8 @@ def levers(plan: Plan) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     if plan.half is None:
         found["--trainer.precision bf16-mixed"] = {"precision": "bf16-mixed"}
+        if not plan.tf32:
+            found["--model.tf32 true"] = {"tf32": True}
     if not (plan.compile or plan.sharded):
         found["--model.compile true"] = {"compile": True}
     if plan.memory != "lean":

@@ -49,6 +49,7 @@ class Plan:
     compile: bool = False
     ema_device: EMADevice | None = None
     precision: str = "32-true"
+    tf32: bool = False
     strategy: str = "auto"
     devices: int = 1
     pictures: int = 0

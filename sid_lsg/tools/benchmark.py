@@ -15,13 +15,14 @@ from sid_lsg.benchmark.machine import clock, describe, matmul_ceiling, threads
 from sid_lsg.benchmark.report import markdown
 from sid_lsg.benchmark.runs import measure, peak_bytes
 from sid_lsg.benchmark.search import largest, without_memory_error
-from sid_lsg.benchmark.settings import MemoryUse, Precision, Setting, products
+from sid_lsg.benchmark.settings import MemoryUse, Precision, Setting
 from sid_lsg.checks import refuse
 from sid_lsg.errors import UsageError
 from sid_lsg.files import replacing, writing
 from sid_lsg.guidance import Guidance
 from sid_lsg.module import SiDLSG
 from sid_lsg.optimizer_options import check_steps, optimizers_of
+from sid_lsg.tf32 import tf32
 from sid_lsg.tools.fit_options import FitOptions
 
 Save = Callable[[dict[str, Any]], None]
@@ -33,7 +34,7 @@ class Benchmark:
 
     Args:
         output: Where to save the numbers: a .json file; a .md file of the same name is beside it.
-        precisions: The precisions to measure, one after the other: fp32 (no TF32), tf32, bf16 (that
+        precisions: The precisions to measure, one after the other: fp32, tf32, bf16 (that
             is bf16-mixed), bf16-compile (with --model.compile true), or the config's.
         memories: The ways to use memory, each in each precision: fast, balanced, lean (see
             --model.memory), each with -checkpointing for all networks that compute their
@@ -134,7 +135,7 @@ def _compared(
     """Compare with the baseline; save all that is known after each turn."""
     _check_comparable(cli.config.model)
     with device:
-        module = cli.module()
+        module = cli.module(tf32=False)
     found: dict[str, Any] = {}
 
     def save_turns(comparison: dict[str, Any]) -> None:
@@ -143,7 +144,7 @@ def _compared(
         save(found)
 
     batch, count, warmup = cli.config.data.batch_size, options.iterations, options.warmup
-    with products(tf32=False):
+    with tf32(False):
         compare(module, batch, count, warmup, save_turns, accelerator=device.type)
     return found
 
@@ -181,7 +182,7 @@ def _measured(
     for precision, memory in product(options.precisions, options.memories):
         setting = Setting(precision, memory, own)
         tries = _Tries(cli, options, device, setting)
-        with products(setting.tf32):
+        with tf32(setting.changes.get("tf32", cli.config.model.tf32)):
             ceiling = matmul_ceiling(device, setting.dtype)
             for micro_batch in options.micro_batches or (None,):
                 if (row := tries.measure(micro_batch)) is None:

@@ -10,7 +10,6 @@ from sid_lsg.architectures import outline
 from sid_lsg.checks import refuse
 from sid_lsg.costs.cards import CARDS, GPU, REACHED, REACHED_COMPILED
 from sid_lsg.costs.compute import iteration_flops, iteration_seconds, launching_seconds
-from sid_lsg.costs.evaluation import Flops
 from sid_lsg.costs.memory import largest_micro_batch, passing_bytes, standing_bytes, total_bytes
 from sid_lsg.costs.options import levers, plan_of
 from sid_lsg.costs.plan import Plan, PlannedRun
@@ -30,7 +29,8 @@ class Estimate:
         gpu: A well-known card: its peak and memory.
         gpus: How many, on all machines together; by default as --trainer.devices and
             --trainer.num_nodes say, or 1.
-        tflops: Peak of another card, in the precision of --trainer.precision, without sparsity.
+        tflops: Peak of another card, in the precision of --trainer.precision, or in TF32 with
+            --model.tf32 true; without sparsity.
         memory_gb: Memory of another card, in GiB.
         efficiency: Share of the peak that is reached. By default what Stable Diffusion 1.5 reached
             on an H200: 0.19 in mixed precision, 0.29 compiled; in float32 0.39, and 0.13 in TF32.
@@ -61,20 +61,12 @@ class Estimate:
         """What a run can have of a card's memory."""
         return ((self.memory_gb or CARDS[self.gpu].memory_gib) - _RESERVE_GIB) * _GIB
 
-    def speed(self, plan: Plan) -> Flops:
-        """Return the FLOP/s that a card reaches, for convolutions and for other products.
-
-        In 32-true, PyTorch computes convolutions in TF32 and other products in float32.
-        """
-        card, others = CARDS[self.gpu], "half" if plan.half else "float32"
-        convolutions = "tf32" if others == "float32" and not self.tflops else others
+    def speed(self, plan: Plan) -> float:
+        """Return the FLOP/s that a card reaches."""
+        kind = "half" if plan.half else "tf32" if plan.tf32 else "float32"
         shares = REACHED_COMPILED if plan.compile else REACHED
-        return Flops(
-            *(
-                (self.tflops or getattr(card, kind)) * 1e12 * (self.efficiency or shares[kind])
-                for kind in (convolutions, others)
-            )
-        )
+        peak = self.tflops or getattr(CARDS[self.gpu], kind)
+        return float(peak * 1e12 * (self.efficiency or shares[kind]))
 
 
 def estimate(args: Sequence[str]) -> dict[str, Any]:
@@ -127,7 +119,7 @@ def estimate(args: Sequence[str]) -> dict[str, Any]:
         "gpu": "another card" if wanted.tflops or wanted.memory_gb else wanted.gpu,
         "gpus": plan.devices,
         "usable_gib": wanted.usable_bytes / _GIB,
-        "tflop_per_s": {name: f / 1e12 for name, f in wanted.speed(plan)._asdict().items()},
+        "tflop_per_s": wanted.speed(plan) / 1e12,
         "efficiency": wanted.efficiency,
         "launching_seconds": launching_seconds(run),
         "precision": plan.precision,
@@ -136,7 +128,7 @@ def estimate(args: Sequence[str]) -> dict[str, Any]:
         "iterations": config.trainer.max_steps,
         "standing_gib": {name: size / _GIB for name, size in standing_bytes(run).items()},
         "passing_gib": {name: size / _GIB for name, size in passing_bytes(run).items()},
-        "tflop_per_image": {name: f.total / 1e12 for name, f in iteration_flops(run).items()},
+        "tflop_per_image": {name: f / 1e12 for name, f in iteration_flops(run).items()},
     }
     print(in_words(found), flush=True)
     options = levers(plan)
@@ -191,8 +183,7 @@ def in_words(found: Mapping[str, Any]) -> str:
             f"at most {sum(standing.values()) + passing[most]:.2f}, with {most}",
             f"\n{unit} per image and iteration:",
             *lines(work, factor),
-            f"\nTFLOP/s, {reached}: convolutions {speed['convolutions']:.0f}, other products "
-            f"{speed['others']:.0f}",
+            f"\n{speed:.0f} TFLOP/s, {reached}",
             f"The host launches a micro-batch in {found['launching_seconds']:.2f} s, as an H200's "
             "did (compiled, in less): a smaller one takes no less.",
             f"\n{found['iterations']:,} iterations, one option at a time; the last two columns are "
