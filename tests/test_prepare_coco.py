@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_protocol import write_inception
 
@@ -85,6 +87,20 @@ def test_the_reference_is_of_all_images(coco: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-4, atol=1e-9)
     assert found.count == COUNT
     assert found.about["source"] == "7 images of captions.json"
+
+
+def test_the_device_is_free_afterwards(coco: Path) -> None:
+    clip = CLIPFeatures.from_pretrained("package:demo/fashion/clip")
+    where: list[Any] = []
+
+    def to(device: Any) -> Any:
+        where.append(device)
+        return torch.nn.Module.to(clip, device)
+
+    clip.to = to  # type: ignore[method-assign]
+    files = sorted((coco / "val2014").iterdir())[:COUNT]
+    compute_statistics(files, clip_protocol(clip), "images", device="cpu:0")
+    assert where == ["cpu:0", "cpu"]
 
 
 def test_it_serves_the_training_and_the_evaluation(coco: Path, tmp_path: Path) -> None:

@@ -81,6 +81,9 @@ def compute_statistics(
         collector.update(protocol.prepare(images))
     reader.check(option)
     statistics = collector.compute()
+    # Leave the device to what comes: a training may hold them for days before it scores.
+    statistics = statistics._replace(features=statistics.features.cpu())
+    collector.reset("cpu")
     if bool((statistics.features == statistics.features[0]).all()):
         raise UsageError(
             f"--{option}: all of {len(files)} images have the same features, so that nothing can "
