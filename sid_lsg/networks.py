@@ -127,15 +127,17 @@ class StableDiffusion(Teacher):
 
         # Diffusers would warn where `accelerate` is not installed unless this is said.
         plain = weights | {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
-        return cls(
-            unet=load(UNet2DConditionModel, "unet", **plain),
-            vae=load(AutoencoderKL, "vae", **plain),
-            text_encoder=load(CLIPTextModel, "text_encoder", dtype=torch.float32, **weights),
-            tokenizer=load(CLIPTokenizer, "tokenizer", **common),
-            scheduler=load(DDPMScheduler, "scheduler", **common),
-            resolution=resolution,
-            option=option,
-        )
+        # On a device that is the default for a while, transformers would want `accelerate` too.
+        with torch.device("cpu"):
+            return cls(
+                unet=load(UNet2DConditionModel, "unet", **plain),
+                vae=load(AutoencoderKL, "vae", **plain),
+                text_encoder=load(CLIPTextModel, "text_encoder", dtype=torch.float32, **weights),
+                tokenizer=load(CLIPTokenizer, "tokenizer", **common),
+                scheduler=load(DDPMScheduler, "scheduler", **common),
+                resolution=resolution,
+                option=option,
+            )
 
     @property
     def tokenize(self) -> Tokenize:

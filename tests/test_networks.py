@@ -179,6 +179,12 @@ def test_a_variant_is_the_one_that_loads(folder: Path) -> None:
     assert not any(p.any() for p in teacher.parameters())
 
 
+def test_a_default_device_makes_no_difference(tiny_sd: str) -> None:
+    with torch.device("meta"):  # the benchmark makes its module on a GPU
+        teacher = StableDiffusion.from_pretrained(tiny_sd)
+    assert {t.device.type for t in (*teacher.parameters(), *teacher.buffers())} == {"cpu"}
+
+
 def test_frozen_and_in_evaluation_mode_for_good(tiny_sd: str) -> None:
     teacher = StableDiffusion.from_pretrained(tiny_sd)
     around = nn.ModuleList([teacher])  # as the LightningModule holds it
