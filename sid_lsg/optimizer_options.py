@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -68,8 +69,11 @@ def check_steps(makes: Mapping[str, MakeOptimizer], device: torch.device) -> Non
         weight = nn.Parameter(torch.zeros(2, 2, device=device))
         optimizer = make_optimizer(make, [weight], name)
         weight.grad = torch.ones_like(weight)
+        # bitsandbytes waits for the current device: each process would hold some of the first one.
+        chosen = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         try:
-            optimizer.step()
+            with chosen:
+                optimizer.step()
         except Exception as error:  # of any class: it is anyone's code
             raise UsageError(
                 f"--{name}: {type(optimizer).__name__} fails in its first step on {device} "

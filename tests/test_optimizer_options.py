@@ -56,6 +56,22 @@ def test_what_takes_no_step_is_named(make: Any, said: str) -> None:
         check_steps({"b": SGD, "a": make}, torch.device("cpu"))
 
 
+@pytest.mark.gpu
+def test_a_step_is_tried_on_its_own_device_alone() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    found: list[int] = []
+
+    class Noting(SGD):
+        def step(self, closure: Any = None) -> Any:
+            found.append(torch.cuda.current_device())
+            return super().step(closure)
+
+    check_steps({"a": Noting}, torch.device("cuda", 1))
+    assert found == [1]
+    assert torch.cuda.current_device() == 0
+
+
 @pytest.mark.parametrize("command", ["estimate", "benchmark"])
 def test_tools_say_so_too(
     command: str, tmp_path: Path, small_sd: str, capsys: pytest.CaptureFixture[str]
