@@ -24,7 +24,7 @@ from sid_lsg.export.folder import save_pipeline, t_init_of
 from sid_lsg.images import from_uint8
 from sid_lsg.loading import explained
 from sid_lsg.resources import resolve
-from sid_lsg.teacher import Conditioning, Teacher, Tokenize, Tokens
+from sid_lsg.teacher import Conditioning, Teacher, Tokenize, Tokens, expand
 from sid_lsg.text import PromptEncoder, tokenize
 
 _REMEDY = (
@@ -214,9 +214,12 @@ class StableDiffusion(Teacher):
     ) -> Tensor:
         """Sample the teacher by DDIM through diffusers' own pipeline."""
         scheduler = DDIMScheduler.from_config(self.scheduler_config, clip_sample=False)
-        with self.precision_of(self.network):
+        (condition,) = self.encode_prompts(prompts).values()
+        (null,) = expand(self.null_condition(), len(prompts)).values()
+        with self.precision_of(self.network):  # of the UNet alone: text is encoded before
             latents = self.pipeline(self.network, scheduler)(
-                list(prompts),
+                prompt_embeds=condition,
+                negative_prompt_embeds=null,
                 num_inference_steps=num_steps,
                 guidance_scale=guidance,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],

@@ -1,6 +1,7 @@
 """Measuring: what is measured adds up, and the command saves it."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,10 +181,17 @@ def test_largest(size: int) -> None:
 
 
 def test_memory_errors_alone_mean_that_it_does_not_fit() -> None:
-    def too_large() -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+    def fail(error: Exception) -> None:
+        raise error
 
-    assert not without_memory_error(too_large)
+    for said in (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        RuntimeError("backend='inductor' raised: OutOfMemoryError: CUDA out of memory."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ):
+        assert not without_memory_error(partial(fail, said))
+    with pytest.raises(RuntimeError, match="must match"):
+        without_memory_error(partial(fail, RuntimeError("The sizes of tensors must match.")))
     assert without_memory_error(lambda: None)
     with pytest.raises(ZeroDivisionError):
         without_memory_error(lambda: 1 / 0)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import sid_lsg.resources
 from sid_lsg.errors import UsageError
+from sid_lsg.memory import set_frozen_precision
 from sid_lsg.networks import COMPONENTS, StableDiffusion
 from sid_lsg.teacher import concatenate, expand, replace_where, select
 
@@ -308,6 +309,24 @@ def test_the_teacher_samples_by_ddim(
     images = teacher.sample_reference(["a cat", "a dog"], [7, 3], 2, guidance)
     torch.testing.assert_close(images, teacher.decode(x), rtol=1e-3, atol=1e-4)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_teachers_products_alone_are_in_16_bits(tiny_sd: str) -> None:
+    """Prompts are encoded for its pictures as they are for the generator's."""
+    teacher = StableDiffusion.from_pretrained(tiny_sd)
+    expected = torch.cat(
+        [teacher.encode_prompts([text])["encoder_hidden_states"] for text in ("", "a cat")]
+    )
+    set_frozen_precision("bf16", teacher)
+    seen: list[torch.Tensor] = []
+
+    def keep(_: Any, args: Any, kwargs: dict[str, torch.Tensor]) -> None:
+        seen.append(kwargs["encoder_hidden_states"])
+
+    teacher.network.register_forward_pre_hook(keep, with_kwargs=True)
+    teacher.sample_reference(["a cat"], [0], 2, 2.0)
+    assert len(seen) == 2
+    assert all(torch.equal(states, expected) for states in seen)
 
 
 def test_conditioning_is_selected_expanded_joined_and_replaced_by_sample() -> None:

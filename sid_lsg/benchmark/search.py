@@ -4,6 +4,7 @@ import gc
 from collections.abc import Callable
 
 import torch
+from lightning.pytorch.utilities.memory import is_oom_error
 
 
 def largest(fits: Callable[[int], bool], limit: int = 4096) -> int:
@@ -30,7 +31,10 @@ def without_memory_error(attempt: Callable[[], object]) -> bool:
     try:
         attempt()
         done = True
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:  # libraries have their own ways to say it
+        text = str(error)
+        if not (is_oom_error(error) or "out of memory" in text or "ALLOC_FAILED" in text):
+            raise
         done = False
     gc.collect()  # outside of the handler, whose exception holds the failed step's tensors
     if torch.cuda.is_available():
