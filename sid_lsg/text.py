@@ -27,7 +27,11 @@ class PromptEncoder(nn.Module):
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> dict[str, Tensor]:
-    """Turn prompts into `input_ids` [B, L] int64, padded or cut to the tokenizer's length L."""
+    """Turn prompts into `input_ids` [B, L] int64, padded or cut to the tokenizer's length L.
+
+    As diffusers does it. The official code's tokenizer also repairs text (`ftfy`): broken
+    characters, typographic quotes and HTML's `&amp;` are other tokens there.
+    """
     # A mask would not be used, and lists take half the time that the tokenizer's own tensors do.
     tokens = tokenizer(
         list(prompts), padding="max_length", truncation=True, return_attention_mask=False

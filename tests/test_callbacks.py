@@ -1,6 +1,7 @@
 """Callbacks in real runs of the tiny pipeline: one run's directory serves most tests."""
 
 import csv
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -33,6 +34,8 @@ from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.protocol import clip_protocol
 from sid_lsg.metrics.statistics import Statistics
 from sid_lsg.module import SiDLSG
+from sid_lsg.networks import StableDiffusion
+from sid_lsg.samplers import load_model
 
 PROMPTS = ["a red cat", "two dogs on a log", "something else"]
 BATCH, STEPS, EVERY = 2, 4, 2
@@ -534,6 +537,39 @@ def test_an_export_that_fails_leaves_the_earlier_one(
     assert (tmp_path / "generator" / "model_index.json").read_text() == "earlier"
 
 
+def test_generators_on_the_way_are_kept(small_sd: str, files: Files, tmp_path: Path) -> None:
+    """The same files as those of a run that ends there, for everything that takes a model."""
+    run = fit(small_sd, files, tmp_path / "long", Export(every_n_steps=2), max_steps=5)
+    fit(small_sd, files, tmp_path / "short", Export(), max_steps=2)
+    kept = sorted(path.name for path in (run.root / "generators").iterdir())
+    assert kept == ["step-0000002", "step-0000004"]
+    early, end = run.root / "generators" / kept[0], run.root / "generator"
+    for path in (p for p in (tmp_path / "short" / "generator").rglob("*") if p.is_file()):
+        assert (early / path.relative_to(tmp_path / "short" / "generator")).read_bytes() == (
+            path.read_bytes()
+        ), path
+    weights = Path("unet", "diffusion_pytorch_model.safetensors")
+    assert (early / weights).read_bytes() != (end / weights).read_bytes()
+    assert load_model(str(early)).sample(["a red dress"], [0]).shape == (1, 3, 64, 64)
+
+
+def test_a_full_disk_costs_a_generator_on_the_way_alone(
+    small_sd: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = StableDiffusion.save_generator
+
+    def fail(self: Any, network: Any, folder: Path, *args: Any) -> None:
+        save(self, network, folder, *args)
+        if folder.parent.name == "generators":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(StableDiffusion, "save_generator", fail)
+    with pytest.warns(UserWarning, match=r"generators/step-0000001 could not be .*No space left"):
+        fit(small_sd, files, tmp_path, Export(every_n_steps=1), max_steps=2)
+    assert list((tmp_path / "generators").iterdir()) == []
+    assert (tmp_path / "generator" / "model_index.json").is_file()
+
+
 def test_throughput_counts_all_processes_and_only_the_iterations(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -558,6 +594,21 @@ def test_throughput_counts_all_processes_and_only_the_iterations(
     assert logged["images_per_s"] == pytest.approx(2 * 4 * 2 / 1.0)
 
 
+def test_a_grid_shows_prompts_of_ones_own(small_sd: str, files: Files, tmp_path: Path) -> None:
+    own = ["a red dress", "a boot"]
+    options = {"max_steps": 1, "lr": 0.0}
+    fit(small_sd, files, tmp_path, ImageGrid(1, num_images=3, prompts=own), **options)  # type: ignore[arg-type]
+    module = SiDLSG(small_sd)
+    expected = grid(module.teacher.decode(module.generate([*own, own[0]], range(3))))
+    assert np.array_equal(pixels(tmp_path / "grids" / "step-0000001.png"), np.asarray(expected))
+
+
+@pytest.mark.parametrize("prompts", [[], ["a", "b", "c"]])
+def test_prompts_that_a_grid_has_no_place_for_are_refused(prompts: list[str]) -> None:
+    with pytest.raises(UsageError, match=r"--image_grid\.prompts must be 1 to 2 prompts"):
+        ImageGrid(num_images=2, prompts=prompts)
+
+
 def test_prompts_are_spread_evenly() -> None:
     assert spread(list("abcdefgh"), 4) == list("aceg")
     assert spread(list("abcde"), 3) == list("abd")
@@ -570,6 +621,7 @@ def test_prompts_are_spread_evenly() -> None:
     [
         (ImageGrid, "image_grid.every_n_steps", -1),
         (ImageGrid, "image_grid.num_images", 0),
+        (Export, "export.every_n_steps", -1),
         (Metrics, "metrics.every_n_images", -1),
         (Metrics, "metrics.num_images", 1),
         (Metrics, "metrics.batch_size", 0),

@@ -426,8 +426,9 @@ def test_a_model_of_another_family(folder: Path, foreign: str) -> None:
 def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     message = refusal(tmp_path / "model.safetensors")
-    assert message.startswith("--model.teacher: ")
-    assert LAYOUT in message
+    assert message.startswith(f"--model.teacher: '{tmp_path}/model.safetensors' is a file.")
+    assert "Give a diffusers folder" in message
+    assert "StableDiffusionPipeline.from_single_file(" in message
 
 
 def test_an_unknown_part_in_the_subfolders(tiny_sd: str) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import nn
 
+from sid_lsg.checks import refuse
 from sid_lsg.errors import UsageError
 from sid_lsg.export.card import write_card
 from sid_lsg.export.facts import Facts, facts_of, teacher_license
@@ -19,6 +20,7 @@ from sid_lsg.lora import LORA_FOLDER, adapters, merged, save_lora
 from sid_lsg.run import CONFIG, SaveConfig
 
 EXPORT_FOLDER = "generator"
+_HISTORY = "generators"  # those on the way
 
 
 class Export(L.Callback):
@@ -33,12 +35,38 @@ class Export(L.Callback):
     _failure: str | None = None
     _facts: Facts | None = None
 
+    def __init__(self, every_n_steps: int = 0) -> None:
+        """Choose whether generators on the way are kept as well.
+
+        Args:
+            every_n_steps: Save the average after every so many iterations too, in
+                `generators/step-N/`, to score or choose from later; 0 for none. One of Stable
+                Diffusion 1.5 takes 4.3 GB, a quarter of a checkpoint.
+        """
+        if every_n_steps < 0:
+            refuse("export.every_n_steps", every_n_steps, "at least 0")
+        self.every_n_steps = every_n_steps
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save one on the way, on schedule; a full disk does not end the training for it."""
+        if not self.every_n_steps or trainer.global_step % self.every_n_steps:
+            return
+        folder = f"{_HISTORY}/step-{trainer.global_step:07d}"
+        with pl_module.full_parameters(pl_module.ema) as network:
+            try:
+                self._save(trainer, network, pl_module, folder)
+            except OSError as error:
+                reason = error.strerror or error
+                rank_zero_warn(f"{folder} could not be written ({reason}). The training goes on.")
+
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Put the weights together, if they are spread over the processes, and save."""
         self._tried, self._failure = True, None
         with pl_module.full_parameters(pl_module.ema) as network:
             try:
-                self._save(trainer, network, pl_module)
+                self._facts = self._save(trainer, network, pl_module, EXPORT_FOLDER)
             except OSError as error:
                 self._failure = error.strerror or str(error)
 
@@ -71,16 +99,15 @@ class Export(L.Callback):
                 write_card(root / EXPORT_FOLDER, replace(self._facts, summary=summary))
 
     @rank_zero_only
-    def _save(self, trainer: L.Trainer, network: nn.Module, module: Any) -> None:
-        """Save under a temporary name, then rename."""
-        root = Path(trainer.default_root_dir)
-        with replacing(root / EXPORT_FOLDER) as folder:
+    def _save(self, trainer: L.Trainer, network: nn.Module, module: Any, name: str) -> Facts:
+        """Save under a temporary name, then rename; return what the card says."""
+        with replacing(Path(trainer.default_root_dir, name)) as folder:
             module.teacher.save_generator(merged(network), folder, module.t_init, module.num_steps)
             if adapters(network):
                 save_lora(network, folder / LORA_FOLDER)
             facts = self._gather(trainer, module)
             write_card(folder, facts)
-        self._facts = facts
+        return facts
 
     def _gather(self, trainer: L.Trainer, module: Any) -> Facts:
         """Collect what the card says."""

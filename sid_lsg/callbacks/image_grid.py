@@ -19,25 +19,31 @@ def spread(prompts: Sequence[str], count: int) -> list[str]:
 
 
 class ImageGrid(L.Callback):
-    """Draw a grid of the averaged generator's images of held-out prompts.
+    """Draw a grid of the averaged generator's images of held-out prompts, or of given ones.
 
     PNG files in the run directory's `grids/`; W&B shows the images with their prompts, TensorBoard
     the grid. The first one is the untrained generator's.
     """
 
-    def __init__(self, every_n_steps: int = 500, num_images: int = 16) -> None:
-        """Choose how often and how many.
+    def __init__(
+        self, every_n_steps: int = 500, num_images: int = 16, prompts: list[str] | None = None
+    ) -> None:
+        """Choose how often, how many and of what.
 
         Args:
             every_n_steps: A grid after every so many iterations; 0 for none.
-            num_images: Images in a grid, with seeds 0, 1, ...; prompts are spread over the held-out
-                ones.
+            num_images: Images in a grid, with seeds 0, 1, ...
+            prompts: Prompts of your own, for example ["a red dress", "a black boot"], each in turn
+                until there are num_images; by default spread over the held-out ones.
         """
         if every_n_steps < 0:
             refuse("image_grid.every_n_steps", every_n_steps, "at least 0")
         if num_images < 1:
             refuse("image_grid.num_images", num_images, "at least 1")
-        self.every_n_steps, self.num_images = every_n_steps, num_images
+        if prompts is not None and not 0 < len(prompts) <= num_images:
+            wanted = f"1 to {num_images} prompts, as many as --image_grid.num_images at most"
+            refuse("image_grid.prompts", f"{len(prompts)}", wanted)
+        self.every_n_steps, self.num_images, self.prompts = every_n_steps, num_images, prompts
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Show where the training starts; what it continues from has been shown, if it was due."""
@@ -52,7 +58,7 @@ class ImageGrid(L.Callback):
             self._draw(trainer, pl_module)
 
     def _draw(self, trainer: L.Trainer, module: Any) -> None:
-        prompts = spread(trainer.datamodule.heldout_prompts, self.num_images)
+        prompts = spread(self.prompts or trainer.datamodule.heldout_prompts, self.num_images)
         # On all processes: a sharded network needs every one of them.
         latents = module.generate(prompts, range(self.num_images))
         if not trainer.is_global_zero:
