@@ -543,6 +543,15 @@ def test_the_training_goes_on_when_the_disk_is_full(
                 load(run / "checkpoints/0000004.ckpt")["state_dict"])  # fmt: skip
 
 
+def test_a_first_save_that_fails_leaves_nothing_to_continue_from(
+    command: list[str], no_room: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    no_room(1, 2, 3)
+    message = refused(command, capsys)
+    assert "0000003.ckpt' (File too large); there is no earlier one." in message
+    assert "Make room, then begin again." in message
+
+
 def test_a_final_save_that_fails_is_an_error(
     command: list[str], empty: Path, no_room: Callable[..., None],
     capsys: pytest.CaptureFixture[str],

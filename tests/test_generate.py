@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import numpy as np
 import prepared
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from sid_lsg.cli import main
 from sid_lsg.errors import UsageError
@@ -270,6 +273,17 @@ def test_mistakes_are_one_message(
     monkeypatch.chdir(tmp_path)
     assert said in refused(capsys, *line(model, tmp_path / "out", **options))
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_weights_that_make_no_picture_are_not_blamed_on_the_precision(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = shutil.copytree(model, tmp_path / "broken")
+    weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: w * torch.nan for name, w in load_file(weights).items()}, weights)
+    message = refused(capsys, *line(str(broken), tmp_path / "out", prompt="a"))
+    assert "--model: image 000000-0.png is not finite in float32" in message
+    assert images(tmp_path / "out") == {}
 
 
 def test_an_sdxl_folder_is_no_teacher(

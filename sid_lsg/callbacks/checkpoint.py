@@ -148,10 +148,9 @@ class Checkpoint(ModelCheckpoint):
             UsageError: If that is impossible. What was saved before is still there.
         """
         if failure := self._finish(trainer, due=True):
-            raise UsageError(
-                f"--trainer.default_root_dir: {failure} Make room, then continue from there with "
-                "--ckpt_path last."
-            )
+            there = self._last_checkpoint_saved
+            then = "continue from there with --ckpt_path last" if there else "begin again"
+            raise UsageError(f"--trainer.default_root_dir: {failure} Make room, then {then}.")
         return Path(self._last_checkpoint_saved)
 
     def mark_good(self, trainer: L.Trainer) -> None:

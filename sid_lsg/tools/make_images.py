@@ -120,11 +120,16 @@ def about_image(picture: Picture, model: str) -> PngInfo:
 
 
 def _check_finite(images: Tensor, pictures: Sequence[Picture], model: ImageModel) -> None:
+    dtype = model.about["dtype"]
     for (name, *_), finite in zip(pictures, images.isfinite().flatten(1).all(1), strict=True):
+        if not finite and dtype == "float16":
+            raise UsageError(
+                f"--dtype: image {name} is not finite in float16. Use float32 or bfloat16."
+            )
         if not finite:
             raise UsageError(
-                f"--dtype: image {name} is not finite in {model.about['dtype']}. Use float32 or "
-                "bfloat16."
+                f"--model: image {name} is not finite in {dtype}: {model.about['model']!r} has bad "
+                "weights, or cannot be sampled so. Try another one, --num_steps or --sampler."
             )
 
 
