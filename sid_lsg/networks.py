@@ -215,7 +215,8 @@ class StableDiffusion(Teacher):
         """Sample the teacher by DDIM through diffusers' own pipeline."""
         scheduler = DDIMScheduler.from_config(self.scheduler_config, clip_sample=False)
         (condition,) = self.encode_prompts(prompts).values()
-        (null,) = expand(self.null_condition(), len(prompts)).values()
+        # Encoded anew: `null_condition` keeps what the training has encoded in its own precision.
+        (null,) = expand(self.encode_prompts([""]), len(prompts)).values()
         with self.precision_of(self.network):  # of the UNet alone: text is encoded before
             latents = self.pipeline(self.network, scheduler)(
                 prompt_embeds=condition,

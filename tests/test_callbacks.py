@@ -550,6 +550,8 @@ def test_generators_on_the_way_are_kept(small_sd: str, files: Files, tmp_path: P
         ), path
     weights = Path("unet", "diffusion_pytorch_model.safetensors")
     assert (early / weights).read_bytes() != (end / weights).read_bytes()
+    plain = fit(small_sd, files, tmp_path / "plain", Export(), max_steps=5)  # trained no otherwise
+    assert (plain.root / "generator" / weights).read_bytes() == (end / weights).read_bytes()
     assert load_model(str(early)).sample(["a red dress"], [0]).shape == (1, 3, 64, 64)
 
 

@@ -329,6 +329,19 @@ def test_the_teachers_products_alone_are_in_16_bits(tiny_sd: str) -> None:
     assert all(torch.equal(states, expected) for states in seen)
 
 
+def test_pictures_of_the_teacher_leave_the_trainings_empty_prompt_alone(tiny_sd: str) -> None:
+    """Which is encoded in mixed precision, whatever was sampled before."""
+    found = []
+    for sampled in (False, True):
+        teacher = StableDiffusion.from_pretrained(tiny_sd)
+        if sampled:
+            teacher.sample_reference(["a cat"], [0], 1, 2.0)
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(teacher.null_condition()["encoder_hidden_states"])
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], teacher.encode_prompts([""])["encoder_hidden_states"])
+
+
 def test_conditioning_is_selected_expanded_joined_and_replaced_by_sample() -> None:
     condition = {"states": torch.arange(12.0).view(3, 2, 2), "pooled": torch.arange(3.0)}
     null = {"states": torch.full((1, 2, 2), -1.0), "pooled": torch.full((1,), -1.0)}
