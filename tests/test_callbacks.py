@@ -607,7 +607,9 @@ def test_a_grid_shows_prompts_of_ones_own(small_sd: str, files: Files, tmp_path:
 
 @pytest.mark.parametrize("prompts", [[], ["a", "b", "c"]])
 def test_prompts_that_a_grid_has_no_place_for_are_refused(prompts: list[str]) -> None:
-    with pytest.raises(UsageError, match=r"--image_grid\.prompts must be 1 to 2 prompts"):
+    with pytest.raises(
+        UsageError, match=r"--image_grid\.prompts must be a list of 1 to 2 .*, got \d"
+    ):
         ImageGrid(num_images=2, prompts=prompts)
 
 

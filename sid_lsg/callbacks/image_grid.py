@@ -41,8 +41,8 @@ class ImageGrid(L.Callback):
         if num_images < 1:
             refuse("image_grid.num_images", num_images, "at least 1")
         if prompts is not None and not 0 < len(prompts) <= num_images:
-            wanted = f"1 to {num_images} prompts, as many as --image_grid.num_images at most"
-            refuse("image_grid.prompts", f"{len(prompts)}", wanted)
+            wanted = f"a list of 1 to {num_images} (--image_grid.num_images) prompts"
+            refuse("image_grid.prompts", len(prompts), wanted)
         self.every_n_steps, self.num_images, self.prompts = every_n_steps, num_images, prompts
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
