@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
 from torch.multiprocessing.spawn import start_processes
 
 from sid_lsg.cli import main
@@ -101,6 +102,7 @@ def _become(
             os.dup2(file.fileno(), descriptor)
     os.environ.clear()
     os.environ.update(environment)
+    rank_zero_only.rank = _get_rank() or 0  # Lightning reads it where it is imported
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     multiprocessing.set_start_method("fork", force=True)  # the platform's own, for the workers
     torch.set_num_threads(1)
