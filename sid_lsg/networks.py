@@ -243,8 +243,8 @@ def _locate(model: str, where: Mapping[str, str], option: str) -> str:
         return model
     if folder.is_file():
         raise UsageError(
-            f"--{option}: {str(folder)!r} is a file. Give a diffusers folder in Stable Diffusion's "
-            "layout; of a whole model in one file diffusers makes it: "
+            f"--{option}: {str(folder)!r} is a file. Give a diffusers folder with the subfolders "
+            f"{', '.join(COMPONENTS)}; of a whole model in one file diffusers makes it: "
             f"StableDiffusionPipeline.from_single_file({str(folder)!r}).save_pretrained(DIR)"
         )
     index = folder / "model_index.json"

@@ -440,7 +440,7 @@ def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     message = refusal(tmp_path / "model.safetensors")
     assert message.startswith(f"--model.teacher: '{tmp_path}/model.safetensors' is a file.")
-    assert "Give a diffusers folder" in message
+    assert LAYOUT in message
     assert "StableDiffusionPipeline.from_single_file(" in message
 
 
