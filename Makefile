@@ -43,7 +43,7 @@ browser: $(STAMP)  ## Test the app in a real browser; Debian's chromium is insta
 	  sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
 	  $$sudo apt-get update -qq && \
 	  $$sudo apt-get install -qq --no-install-recommends -y chromium; }
-	$(BIN)/python -m pytest -q -m browser tests/test_app_browser.py
+	$(BIN)/python -m pytest -q -m browser tests/app/test_browser.py
 
 lint: $(STAMP)  ## Check style
 	$(BIN)/ruff check .

@@ -42,7 +42,6 @@ from lightning.pytorch.utilities import rank_zero_only  # noqa: E402
 from lightning.pytorch.utilities.exceptions import MisconfigurationException  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
-from sid_lsg.adversarial import check_real_data  # noqa: E402
 from sid_lsg.callbacks import (  # noqa: E402
     Checkpoint,
     Export,
@@ -54,13 +53,16 @@ from sid_lsg.callbacks import (  # noqa: E402
     Throughput,
 )
 from sid_lsg.callbacks.interruption import ending_on_signals  # noqa: E402
-from sid_lsg.checks import refuse  # noqa: E402
-from sid_lsg.data import PromptDataModule, training_files  # noqa: E402
-from sid_lsg.errors import Interrupted, TrainingStopped, UsageError  # noqa: E402
-from sid_lsg.module import SiDLSG  # noqa: E402
-from sid_lsg.optimizer_options import check_shards, check_steps, optimizers_of  # noqa: E402
-from sid_lsg.resume import check_resume  # noqa: E402
-from sid_lsg.run import (  # noqa: E402
+from sid_lsg.checkpoints.resume import check_resume  # noqa: E402
+from sid_lsg.data.prompts import PromptDataModule, training_files  # noqa: E402
+from sid_lsg.messages.checks import refuse  # noqa: E402
+from sid_lsg.messages.errors import Interrupted, TrainingStopped, UsageError  # noqa: E402
+from sid_lsg.networks.precision import allow_tf32  # noqa: E402
+from sid_lsg.study.options import check_series  # noqa: E402
+from sid_lsg.training.discriminator import check_real_data  # noqa: E402
+from sid_lsg.training.module import SiDLSG  # noqa: E402
+from sid_lsg.training.optimizer_options import check_shards, check_steps, optimizers_of  # noqa: E402
+from sid_lsg.training.run_directory import (  # noqa: E402
     SaveConfig,
     check_config_files,
     check_files,
@@ -70,9 +72,7 @@ from sid_lsg.run import (  # noqa: E402
     put_inside,
     run_directory,
 )
-from sid_lsg.strategies import register_strategies  # noqa: E402
-from sid_lsg.study.options import check_series  # noqa: E402
-from sid_lsg.tf32 import allow_tf32  # noqa: E402
+from sid_lsg.training.strategies import register_strategies  # noqa: E402
 
 PROGRAM = "python -m sid_lsg.cli"
 _ADAM = {
@@ -92,7 +92,7 @@ _TOOLS = {
     "study": ("study", "run a grid of fits and compare their scores, as tables and plots"),
     "estimate": ("estimate", "say what a fit will need: memory on each device, and hours"),
     "benchmark": ("benchmark", "measure how fast a fit is on this machine, and in how much memory"),
-}  # command: (module of sid_lsg.tools and its function, what it does)
+}  # command: (module of sid_lsg.commands and its function, what it does)
 _OF_FIT = ("estimate", "benchmark")  # they take the options of `fit`, and read them themselves
 _COMMANDS = ("fit", *_TOOLS)
 
@@ -307,7 +307,7 @@ def description(tool: Callable[..., Any]) -> str:
 def _run_tool(command: str, *arguments: str) -> None:
     """Call a tool's function with its options, which are the function's arguments."""
     name, _ = _TOOLS[command]
-    function = getattr(importlib.import_module(f"sid_lsg.tools.{name}"), name)
+    function = getattr(importlib.import_module(f"sid_lsg.commands.{name}"), name)
     if command in _OF_FIT:
         function(arguments)
         return

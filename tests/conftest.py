@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 HERE = Path(__file__).parent
 # These take minutes. At the head of the first worker's tests, no other worker takes some of them
 # over, which would need their fixtures again, and none is left for the end.
-FIRST = ("test_strategies", "test_soak", "test_export_graph")
+FIRST = ("test_strategies", "test_soak", "test_graph")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -16,9 +16,9 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from sid_lsg.ema import ema_beta
-from sid_lsg.guidance import Kappas
-from sid_lsg.networks import StableDiffusion
+from sid_lsg.method.ema import ema_beta
+from sid_lsg.method.guidance import Kappas
+from sid_lsg.teachers.stable_diffusion import StableDiffusion
 
 
 class Noise(NamedTuple):

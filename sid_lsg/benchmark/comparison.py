@@ -10,8 +10,8 @@ import lightning as L
 from sid_lsg.benchmark.baseline import Baseline
 from sid_lsg.benchmark.machine import clock
 from sid_lsg.benchmark.runs import fit, summary
-from sid_lsg.data import PromptBatch
-from sid_lsg.module import SiDLSG
+from sid_lsg.data.prompts import PromptBatch
+from sid_lsg.training.module import SiDLSG
 
 _OURS, _STEP = "ours", "ours, without the Trainer"
 _BASELINE, _LEAN = "baseline", "baseline, without garbage collection"

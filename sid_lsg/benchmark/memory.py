@@ -6,9 +6,9 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from sid_lsg.allocations import ACTIVATIONS, GRADIENTS, Allocations, tensors
-from sid_lsg.compilation import as_written
-from sid_lsg.module import SiDLSG
+from sid_lsg.costs.allocations import ACTIVATIONS, GRADIENTS, Allocations, tensors
+from sid_lsg.networks.compilation import as_written
+from sid_lsg.training.module import SiDLSG
 
 
 @contextmanager

@@ -10,12 +10,12 @@ from unittest import mock
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-import sid_lsg.alternating
-import sid_lsg.module
-from sid_lsg.compilation import as_written
-from sid_lsg.draws import Phase
-from sid_lsg.ema import update_ema
-from sid_lsg.module import SiDLSG
+import sid_lsg.training.alternating
+import sid_lsg.training.module
+from sid_lsg.method.draws import Phase
+from sid_lsg.method.ema import update_ema
+from sid_lsg.networks.compilation import as_written
+from sid_lsg.training.module import SiDLSG
 
 Parts = dict[tuple[str, str], float]
 """(phase, part) to seconds or FLOPs; phases are "fake score", "generator" and "iteration"."""
@@ -102,7 +102,7 @@ def measured_parts(module: SiDLSG, now: Callable[[], float]) -> Iterator[Parts]:
         (module.teacher.network, "forward", "teacher"),
         (torch.autograd, "backward", "backward"),
         (torch.autograd, "grad", "backward"),
-        (sid_lsg.alternating, "all_reduce_mean", "reduce"),
+        (sid_lsg.training.alternating, "all_reduce_mean", "reduce"),
         (module, "on_before_optimizer_step", "repair and norm"),
         *((optimizer, "step", "optimizer") for optimizer in module.trainer.optimizers),
         (module.log_of_iterations, "write", "logging"),
@@ -114,7 +114,7 @@ def measured_parts(module: SiDLSG, now: Callable[[], float]) -> Iterator[Parts]:
         inputs = of_phase(None, "draws", module.phase_inputs)  # and what is not the text encoder
         stack.enter_context(mock.patch.object(module, "training_step", whole_step))
         stack.enter_context(mock.patch.object(module, "phase_inputs", inputs))
-        stack.enter_context(mock.patch.object(sid_lsg.module, "update_ema", ema))
+        stack.enter_context(mock.patch.object(sid_lsg.training.module, "update_ema", ema))
         row: Parts = {}
         yield row
         meter.begin("end")  # closes what is open

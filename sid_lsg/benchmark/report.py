@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sid_lsg.benchmark.settings import setting_name
-from sid_lsg.markdown import table
+from sid_lsg.messages.words import table
 
 Table = tuple[list[str], list[list[str]]]
 """A head and rows."""

@@ -16,8 +16,8 @@ from sid_lsg.benchmark.machine import clock
 from sid_lsg.benchmark.memory import measured_memory
 from sid_lsg.benchmark.operators import measured_operators, waiting, with_flops
 from sid_lsg.benchmark.parts import Parts, counted_flops, measured_parts
-from sid_lsg.data import Iterations, PromptDataset, StatelessDataLoader
-from sid_lsg.module import SiDLSG
+from sid_lsg.data.prompts import Iterations, PromptDataset, StatelessDataLoader
+from sid_lsg.training.module import SiDLSG
 
 # Of ordinary lengths; what they say makes no difference to the cost.
 _PROMPTS = tuple(

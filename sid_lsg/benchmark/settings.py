@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 
-from sid_lsg.memory import CHECKPOINTED
+from sid_lsg.networks.memory import CHECKPOINTED
 
 Precision = Literal["config", "fp32", "tf32", "bf16", "bf16-compile"]
 MemoryUse = Literal[

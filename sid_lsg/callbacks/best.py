@@ -9,8 +9,8 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from sid_lsg.callbacks.metrics import Metrics
-from sid_lsg.errors import UsageError
-from sid_lsg.files import replacing
+from sid_lsg.files.replacing import replacing
+from sid_lsg.messages.errors import UsageError
 
 Mode = Literal["min", "max"]
 _FILE = "best.json"

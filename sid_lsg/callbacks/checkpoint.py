@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from sid_lsg.callbacks.best import Best, Mode
 from sid_lsg.callbacks.retention import delete, keep_as, on_first, point
 from sid_lsg.callbacks.throughput import Throughput
-from sid_lsg.checkpoints import (
+from sid_lsg.checkpoints.io import (
     BEST,
     GOOD,
     LAST,
@@ -23,12 +23,12 @@ from sid_lsg.checkpoints import (
     peek,
     write,
 )
-from sid_lsg.checks import refuse
-from sid_lsg.errors import UsageError
-from sid_lsg.files import remove_leftovers
+from sid_lsg.checkpoints.resume import check_optimizers
+from sid_lsg.files.replacing import remove_leftovers
 from sid_lsg.loggers import CSVLogger
-from sid_lsg.resume import check_optimizers
-from sid_lsg.run import CONFIG, SaveConfig
+from sid_lsg.messages.checks import refuse
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.training.run_directory import CONFIG, SaveConfig
 
 
 class Checkpoint(ModelCheckpoint):

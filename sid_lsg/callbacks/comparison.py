@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import lightning as L
 from torch import Tensor, nn
 
-from sid_lsg.guidance import sampling_evaluations
-from sid_lsg.images import comparison, save_png, to_pil
+from sid_lsg.images.pixels import comparison, save_png, to_pil
 from sid_lsg.loggers import log_images, log_table
+from sid_lsg.method.guidance import sampling_evaluations
 from sid_lsg.metrics.evaluator import Sampler, Scores
 
 _SHOWN = {"fid": "FID", "clip_score": "CLIP", "precision": "precision", "recall": "recall"}

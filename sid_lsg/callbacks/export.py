@@ -11,13 +11,13 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import nn
 
-from sid_lsg.checks import refuse
-from sid_lsg.errors import UsageError
 from sid_lsg.export.card import write_card
 from sid_lsg.export.facts import Facts, facts_of, teacher_license
-from sid_lsg.files import replacing
-from sid_lsg.lora import LORA_FOLDER, adapters, merged, save_lora
-from sid_lsg.run import CONFIG, SaveConfig
+from sid_lsg.files.replacing import replacing
+from sid_lsg.messages.checks import refuse
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.networks.lora import LORA_FOLDER, adapters, merged, save_lora
+from sid_lsg.training.run_directory import CONFIG, SaveConfig
 
 EXPORT_FOLDER = "generator"
 _HISTORY = "generators"  # those on the way

@@ -11,8 +11,8 @@ from torch import Tensor
 from sid_lsg.callbacks.checkpoint import Checkpoint
 from sid_lsg.callbacks.instability import BASELINE, Instability
 from sid_lsg.callbacks.schedule import due, images_seen, log_now
-from sid_lsg.checks import check_teacher_guidance, refuse
-from sid_lsg.errors import TrainingStopped, UsageError
+from sid_lsg.messages.checks import check_teacher_guidance, refuse
+from sid_lsg.messages.errors import TrainingStopped, UsageError
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.probe import Probe, below, choose_prompts, probe
 

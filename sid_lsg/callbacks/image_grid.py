@@ -6,9 +6,9 @@ from typing import Any
 
 import lightning as L
 
-from sid_lsg.checks import refuse
-from sid_lsg.images import grid, save_png, to_pil
+from sid_lsg.images.pixels import grid, save_png, to_pil
 from sid_lsg.loggers import log_images
+from sid_lsg.messages.checks import refuse
 
 
 def spread(prompts: Sequence[str], count: int) -> list[str]:

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
-from sid_lsg.bad_samples import Reading
 from sid_lsg.callbacks.checkpoint import Checkpoint
-from sid_lsg.errors import Interrupted
+from sid_lsg.messages.errors import Interrupted
+from sid_lsg.training.bad_samples import Reading
 
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _NAMES: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}

@@ -18,17 +18,17 @@ from sid_lsg.callbacks.comparison import (
 from sid_lsg.callbacks.export import EXPORT_FOLDER, Export
 from sid_lsg.callbacks.image_grid import spread
 from sid_lsg.callbacks.schedule import due, images_seen, log_now
-from sid_lsg.checks import check_teacher_guidance, refuse
-from sid_lsg.errors import UsageError
-from sid_lsg.files import replacing
-from sid_lsg.images import to_uint8
+from sid_lsg.distributed.processes import check_enough
+from sid_lsg.files.replacing import replacing
+from sid_lsg.files.sources import resolve
+from sid_lsg.images.pixels import to_uint8
+from sid_lsg.messages.checks import check_teacher_guidance, refuse
+from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.evaluator import Evaluator, Sampler, Scores
 from sid_lsg.metrics.features import PAPER_PREFIX, CLIPFeatures
 from sid_lsg.metrics.protocol import EvaluationProtocol, ProtocolName, load_protocol
 from sid_lsg.metrics.reference import load_reference
 from sid_lsg.metrics.statistics import Statistics
-from sid_lsg.processes import check_enough
-from sid_lsg.resources import resolve
 
 
 class Metrics(L.Callback):

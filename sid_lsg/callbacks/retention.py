@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
-from sid_lsg.files import remove, replacing
+from sid_lsg.files.replacing import remove, replacing
 
 
 def on_first(trainer: L.Trainer, action: Callable[..., Any], *arguments: Any) -> None:

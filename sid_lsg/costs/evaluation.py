@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import flop_registry
 
-from sid_lsg.allocations import Allocations
-from sid_lsg.lora import trainable
-from sid_lsg.teacher import Teacher
+from sid_lsg.costs.allocations import Allocations
+from sid_lsg.networks.lora import trainable
+from sid_lsg.teachers.base import Teacher
 
 Gradient = Literal["weights", "inputs", "both"]
 """What an evaluation's backward pass computes."""

@@ -8,9 +8,9 @@ from torch import nn
 
 from sid_lsg.costs.evaluation import Meter, call_cost
 from sid_lsg.costs.plan import PlannedRun
-from sid_lsg.lora import trainable
-from sid_lsg.optimizer_options import MakeOptimizer
-from sid_lsg.sharding import blocks
+from sid_lsg.distributed.sharding import blocks
+from sid_lsg.networks.lora import trainable
+from sid_lsg.training.optimizer_options import MakeOptimizer
 
 
 def standing_bytes(run: PlannedRun) -> dict[str, int]:

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from sid_lsg.checks import check_method
 from sid_lsg.costs.plan import Plan
-from sid_lsg.errors import UsageError
-from sid_lsg.guidance import Guidance
-from sid_lsg.lora import LoRA
-from sid_lsg.memory import CHECKPOINTED
-from sid_lsg.optimizer_options import check_steps, optimizers_of
-from sid_lsg.optimizers import AdamWithoutMomentum
+from sid_lsg.messages.checks import check_method
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.guidance import Guidance
+from sid_lsg.networks.lora import LoRA
+from sid_lsg.networks.memory import CHECKPOINTED
+from sid_lsg.optimizers.adam import AdamWithoutMomentum
+from sid_lsg.training.optimizer_options import check_steps, optimizers_of
 
 
 def plan_of(config: Any, gpus: int | None = None) -> Plan:
@@ -125,7 +125,9 @@ def levers(plan: Plan) -> dict[str, dict[str, Any]]:
     optimizers |= {"optimizer_generator": plan.optimizer_generator}
     made = [make([nn.Parameter(torch.zeros(1, 1))]) for make in optimizers.values()]
     if all(map(_stores_gradients, made)):
-        option = f"class_path: sid_lsg.optimizers.{AdamWithoutMomentum.__name__} (both optimizers)"
+        option = (
+            f"class_path: sid_lsg.optimizers.adam.{AdamWithoutMomentum.__name__} (both optimizers)"
+        )
         found[option] = dict.fromkeys(optimizers, AdamWithoutMomentum)
     if plan.frozen_precision != "bf16":
         found["--model.frozen_precision bf16"] = {"frozen_precision": "bf16"}

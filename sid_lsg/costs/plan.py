@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from sid_lsg.costs.evaluation import Evaluation, Gradient, evaluation
-from sid_lsg.guidance import Kappas
-from sid_lsg.lora import LoRA, adapt, copy_trainable
-from sid_lsg.memory import (
+from sid_lsg.method.guidance import Kappas
+from sid_lsg.networks.lora import LoRA, adapt, copy_trainable
+from sid_lsg.networks.memory import (
     EMADevice,
     FrozenPrecision,
     Memory,
@@ -18,9 +18,9 @@ from sid_lsg.memory import (
     recomputed,
     set_frozen_precision,
 )
-from sid_lsg.optimizer_options import MakeOptimizer
-from sid_lsg.optimizers import AdamWithoutMomentum
-from sid_lsg.teacher import Teacher
+from sid_lsg.optimizers.adam import AdamWithoutMomentum
+from sid_lsg.teachers.base import Teacher
+from sid_lsg.training.optimizer_options import MakeOptimizer
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sid_lsg.errors import UsageError
+from sid_lsg.messages.errors import UsageError
 
 GARMENTS = (
     "t-shirt", "pair of trousers", "pullover", "dress", "coat",

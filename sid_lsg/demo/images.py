@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from sid_lsg.checks import refuse
+from sid_lsg.data.real_images import METADATA
 from sid_lsg.demo.dataset import CAPTIONS, draw, load_photographs
 from sid_lsg.demo.recipe import DATA_DIR
-from sid_lsg.errors import UsageError
-from sid_lsg.files import check_writable, replacing
-from sid_lsg.images import save_png, to_pil
-from sid_lsg.real_images import METADATA
+from sid_lsg.files.replacing import check_writable, replacing
+from sid_lsg.images.pixels import save_png, to_pil
+from sid_lsg.messages.checks import refuse
+from sid_lsg.messages.errors import UsageError
 
 
 def images(output: Path, data_dir: str = DATA_DIR, num_images: int = 3200, seed: int = 7) -> None:

@@ -31,7 +31,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from sid_lsg.demo.dataset import CAPTIONS, SIZE, Photographs, draw, load_photographs
 from sid_lsg.demo.tokenizer import train_tokenizer
-from sid_lsg.images import to_uint8
+from sid_lsg.images.pixels import to_uint8
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.protocol import clip_protocol
 from sid_lsg.metrics.statistics import Collector

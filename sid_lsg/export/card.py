@@ -10,9 +10,9 @@ import yaml
 
 from sid_lsg.export import snippets
 from sid_lsg.export.facts import CARD, Facts, is_hub_id, public_name, steps_text
-from sid_lsg.files import replacing
-from sid_lsg.guidance import Guidance
-from sid_lsg.markdown import table
+from sid_lsg.files.replacing import replacing
+from sid_lsg.messages.words import table
+from sid_lsg.method.guidance import Guidance
 
 _PROTOCOLS = {
     "clean256": "features of Inception, resized by Pillow, LANCZOS to 256 and bicubic to 299",

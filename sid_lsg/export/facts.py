@@ -10,10 +10,10 @@ import yaml
 from huggingface_hub import ModelCard, hf_hub_download
 
 from sid_lsg.export.snippets import PLACE
-from sid_lsg.resources import PREFIX, resolve
+from sid_lsg.files.sources import PREFIX, resolve
 
 if TYPE_CHECKING:
-    from sid_lsg.networks import StableDiffusion
+    from sid_lsg.teachers.stable_diffusion import StableDiffusion
 
 CARD = "README.md"
 Layout = Literal["diffusers", "unet", "onnx"]

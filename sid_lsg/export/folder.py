@@ -10,12 +10,12 @@ import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler
 from torch import nn
 
-from sid_lsg.errors import UsageError
 from sid_lsg.export import scheduler as scheduler_file
 from sid_lsg.export.scheduler import SiDScheduler
+from sid_lsg.messages.errors import UsageError
 
 if TYPE_CHECKING:
-    from sid_lsg.networks import StableDiffusion
+    from sid_lsg.teachers.stable_diffusion import StableDiffusion
 
 SCHEDULER_MODULE = "sid_lsg_scheduler"  # the file's name in a folder's scheduler/
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from sid_lsg.errors import UsageError
 from sid_lsg.export.folder import save_tokenizer
-from sid_lsg.generator import sampling_timesteps, seeded_noises
-from sid_lsg.networks import StableDiffusion
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.sampling import sampling_timesteps, seeded_noises
+from sid_lsg.teachers.stable_diffusion import StableDiffusion
 
 GRAPH = "generator.onnx"
 _PROMPTS, _SEEDS = ["a lighthouse at dawn", ""], [0, 1]  # what is traced, and compared

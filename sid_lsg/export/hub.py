@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from sid_lsg.errors import UsageError
+from sid_lsg.messages.errors import UsageError
 
 
 def check_id(repo_id: str) -> None:

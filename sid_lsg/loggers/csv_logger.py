@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from sid_lsg.files import replacing, writing
+from sid_lsg.files.replacing import replacing, writing
 
 _STEP = "step"
 

@@ -8,7 +8,7 @@ import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
-from sid_lsg.markdown import table
+from sid_lsg.messages.words import table
 
 
 def log_images(

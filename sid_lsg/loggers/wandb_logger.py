@@ -20,8 +20,8 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from sid_lsg.errors import UsageError
-from sid_lsg.run import CONFIG, sweep_run
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.training.run_directory import CONFIG, sweep_run
 
 _PATIENCE = 4.0  # seconds for W&B's server to answer at all
 

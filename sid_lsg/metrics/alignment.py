@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics import Metric
 
-from sid_lsg.errors import UsageError
+from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.manifold import nearest_distances
 
 _LUMINANCE = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)  # ITU-R BT.601

@@ -10,15 +10,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from tqdm import tqdm
 
-from sid_lsg.images import to_uint8
+from sid_lsg.distributed.processes import batches_of, gather, process, share_of
+from sid_lsg.images.folder import ImageReader
+from sid_lsg.images.pixels import to_uint8
 from sid_lsg.metrics.features import CLIPFeatures
-from sid_lsg.metrics.folder import ImageReader
 from sid_lsg.metrics.manifold import kernel_distance, kth_distances, overlap
 from sid_lsg.metrics.preferences import Preference
 from sid_lsg.metrics.protocol import EvaluationProtocol, clip_protocol
 from sid_lsg.metrics.scores import Mean, cosines, frechet_distance
 from sid_lsg.metrics.statistics import Collector, Statistics
-from sid_lsg.processes import batches_of, gather, process, share_of
 
 Sampler = Callable[[Sequence[str], Sequence[int]], Tensor]
 """(prompts, seeds) -> images [B, 3, H, W] in [-1, 1]."""

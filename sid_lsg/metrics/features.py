@@ -12,11 +12,11 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
-from sid_lsg.files import weights_hash
-from sid_lsg.images import to_uint8
-from sid_lsg.loading import explained
+from sid_lsg.files.loading import explained
+from sid_lsg.files.replacing import weights_hash
+from sid_lsg.files.sources import resolve
+from sid_lsg.images.pixels import to_uint8
 from sid_lsg.metrics.resize import bicubic, fast_bicubic
-from sid_lsg.resources import resolve
 
 PAPER_CLIP = "laion/CLIP-ViT-g-14-laion2B-s12B-b42K"
 PAPER_PREFIX = "A photo depicts "

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sid_lsg.errors import UsageError
+from sid_lsg.messages.errors import UsageError
 
 
 class Overlap(NamedTuple):

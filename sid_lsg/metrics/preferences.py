@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextModel, BlipVisionModel, CLIPModel, CLIPTokenizer
 
-from sid_lsg.loading import explained
+from sid_lsg.files.loading import explained
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.official_weights import blip_models, open_clip_model, reward_head
 from sid_lsg.metrics.preference_pixels import hpsv2_pixels, image_reward_pixels

@@ -12,9 +12,9 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sid_lsg.errors import UsageError
-from sid_lsg.loading import explained
-from sid_lsg.resources import PREFIX, resolve
+from sid_lsg.files.loading import explained
+from sid_lsg.files.sources import PREFIX, resolve
+from sid_lsg.messages.errors import UsageError
 
 HUB_FILE = "hf:"
 _TOKENIZER_REMEDY = "Give as `tokenizer` a folder or a Hub id that this machine can reach."

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from sid_lsg.errors import UsageError
+from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.inception import InceptionFeatures
 from sid_lsg.metrics.resize import bicubic, fast_bicubic, lanczos

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from sid_lsg.errors import UsageError
-from sid_lsg.files import cache_folder, text_hash
-from sid_lsg.metrics.folder import ImageReader, list_images
+from sid_lsg.distributed.processes import check_enough, gather, process, share_of
+from sid_lsg.files.replacing import cache_folder, text_hash
+from sid_lsg.files.sources import resolve
+from sid_lsg.images.folder import ImageReader, list_images
+from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.protocol import EvaluationProtocol
 from sid_lsg.metrics.statistics import Collector, Statistics
-from sid_lsg.processes import check_enough, gather, process, share_of
-from sid_lsg.resources import resolve
 
 
 def load_reference(

@@ -11,11 +11,11 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from sid_lsg.errors import UsageError
-from sid_lsg.files import replacing
+from sid_lsg.files.replacing import replacing
+from sid_lsg.files.sources import resolve
+from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.alignment import Pixels, PixelStatistics
 from sid_lsg.metrics.protocol import EvaluationProtocol
-from sid_lsg.resources import resolve
 
 
 class Statistics(NamedTuple):

@@ -15,7 +15,7 @@ from typing import IO
 
 from tqdm import tqdm
 
-from sid_lsg.locks import held
+from sid_lsg.files.locks import held
 from sid_lsg.study.tasks import Task
 
 _POLL_S = 0.2

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import yaml
 
-from sid_lsg.checks import check_teacher_guidance, refuse
-from sid_lsg.errors import UsageError
-from sid_lsg.run import CONFIG_OPTIONS, pairs
+from sid_lsg.messages.checks import check_teacher_guidance, refuse
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.training.run_directory import CONFIG_OPTIONS, pairs
 
 ErrorBars = Literal["std", "sem"]
 Options = dict[str, Any]
@@ -53,7 +53,7 @@ class Teacher:
 class Study:
     """A study's options, checked as far as no fit has to be read.
 
-    The attributes are the arguments of `sid_lsg.tools.study.study`.
+    The attributes are the arguments of `sid_lsg.commands.study.study`.
     """
 
     output: Path

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sid_lsg.errors import UsageError
-from sid_lsg.guidance import Guidance, Kappas
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.guidance import Guidance, Kappas
 from sid_lsg.study.options import Options, Study, arguments, explicit, merge
 from sid_lsg.study.prompts import check_names, located
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from sid_lsg.callbacks.comparison import steps
-from sid_lsg.files import replacing
+from sid_lsg.files.replacing import replacing
 from sid_lsg.study.options import ErrorBars
 from sid_lsg.study.results import Row, suffix
 from sid_lsg.study.statistics import ERROR_BARS, Group, by_prompts, groups, is_teacher

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sid_lsg.checks import refuse
-from sid_lsg.corpus import find_files, read_corpus
-from sid_lsg.errors import UsageError
-from sid_lsg.files import replacing
+from sid_lsg.data.corpus import find_files, read_corpus
+from sid_lsg.files.replacing import replacing
+from sid_lsg.messages.checks import refuse
+from sid_lsg.messages.errors import UsageError
 
 PREFIX = "study:"  # begins the path of a file in the study's own folder
 FOLDER = "prompts"

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sid_lsg.errors import UsageError
-from sid_lsg.files import replacing
+from sid_lsg.files.replacing import replacing
+from sid_lsg.messages.errors import UsageError
 from sid_lsg.study.options import Study
 from sid_lsg.study.plan import Run
 from sid_lsg.study.tasks import RUNS, Task, at_steps, teacher_jobs

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sid_lsg.markdown import table as lay_out
+from sid_lsg.messages.words import table as lay_out
 from sid_lsg.study.options import ErrorBars
 from sid_lsg.study.results import Row, suffix
 from sid_lsg.study.statistics import ERROR_BARS, Group, Mean, by_prompts, groups, is_teacher

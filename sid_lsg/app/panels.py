@@ -1,0 +1,150 @@
+"""What the page of `app` accepts, samples and shows, without its layout."""
+
+import base64
+import html
+import io
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from sid_lsg.generation.folder import Picture, about_image
+from sid_lsg.generation.models import ImageModel
+from sid_lsg.images.pixels import to_pil
+from sid_lsg.messages.errors import UsageError
+
+MOST_CHARACTERS, MOST_SEED, MOST_IMAGES = 2000, 2**32 - 1, 16
+MOST_STEPS, MOST_TEACHER_STEPS, MOST_GUIDANCE = 8, 100, 15
+_SHOWN = 192  # pixels of the screen to which smaller images are enlarged, at least
+
+
+class Shot(NamedTuple):
+    """An image: its PNG file, which is shown and downloaded, and what sampling it took."""
+
+    seed: int
+    width: int
+    png: bytes
+    seconds: float
+
+
+def take(model: ImageModel, prompt: str, seed: int) -> Shot:
+    """Sample one image, alone, as `generate` does: not one bit depends on other images.
+
+    Raises:
+        UsageError: If it is not finite.
+    """
+    start = time.perf_counter()
+    images = model.sample([prompt], [seed]).cpu()
+    seconds = time.perf_counter() - start
+    if not images.isfinite().all():
+        raise UsageError(
+            f"The image of seed {seed} is not finite in {model.about['dtype']}. Start the app with "
+            "--dtype float32 or bfloat16."
+        )
+    (picture,) = to_pil(images)
+    file = io.BytesIO()
+    about = about_image(Picture("", prompt, seed), model.about["model"])
+    picture.save(file, format="PNG", pnginfo=about)
+    return Shot(seed, picture.width, file.getvalue(), seconds)
+
+
+def check_prompt(prompt: object) -> str:
+    """Return the prompt as `generate` takes it.
+
+    Raises:
+        UsageError: If it is empty, too long, or no text.
+    """
+    text = prompt.strip() if isinstance(prompt, str) else ""
+    if not text:
+        raise UsageError("The prompt is empty. Say what the picture is to show.")
+    if len(text) > MOST_CHARACTERS:
+        raise UsageError(f"The prompt has {len(text)} characters; at most {MOST_CHARACTERS} fit.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError("The prompt holds half of a character. Type it again.") from None
+    return text
+
+
+def check_number(name: str, value: object, least: int, most: int, whole: bool = True) -> float:
+    """Return a number that is in range; one that is to be whole, as an int.
+
+    Raises:
+        UsageError: If it is anything else.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    # The comparison is false for NaN and comes before float(), which huge integers overflow.
+    if not (number and least <= value <= most) or (whole and not float(value).is_integer()):  # type: ignore[operator, arg-type]
+        kind = "whole number" if whole else "number"
+        raise UsageError(f"{name}: give a {kind} from {least} to {most}, got {str(value)[:40]}.")
+    return int(value) if whole else float(value)  # type: ignore[call-overload, arg-type]
+
+
+def show_cuts(models: Mapping[str, ImageModel], prompt: str) -> str:
+    """Say what of a prompt is too long for each model's text encoder; "" if nothing."""
+    blind: dict[str, list[str]] = {}
+    for name, model in models.items():
+        blind.setdefault(model.cut_off(prompt), []).append(f"the {name}")
+    return "".join(
+        f'<p class="sid-notice">The prompt is too long. Not seen by {" and ".join(names)}: '
+        f"<q>{_text(cut)}</q></p>"
+        for cut, names in blind.items()
+        if cut
+    )
+
+
+def show_shots(
+    name: str,
+    model: ImageModel,
+    shots: Sequence[Shot],
+    total: int,
+    student_seconds: float | None = None,
+) -> str:
+    """Show a model's images with their times.
+
+    Args:
+        name: Student or teacher.
+        model: What made them.
+        shots: The images made so far.
+        total: How many there will be.
+        student_seconds: What an image took the student, to compare with.
+    """
+    steps, guidance = model.about["num_steps"], model.about["guidance"]
+    how = f"{steps} step{'s' * (steps > 1)}"
+    how += "" if guidance is None else f", guidance {guidance:g}"
+    seconds = sum(shot.seconds for shot in shots)
+    each = seconds / len(shots) if shots else 0.0
+    lines = f"<b>{show_time(each)}</b> per image, {show_time(seconds)} in all"
+    if student_seconds:
+        lines += f": {each / student_seconds:.3g} times the student's"
+    if len(shots) < total:
+        lines = f"{len(shots)} of {total} images{', ' + lines if shots else ''}"
+    plural = "s" * (model.evaluations > 1)
+    return (
+        f'<section class="sid-panel"><h3>{name.capitalize()}</h3>'
+        f"<p>{how} ({model.evaluations} evaluation{plural} of the network)</p>"
+        f'<p class="sid-times">{lines}</p>'
+        f'<div class="sid-shots">{"".join(_figure(name, shot) for shot in shots)}</div></section>'
+    )
+
+
+def show_time(seconds: float) -> str:
+    """Write a duration in milliseconds or seconds."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.2f} s"
+
+
+def _figure(name: str, shot: Shot) -> str:
+    """Show an image by its true pixels, enlarged by a whole factor if it is small."""
+    url = "data:image/png;base64," + base64.b64encode(shot.png).decode()
+    factor = -(-_SHOWN // shot.width)
+    pixels = ' class="sid-pixels"' if factor > 1 else ""
+    return (
+        f'<figure><img src="{url}" width="{factor * shot.width}"{pixels} '
+        f'alt="{name}, seed {shot.seed}"><figcaption>seed {shot.seed} '
+        f'<span>{show_time(shot.seconds)}</span> <a href="{url}" '
+        f'download="{name}-{shot.seed}.png">PNG</a></figcaption></figure>'
+    )
+
+
+def _text(text: str) -> str:
+    """Escape text for HTML and for Gradio's templates, which would read ${...} and {{...}}."""
+    return html.escape(text).translate({ord(c): f"&#{ord(c)};" for c in "{}$`\\"})

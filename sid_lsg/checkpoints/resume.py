@@ -1,0 +1,186 @@
+"""Whether a run can be continued from a checkpoint: told before anything of the run is changed."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sid_lsg.checkpoints.io import BEST, RECORD, check_contents, newest, peek, verify
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.networks.lora import check_adapters_record, is_adapter
+
+# What an optimizer keeps for every number of a weight; other things may be of any shape.
+ELEMENTWISE = frozenset(
+    ("exp_avg", "exp_avg_sq", "exp_inf", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
+)
+
+
+# Optimizers that take up what another one has kept.
+_CONTINUED_BY = {"AdamWithoutMomentum": "Adam"}
+
+
+def check_resume(
+    ckpt_path: str | None,
+    folder: Path,
+    module: Any = None,
+    batch_size: int | None = None,
+    max_steps: int = -1,
+) -> None:
+    """Refuse what `--ckpt_path` names, before anything is written, if it cannot be continued from.
+
+    A seed that is not the run's own is not refused, but said.
+
+    Args:
+        ckpt_path: The option's value.
+        folder: Where `last` is looked for.
+        module: What is to continue; None looks at the file alone.
+        batch_size: That of the run; None does not look at it.
+        max_steps: The iterations of the whole run; -1 for no end.
+
+    Raises:
+        UsageError: If there is no such file, it is not whole, it is of another model or batch, or
+            it is past the end.
+    """
+    if ckpt_path in (None, "hpc"):
+        return
+    if ckpt_path == "best":
+        raise UsageError(
+            f"--ckpt_path best: name the file, for example {str(folder / BEST)!r}, or `last`."
+        )
+    path = newest(folder)[0] if ckpt_path == "last" else Path(str(ckpt_path))
+    if path is None:
+        return
+    if not path.exists():
+        raise UsageError(
+            f"--ckpt_path: there is no file {str(path)!r}. Give a checkpoint of this model, or "
+            "`last` for the newest one in the run directory."
+        )
+    verify(path)
+    found = peek(path)
+    check_contents(found, str(path))
+    if module is not None:
+        check_weights(module.state_dict(), found["state_dict"])
+        check_adapters_record(module, found)
+        check_optimizers(
+            module.configure_optimizers(), found["optimizer_states"], found.get("optimizer_names")
+        )
+    if 0 <= max_steps < (done := found["global_step"]):
+        raise UsageError(
+            f"--trainer.max_steps: the run is to end after {max_steps} iterations, and this "
+            f"checkpoint has done {done}. Give more, or begin a new run."
+        )
+    config = found.get(RECORD, {}).get("config") or {}
+    _check_batch(config.get("data", {}).get("batch_size"), batch_size)
+    before = config.get("seed_everything")
+    if module is not None and before not in (None, module.seed):
+        rank_zero_warn(
+            f"--seed_everything: the run was made with {before} and goes on with {module.seed}, "
+            f"so neither seed repeats it. Give {before} to continue it as it was begun."
+        )
+
+
+def _check_batch(before: int | None, batch_size: int | None) -> None:
+    """Refuse another batch size: images seen and the order of prompts are counted in batches."""
+    if batch_size and before not in (None, batch_size):
+        raise UsageError(
+            f"--data.batch_size: the run was made with {before}, not {batch_size}: its images seen "
+            f"and prompts would be counted wrongly. Give {before}, or begin a new run from its "
+            "generator with --model.generator_init."
+        )
+
+
+def check_weights(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Refuse weights with anything missing, left over or misshapen.
+
+    Raises:
+        UsageError: For the first of them.
+    """
+    _check_adapters(own, found)
+    for name in sorted(own.keys() ^ found.keys()):
+        where = "lacks" if name in own else f"holds, and this {_origin(name)[0]} has not,"
+        shape = list((own if name in own else found)[name].shape)
+        raise UsageError(
+            f"--ckpt_path: the file {where} {name!r} {shape}: it is of another model. Give the "
+            f"{_origin(name)[1]} that it was made with, or another checkpoint."
+        )
+    for name, value in own.items():
+        if value.shape != found[name].shape:
+            raise UsageError(
+                f"--ckpt_path: {name!r} is {list(found[name].shape)} in the file and "
+                f"{list(value.shape)} in this {_origin(name)[0]}: it is of another model. Give the "
+                f"{_origin(name)[1]} that it was made with, or another checkpoint."
+            )
+
+
+def _check_adapters(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Refuse adapters where all of a network is trained, and the other way round."""
+    for network in dict.fromkeys(name.split(".")[0] for name in own):
+        ours, theirs = (
+            [is_adapter(name) for name in of if name.startswith(f"{network}.")]
+            for of in (own, found)
+        )
+        option = f"--model.lora_{network.replace('ema', 'generator')}"
+        if theirs and any(ours) and not any(theirs):
+            raise UsageError(
+                f"--ckpt_path: the file holds all weights of {network!r}, of which {option} trains "
+                "adapters alone. Leave that option out, or give another checkpoint."
+            )
+        if any(theirs) and not any(ours):
+            raise UsageError(
+                f"--ckpt_path: the file holds LoRA adapters of {network!r}, all of which is to be "
+                f"trained. Give the {option} that it was made with, or another checkpoint."
+            )
+
+
+def _origin(name: str) -> tuple[str, str]:
+    """Say where a weight comes from, and what to give to have it as it was."""
+    if not is_adapter(name):
+        return "teacher", "teacher"
+    network = name.split(".")[0].replace("ema", "generator")
+    return "run", f"--model.lora_{network}"
+
+
+def check_optimizers(
+    own: Iterable[Optimizer],
+    found: Iterable[Mapping[str, Any]],
+    names: Sequence[str] | None = None,
+) -> None:
+    """Refuse optimizer states of other weights, or of another kind of optimizer.
+
+    Args:
+        own: The optimizers.
+        found: The states.
+        names: The classes that they are of, if the file says so.
+
+    Raises:
+        UsageError: For the first difference.
+    """
+    own, found = [*own], [*found]
+    remedy = "Give the optimizers that it was made with, or another checkpoint."
+    if len(own) != len(found):
+        raise UsageError(
+            f"--ckpt_path: the file holds {len(found)} optimizers, not {len(own)}. {remedy}"
+        )
+    for number, (optimizer, state) in enumerate(zip(own, found, strict=True), start=1):
+        kind, before = type(optimizer).__name__, names[number - 1] if names else None
+        if before not in (None, kind, _CONTINUED_BY.get(kind)):
+            raise UsageError(
+                f"--ckpt_path: optimizer {number} is {before} in the file and {kind} here. {remedy}"
+            )
+        counts = [len(group["params"]) for group in optimizer.param_groups]
+        if (others := [len(group["params"]) for group in state["param_groups"]]) != counts:
+            raise UsageError(
+                f"--ckpt_path: optimizer {number} has groups of {others} weights in the file and "
+                f"{counts} here. {remedy}"
+            )
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        for place, weight in enumerate(weights):
+            for name, value in state["state"].get(place, {}).items():
+                if name in ELEMENTWISE and value is not None and value.shape != weight.shape:
+                    raise UsageError(
+                        f"--ckpt_path: {name!r} of optimizer {number}'s weight {place} is "
+                        f"{list(value.shape)} in the file and {list(weight.shape)} here. {remedy}"
+                    )

@@ -1,0 +1,161 @@
+"""Checkpoints that are folders: every process writes its share of the weights.
+
+    0000500.ckpt/
+        shard-00000-of-00002.ckpt    everything, but of sharded tensors the first process' rows
+        shard-00001-of-00002.ckpt    the second process' rows of those
+        manifest.json                the files' lengths and checksums; written last
+
+The shards are files like whole checkpoints. A sharded tensor is `{"sid_lsg.rows": rows}` in each of
+them, and all rows, one shard's after the other's, are the tensor: any number of processes can read
+what any number has written. Like all that this project reads, it is data and never code.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+from sid_lsg.checkpoints.file import (
+    Written,
+    damage_of_bytes,
+    damage_of_content,
+    open_file,
+    save,
+    sync,
+)
+from sid_lsg.distributed.processes import gather, process
+from sid_lsg.distributed.sharding import Pieces, local, whole
+from sid_lsg.files.replacing import remove, replacing
+
+MANIFEST = "manifest.json"
+_ROWS = "sid_lsg.rows"
+_SHARDED = ("state_dict", "optimizer_states")  # the parts in which there are sharded tensors
+
+
+class Allocate(Protocol):
+    """What makes room for a tensor, as torch.empty does."""
+
+    def __call__(self, size: Sequence[int], *, dtype: torch.dtype) -> Tensor:
+        """Return a tensor of any content, in the CPU's memory."""
+
+
+def share(state: Any) -> Any:
+    """Take this process' rows of what is sharded, and all that is not, to the CPU. For all."""
+    if isinstance(state, DTensor) and state.placements == (Shard(0),):
+        return {_ROWS: local(state.detach()).cpu()}
+    if isinstance(state, Tensor):
+        return whole(state.detach()).cpu()
+    if isinstance(state, Mapping):
+        return {name: share(value) for name, value in state.items()}
+    return [share(value) for value in state] if isinstance(state, list) else state
+
+
+def save_shares(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint, of which `share` has made the sharded parts. For all processes.
+
+    Raises:
+        OSError: If that is impossible, on the first process and perhaps on others too; what had
+            this name before is as it was.
+    """
+    rank, world = process()
+    own = checkpoint if rank == 0 else {name: checkpoint[name] for name in _SHARDED}
+    folder = path.with_name(f".{path.name}.shards.tmp")  # which all processes know
+    _together(lambda: _make(folder) if rank == 0 else None)
+    try:
+        files = _together(lambda: save(own, folder / _name(rank, world)))
+        if rank == 0:
+            _write_manifest(folder, files)
+            with replacing(path) as temporary:
+                folder.rename(temporary)
+            sync(path.parent)
+    finally:
+        if rank == 0:
+            remove(folder)
+
+
+def open_shares(folder: Path) -> dict[str, Any]:
+    """Open a whole checkpoint without reading its tensors; the sharded ones are `Pieces`."""
+    trees = [open_file(folder / name) for name in _read_manifest(folder)]
+    merged = {name: _merge([tree[name] for tree in trees]) for name in _SHARDED}
+    return {**trees[0], **merged}
+
+
+def joined(state: Any, allocate: Allocate = torch.empty) -> Any:
+    """Put all `Pieces` in a checkpoint, or in a part of one, together."""
+    if isinstance(state, Pieces):
+        return torch.cat(state.parts, out=allocate(state.shape, dtype=state.dtype))
+    if type(state) is dict:  # as `_merge` makes them; others stay what they are
+        return {name: joined(value, allocate) for name, value in state.items()}
+    return [joined(value, allocate) for value in state] if isinstance(state, list) else state
+
+
+def damage_of_folder(folder: Path) -> str:
+    """Say what is wrong with a folder, as the end of a sentence; "" for nothing."""
+    try:
+        files = _read_manifest(folder)
+    except FileNotFoundError:
+        return f"is incomplete: it has no {MANIFEST}"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    except (ValueError, KeyError, TypeError):
+        return f"is damaged: {MANIFEST!r} is corrupted"
+    for name, written in files.items():
+        if what := damage_of_bytes(folder / name, written):
+            return f"is damaged: {name!r} {what}"
+    return damage_of_content(folder, open_shares)
+
+
+def _name(rank: int, world: int) -> str:
+    return f"shard-{rank:05d}-of-{world:05d}.ckpt"
+
+
+def _make(folder: Path) -> None:
+    remove(folder)
+    folder.mkdir(parents=True)
+
+
+def _write_manifest(folder: Path, files: Sequence[Written]) -> None:
+    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+        json.dump({"files": [written._asdict() for written in files]}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    sync(folder)
+
+
+def _read_manifest(folder: Path) -> dict[str, Written]:
+    """Return what the shards must be, by their names."""
+    found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    return {
+        _name(rank, len(found)): Written(int(file["bytes"]), int(file["crc32"]))
+        for rank, file in enumerate(found)
+    }
+
+
+def _merge(shards: list[Any]) -> Any:
+    """Put the shards' trees together without reading tensors; the first has what is not sharded."""
+    first = shards[0]
+    if isinstance(first, dict) and first.keys() == {_ROWS}:
+        return Pieces([shard[_ROWS] for shard in shards])
+    if isinstance(first, dict):
+        return {name: _merge([shard[name] for shard in shards]) for name in first}
+    if isinstance(first, list):
+        return [_merge([shard[place] for shard in shards]) for place in range(len(first))]
+    return first
+
+
+def _together(action: Callable[[], Any]) -> list[Any]:
+    """Do something in every process; return all results, or raise what went wrong in one on all."""
+    try:
+        own = action()
+    except OSError as error:
+        own = error
+    results = gather([own])
+    for result in results:
+        if isinstance(result, OSError):
+            raise result
+    return results

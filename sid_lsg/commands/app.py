@@ -1,0 +1,163 @@
+"""`app`: try a generator in the browser, beside its teacher."""
+
+import errno
+import os
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from itertools import islice
+from queue import SimpleQueue
+from typing import Any, NoReturn
+
+from sid_lsg.data.corpus import find_files, read_corpus
+from sid_lsg.distributed.processes import launch
+from sid_lsg.generation.models import Precision, open_model
+from sid_lsg.messages.checks import refuse
+from sid_lsg.messages.errors import Interrupted, UsageError
+
+_EXAMPLES = 6
+# The browser is to fetch nothing from anywhere else, whatever the page's libraries contain.
+_POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; "
+    "form-action 'self'; base-uri 'self'"
+)
+
+
+def app(
+    model: str,
+    teacher: str | None = None,
+    num_steps: int | None = None,
+    guidance: float | None = None,
+    resolution: int | None = None,
+    dtype: Precision = "float32",
+    examples: str = "package:demo/fashion/prompts.txt",
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    accelerator: str = "auto",
+) -> NoReturn:
+    """Show a page in the browser on which to try a generator, beside its teacher.
+
+    The pictures are those of `generate` for the same prompt and seed. Needs gradio: pip install
+    'sid-lsg[app]'. Ctrl-C ends it.
+
+    Args:
+        model: A run directory or a checkpoint of it, a folder that this project exported, any
+            diffusers folder, or a Hub id.
+        teacher: A Stable Diffusion folder or Hub id, to be sampled by DDIM with the steps and the
+            guidance that the page asks for.
+        num_steps: The model's steps, which the page can change; to be given if this project did
+            not train it.
+        guidance: The model's guidance scale, if this project did not train it.
+        resolution: Side of the images in pixels; by default the models'.
+        dtype: float32, bfloat16 or float16.
+        examples: A file of prompts, the first of which are offered on the page.
+        host: The address to listen on; 0.0.0.0 lets other machines in, without a password.
+        port: The port to listen on; 0 for any that is free.
+        accelerator: auto, cpu, gpu, ...
+
+    Raises:
+        UsageError: If gradio is missing, a model cannot be loaded, or the port is taken.
+    """
+    # Said before gradio is imported: nothing is reported to anyone.
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
+    try:
+        from sid_lsg.app.page import build_page
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise UsageError("app needs gradio: pip install 'sid-lsg[app]'.") from None
+    corpus = read_corpus(find_files(examples, "--examples"), None, "--examples", None)
+    prompts = list(islice(dict.fromkeys(islice(corpus, 1000)), _EXAMPLES))
+    with _listen(host, port) as listening:
+        device = launch(accelerator, 1, 1).device
+        common: dict[str, Any] = {"resolution": resolution, "dtype": dtype, "device": device}
+        student = open_model(model, **common)
+        beside = open_model(teacher, "ddim", option="teacher", **common) if teacher else None
+        work = _Work()
+        page = build_page(student, beside, guidance, num_steps, prompts, work.run)
+        student(num_steps, guidance).sample(["warm"], [0])  # so that the first time shown is fair
+        if beside:
+            beside(1, 2.0).sample(["warm"], [0])
+        threading.Thread(target=_serve, args=(page, listening), daemon=True).start()
+        name, number, *_ = listening.getsockname()
+        url = f"http://[{name}]:{number}" if ":" in name else f"http://{name}:{number}"
+        print(f"The page is at {url} (Ctrl-C ends it).", flush=True)
+        try:
+            work.serve()
+        except Interrupted as error:
+            raise Interrupted(f"the page at {url} is closed.", int(error.code or 0)) from None
+
+
+class _Work:
+    """Does in the main thread what other threads ask for, one thing after the other.
+
+    A signal thus ends the program in the midst of it, and no other thread is in a network then.
+    """
+
+    def __init__(self) -> None:
+        self._asked: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
+
+    def run(self, function: Callable[[], Any]) -> Any:
+        """Have a function called, from another thread; return or raise what it does."""
+        future: Future[Any] = Future()
+        self._asked.put((function, future))
+        return future.result()
+
+    def serve(self) -> NoReturn:
+        """Call what is asked for, until a signal ends the program."""
+        while True:
+            function, future = self._asked.get()
+            try:
+                future.set_result(function())
+            except Exception as error:  # its asker's
+                future.set_exception(error)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port before anything is loaded.
+
+    Raises:
+        UsageError: If that is impossible.
+    """
+    if not 0 <= port <= 65535:
+        refuse("port", port, "0 to 65535")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UsageError(
+                f"--port: {port} is taken on {host}. Give another one, or 0 for any that is free."
+            ) from error
+        raise UsageError(
+            f"--host, --port: cannot listen on {host!r}, port {port} ({error.strerror or error}). "
+            "Give an address of this machine and a port that you may use."
+        ) from error
+
+
+def _serve(page: Any, listening: socket.socket) -> None:
+    """Serve the page, with the policy that keeps the browser from asking anyone else."""
+    import gradio
+    import uvicorn
+    from fastapi import FastAPI
+
+    from sid_lsg.app.page import CSS, THEME
+
+    server = gradio.mount_gradio_app(
+        FastAPI(openapi_url=None),
+        page,
+        path="/",
+        footer_links=[],
+        run_history=False,
+        max_file_size="1kb",  # the page takes no files
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        theme=THEME,
+        css=CSS,
+    )
+    headers = [("Content-Security-Policy", _POLICY)]
+    config = uvicorn.Config(server, log_level="warning", headers=headers)
+    uvicorn.Server(config).run(sockets=[listening])

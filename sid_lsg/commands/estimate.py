@@ -1,0 +1,193 @@
+"""`estimate`: what a run will need, on paper: memory on each device, and hours."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sid_lsg.commands.fit_options import FitOptions
+from sid_lsg.costs.cards import CARDS, GPU, REACHED, REACHED_COMPILED
+from sid_lsg.costs.compute import iteration_flops, iteration_seconds, launching_seconds
+from sid_lsg.costs.memory import largest_micro_batch, passing_bytes, standing_bytes, total_bytes
+from sid_lsg.costs.options import levers, plan_of
+from sid_lsg.costs.plan import Plan, PlannedRun
+from sid_lsg.files.replacing import check_writable, replacing, writing
+from sid_lsg.messages.checks import refuse
+from sid_lsg.teachers.untrained import outline
+from sid_lsg.training.run_directory import check_trainer
+
+_GIB = 2**30
+_RESERVE_GIB = 1.5  # the CUDA context, libraries' workspaces, gaps between tensors: assumed
+
+
+@dataclass
+class Estimate:
+    """The devices to estimate for.
+
+    Args:
+        gpu: A well-known card: its peak and memory.
+        gpus: How many, on all machines together; by default as --trainer.devices and
+            --trainer.num_nodes say, or 1.
+        tflops: Peak of another card, in the precision of --trainer.precision, or in TF32 with
+            --model.tf32 true; without sparsity.
+        memory_gb: Memory of another card, in GiB.
+        efficiency: Share of the peak that is reached. By default what Stable Diffusion 1.5 reached
+            on an H200: 0.19 in mixed precision, 0.29 compiled; in float32 0.39, and 0.13 in TF32.
+            Cards whose memory is slower for their peak reach less. `benchmark` measures it.
+        output: A JSON file for all numbers.
+    """
+
+    gpu: GPU = "h100"
+    gpus: int | None = None
+    tflops: float | None = None
+    memory_gb: float | None = None
+    efficiency: float | None = None
+    output: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no device is."""
+        for name in ("gpus", "tflops", "memory_gb"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                refuse(f"estimate.{name}", value, "a positive number")
+        if self.efficiency is not None and not 0 < self.efficiency <= 1:
+            wanted = "a share of the peak, above 0 and at most 1"
+            refuse("estimate.efficiency", self.efficiency, wanted)
+        if self.output and self.output.is_dir():
+            refuse("estimate.output", str(self.output), "the name of a file, not of a folder")
+
+    @property
+    def usable_bytes(self) -> float:
+        """What a run can have of a card's memory."""
+        return ((self.memory_gb or CARDS[self.gpu].memory_gib) - _RESERVE_GIB) * _GIB
+
+    def speed(self, plan: Plan) -> float:
+        """Return the FLOP/s that a card reaches."""
+        kind = "half" if plan.half else "tf32" if plan.tf32 else "float32"
+        shares = REACHED_COMPILED if plan.compile else REACHED
+        peak = self.tflops or getattr(CARDS[self.gpu], kind)
+        return float(peak * 1e12 * (self.efficiency or shares[kind]))
+
+
+def estimate(args: Sequence[str]) -> dict[str, Any]:
+    """Say what a fit will need before it is launched: memory on each device, and hours.
+
+    Nothing is downloaded for the known models. FLOPs and bytes are counted on the networks' shapes;
+    the time follows from the share of the card's peak that was measured on one, or from the host's
+    launches where these take longer, and leaves out pictures, scores and what the processes send
+    each other.
+
+    Args:
+        args: Options of `fit`, and those of `Estimate` after `--estimate.`.
+
+    Returns:
+        What is written to --estimate.output.
+
+    Raises:
+        UsageError: If an option is wrong, or there is no such teacher.
+    """
+    config = FitOptions(estimate, Estimate, args).config
+    wanted = Estimate(**config.estimate.as_dict())
+    if wanted.output:
+        check_writable(wanted.output.absolute().parent, "estimate.output")
+    check_trainer(config.trainer)
+    plan, model = plan_of(config, wanted.gpus), config.model
+    teacher = outline(model.teacher, model.revision, model.subfolders, model.resolution)
+    known: dict[Any, Any] = {}
+
+    def row(options: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        run = PlannedRun(replace(plan, **changes), teacher, known)
+        speed = wanted.speed(run.plan)
+        largest = largest_micro_batch(run, wanted.usable_bytes)
+        seconds, at_largest = (iteration_seconds(run, speed, size) for size in (None, largest))
+        hours = max(config.trainer.max_steps, 0) / 3600
+        found = {
+            "options": options,
+            "memory_gib": total_bytes(run) / _GIB,
+            "seconds_per_iteration": seconds,
+            "hours": hours * seconds,
+            "largest_micro_batch": largest,
+            "hours_at_largest": hours * at_largest if largest else None,
+        }
+        print(_ROW.format(*_in_words(found)), flush=True)
+        return found
+
+    run = PlannedRun(plan, teacher, known)
+    found = {
+        "teacher": model.teacher,
+        "latents": list(teacher.latent_shape),
+        "gpu": "another card" if wanted.tflops or wanted.memory_gb else wanted.gpu,
+        "gpus": plan.devices,
+        "usable_gib": wanted.usable_bytes / _GIB,
+        "tflop_per_s": wanted.speed(plan) / 1e12,
+        "efficiency": wanted.efficiency,
+        "launching_seconds": launching_seconds(run),
+        "precision": plan.precision,
+        "batch_size": plan.batch_size,
+        "micro_batch_size": plan.micro_batch_size,
+        "iterations": config.trainer.max_steps,
+        "standing_gib": {name: size / _GIB for name, size in standing_bytes(run).items()},
+        "passing_gib": {name: size / _GIB for name, size in passing_bytes(run).items()},
+        "tflop_per_image": {name: f / 1e12 for name, f in iteration_flops(run).items()},
+    }
+    print(in_words(found), flush=True)
+    options = levers(plan)
+    rows = [row("as configured", {}), *(row(label, options[label]) for label in options)]
+    if len(options) > 1:
+        rows.append(
+            row("all of these", {k: v for each in options.values() for k, v in each.items()})
+        )
+    found["options"] = rows
+    if wanted.output:
+        with (
+            writing(wanted.output.parent, "estimate.output"),
+            replacing(wanted.output) as temporary,
+        ):
+            temporary.write_text(json.dumps(found, indent=2) + "\n")
+    return found
+
+
+_ROW = "  {:<68}{:>7}{:>9}{:>13}{:>9}"
+
+
+def _in_words(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    size = row["largest_micro_batch"]
+    largest = (size, f"{row['hours_at_largest']:.1f}") if size else ("none", "")
+    return row["options"], f"{row['memory_gib']:.1f}", f"{row['hours']:.1f}", *largest
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """Lay out an estimate for people, up to the head of the table of options."""
+    standing, passing = found["standing_gib"], found["passing_gib"]
+    most = max(passing, key=passing.__getitem__)
+    share = found["batch_size"] // found["gpus"]
+    speed, efficiency = found["tflop_per_s"], found["efficiency"]
+    reached = f"{efficiency:.0%} of the peak, as given" if efficiency else "as measured on an H200"
+    work = found["tflop_per_image"] | {"together": sum(found["tflop_per_image"].values())}
+    unit, factor = ("TFLOP", 1) if work["together"] > 0.1 else ("GFLOP", 1000)
+
+    def lines(numbers: Mapping[str, float], factor: float = 1) -> list[str]:
+        return [f"  {name:<32}{number * factor:8.2f}" for name, number in numbers.items()]
+
+    return "\n".join(
+        (
+            f"{found['teacher']}: latents {'x'.join(map(str, found['latents']))}, "
+            f"{found['precision']}, {found['gpus']} x {found['gpu']} "
+            f"with {found['usable_gib']:.1f} GiB to use",
+            f"batch {found['batch_size']}: {share} images per device, in micro-batches of "
+            f"{found['micro_batch_size']}",
+            "\nGiB on each device, all the time:",
+            *lines(standing),
+            "and one of these at a time (text and pictures: in place of the gradients, and more):",
+            *lines(passing),
+            f"at most {sum(standing.values()) + passing[most]:.2f}, with {most}",
+            f"\n{unit} per image and iteration:",
+            *lines(work, factor),
+            f"\n{speed:.0f} TFLOP/s, {reached}",
+            f"The host launches a micro-batch in {found['launching_seconds']:.2f} s, as an H200's "
+            "did (compiled, in less): a smaller one takes no less.",
+            f"\n{found['iterations']:,} iterations, one option at a time; the last two columns are "
+            "the largest micro-batch that fits, and the hours with it:",
+            _ROW.format("", "GiB", "hours", "micro-batch", "hours"),
+        )
+    )

@@ -1,0 +1,277 @@
+"""`evaluate`: the scores of a model, or of any folder of images, as a report."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning.fabric import Fabric
+
+from sid_lsg.data.captions import read_captions
+from sid_lsg.data.corpus import find_files, read_corpus
+from sid_lsg.distributed.processes import check_enough, launch
+from sid_lsg.files.replacing import check_writable, remove_leftovers, text_hash, writing
+from sid_lsg.generation.folder import Picture, check_free, check_manifest, make_images
+from sid_lsg.generation.models import ImageModel, Precision, SamplerName, check_settings, load_model
+from sid_lsg.images.folder import list_images
+from sid_lsg.messages.checks import refuse
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.metrics.evaluator import Evaluator
+from sid_lsg.metrics.features import PAPER_CLIP, PAPER_PREFIX, CLIPFeatures
+from sid_lsg.metrics.preferences import HPSv2, ImageReward, Preference
+from sid_lsg.metrics.protocol import ProtocolName, load_protocol
+from sid_lsg.metrics.reference import load_reference
+from sid_lsg.metrics.report import (
+    IMAGES,
+    check_comparable,
+    check_free_of_others,
+    read_report,
+    scored_by,
+    write_report,
+)
+
+
+def evaluate(
+    model: str | None = None,
+    prompts: str | list[str] | None = None,
+    images: str | None = None,
+    captions: str | None = None,
+    column: str | None = None,
+    reference: str | None = None,
+    protocol: ProtocolName = "clean256",
+    num_images: int | None = None,
+    output: str = "report",
+    sampler: SamplerName = "auto",
+    num_steps: int | None = None,
+    guidance: float | None = None,
+    resolution: int | None = None,
+    dtype: Precision = "float32",
+    batch_size: int = 50,
+    inception: str | None = None,
+    clip: str | None = PAPER_CLIP,
+    clip_prefix: str = PAPER_PREFIX,
+    hpsv2: str | None = None,
+    hpsv2_tokenizer: str | None = None,
+    image_reward: str | None = None,
+    image_reward_tokenizer: str | None = None,
+    compare: str | list[str] = [],  # noqa: B006 (read only; what --help shows)
+    name: str | None = None,
+    accelerator: str = "auto",
+    devices: int = 1,
+    num_nodes: int = 1,
+    progress: bool = True,
+) -> None:
+    """Score a model's images, or any folder of images, and write a report.
+
+    Writes report.json, report.md, samples.png and (with a reference) alignment.png to the output
+    folder; a model's images lie in its images/. An interrupted command continues where it stopped.
+
+    Args:
+        model: The model to sample: a folder that this project exported, any diffusers folder, or a
+            Hub id.
+        prompts: The prompts to sample: files as for `fit`. Image i is of prompt i (modulo their
+            number; blank lines do not count), with seed i.
+        images: Instead of a model: a folder of images, of any method.
+        captions: Their captions, for the scores that need them: .txt (a line each, in the order of
+            the file names), or .jsonl or .csv (with a column `file_name`, in any order).
+        column: Column of the prompts or captions in .jsonl, .csv and .parquet files.
+        reference: What to compare with: a folder of images, whose statistics are computed once and
+            kept, or a file of statistics. Without it FID and its companions are left out.
+        protocol: How images become features. `clean256`: the paper's (Pillow LANCZOS to 256,
+            bicubic to 299 in float, Inception); `clip`: image embeddings of the model in --clip;
+            `fast`: the same with a faster resizing, of few images.
+        num_images: How many images; by default the protocol's, 30,000, 10,000 and 1,000. Scores are
+            named after it: compare at equal numbers.
+        output: Folder of the report.
+        sampler: `generator`: as the training samples; `ddim`: a teacher, as the training's own
+            comparison samples it; `pipeline`: the model's own diffusers pipeline and scheduler;
+            `auto`: `generator` for what this project exported, else `pipeline`.
+        num_steps: Steps: 1 by default for a generator, to be given for all others.
+        guidance: Guidance scale, to be given for all but generators; 0 and 1 mean none. `ddim`
+            takes nothing between them.
+        resolution: Side of the images in pixels; by default the model's.
+        dtype: Of the sampled networks. Features are always in float32.
+        batch_size: Images at a time.
+        inception: TorchScript file of Inception for clean256; by default fetched once and checked.
+        clip: CLIP model of the CLIP score and of the protocols `clip` and `fast`: a folder, a Hub
+            id, or package:demo/fashion/clip; null leaves the score out.
+        clip_prefix: Comes before a prompt in the CLIP score.
+        hpsv2: Weights of HPSv2, which is left out by default: the official file, or
+            hf:xswu/HPSv2/HPS_v2.1_compressed.pt to fetch it.
+        hpsv2_tokenizer: Its tokenizer's folder or Hub id, by default CLIP's on the Hub.
+        image_reward: Weights of ImageReward, likewise, or hf:THUDM/ImageReward/ImageReward.pt.
+        image_reward_tokenizer: Its tokenizer's folder or Hub id, by default BERT's on the Hub.
+        compare: Reports (their folders; one, or several) to put into the same table.
+        name: What to call the images in the table; by default the model's or the folder's name.
+        accelerator: auto, cpu, gpu, ...
+        devices: How many devices of a machine; each makes and scores its share.
+        num_nodes: How many machines.
+        progress: Show progress bars.
+
+    Raises:
+        UsageError: For anything that cannot be evaluated as it is asked for.
+    """
+    _check(model, prompts, images, num_images, batch_size)
+    for_model = {
+        "sampler": sampler != "auto",
+        "num_steps": num_steps is not None,
+        "guidance": guidance is not None,
+        "resolution": resolution is not None,
+        "dtype": dtype != "float32",
+    }
+    _check_used("model", model, for_model)
+    _check_used("images", images, {"captions": captions})
+    _check_used("captions", model or captions, {"column": column})
+    _check_used("hpsv2", hpsv2, {"hpsv2_tokenizer": hpsv2_tokenizer})
+    _check_used("image_reward", image_reward, {"image_reward_tokenizer": image_reward_tokenizer})
+    check_settings(sampler, num_steps, guidance)
+    root = Path(output).expanduser()
+    check_free_of_others(root)
+    if images and Path(images).expanduser().resolve() == root.resolve():
+        raise UsageError(f"--output: {output!r} holds the --images. Choose another folder.")
+    check_writable(root, "output")
+    compared = [compare] if isinstance(compare, str) else compare
+    others = [read_report(folder) for folder in compared]
+    texts = _prompts(prompts, column) if prompts else None
+    given = _given(images, captions, column) if images else None
+    fabric = launch(accelerator, devices, num_nodes)
+    show = fabric.is_global_zero and progress
+
+    clip_model = CLIPFeatures.from_pretrained(clip) if clip else None
+    chain = load_protocol(protocol, clip_model, inception)
+    count = num_images or chain.num_images
+    check_enough(count, "num_images")
+    if given and len(given.paths) < count:
+        asked = "" if num_images else f" by the protocol {protocol}"
+        raise UsageError(
+            f"--images: {images!r} holds {len(given.paths)} images, and {count} are asked for"
+            f"{asked}. Add images, or give --num_images {len(given.paths)}: the scores' names "
+            "say so."
+        )
+    preferences: list[Preference] = []
+    if hpsv2:
+        preferences.append(HPSv2.from_pretrained(hpsv2, tokenizer=hpsv2_tokenizer))
+    if image_reward:
+        preferences.append(
+            ImageReward.from_pretrained(image_reward, tokenizer=image_reward_tokenizer)
+        )
+    real = None
+    if reference:
+        bar = "reference" if show else None
+        real = load_reference(reference, chain, "reference", batch_size, fabric.device, bar)
+
+    evaluator = Evaluator(chain, clip_model, clip_prefix, real, preferences)
+    subject = given.first(count) if given else None
+    captioned = subject.captions if subject else _repeated(texts or [], count)
+    about = {
+        "name": name or Path(model or images or "").name,
+        "num_images": count,
+        "prompts_sha256": text_hash(captioned) if captioned else None,
+    }
+    for other in others:  # before the work
+        check_comparable(about | scored_by(evaluator), other)
+    if subject is None:
+        assert model
+        assert texts
+        source = load_model(model, sampler, num_steps, guidance, resolution, dtype, fabric.device)
+        subject = _make(source, texts, count, root, batch_size, fabric, show)
+        del source  # its memory is for the features
+    scores = evaluator.of_folder(
+        subject.paths,
+        subject.captions,
+        batch_size,
+        fabric.device,
+        "images" if images else "output",
+        "scores" if show else None,
+    )
+    if fabric.is_global_zero:
+        facts = subject.about | about
+        with writing(root, "output"):
+            write_report(root, evaluator, scores, subject.paths, subject.captions, facts, others)
+
+
+class Subject(NamedTuple):
+    """The images to score, their captions, and where they come from."""
+
+    paths: list[Path]
+    captions: list[str] | None
+    about: dict[str, Any]
+
+    def first(self, count: int) -> "Subject":
+        """Take the first of them."""
+        return Subject(self.paths[:count], self.captions and self.captions[:count], self.about)
+
+
+def _check(
+    model: str | None,
+    prompts: str | list[str] | None,
+    images: str | None,
+    num_images: int | None,
+    batch_size: int,
+) -> None:
+    if (model is None) == (images is None):
+        raise UsageError(
+            "Give either --model (with --prompts) to sample one, or --images to score a folder."
+        )
+    if model and not prompts:
+        raise UsageError("--prompts is missing: give a file with one prompt per line.")
+    if images and prompts:
+        raise UsageError("--prompts is for --model; the captions of --images are --captions.")
+    if num_images is not None and num_images < 2:
+        refuse("num_images", num_images, "at least 2")
+    if batch_size < 1:
+        refuse("batch_size", batch_size, "at least 1")
+
+
+def _check_used(user: str, value: str | None, options: Mapping[str, object]) -> None:
+    """Refuse options that were given for another one, which was not."""
+    for name, given in options.items():
+        if given and not value:
+            raise UsageError(f"--{name} is for --{user}, which is not given. Leave it out.")
+
+
+def _prompts(prompts: str | list[str], column: str | None) -> Sequence[str]:
+    return read_corpus(find_files(prompts, "--prompts"), column, "--prompts")
+
+
+def _repeated(prompts: Sequence[str], count: int) -> list[str]:
+    """Give each of `count` images its prompt."""
+    return [prompts[i % len(prompts)] for i in range(count)]
+
+
+def _given(images: str, captions: str | None, column: str | None) -> Subject:
+    """List a folder's images, with their captions if there are."""
+    root = Path(images).expanduser()
+    paths = list_images(root, "images")
+    texts = read_captions(captions, column, paths, root) if captions else None
+    return Subject(paths, texts, {"images": images})
+
+
+def _make(
+    source: ImageModel,
+    prompts: Sequence[str],
+    count: int,
+    root: Path,
+    batch_size: int,
+    fabric: Fabric,
+    show: bool,
+) -> Subject:
+    """Sample a model's images, as far as they are not there yet."""
+    texts = _repeated(prompts, count)
+    rule = f"image i: prompt i modulo {len(prompts)}, seed i"
+    about = source.about | {"seeds": rule, "prompts_sha256": text_hash(prompts)}
+    if fabric.is_global_zero:
+        remedy = f"Choose another --output: this one's {IMAGES!r} is for the model's images."
+        check_free(root / IMAGES, remedy)
+        check_manifest(root / IMAGES, about, "output")
+        remove_leftovers(root / IMAGES)
+    fabric.barrier()
+    bar = "images" if show else None
+    with writing(root, "output"):
+        pictures = [Picture(f"{i:07d}.png", text, i) for i, text in enumerate(texts)]
+        made = make_images(source, pictures, root / IMAGES, batch_size, fabric, bar)
+    about |= {
+        "images": str(root / IMAGES),
+        "evaluations_per_image": source.evaluations,
+        "seconds_per_image": made.seconds_per_image,
+    }
+    return Subject(made.paths, texts, about)

@@ -1,0 +1,185 @@
+"""`export`: a trained generator for diffusers, as a UNet alone, or as an ONNX graph."""
+
+import glob
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from sid_lsg.checkpoints.io import peek
+from sid_lsg.export.card import write_card
+from sid_lsg.export.facts import CARD, Layout, facts_of, teacher_license
+from sid_lsg.export.folder import save_pipeline, save_unet, t_init_of
+from sid_lsg.export.hub import check_id, push
+from sid_lsg.files.replacing import (
+    check_outside,
+    check_writable,
+    remove,
+    replacing,
+    weights_hash,
+    writing,
+)
+from sid_lsg.generation.models import Precision
+from sid_lsg.generation.trained import Trained, find_checkpoint, load_trained
+from sid_lsg.messages.checks import refuse
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.networks.lora import LORA_FOLDER, save_lora
+
+_OWN = ("model_index.json", "unet", "generator.onnx")  # one of these every export has
+_TAG = "sid-lsg"  # of its card
+
+
+def export(
+    ckpt_path: str,
+    output: str,
+    format: Layout = "diffusers",
+    dtype: Precision = "float32",
+    num_steps: int | None = None,
+    resolution: int | None = None,
+    teacher: str | None = None,
+    license: str | None = None,
+    push_to_hub: str | None = None,
+    private: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Write a trained generator as a folder that other software samples.
+
+    The folder holds the generator's average, which is what is evaluated, its teacher's other parts
+    and a model card that says how to use it and how it was made.
+
+    Args:
+        ckpt_path: A checkpoint, or a run directory for its newest one.
+        output: The folder to write.
+        format: `diffusers`: a pipeline for stock diffusers; `unet`: the UNet and its scheduler, for
+            a pipeline of the teacher; `onnx`: one graph from noise and tokens to images, with the
+            tokenizer.
+        dtype: Of the weights of UNet, text encoder and VAE. In float16 the VAE of some teachers
+            (Stable Diffusion XL's is known for it) makes numbers that are too large, and so black
+            images; bfloat16 has float32's range.
+        num_steps: Steps of the generator, by default the training's. One step needs classes of
+            diffusers alone; for more, diffusers runs a scheduler that is saved with the folder, if
+            it is told trust_remote_code=True.
+        resolution: Side of the images in pixels; by default the training's.
+        teacher: Where the teacher lies; by default where it lay in the training.
+        license: Licence for the card, as the Hub names it; by default the teacher's, if its own
+            card says.
+        push_to_hub: Upload the folder to this Hub id (owner/name) too.
+        private: Make it a private one.
+        overwrite: Replace an earlier export in the output folder.
+
+    Raises:
+        UsageError: For anything that cannot be exported as it is asked for.
+    """
+    if num_steps is not None and num_steps < 1:
+        refuse("num_steps", num_steps, "at least 1")
+    if push_to_hub:
+        check_id(push_to_hub)
+    if format == "onnx":
+        if dtype != "float32":
+            refuse("dtype", dtype, "float32 with --format onnx")
+        from sid_lsg.export.graph import check_installed
+
+        check_installed()
+    root = Path(output).expanduser().absolute()
+    _check_output(root, overwrite)
+    check_outside(root, {"ckpt_path": ckpt_path})
+    check_writable(root.parent, "output")
+
+    found = load_trained(ckpt_path, teacher, resolution)
+    steps = num_steps or found.num_steps
+    if steps > found.t_init:
+        refuse("num_steps", steps, f"at most {found.t_init}, the generator's timestep")
+    source = teacher or found.record["config"]["model"]["teacher"]
+    check_outside(root, {"teacher": source})
+    facts = facts_of(
+        found.teacher,
+        steps,
+        config=found.record["config"],
+        versions=found.record.get("versions") or {},
+        license=license or teacher_license(source, ask_hub=True),
+        layout=format,
+        dtype=dtype,
+        **_history(ckpt_path, found),
+        **({"model": push_to_hub} if push_to_hub else {}),
+    )
+    with writing(root, "output"):
+        with replacing(root) as temporary:
+            _save(found, temporary, format, steps, getattr(torch, dtype))
+            write_card(temporary, facts)
+        for leftover in root.parent.glob(f".{glob.escape(root.name)}.*.tmp"):
+            remove(leftover)  # of a command that was killed
+    rank_zero_info(f"The generator is in {root}; its README.md says how to use it.")
+    if not facts.license:
+        rank_zero_warn("The teacher's licence is not known. Give it with --license.")
+    if push_to_hub:
+        rank_zero_info(f"Uploaded to {push(root, push_to_hub, private)}.")
+
+
+def _check_output(root: Path, overwrite: bool) -> None:
+    """Refuse to replace anything, unless it is an export and that is asked for."""
+    if not root.exists():
+        return
+    names = {path.name for path in root.iterdir()} if root.is_dir() else {root.name}
+    if not names:
+        return
+    what = f"--output: {str(root)!r} is not empty: it holds {sorted(names)[0]!r}."
+    if not _is_export(root):
+        raise UsageError(f"{what} Choose another folder: what is no export is never replaced.")
+    if not overwrite:
+        raise UsageError(f"{what} Choose another folder, or give --overwrite to replace it.")
+
+
+def _is_export(root: Path) -> bool:
+    """Tell whether this project has written a folder: by its card, or by its scheduler's t_init."""
+    try:
+        card = root / CARD
+        if card.is_file() and _TAG in card.read_text(encoding="utf-8"):
+            return any((root / name).exists() for name in _OWN)
+        scheduler = json.loads((root / "scheduler" / "scheduler_config.json").read_text())
+        return t_init_of(scheduler) is not None
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _history(ckpt_path: str, found: Trained) -> dict[str, Any]:
+    """Read how long the training was, and the scores of just this generator in its directory."""
+    path = find_checkpoint(ckpt_path)
+    assert path is not None  # it has been loaded
+    iterations = peek(path)["global_step"]
+    run = path.absolute().parent.parent
+    summary = _read(run / "summary.json")
+    if summary.get("iterations") != iterations:
+        summary = {}
+    reports = [_read(path) for path in sorted(run.glob("*/report.json"))]
+    if reports:
+        own = weights_hash(found.teacher.network.state_dict())
+        reports = [report for report in reports if report.get("weights_sha256") == own]
+    return {"iterations": iterations, "summary": summary, "reports": reports}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a JSON object; none where there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _save(found: Trained, folder: Path, layout: Layout, steps: int, dtype: torch.dtype) -> None:
+    if layout != "onnx":
+        save = save_pipeline if layout == "diffusers" else save_unet
+        save(found.teacher, found.teacher.network, folder, found.t_init, steps, dtype)
+        if found.adapted is not None:
+            save_lora(found.adapted, folder / LORA_FOLDER)
+        return
+    from sid_lsg.export.graph import check_graph, save_graph
+
+    save_graph(found.teacher, folder, found.t_init, steps)
+    difference = check_graph(found.teacher, folder, found.t_init, steps)
+    rank_zero_info(
+        f"Two images of the graph in onnxruntime differ from PyTorch's by {difference:.2g} at most "
+        "(their range is [-1, 1])."
+    )

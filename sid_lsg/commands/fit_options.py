@@ -1,0 +1,74 @@
+"""The options of `fit` for tools that look at a run before it is one: read, and nothing built."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jsonargparse import SUPPRESS, Namespace
+
+from sid_lsg.cli import PROGRAM, SiDCLI, description
+from sid_lsg.data.prompts import PromptDataModule
+from sid_lsg.training.module import SiDLSG
+
+
+class FitOptions(SiDCLI):
+    """The options of `fit`, with a tool's own after `--COMMAND.`.
+
+    Attributes:
+        config: The options, as they were given.
+    """
+
+    config: Namespace
+
+    def __init__(self, tool: Callable[..., Any], options: type, args: Sequence[str]) -> None:
+        """Read the options.
+
+        Args:
+            tool: The tool's function, whose name is the command's.
+            options: A dataclass of its own options.
+            args: The command line after the command.
+        """
+        self._own = options, tool.__name__
+        arguments, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns where it finds others there
+        try:
+            super().__init__(
+                SiDLSG,
+                PromptDataModule,
+                args=list(args),
+                run=False,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                trainer_defaults={"max_steps": 10_000, "logger": False},
+                parser_kwargs={
+                    "prog": f"{PROGRAM} {tool.__name__}",
+                    "description": description(tool),
+                },
+            )
+        finally:
+            sys.argv = arguments
+
+    def module(self, **changes: Any) -> SiDLSG:
+        """Make a module as the options say, but for some of `--model.`'s."""
+        model = self.config.model.clone()
+        model.update(Namespace(**changes))
+        made: SiDLSG = self.parser.instantiate_classes(Namespace(model=model)).model
+        return made
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        """Add the tool's own options."""
+        parser.add_dataclass_arguments(*self._own)
+        super().add_arguments_to_parser(parser)
+        for name in ("ckpt_path", "weights_only"):  # a run's own config.yaml has them
+            parser.add_argument(f"--{name}", default=None, help=SUPPRESS)
+
+    def _set_seed(self) -> None:
+        """Draw nothing."""
+
+    def before_instantiate_classes(self) -> None:
+        """Need no prompts and no run directory."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+    def after_instantiate_classes(self) -> None:
+        """Have no optimizers to configure."""

@@ -1,0 +1,113 @@
+"""`import-official`: a generator that the official code has pickled, as a diffusers folder."""
+
+import reprlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from sid_lsg.files.replacing import check_outside, check_writable, replacing, writing
+from sid_lsg.messages.checks import refuse
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.official.checkpoint import read_official
+from sid_lsg.official.inert_pickle import quoted
+from sid_lsg.official.module_pickle import StoredTensor
+from sid_lsg.teachers.stable_diffusion import StableDiffusion
+
+_INDEX = "model_index.json"
+
+
+def import_official(
+    checkpoint: str,
+    base: str,
+    output: str,
+    key: str = "ema",
+    t_init: int = 625,
+    revision: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Turn a generator that the official SiD-LSG code has saved into a diffusers folder.
+
+    The official files are pickled Python objects, which can run any program when they are loaded.
+    Nothing of the file is run here: its weights are read as data, and a file that holds anything
+    but networks is refused. The folder is as `fit` and `export` write it, in float32.
+
+    Args:
+        checkpoint: The .pkl file.
+        base: The model that was distilled: a diffusers folder or a Hub id, for example
+            stable-diffusion-v1-5/stable-diffusion-v1-5. All but the UNet's weights comes from it.
+        output: The folder to write.
+        key: Which of the file's networks is the generator.
+        t_init: The timestep at which the generator was trained; of the released ones it is in the
+            file's name (t625).
+        revision: Branch, tag or commit of the base on the Hub.
+        overwrite: Replace the output folder, if a diffusers model is in it.
+
+    Raises:
+        UsageError: If the file is refused, does not fit the base, or the folder cannot be written.
+    """
+    folder = Path(output).expanduser().resolve()
+    _check_output(folder, {"checkpoint": checkpoint, "base": base}, overwrite)
+    stored, recorded = read_official(checkpoint, key)
+    check_writable(folder.parent, "output")
+    teacher = StableDiffusion.from_pretrained(base, revision, option="base")
+    if not 1 <= t_init < len(teacher.schedule):
+        refuse("t_init", t_init, f"1 to {len(teacher.schedule) - 1}, a timestep of the base")
+    own = teacher.network.state_dict()
+    _check_fit(stored, own, checkpoint, base)
+    _warn_of_options(recorded, dict(teacher.network.config))
+    with torch.no_grad():
+        for name, tensor in own.items():  # one by one, so that memory holds one network, not two
+            tensor.copy_(stored[name].load())
+    with writing(folder.parent, "output"), replacing(folder) as temporary:
+        teacher.save_generator(teacher.network, temporary, t_init)
+    rank_zero_info(f"{folder}: {len(own)} tensors of {checkpoint}, t_init {t_init}")
+
+
+def _check_output(folder: Path, sources: dict[str, str], overwrite: bool) -> None:
+    """Refuse to replace what nobody asked to replace."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output: {str(folder)!r} is not a folder. Choose another name.")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (overwrite and (folder / _INDEX).is_file()):
+        remedy = ", or give --overwrite true" if (folder / _INDEX).is_file() else ""
+        raise UsageError(f"--output: {str(folder)!r} is not empty. Choose another folder{remedy}.")
+    check_outside(folder, sources)
+
+
+def _check_fit(
+    stored: dict[str, StoredTensor], own: dict[str, torch.Tensor], checkpoint: str, base: str
+) -> None:
+    """Refuse a network of other names, shapes or precision than the base's."""
+    for name in sorted(stored.keys() | own.keys()):
+        shapes = [list(of[name].shape) if name in of else "not there" for of in (stored, own)]
+        if shapes[0] != shapes[1]:
+            raise UsageError(
+                f"--base: {quoted(name)} is {shapes[0]} in {checkpoint!r} and {shapes[1]} in the "
+                f"UNet of {base!r}. Give the model from which this generator was distilled."
+            )
+        kinds = stored[name].dtype, own[name].dtype
+        if torch.promote_types(*kinds) != kinds[1]:
+            raise UsageError(
+                f"--checkpoint: {quoted(name)} is {kinds[0]}, which {kinds[1]} cannot hold."
+            )
+
+
+def _warn_of_options(recorded: dict[str, Any], own: dict[str, Any]) -> None:
+    """Say in which options the UNets differ, since these do not show in the weights."""
+
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, list | tuple) else value
+
+    both = [name for name in own if name in recorded and not name.startswith("_")]
+    differing = [name for name in both if plain(recorded[name]) != plain(own[name])]
+    if differing:
+        each = ", ".join(
+            f"{name} {reprlib.repr(recorded[name])} (here {own[name]!r})" for name in differing
+        )
+        rank_zero_warn(
+            f"The generator was saved with other options than the base's: {each}. If its pictures "
+            "are wrong, --base is not the model from which it was distilled."
+        )

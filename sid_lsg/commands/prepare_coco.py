@@ -1,0 +1,125 @@
+"""`prepare-coco`: the paper's evaluation set, from the files that COCO distributes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sid_lsg.distributed.processes import check_enough, launch
+from sid_lsg.files.replacing import check_writable, replacing, writing
+from sid_lsg.messages.checks import refuse
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.randomness import permute
+from sid_lsg.metrics.features import CLIPFeatures
+from sid_lsg.metrics.protocol import ProtocolName, load_protocol
+from sid_lsg.metrics.reference import compute_statistics
+
+
+def prepare_coco(
+    annotations: str,
+    images: str | None = None,
+    output: str = "coco",
+    num_prompts: int = 30_000,
+    seed: int = 0,
+    protocol: ProtocolName = "clean256",
+    inception: str | None = None,
+    clip: str | None = None,
+    batch_size: int = 50,
+    accelerator: str = "auto",
+    progress: bool = True,
+) -> None:
+    """Make the caption list and the reference statistics of COCO.
+
+    Writes captions.jsonl (an image's file and one of its captions, for all images), prompts.txt
+    (`num_prompts` of them, to be sampled) and reference-PROTOCOL.safetensors.
+
+    Args:
+        annotations: captions_val2014.json.
+        images: The folder val2014/. Without it, no statistics.
+        output: Where to write.
+        num_prompts: How many images' captions to sample; 30,000 in the paper.
+        seed: Chooses them, and each image's caption.
+        protocol: How images become features, as for `evaluate`.
+        inception: TorchScript file of Inception for clean256; by default fetched once and checked.
+        clip: CLIP model of the protocols `clip` and `fast`.
+        batch_size: Images at a time.
+        accelerator: auto, cpu, gpu, ...
+        progress: Show a progress bar.
+
+    Raises:
+        UsageError: If the annotations are not COCO's, or images are missing or cannot be read.
+    """
+    if batch_size < 1:
+        refuse("batch_size", batch_size, "at least 1")
+    chosen = _captions(annotations, seed)
+    if num_prompts > len(chosen) or num_prompts < 1:
+        raise UsageError(
+            f"--num_prompts: {num_prompts} of {len(chosen)} images with captions. Give 1 to "
+            f"{len(chosen)}."
+        )
+    files = _files(images, chosen) if images else []
+    device = launch(accelerator, devices=1).device
+    network = CLIPFeatures.from_pretrained(clip) if clip and images else None
+    chain = load_protocol(protocol, network, inception) if images else None
+    root = Path(output).expanduser()
+    check_writable(root, "output")
+    order = permute(torch.arange(num_prompts), len(chosen), seed, 0).tolist()
+    names = list(chosen)
+    with writing(root, "output"):
+        with (
+            replacing(root / "captions.jsonl") as temporary,
+            temporary.open("w", encoding="utf-8") as file,
+        ):
+            for name, caption in chosen.items():
+                row = {"file_name": name, "caption": caption}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        with replacing(root / "prompts.txt") as temporary:
+            text = "".join(f"{chosen[names[place]]}\n" for place in order)
+            temporary.write_text(text, encoding="utf-8")
+    print(f"{len(chosen)} captions, {num_prompts} of them to be sampled: {root / 'prompts.txt'}")
+    if chain is None:
+        return
+    bar = "reference" if progress else None
+    statistics = compute_statistics(files, chain, "images", batch_size, device, bar)
+    statistics.about["source"] = f"{len(files)} images of {Path(annotations).name}"
+    path = root / f"reference-{protocol}.safetensors"
+    with writing(root, "output"):
+        statistics.save(path)
+    print(f"Reference statistics of {len(files)} images: {path}")
+
+
+def _captions(annotations: str, seed: int) -> dict[str, str]:
+    """Choose one caption for each image: file name to caption, in the order of the names."""
+    try:
+        content: dict[str, Any] = json.loads(Path(annotations).expanduser().read_text("utf-8"))
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        captions: dict[str, list[str]] = {}
+        for entry in sorted(content["annotations"], key=lambda entry: entry["id"]):
+            text = " ".join(entry["caption"].split())
+            captions.setdefault(names[entry["image_id"]], []).append(text)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"--annotations: {annotations!r} is not a file of COCO's captions ({error!r}). Give "
+            "captions_val2014.json from COCO's annotations_trainval2014.zip."
+        ) from error
+    generator = torch.Generator().manual_seed(seed)
+    chosen = {}
+    for name in sorted(captions):
+        texts = [text for text in captions[name] if text]
+        if texts:
+            place = torch.randint(len(texts), (), generator=generator)
+            chosen[name] = texts[int(place)]
+    return chosen
+
+
+def _files(images: str, chosen: dict[str, str]) -> list[Path]:
+    root = Path(images).expanduser()
+    files = [root / name for name in chosen]
+    if lacking := [file.name for file in files if not file.is_file()]:
+        raise UsageError(
+            f"--images: {images!r} lacks {len(lacking)} of {len(files)} images, the first of them "
+            f"{lacking[0]!r}. Unpack all of COCO's val2014.zip."
+        )
+    check_enough(len(files), "images")
+    return files

@@ -1,0 +1,156 @@
+"""`study`: a grid of fits, scored alike, as tables and plots."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sid_lsg.commands.fit_options import FitOptions
+from sid_lsg.files.replacing import check_writable, remove, remove_leftovers, replacing, writing
+from sid_lsg.messages.checks import refuse
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.study.execute import alone, execute
+from sid_lsg.study.options import ErrorBars, Series, Study, Teacher
+from sid_lsg.study.plan import Run, plan
+from sid_lsg.study.plots import draw
+from sid_lsg.study.prompts import PromptFile, names, write_prompts
+from sid_lsg.study.results import RESULTS, Row, collect, read_results, write_results
+from sid_lsg.study.tables import markdown
+from sid_lsg.study.tasks import RUNS, Task, jobs
+
+TABLE = "results.md"
+
+
+@dataclass
+class _NoOptions:
+    """No options: a run of a study has only those of `fit`."""
+
+
+def study(
+    output: str = "runs/study",
+    base: list[str] = [],  # noqa: B006 (read only; what --help shows)
+    options: dict[str, Any] = {},  # noqa: B006
+    series: dict[str, Series] = {},  # noqa: B006
+    seeds: list[int] = [0],  # noqa: B006
+    images: int = 64_000,
+    teacher: Teacher | None = None,
+    generator_steps: list[int] = [],  # noqa: B006
+    prompt_files: dict[str, PromptFile] = {},  # noqa: B006
+    processes: int = 1,
+    threads: int | None = None,
+    accelerator: str | None = None,
+    keep_checkpoints: bool = True,
+    error_bars: ErrorBars = "std",
+    results: str | list[str] | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Run a grid of fits, one for each point and seed, and compare their scores.
+
+    Writes results.csv (a row for each run and evaluation), results.md and plots to the output
+    folder, the runs to its runs/. The same command continues after an interruption; what is
+    finished is not run again.
+
+    Args:
+        output: Folder of the study.
+        base: Configs of `fit` that all runs start from.
+        options: Options of `fit` for all runs, by dotted names.
+        series: The runs: named series of points, a point being options of `fit`.
+        seeds: Seeds of each point.
+        images: Images that each run sees: it decides --trainer.max_steps.
+        teacher: Settings at which the teacher is scored too.
+        generator_steps: Score each run's generator at these numbers of steps too.
+        prompt_files: Prompt files to make of others, by name; options call them
+            study:prompts/NAME.txt.
+        processes: Runs at a time.
+        threads: Threads of each; by default an equal share of the cores.
+        accelerator: Where they run (cpu, gpu), whatever their configs say. The numbers are the same
+            up to rounding, so a study may go on elsewhere.
+        keep_checkpoints: Keep a finished run's checkpoints, beside its generator.
+        error_bars: Spread over the seeds: the standard deviation (std), or the standard error of
+            the mean (sem).
+        results: Run nothing; make tables and plots of the rows in this results.csv, or in several.
+        dry_run: Run nothing; list what would be run.
+
+    Raises:
+        UsageError: If something cannot be run as it is asked for, or some runs failed.
+    """
+    root = Path(output).expanduser()
+    if results is not None:
+        check_writable(root, "output")
+        rows = read_results([results] if isinstance(results, str) else results)
+        with writing(root, "output"):
+            report(rows, error_bars, root)
+        return
+    for name, number in (("processes", processes), ("threads", threads)):
+        if number is not None and number < 1:
+            refuse(name, number, "at least 1")
+    asked = Study(
+        output=root,
+        base=base,
+        options=options,
+        series={str(k): s if isinstance(s, Series) else Series(**s) for k, s in series.items()},
+        seeds=seeds,
+        images=images,
+        teacher=Teacher(**teacher) if isinstance(teacher, dict) else teacher,
+        generator_steps=generator_steps,
+        accelerator=accelerator,
+    )
+    files = {k: f if isinstance(f, PromptFile) else PromptFile(**f)
+             for k, f in prompt_files.items()}  # fmt: skip
+    runs = plan(asked, lambda args: FitOptions(study, _NoOptions, args).config, names(files))
+    if dry_run:
+        print(listing(asked, runs))
+        return
+    check_writable(root, "output")
+    with alone(root) as lock:
+        todo = jobs(asked, runs)
+        for job in todo:
+            for task in job:
+                task.check()
+        with writing(root, "output"):
+            remove_leftovers(root)
+            write_prompts(files, root)
+
+            def finished(task: Task) -> None:
+                if not keep_checkpoints and task.folder.parent.name == RUNS:
+                    remove(task.folder / "checkpoints")
+                write_results(collect(asked, runs), root / RESULTS)
+
+            share = threads or (max(1, cores() // processes) if processes > 1 else None)
+            failures = execute(todo, processes, share, lock, finished)
+            found = collect(asked, runs)
+            write_results(found, root / RESULTS)
+            report(found, error_bars, root)
+    if failures:
+        listed = "\n  ".join(failures)
+        raise UsageError(
+            f"{len(failures)} of the study's tasks failed; the tables and plots are of the others. "
+            f"The same command tries these again:\n  {listed}"
+        )
+
+
+def report(rows: list[Row], error_bars: ErrorBars, root: Path) -> None:
+    """Write results.md and the plots."""
+    text = markdown(rows, error_bars)
+    with replacing(root / TABLE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    drawn = draw(rows, error_bars, root)
+    print(f"{text}\nTables and plots: {root} ({', '.join(sorted(path.name for path in drawn))})")
+
+
+def listing(asked: Study, runs: list[Run]) -> str:
+    """Say what would be run, and how much work it is."""
+    todo = [task for job in jobs(asked, runs) for task in job]
+    lines = [f"  {task.title}{' (finished)' if task.finished else ''}" for task in todo]
+    evaluations = sum(task.cost for task in todo)
+    return (
+        f"{len(runs)} fits, {sum(run.images for run in runs):,} images, "
+        f"{len(todo) - len(runs)} evaluations of models; "
+        f"{evaluations:,.0f} evaluations of networks:\n" + "\n".join(lines)
+    )
+
+
+def cores() -> int:
+    """Count the cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,0 +1,1 @@
+"""Prompts, captions and real images, from files to batches."""

@@ -1,0 +1,119 @@
+"""Real images with captions, from a folder, for the optional adversarial term.
+
+The folder is as Hugging Face's `imagefolder` wants it: images, and a `metadata.jsonl` or
+`metadata.csv` with the columns `file_name` and `text`; or a text file of its name beside every
+image, such as `cat.png` and `cat.txt`. The n-th image that a run needs is one at place n % N of the
+permutation number n // N of the folder's N, as for prompts.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sid_lsg.data.captions import read_captions
+from sid_lsg.data.sequences import Packed
+from sid_lsg.images.folder import READ_ERRORS, list_images
+from sid_lsg.images.pixels import fitted
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.randomness import permute
+from sid_lsg.teachers.base import Tokenize, Tokens
+
+OPTION = "data.real_images"
+METADATA = ("metadata.jsonl", "metadata.csv")
+
+_FIRST_EPOCH = 1 << 31  # of the permutations: the prompts' count from 0
+_LOOKED_AT = 1000  # images that are opened at the start, of a large folder evenly spaced ones
+
+
+class RealBatch(NamedTuple):
+    """One rank's real images for one iteration: [B, 3, H, W] uint8, captions and their tokens."""
+
+    images: Tensor
+    captions: list[str]
+    tokens: Tokens
+
+
+class RealImages:
+    """A folder's images and captions; a file is read when its image is asked for.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        UsageError: If there is no such folder, an image lacks its caption or a caption its image,
+            or an image is found to be none.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._root = Path(folder).expanduser()
+        paths = list_images(folder, OPTION)
+        # Packed, as the prompts are: a loader's workers then share the memory.
+        self.captions: Sequence[str] = Packed(self._captions(paths), folder)
+        self._names = Packed([str(path.relative_to(self._root)) for path in paths], folder)
+        for path in paths[:: -(-len(paths) // _LOOKED_AT)]:
+            _open(path).close()
+
+    def _captions(self, paths: Sequence[Path]) -> list[str]:
+        for name in METADATA:
+            if (self._root / name).is_file():
+                return read_captions(str(self._root / name), None, paths, self._root, OPTION)
+        try:
+            captions = [path.with_suffix(".txt").read_text("utf-8").strip() for path in paths]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"--{OPTION}: {str(self._root)!r} has no captions: neither {METADATA[0]} nor "
+                f"{METADATA[1]}, with the columns file_name and text, nor a text file beside every "
+                f"image ({error})."
+            ) from error
+        if "" in captions:
+            path = paths[captions.index("")].with_suffix(".txt")
+            raise UsageError(f"--{OPTION}: {str(path)!r} is blank. Every image needs a caption.")
+        return captions
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def batch(
+        self, first: int, share: int, seed: int, size: tuple[int, int], tokenize: Tokenize | None
+    ) -> RealBatch:
+        """Read the images that a run needs from the first one on, counted from its start.
+
+        Args:
+            first: Which one is the first.
+            share: How many.
+            seed: The seed of the order.
+            size: (H, W) to crop and resize them to.
+            tokenize: What turns captions into tokens; None leaves that to the training process.
+        """
+        n = first + torch.arange(share)
+        places = permute(n % len(self), len(self), seed, _FIRST_EPOCH + n // len(self)).tolist()
+        captions = [self.captions[place] for place in places]
+        images = [self._read(self._root / self._names[place], size) for place in places]
+        return RealBatch(torch.stack(images), captions, tokenize(captions) if tokenize else {})
+
+    @staticmethod
+    def _read(path: Path, size: tuple[int, int]) -> Tensor:
+        with _open(path) as picture:
+            try:
+                return fitted(picture, size)
+            except READ_ERRORS as error:  # the file's end is missing, for example
+                raise _unreadable(path, error) from error
+
+
+def _open(path: Path) -> Image.Image:
+    """Read an image's head."""
+    try:
+        return Image.open(path)
+    except READ_ERRORS as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UsageError:
+    return UsageError(
+        f"--{OPTION}: {str(path)!r} cannot be read as an image ({error}). Replace it, or remove it "
+        "and its caption."
+    )

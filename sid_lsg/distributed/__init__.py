@@ -1,0 +1,1 @@
+"""Several processes: their launch, and networks sharded over them."""

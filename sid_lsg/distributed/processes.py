@@ -1,0 +1,73 @@
+"""The processes of a command: which one this is, and what it shares with the others."""
+
+from typing import TypeVar
+
+import torch.distributed as dist
+from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from sid_lsg.messages.errors import UsageError
+
+Item = TypeVar("Item")
+
+
+def launch(accelerator: str, devices: int, num_nodes: int = 1) -> Fabric:
+    """Start a command's processes: one for each device.
+
+    Raises:
+        UsageError: If there are no such devices.
+    """
+    try:
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy="ddp" if devices * num_nodes > 1 else "auto",
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise UsageError(f"--accelerator {accelerator} --devices {devices}: {error}") from error
+    fabric.launch()
+    return fabric
+
+
+def process() -> tuple[int, int]:
+    """Return this process' rank, and how many there are."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def check_enough(images: int, option: str) -> None:
+    """Refuse to score fewer than two images, or fewer than there are processes.
+
+    Raises:
+        UsageError: If there are; a process without an image could not take part in the scores.
+    """
+    if images < max(2, process()[1]):
+        raise UsageError(
+            f"--{option}: {images} image{'' if images == 1 else 's'} for {process()[1]} "
+            f"process{'' if process()[1] == 1 else 'es'}. Scores need two images, and one for each "
+            "process."
+        )
+
+
+def batches_of(total: int, size: int) -> list[range]:
+    """Cut 0..total-1 into batches of `size`, or of less if a process would be left without one."""
+    size = max(1, min(size, total // process()[1]))
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def share_of(total: int, size: int) -> list[range]:
+    """Return this process' part of `batches_of`."""
+    rank, world = process()
+    return batches_of(total, size)[rank::world]
+
+
+def gather(items: list[Item]) -> list[Item]:
+    """Return all processes' items, in the order of the ranks."""
+    _, world = process()
+    if world == 1:
+        return items
+    parts: list[list[Item] | None] = [None] * world
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part or []]

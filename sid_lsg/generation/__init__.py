@@ -1,0 +1,1 @@
+"""Images of any model, into a folder."""

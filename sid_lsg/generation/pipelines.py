@@ -1,0 +1,89 @@
+"""Pipelines of diffusers, whatever their model: loaded, and sampled image by image."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, DiffusionPipeline
+from torch import Tensor
+
+from sid_lsg.export.folder import t_init_of
+from sid_lsg.files.loading import explained
+from sid_lsg.files.sources import resolve
+from sid_lsg.messages.checks import refuse
+from sid_lsg.messages.errors import UsageError
+
+_REMEDY = (
+    "Give a folder in diffusers' layout with safetensors weights, or a Hub id that this machine "
+    "can reach."
+)
+_MULTIPLE = 8  # of pixels, which diffusers' pipelines want whatever their VAE
+
+
+def load(model: str, dtype: torch.dtype, resolution: int | None, option: str) -> Any:
+    """Load any pipeline, from safetensors alone.
+
+    Args:
+        model: A folder in diffusers' layout or a Hub id.
+        dtype: Of its networks.
+        resolution: What it is to sample at, if not its own.
+        option: The option that named the model, for messages.
+
+    Raises:
+        UsageError: If it cannot be loaded, or takes no such resolution.
+    """
+    with explained(f"--{option}: could not load a diffusers pipeline from {model!r}", _REMEDY):
+        pipeline = DiffusionPipeline.from_pretrained(
+            _place(model), torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False
+        )
+    multiple = math.lcm(_MULTIPLE, getattr(pipeline, "vae_scale_factor", 1))
+    if resolution is not None and resolution % multiple:
+        refuse("resolution", resolution, f"a multiple of {multiple} for {model!r}")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def is_exported(model: str) -> bool:
+    """Tell whether a folder or Hub id is a generator of this project, by its scheduler alone."""
+    try:
+        config = DDPMScheduler.load_config(_place(model), subfolder="scheduler")
+    except (OSError, ValueError):
+        return False
+    return t_init_of(config) is not None
+
+
+def sampler(
+    pipeline: Any, num_steps: int, guidance: float, resolution: int | None
+) -> Callable[[Sequence[str], Sequence[int]], Tensor]:
+    """Make a function of prompts and seeds to images [B, 3, H, W] in [-1, 1].
+
+    It raises UsageError for what the pipeline alone knows that it cannot take.
+    """
+    size = {} if resolution is None else {"height": resolution, "width": resolution}
+
+    @torch.no_grad()
+    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        try:
+            images = pipeline(
+                list(prompts),
+                num_inference_steps=num_steps,
+                guidance_scale=guidance,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                output_type="pt",
+                **size,
+            ).images
+        except ValueError as error:
+            raise UsageError(
+                f"--resolution, --num_steps, --guidance: {type(pipeline).__name__} takes others "
+                f"({error})."
+            ) from error
+        return images.float() * 2 - 1
+
+    return sample
+
+
+def _place(model: str) -> str:
+    """Return what diffusers finds a model by: it does not know of ~ and `package:`."""
+    return os.path.expanduser(resolve(model))  # pathlib would make a Hub id of ./name

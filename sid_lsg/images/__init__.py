@@ -1,0 +1,1 @@
+"""Images as pixels, and folders of them."""

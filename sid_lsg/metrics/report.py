@@ -1,0 +1,245 @@
+"""An evaluation's report: numbers as JSON, a table as Markdown, and pictures."""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sid_lsg import __version__
+from sid_lsg.files.replacing import replacing
+from sid_lsg.images.folder import MANIFEST, read_image
+from sid_lsg.images.pixels import comparison, from_uint8, save_png
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.messages.words import table
+from sid_lsg.metrics.alignment import ImageSet, draw, neighbour_distances, report
+from sid_lsg.metrics.evaluator import K_NEAREST, Evaluator, Scores
+from sid_lsg.metrics.statistics import Statistics
+
+IMAGES, REPORT = "images", "report.json"
+_FILES = (REPORT, "report.md", "samples.png", "alignment.png")
+_UNREADABLE = (OSError, ValueError, TypeError)
+PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "numpy", "pillow")
+PICTURED = 8
+# What two reports must share to stand in one table.
+_SHARED = ("num_images", "prompts_sha256", "protocol", "reference", "clip", "preferences")
+
+
+def write_report(
+    root: Path,
+    evaluator: Evaluator,
+    scores: Scores,
+    paths: Sequence[Path],
+    captions: Sequence[str] | None,
+    about: dict[str, Any],
+    others: Sequence[dict[str, Any]],
+) -> None:
+    """Write report.json, report.md, samples.png and, with a reference, alignment.png.
+
+    Args:
+        root: The folder.
+        evaluator: What scored.
+        scores: What it found.
+        paths: The images.
+        captions: Their captions, if known.
+        about: What the images are.
+        others: Reports for the same table, which `check_comparable` has let pass.
+    """
+    protocol, reference = evaluator.protocol, evaluator.reference
+    count = len(paths)
+    content: dict[str, Any] = {
+        "name": about["name"],
+        "scores": {protocol.key(name, count): value for name, value in scores.values.items()},
+        **about,
+        **scored_by(evaluator),
+        "k_nearest": K_NEAREST,
+        "versions": versions(),
+    }
+    if reference is not None:
+        generated, real = _image_set(scores.statistics), _image_set(reference)
+        distances = neighbour_distances(generated.features, real.features)
+        content["alignment"] = report(generated, real, distances)
+        save_png(draw(generated, real, distances), root / "alignment.png")
+    save_png(_samples(paths, captions, content, others), root / "samples.png")
+    with replacing(root / REPORT) as temporary:
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        temporary.write_text(f"{text}\n", encoding="utf-8")
+    scored = markdown_table([*others, content])
+    with replacing(root / "report.md") as temporary:
+        temporary.write_text(_markdown(content, scored), encoding="utf-8")
+    print(f"\n{scored}\n\nReport and pictures: {root}")
+
+
+def check_free_of_others(root: Path) -> None:
+    """Refuse a folder where a report would take the place of files that are none of a report.
+
+    Raises:
+        UsageError: If there is such a file.
+    """
+    there = [name for name in _FILES if os.path.lexists(root / name)]
+    interrupted = (root / IMAGES / MANIFEST).is_file()  # between its pictures and its numbers
+    if there and not (interrupted or _is_report(root / REPORT)):
+        raise UsageError(
+            f"--output: {str(root)!r} holds a {there[0]!r} that no evaluation has written. Choose "
+            "another folder."
+        )
+
+
+def read_report(folder: str) -> dict[str, Any]:
+    """Read an earlier report.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    path = Path(folder).expanduser()
+    path = path / REPORT if path.is_dir() else path
+    try:
+        return _load(path)
+    except _UNREADABLE as error:
+        raise UsageError(
+            f"--compare: {folder!r} is not the folder of a report ({error}). Give the --output of "
+            "an earlier evaluation."
+        ) from error
+
+
+def _load(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if "scores" not in content:
+        raise ValueError("it has no scores")
+    return content
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        return bool(_load(path))
+    except _UNREADABLE:
+        return False
+
+
+def scored_by(evaluator: Evaluator) -> dict[str, Any]:
+    """Say what a report's scores are: protocol, reference and networks."""
+    return {
+        "protocol": evaluator.protocol.identity,
+        "reference": _described(evaluator.reference),
+        "clip": _clip(evaluator),
+        "preferences": {p.name: p.identity for p in evaluator.preferences},
+    }
+
+
+def check_comparable(own: dict[str, Any], other: dict[str, Any]) -> None:
+    """Refuse to put scores into one table that were not computed alike.
+
+    Raises:
+        UsageError: Naming what differs.
+    """
+    for name in _SHARED:
+        ours, theirs = own.get(name), other.get(name)
+        if name == "reference" and ours and theirs:  # of which earlier versions said less
+            common = ours.keys() & theirs.keys()
+            ours, theirs = ({key: said[key] for key in common} for said in (ours, theirs))
+        if json.dumps(ours, sort_keys=True) != json.dumps(theirs, sort_keys=True):
+            raise UsageError(
+                f"--compare: the report of {other.get('name')!r} differs in its {name} "
+                f"({other.get(name)!r}, here {own.get(name)!r}): its scores do not compare. "
+                "Evaluate both alike."
+            )
+
+
+def markdown_table(reports: Sequence[dict[str, Any]]) -> str:
+    """Lay out reports' scores: a row each."""
+    keys = list(reports[-1]["scores"])
+    rows = []
+    for content in reports:
+        values = [_number(content["scores"].get(key)) for key in keys]
+        cost = [_number(content.get(f"{name}_per_image")) for name in ("evaluations", "seconds")]
+        rows.append([content["name"], *values, *cost])
+    return table(["", *keys, "evaluations/image", "s/image"], rows)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes scores."""
+    found = {name: version(name) for name in PACKAGES}
+    return {"sid_lsg": __version__, "python": platform.python_version()} | found
+
+
+def _number(value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def _image_set(statistics: Statistics) -> ImageSet:
+    return ImageSet(statistics.features.cpu(), statistics.pixels)
+
+
+def _described(reference: Statistics | None) -> dict[str, Any] | None:
+    if reference is None:
+        return None
+    about = {name: value for name, value in reference.about.items() if name != "protocol"}
+    return {"count": reference.count, "features": len(reference.features), **about}
+
+
+def _clip(evaluator: Evaluator) -> dict[str, Any] | None:
+    if evaluator.clip is None:
+        return None
+    chain = evaluator.clip_chain.chain
+    return {"prefix": evaluator.clip_prefix, "chain": chain, **evaluator.clip.identity}
+
+
+def _samples(
+    paths: Sequence[Path],
+    captions: Sequence[str] | None,
+    content: dict[str, Any],
+    others: Sequence[dict[str, Any]],
+) -> Any:
+    """Show a few of the images; above them the same ones of the compared reports, if they fit."""
+    number = min(PICTURED, len(paths))
+    chosen = [i * len(paths) // number for i in range(number)]
+    rows = {content["name"]: _read([paths[i] for i in chosen])}
+    for other in others:
+        files = [Path(other["images"], paths[i].name) for i in chosen]
+        if all(file.is_file() for file in files):
+            images = _read(files)
+            if images.shape == rows[content["name"]].shape:
+                name = other["name"]
+                while name in rows:  # by default a folder's name, as `generator` of several runs
+                    name += "'"
+                rows = {name: images} | rows
+    return comparison(rows, [captions[i] if captions else paths[i].name for i in chosen])
+
+
+def _read(paths: Sequence[Path]) -> Tensor:
+    """Read a few images and crop them to one size: [B, 3, H, W] in [-1, 1]."""
+    images = [read_image(path) for path in paths]
+    height, width = (min(sizes) for sizes in zip(*(i.shape[1:] for i in images), strict=True))
+    cropped = [from_uint8(image[:, :height, :width]) for image in images]
+    return torch.stack(cropped)
+
+
+def _markdown(content: dict[str, Any], scored: str) -> str:
+    """Write the report for people."""
+    protocol = content["protocol"]
+    reference = content["reference"]
+    facts = {
+        "images": f"{content['num_images']} in {content['images']}",
+        "sampling": ", ".join(
+            f"{name} {content[name]}"
+            for name in ("sampler", "num_steps", "guidance", "dtype", "seeds")
+            if content.get(name) is not None
+        ),
+        "protocol": f"{protocol['protocol']}: {protocol['chain']}",
+        "reference": reference and f"{reference['count']} images, {reference.get('source', '')}",
+        "CLIP": content["clip"] and f"prefix {content['clip']['prefix']!r}",
+        "prompts": f"SHA-256 {content['prompts_sha256']}",
+        "versions": ", ".join(f"{name} {value}" for name, value in content["versions"].items()),
+    }
+    lines = [f"- {name}: {value}" for name, value in facts.items() if value]
+    pictures = "![samples](samples.png)\n"
+    if reference:
+        pictures += "\n![alignment with the reference](alignment.png)\n"
+    return f"# {content['name']}\n\n{scored}\n\n" + "\n".join(lines) + f"\n\n{pictures}"

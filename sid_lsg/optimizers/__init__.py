@@ -1,0 +1,5 @@
+"""Optimizers."""
+
+from sid_lsg.optimizers.adam import AdamWithoutMomentum
+
+__all__ = ["AdamWithoutMomentum"]

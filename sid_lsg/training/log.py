@@ -1,0 +1,56 @@
+"""What an iteration leaves in the log."""
+
+from typing import Any
+
+import lightning as L
+import torch
+
+from sid_lsg.data.prompts import PromptBatch
+from sid_lsg.method.phases import Update
+from sid_lsg.training.bad_samples import warn
+
+
+class IterationLog:
+    """Logs the two updates of an iteration, and counts bad samples in between."""
+
+    def __init__(self) -> None:
+        self.skipped = 0  # bad samples of all ranks since the last row
+        self._warned = False
+
+    def count(self, batch: PromptBatch, fake: Update, generator: Update) -> None:
+        """Count both phases' bad samples; warn about the first. For all ranks."""
+        count = fake.skipped_samples + generator.skipped_samples
+        self.skipped += count
+        if count and not self._warned:
+            self._warned = True
+            prompts = [batch.fake[i] for i in fake.skipped]
+            warn(batch.iteration + 1, prompts + [batch.generator[i] for i in generator.skipped])
+
+    def write(
+        self, module: L.LightningModule, fake: Update, generator: Update, images_seen: int
+    ) -> None:
+        """Log the whole batch's losses and what goes with them."""
+        optimizers = module.trainer.optimizers
+        losses = {"loss_fake": fake.loss, "loss_generator": generator.loss}
+        others: dict[str, Any] = {
+            **fake.parts,
+            **generator.parts,
+            "grad_norm_fake": fake.gradient_norm,
+            "grad_norm_generator": generator.gradient_norm,
+            "update_ratio_fake": fake.update_ratio,
+            "update_ratio_generator": generator.update_ratio,
+            "nonfinite_gradients": torch.stack(
+                [fake.nonfinite_gradients, generator.nonfinite_gradients]
+            ).amax(),
+            "weight": generator.weight,
+            "images_seen": float(images_seen),
+            "lr_fake": optimizers[0].param_groups[0]["lr"],
+            "lr_generator": optimizers[1].param_groups[0]["lr"],
+            # Lightning takes the loggers' x axis from this name; its own would be one behind.
+            "step": float(module.trainer.global_step),
+        }
+        # Each rank's loss is divided by its share of the batch: their mean is the whole batch's.
+        module.log_dict(losses, prog_bar=True, sync_dist=True)
+        module.log_dict(others, sync_dist=True)
+        module.log("skipped_samples", float(self.skipped))  # on every rank that of all of them
+        self.skipped = 0

@@ -1,0 +1,379 @@
+"""SiD-LSG as a LightningModule: who is trained when.
+
+One iteration is one batch: the fake score takes an optimizer step on the generator's samples
+(phase 1), then the generator takes one through the score-identity loss (phase 2), and the
+generator's average (EMA) follows.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+
+from sid_lsg.data.prompts import PromptBatch
+from sid_lsg.messages.checks import check_method, check_timesteps
+from sid_lsg.method.draws import REAL_IMAGES, Draws, Phase, draw
+from sid_lsg.method.ema import ema_beta, update_ema
+from sid_lsg.method.guidance import Guidance
+from sid_lsg.method.objective import fake_score_loss, generator_loss, generator_weight
+from sid_lsg.method.phases import FakeScoreOutput, GeneratorOutput, Parts, PhaseInputs, RealSamples
+from sid_lsg.networks.compilation import as_written, compile_blocks
+from sid_lsg.networks.initial import start
+from sid_lsg.networks.lora import LoRA, check_options, copy_trainable, trainable
+from sid_lsg.networks.memory import (
+    EMADevice,
+    FrozenPrecision,
+    Memory,
+    borrowed,
+    check_ema_device,
+    checkpoint_gradients,
+    evaluate,
+    recomputed,
+    set_frozen_precision,
+)
+from sid_lsg.networks.precision import allow_tf32
+from sid_lsg.optimizers.adam import AdamWithoutMomentum
+from sid_lsg.teachers.base import Conditioning, Teacher, Tokens, replace_where
+from sid_lsg.teachers.untrained import load
+from sid_lsg.training.alternating import AlternatingModule, constant, trained_by
+from sid_lsg.training.discriminator import Discriminator, RealData, check_weights, required
+from sid_lsg.training.gradients import ClipAlgorithm
+from sid_lsg.training.log import IterationLog
+from sid_lsg.training.optimizer_options import make_optimizer
+
+
+class SiDLSG(AlternatingModule):
+    """Guided Score identity Distillation of a text-to-image diffusion model (arXiv 2406.01561)."""
+
+    frozen = ("teacher.",)
+
+    def __init__(
+        self,
+        teacher: str,
+        revision: str | None = None,
+        variant: str | None = None,
+        subfolders: dict[str, str] | None = None,
+        resolution: int | None = None,
+        guidance: Guidance = Guidance(),  # noqa: B008 (frozen; a default that --help can show)
+        alpha: float = 1.0,
+        t_init: int = 625,
+        tmin: int = 20,
+        tmax: int = 980,
+        num_steps: int = 1,
+        prompt_dropout: float = 0.1,
+        real_data: RealData | None = None,
+        fake_score_init: str | None = None,
+        generator_init: str | None = None,
+        lora_fake_score: LoRA | None = None,
+        lora_generator: LoRA | None = None,
+        micro_batch_size: int | None = None,
+        optimizer_fake: OptimizerCallable = lambda p: AdamWithoutMomentum(p, lr=1e-6),
+        optimizer_generator: OptimizerCallable = lambda p: AdamWithoutMomentum(p, lr=1e-6),
+        ema_halflife_images: float = 50_000.0,
+        ema_rampup_ratio: float = 0.05,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: ClipAlgorithm = "norm",
+        tf32: bool = False,
+        memory: Memory = "fast",
+        frozen_precision: FrozenPrecision = "32",
+        gradient_checkpointing: list[str] | None = None,
+        compile: bool = False,
+        ema_device: EMADevice | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Load the teacher and copy it into the fake score, the generator and its average.
+
+        Args:
+            teacher: The model to distil: a folder in Stable Diffusion's diffusers layout, a Hub id
+                such as stable-diffusion-v1-5/stable-diffusion-v1-5; package:demo/fashion, the
+                teacher that comes with this package; or architecture:sd15 (sd21, sd15-small), a
+                model's networks with random weights, to measure.
+            revision: Branch, tag or commit of the teacher on the Hub.
+            variant: Which of the teacher's weight files to load, for example fp16.
+            subfolders: Where a part of the teacher does not lie in the folder of its own name, for
+                example {unet: unet_ema}.
+            resolution: Side of the images in pixels; by default what the teacher was trained for.
+            guidance: Guidance scales kappa_1..kappa_4.
+            alpha: Weight of the second term of the generator's loss; 1 in the paper's runs.
+            t_init: The timestep at which the generator is evaluated, 1..999 for 1000 timesteps.
+            tmin: Smallest timestep at which the losses are evaluated.
+            tmax: Largest timestep at which the losses are evaluated, plus one.
+            num_steps: Evaluations of the generator per image, in training and in sampling.
+            prompt_dropout: Probability of replacing a prompt by the empty one in the fake score's
+                phase, if kappa_1 or kappa_2 guides that network.
+            real_data: Add an adversarial term on the images of --data.real_images, for example
+                {generator_weight: 0.0001}; by default none, which is data-free.
+            fake_score_init: Start the fake score as the UNet of this folder or Hub id, for example
+                an exported generator; by default it starts as the teacher.
+            generator_init: Start the generator and its average so; by default as the teacher.
+            lora_fake_score: Train LoRA adapters of the fake score alone, for example {rank: 64};
+                its other weights are the teacher's own, or those it starts with. Needs peft.
+            lora_generator: Train LoRA adapters of the generator alone.
+            micro_batch_size: Samples that go through the networks at a time; each process' share of
+                the batch is accumulated in micro-batches of this size. By default all at once.
+                Changes memory and speed, not the result.
+            optimizer_fake: Optimizer of the fake score; by default Adam with beta1 = 0, as in the
+                paper's runs, which stores no first moment and takes one pass over the memory.
+                Another class keeps the options that it shares with the one before, such as the
+                betas [0, 0.999] and no weight_decay.
+            optimizer_generator: Optimizer of the generator.
+            ema_halflife_images: Half-life of the generator's average, in images.
+            ema_rampup_ratio: The half-life is at most this share of the images seen so far.
+            gradient_clip_val: Limit for the gradients of each network; by default none.
+            gradient_clip_algorithm: Limit their total norm, or each entry's value.
+            tf32: Let a GPU round the factors of float32 products to TF32, which on an H200 is 2.5
+                times as fast; by default float32 is float32, as in the paper's runs.
+            memory: What the generator's phase keeps for its backward pass: `fast` everything;
+                `balanced` not the teacher's activations, which it computes again (1 evaluation of
+                18 more, 2 with guidance); `lean` not the generator's either (1 more). The numbers
+                are the same.
+            frozen_precision: Of the teacher's UNet: 32, or bf16 to store the weights of its
+                products in half the memory. In bf16-mixed that changes no bit of what is trained
+                (fsdp2 apart); in 32-true the teacher then computes as in bf16-mixed.
+            gradient_checkpointing: Networks that compute activations again in the backward pass
+                instead of storing them, for example [fake_score, generator, teacher].
+            compile: Let torch.compile make programs of the networks' blocks, which takes minutes
+                in the first iteration. For GPUs: a CPU gains 3%. Not under fsdp2.
+            ema_device: cpu keeps the generator's average there, except while it is sampled.
+            seed: Seed of all noise, timesteps and dropout; follows --seed_everything.
+
+        Raises:
+            UsageError: If a value is out of range or the teacher cannot be used.
+        """
+        super().__init__()
+        self.kappas = guidance.kappas
+        self.alpha = alpha
+        self.t_init, self.tmin, self.tmax = t_init, tmin, tmax
+        self.num_steps = num_steps
+        self.prompt_dropout = prompt_dropout
+        self.micro_batch_size = micro_batch_size
+        self.optimizer_fake, self.optimizer_generator = optimizer_fake, optimizer_generator
+        self.ema_halflife_images, self.ema_rampup_ratio = ema_halflife_images, ema_rampup_ratio
+        self.gradient_clip_val = gradient_clip_val
+        self.gradient_clip_algorithm: ClipAlgorithm = gradient_clip_algorithm
+        self.tf32 = tf32
+        self.recomputed = recomputed(memory)
+        self.compiled = compile
+        self.ema_device = ema_device
+        self.seed = seed
+        self.log_of_iterations = IterationLog()
+        check_method(self)
+        check_options("model.lora_fake_score", lora_fake_score)
+        check_options("model.lora_generator", lora_generator)
+        check_weights(real_data)
+
+        self.teacher: Teacher = load(teacher, revision, variant, subfolders, resolution)
+        check_timesteps(self, len(self.teacher.schedule))
+        # Convolutions are fastest with the channels last, on CPUs and on tensor cores.
+        self.teacher.network.to(memory_format=torch.channels_last)
+        self.fake_score = start(self.teacher, "fake_score", fake_score_init, lora_fake_score, seed)
+        self.generator = start(self.teacher, "generator", generator_init, lora_generator, seed)
+        self.ema = copy_trainable(self.generator)
+        check_ema_device(ema_device, self.ema)
+        networks = {"fake_score": self.fake_score, "generator": self.generator}
+        checkpointed = networks | {"teacher": self.teacher.network}
+        checkpoint_gradients(checkpointed, gradient_checkpointing or [])
+        self.discriminator = (
+            Discriminator(real_data, self.teacher, self.fake_score) if real_data else None
+        )
+        set_frozen_precision(frozen_precision, self.teacher, *networks.values())
+
+    def configure_model(self) -> None:
+        """Shard the networks, where the strategy does that; compile them, if asked."""
+        self.shard(self.teacher.network, self.fake_score, self.generator, self.ema)
+        if self.compiled:
+            compile_blocks(self.teacher.network, self.fake_score, self.generator)
+        check_ema_device(self.ema_device, self.ema)
+
+    def on_fit_start(self) -> None:
+        """Choose how products round, and put the average where it is to be.
+
+        Lightning has moved all networks to the device.
+        """
+        allow_tf32(self.tf32)
+        if self.ema_device:
+            self.ema.to(self.ema_device)
+
+    # ------------------------------------------------------------------ one iteration
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Update the fake score, then the generator, then the generator's average."""
+        optimizer_fake, optimizer_generator = self.optimizers()
+        self.count_steps_of(optimizer_generator)
+        every = self.trainer.log_every_n_steps
+        logged = bool(every) and (self.trainer.global_step + 1) % every == 0
+        fake = self.update(
+            self.phase_inputs(Phase.FAKE_SCORE, batch),
+            self.fake_score_phase,
+            self.fake_score,
+            optimizer_fake,
+            logged,
+        )
+        with constant(trained_by(optimizer_fake)):
+            generator = self.update(
+                self.phase_inputs(Phase.GENERATOR, batch),
+                self.generator_phase,
+                self.generator,
+                optimizer_generator,
+                logged,
+            )
+        images = len(batch.fake) * self.trainer.world_size
+        seen = batch.iteration * images
+        beta = ema_beta(images, seen, self.ema_halflife_images, self.ema_rampup_ratio)
+        update_ema(self._averages, trained_by(optimizer_generator), beta)
+        self.log_of_iterations.count(batch, fake, generator)
+        if logged:
+            self.log_of_iterations.write(self, fake, generator, seen + images)
+
+    def phase_inputs(self, phase: Phase, batch: PromptBatch) -> PhaseInputs:
+        """Encode a phase's prompts, once, and draw its random numbers.
+
+        Prompts are dropped in phase 1 alone, where kappa_1 or kappa_2 guides the fake score; the
+        generator sees the dropped prompt too. Real images are for phase 1.
+        """
+
+        def drawn(phase: int, num_steps: int) -> Draws:
+            first = batch.position
+            return draw(
+                phase,
+                batch.iteration,
+                torch.arange(first, first + len(batch.fake), device=self.device),
+                latent_shape=self.teacher.latent_shape,
+                num_steps=num_steps,
+                tmin=self.tmin,
+                tmax=self.tmax,
+                seed=self.seed,
+            )
+
+        def encoded(prompts: Sequence[str], tokens: Tokens, draws: Draws) -> Conditioning:
+            condition = self.teacher.encode(tokens or self.teacher.tokenize(prompts))
+            guided = self.kappas.train_fake != 1 or self.kappas.eval_fake_2 != 1
+            if phase is Phase.FAKE_SCORE and guided:
+                dropped = draws.u < self.prompt_dropout
+                condition = replace_where(dropped, condition, self.teacher.null_condition())
+            return condition
+
+        draws = drawn(phase, self.num_steps)
+        if phase is Phase.GENERATOR:
+            return PhaseInputs(encoded(batch.generator, batch.generator_tokens, draws), draws)
+        condition = encoded(batch.fake, batch.fake_tokens, draws)
+        if not self.discriminator:
+            return PhaseInputs(condition, draws)
+        images, captions, tokens = required(batch.real)
+        numbers = drawn(REAL_IMAGES, num_steps=0)
+        real = RealSamples(images, encoded(captions, tokens, numbers), numbers)
+        return PhaseInputs(condition, draws, real)
+
+    def fake_score_phase(self, inputs: PhaseInputs) -> FakeScoreOutput:
+        """Evaluate phase 1: the fake score denoises the generator's samples, guided by kappa_1."""
+        schedule, (condition, draws, real) = self.teacher.schedule, inputs
+        eps, t = draws.eps, draws.t
+        with torch.no_grad():
+            x_g = self.sample(self.generator, condition, draws.noises)
+        x_t = schedule.add_noise(x_g, eps, t)
+        (prediction,) = self.teacher.predict_guided(
+            self.fake_score, x_t, t, condition, [self.kappas.train_fake]
+        )
+        target, weight = schedule.target(x_g, eps, t), schedule.eps_weight(t)
+        loss, parts = fake_score_loss(prediction, target, weight), Parts()
+        if self.discriminator and real:
+            term, parts = self.discriminator.fake_score_term(real)
+            loss = loss + term
+        return FakeScoreOutput(loss, weight, x_g, prediction, parts)
+
+    def generator_phase(self, inputs: PhaseInputs) -> GeneratorOutput:
+        """Evaluate phase 2: the score-identity loss; gradients reach x_g through both networks."""
+        schedule, (condition, draws, _) = self.teacher.schedule, inputs
+        eps, t = draws.eps, draws.t
+
+        again = "generator" in self.recomputed
+        x_g = evaluate(again, self.sample, self.generator, condition, draws.noises)
+        x_t = schedule.add_noise(x_g, eps, t)
+
+        def guided_x0(network: nn.Module, *kappas: float) -> list[Tensor]:
+            again = network is self.teacher.network and "teacher" in self.recomputed
+            predict = self.teacher.predict_guided
+            predictions = evaluate(again, predict, network, x_t, t, condition, kappas)
+            return [schedule.x0(prediction, x_t, t) for prediction in predictions]
+
+        # What is evaluated last is differentiated first, and gone when the teacher is seen again.
+        (y_real,) = guided_x0(self.teacher.network, self.kappas.eval_real)
+        y_fake_2, y_fake_3 = guided_x0(
+            self.fake_score, self.kappas.eval_fake_2, self.kappas.eval_fake_3
+        )
+        weight = generator_weight(x_g, y_real)
+        loss = generator_loss(x_g, y_real, y_fake_2, y_fake_3, weight, self.alpha)
+        parts = Parts()
+        if self.discriminator:
+            term, parts = self.discriminator.generator_term(x_g, weight)
+            loss = loss + term
+        return GeneratorOutput(loss, weight, x_g, y_fake_2, y_fake_3, y_real, parts)
+
+    # ------------------------------------------------------------------ sampling
+
+    def sample(
+        self, network: nn.Module, condition: Conditioning, noises: Sequence[Tensor]
+    ) -> Tensor:
+        """Generate latents with a network of the generator's kind, one evaluation per noise."""
+        return self.teacher.sample(network, condition, noises, self.t_init)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        num_steps: int | None = None,
+        network: nn.Module | None = None,
+    ) -> Tensor:
+        """Generate one latent per prompt and seed, without touching any random state.
+
+        Args:
+            prompts: B prompts.
+            seeds: B seeds; an image depends on its own prompt and seed alone.
+            num_steps: K; by default that of training.
+            network: By default the generator's average.
+
+        Returns:
+            [B, C, H, W] float32 latents, for `teacher.decode`.
+        """
+        with borrowed(network or self.ema, self.device) as chosen, as_written(self.compiled):
+            return self.teacher.generate(
+                chosen, prompts, seeds, self.t_init, num_steps or self.num_steps
+            )
+
+    def sample_teacher(
+        self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, guidance: float
+    ) -> Tensor:
+        """Sample the teacher itself, slowly: images, as `Teacher.sample_reference` gives them."""
+        with as_written(self.compiled):
+            return self.teacher.sample_reference(prompts, seeds, num_steps, guidance)
+
+    # ------------------------------------------------------------------ optimization
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Make the two optimizers, and list what the average averages: a walk over all modules.
+
+        Raises:
+            UsageError: If one cannot be made.
+        """
+        self._averages = trainable(self.ema)
+        optimizers = [
+            make_optimizer(make, trainable(network), f"model.optimizer_{name}")
+            for name, make, network in (
+                ("fake", self.optimizer_fake, self.fake_score),
+                ("generator", self.optimizer_generator, self.generator),
+            )
+        ]
+        self.remember_options(optimizers)
+        return optimizers
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what the next row of the log is to hold."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["skipped_samples"] = self.log_of_iterations.skipped
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue to count."""
+        super().on_load_checkpoint(checkpoint)
+        self.log_of_iterations.skipped = checkpoint.get("skipped_samples", 0)

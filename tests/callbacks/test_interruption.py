@@ -1,0 +1,503 @@
+"""What SIGTERM and Ctrl-C lead to, in real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from torch import Tensor
+
+from sid_lsg.callbacks import Checkpoint, Interruption, interruption
+from sid_lsg.callbacks.interruption import ending_on_signals
+from sid_lsg.cli import main
+from sid_lsg.data.prompts import PromptDataModule
+from sid_lsg.messages.errors import Interrupted
+from sid_lsg.training.bad_samples import Reading
+from sid_lsg.training.module import SiDLSG
+from sid_lsg.training.strategies import register_strategies
+from tests.helpers import forked
+from tests.training.test_operations import Operations, step_counters
+from tests.training.test_soak import changes, command, finish, rows, start, temporary
+
+STEPS = 4
+
+
+@pytest.fixture
+def arguments(small_sd: str, tmp_path: Path) -> list[str]:
+    """A run that scores nothing, and saves nothing on schedule before it is interrupted."""
+    return [
+        *command(small_sd, tmp_path), "--metrics.every_n_images=0", "--health.every_n_images=0",
+        "--metrics.clip=null", "--metrics.reference=null", "--checkpoint.every_n_steps=1000000",
+        "--trainer.max_steps=1000000",
+    ]  # fmt: skip
+
+
+def wait(processes: list[ForkServerProcess], path: Path, count: int) -> None:
+    """Wait for so many changes of a file or folder."""
+    seen = sum(1 for _ in zip(range(count), changes(path, processes), strict=False))
+    assert seen == count, path.parent.with_suffix(".log").read_text()[-3000:]
+
+
+def saved_step(root: Path) -> int:
+    return int(torch.load(root / "checkpoints/last.ckpt", weights_only=True)["global_step"])
+
+
+def workers(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def assert_saved(root: Path, said: str, name: str) -> int:
+    """The state of the last logged iteration is saved, and the run did not end as if complete."""
+    step = saved_step(root)
+    assert [int(row["step"]) for row in rows(root)] == list(range(1, step + 1))
+    assert {path.name for path in root.iterdir()} == {
+        ".lock", "checkpoints", "config.yaml", "grids", "metrics.csv",
+    }  # fmt: skip
+    assert temporary(root) == []
+    lines = [line for line in said.splitlines() if line.startswith("interrupted:")]
+    path = root / f"checkpoints/{step:07d}.ckpt"
+    assert lines == [
+        f"interrupted: {name} after iteration {step}: the state is saved, {path}. Continue with "
+        "the same command and --ckpt_path last."
+    ]
+    return step
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")]
+)
+def test_a_signal_ends_a_run_between_iterations(
+    arguments: list[str], tmp_path: Path, number: signal.Signals, name: str
+) -> None:
+    """The processes that read the data get it too, as from a scheduler or a terminal."""
+    root = tmp_path / "run"
+    processes = start(arguments, root, 1)
+    wait(processes, root / "metrics.csv", 3)
+    (pid,) = [process.pid for process in processes]
+    assert pid
+    for worker in workers(pid):
+        os.kill(worker, number)
+    time.sleep(0.5)
+    assert processes[0].is_alive()  # they are deaf
+    os.kill(pid, number)
+    said = finish(processes, root, 128 + number)
+    step = assert_saved(root, said, name)
+    said = finish(
+        start([*arguments, "--ckpt_path=last", f"--trainer.max_steps={step + 1}"], root, 1), root
+    )
+    assert [int(row["step"]) for row in rows(root)] == list(range(1, step + 2))
+    assert (root / "generator").is_dir()
+
+
+def test_a_second_ctrl_c_ends_it_at_once(arguments: list[str], tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    big = [a for a in arguments if "batch_size" not in a and "every_n_steps" not in a]
+    big += ["--data.batch_size=256", "--model.micro_batch_size=256", "--checkpoint.every_n_steps=1"]
+    processes = start(big, root, 1)  # its iterations take seconds
+    wait(processes, root / "checkpoints", 2)
+    assert processes[0].pid
+    os.kill(processes[0].pid, signal.SIGINT)
+    time.sleep(0.2)
+    assert processes[0].is_alive()
+    os.kill(processes[0].pid, signal.SIGINT)
+    begin = time.perf_counter()
+    said = finish(processes, root, 130)
+    assert time.perf_counter() - begin < 1
+    assert said.count("once more to end at once") == 1
+    assert saved_step(root) >= 1
+
+
+def test_two_processes_stop_after_the_same_iteration(arguments: list[str], tmp_path: Path) -> None:
+    """Only the second has the signal; only the first speaks."""
+    root = tmp_path / "run"
+    processes = start(arguments, root, 2)
+    wait(processes, root / "metrics.csv", 3)
+    assert processes[1].pid
+    os.kill(processes[1].pid, signal.SIGTERM)
+    said = finish(processes, root, 143, 0)
+    assert_saved(root, said, "SIGTERM")
+
+
+class Signalled(L.Callback):
+    """Sends this process a signal in the midst of an iteration, 0 for before the first one.
+
+    And counts reads of what has not been sent, from the second iteration's start to the third's.
+    """
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+        self.counting = ExitStack()
+        self.unsent: int | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if self.iteration == 0:
+            signal.raise_signal(signal.SIGTERM)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == 1:
+            operations = Operations(step_counters(trainer.optimizers))
+            self.operations = self.counting.enter_context(operations)
+        elif trainer.global_step == 2:
+            self.counting.close()
+            self.unsent = self.operations.reads
+
+    def on_exception(self, *_: Any) -> None:
+        self.counting.close()
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.iteration - 1:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def fit(folder: Path, teacher: str, strategy: str, iteration: int, signalled: list[int]) -> None:
+    """Train until a signal in an iteration of some ranks; report what this one did."""
+    rank, read = int(os.environ["RANK"]), []
+    callback = Signalled(iteration if rank in signalled else -1)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=strategy,
+        max_steps=STEPS,
+        max_epochs=-1,
+        logger=False,
+        callbacks=[Interruption(), callback, Checkpoint(every_n_steps=1000)],
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+    class Dated(Reading):
+        """Notes after how many iterations it is sent and read."""
+
+        def __init__(self, numbers: Tensor) -> None:
+            super().__init__(numbers)
+            self.sent = trainer.global_step
+
+        def tolist(self) -> list[int]:
+            read.append((self.sent, trainer.global_step))
+            return super().tolist()
+
+    interruption.Reading = Dated  # type: ignore[attr-defined]
+    data = PromptDataModule(str(folder.parent / "prompts.txt"), batch_size=4, num_workers=1)
+    with pytest.raises(Interrupted) as end:
+        trainer.fit(SiDLSG(teacher), data)
+    report = {"said": str(end.value), "step": trainer.global_step, "read": read}
+    path = folder / f"report{rank}.json"
+    path.write_text(json.dumps(report | {"unsent": callback.unsent}))
+
+
+def fit_all(folder: Path, teacher: str) -> None:
+    register_strategies()
+    for number, case in enumerate(CASES):
+        (folder / str(number)).mkdir(exist_ok=True)
+        fit(folder / str(number), teacher, *case)
+
+
+CASES: list[tuple[str, int, list[int]]] = [
+    *(("ddp_multi", iteration, [iteration % 2]) for iteration in range(STEPS + 1)),
+    ("ddp_multi", 2, [1]),
+    ("ddp_multi", 2, [0, 1]),
+    ("ddp", 2, [1]),
+    ("fsdp2", 2, [1]),
+]  # strategy, iteration in which the signal comes, ranks that receive it
+
+
+@pytest.fixture(scope="module")
+def ended(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Let two processes, started as torchrun starts them, be interrupted again and again."""
+    folder = tmp_path_factory.mktemp("ended")
+    (folder / "prompts.txt").write_text("a red cat\ntwo dogs\na blue bird\nthe moon\nan old book")
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(forked.free_port())}
+    common |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    jobs = [([folder, small_sd], common | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+    forked.all_end_well(fit_all, jobs, folder)
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=map(str, CASES))
+def test_whichever_process_has_the_signal_all_stop_together(ended: Path, number: int) -> None:
+    """After the iteration in which they hear of it, or the last one; and the state is saved."""
+    _, iteration, _ = CASES[number]
+    root = ended / str(number)
+    first, second = (json.loads((root / f"report{rank}.json").read_text()) for rank in "01")
+    assert first == second
+    step = min(iteration + 1, STEPS)
+    assert first["step"] == saved_step(root) == step
+    last = iteration >= STEPS - 1  # what is told before the last iteration is read after it
+    when = f"SIGTERM after {'the last iteration, ' if last else 'iteration '}{step}: "
+    assert first["said"].startswith(when)
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=map(str, CASES))
+def test_processes_do_not_wait_for_what_they_tell_each_other(ended: Path, number: int) -> None:
+    """They read it when the next iteration is complete; at the end alone what they have just told.
+
+    And nothing else, be it Lightning's, is read that has not been sent before.
+    """
+    report = json.loads((ended / str(number) / "report0.json").read_text())
+    last, step = CASES[number][1] >= STEPS - 1, report["step"]
+    expected = [[told, told + 1] for told in range(step - last)]
+    assert report["read"] == (expected if not last else [*expected, [step, step]])
+    assert report["unsent"] == (0 if step > 2 else None)  # of those that came so far
+
+
+def test_processes_that_lightning_launches_stop_too(arguments: list[str], tmp_path: Path) -> None:
+    """A terminal signals all of them at once; the command's status is the first one's."""
+    root, log = tmp_path / "run", tmp_path / "log"
+    options = [
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+        f"--trainer.default_root_dir={root}",
+    ]
+    run = forked.start(forked.launch, [*arguments, *options], log=log)
+    while not rows(root):
+        assert run.is_alive(), log.read_text()[-3000:]
+        time.sleep(0.05)
+    assert run.pid
+    os.killpg(run.pid, signal.SIGINT)
+    run.join(60)
+    assert run.exitcode == 130
+    assert "Traceback" not in log.read_text()
+    assert_saved(root, log.read_text(), "Ctrl-C")
+
+
+def test_a_signal_while_processes_wait_for_each_other(arguments: list[str], tmp_path: Path) -> None:
+    """The first one is deaf meanwhile, and the others have not heard of any signal's meaning."""
+    root, log = tmp_path / "run", tmp_path / "log"
+    options = ["--trainer.devices=2", "--trainer.strategy=ddp_multi"]
+    options += [f"--trainer.default_root_dir={root}"]
+    run = forked.start(forked.launch, [*arguments, *options], log=log)
+    while not log.exists() or "GLOBAL_RANK: 0" not in log.read_text():
+        assert run.is_alive()
+        time.sleep(0.05)
+    time.sleep(1)
+    assert run.pid
+    os.killpg(run.pid, signal.SIGTERM)
+    run.join(120)
+    assert run.exitcode == 143, log.read_text()[-3000:]
+    end = log.read_text().splitlines()[-1]
+    assert end.startswith("interrupted: SIGTERM. The same command begins or continues what was")
+    assert not any(sign in log.read_text() for sign in ("Traceback", "frame #", "interrupted: \n"))
+
+
+def test_slurm_requeues_a_job(arguments: list[str], tmp_path: Path) -> None:
+    """SIGUSR1 says that time is nearly up: save, requeue and go on. SIGTERM ends it."""
+    root, log, calls = tmp_path / "run", tmp_path / "run.log", tmp_path / "calls"
+    scontrol = tmp_path / "bin/scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+    scontrol.chmod(0o755)
+    common = {
+        "PATH": f"{scontrol.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "17",
+        "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1",
+        "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
+        "MASTER_PORT": str(forked.free_port()),
+    }  # fmt: skip
+    options = ["--trainer.devices=2", "--trainer.strategy=ddp_multi"]
+    options += [f"--trainer.default_root_dir={root}"]
+
+    def job(*more: str, **environment: str) -> list[ForkServerProcess]:
+        """Be srun."""
+        started = []
+        for rank in ("0", "1"):
+            task = common | environment | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}
+            line = [*arguments, *options, *more]
+            started.append(forked.start(main, line, log=log, environment=task))
+        return started
+
+    def send(processes: list[ForkServerProcess], number: signal.Signals) -> None:
+        for process in processes:
+            assert process.pid
+            os.kill(process.pid, number)
+
+    processes = job()
+    wait(processes, root / "metrics.csv", 2)
+    send(processes, signal.SIGUSR1)
+    wait(processes, calls, 1)
+    saved = saved_step(root)
+    assert saved >= 2
+    wait(processes, root / "metrics.csv", 2)
+    send(processes, signal.SIGTERM)
+    said = finish(processes, root, 143, 143)
+    assert calls.read_text() == "requeue 17\n"
+    step = assert_saved(root, said, "SIGTERM")
+    assert step > saved
+    finish(job(f"--trainer.max_steps={step + 1}", SLURM_RESTART_COUNT="1"), root)
+    assert [int(row["step"]) for row in rows(root)] == list(range(1, step + 2))
+
+
+def test_a_signal_at_the_start_ends_it_at_once(arguments: list[str], tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    processes = start(arguments, root, 1)
+    wait(processes, root / "config.yaml", 1)
+    assert processes[0].pid
+    os.kill(processes[0].pid, signal.SIGTERM)
+    said = finish(processes, root, 143)
+    assert said.count("interrupted: SIGTERM") == 1
+    assert not (root / "checkpoints/last.ckpt").exists() or saved_step(root)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_elsewhere_a_signal_is_an_exception_with_its_status(number: signal.Signals) -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(Interrupted) as end, ending_on_signals():
+        signal.raise_signal(number)
+    assert end.value.code == 128 + number
+    assert "--ckpt_path last" in str(end.value)
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    """A job in the background of a script, or of nohup, is not ended by Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with ending_on_signals():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_thread_of_another_program_may_train() -> None:
+    """Python delivers signals to the main thread alone: there is nothing to take over."""
+    problems: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            with ending_on_signals():
+                run(Interruption(), trainer())
+        except BaseException as error:
+            problems.append(error)
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert problems == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def trainer(**more: Any) -> Any:
+    """As much of a Trainer as the callback uses."""
+    connector = SimpleNamespace(cluster_environment=None)
+    values = {
+        "_signal_connector": SimpleNamespace(),
+        "fit_loop": SimpleNamespace(epoch_loop=SimpleNamespace()),
+        "_accelerator_connector": connector,
+        "strategy": SimpleNamespace(launcher=None),
+        "callbacks": [],
+        "world_size": 1,
+        "global_step": 1,
+        "is_global_zero": True,
+    }
+    return SimpleNamespace(**values | more)
+
+
+def run(interruption: Interruption, trainer: Any, *signals: int) -> None:
+    """Go through the hooks of a run of one iteration, in which signals come."""
+    module: Any = None
+    interruption.setup(trainer, module, "fit")
+    interruption.on_fit_start(trainer, module)
+    try:
+        interruption.on_train_start(trainer, module)
+        for number in signals:
+            signal.raise_signal(number)
+        interruption.on_train_batch_start(trainer, module, None, 1)
+        interruption.on_trained(trainer, module)
+    except BaseException as error:
+        interruption.on_exception(trainer, module, error)
+        raise
+    finally:
+        interruption.teardown(trainer, module, "fit")
+
+
+def test_without_checkpoints_it_says_so() -> None:
+    with pytest.raises(Interrupted, match="SIGTERM after iteration 1: nothing was saved"):
+        run(Interruption(), trainer(), signal.SIGTERM)
+
+
+def test_a_signal_after_the_last_iteration_leaves_out_the_comparison() -> None:
+    interruption, only = Interruption(), trainer()
+    interruption.setup(only, None, "fit")  # type: ignore[arg-type]
+    interruption.on_fit_start(only, None)  # type: ignore[arg-type]
+    interruption.on_train_start(only, None)  # type: ignore[arg-type]
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="complete and saved") as end:
+        interruption.on_trained(only, None)  # type: ignore[arg-type]
+    assert end.value.code == 143
+
+
+def test_a_signal_before_anything_is_set_up_ends_what_lightning_has_launched() -> None:
+    """Though that is deaf, in a wait for other processes."""
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); input()"
+    child = subprocess.Popen([sys.executable, "-c", deaf], stdin=subprocess.PIPE)
+    launcher = SimpleNamespace(procs=[child])
+    early = trainer(strategy=SimpleNamespace(launcher=launcher))
+    with pytest.raises(Interrupted):  # between iterations: the others know of it
+        run(Interruption(), early, signal.SIGTERM)
+    assert child.poll() is None
+    Interruption().on_exception(early, None, Interrupted("", 143))  # type: ignore[arg-type]
+    assert child.poll() == -signal.SIGKILL
+    assert launcher.procs == []  # where Lightning's observer looks for the dead
+
+
+def test_a_signal_to_requeue_is_answered_between_iterations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Lightning would save in the middle of one, when one network is trained and not the other."""
+    done: list[str] = []
+    checkpoint = Checkpoint()
+    monkeypatch.setattr(checkpoint, "save", lambda trainer: done.append("saved") or Path("x.ckpt"))
+    environment = SLURMEnvironment(requeue_signal=signal.SIGUSR1)
+    connector = SimpleNamespace(cluster_environment=environment)
+    slurm = trainer(_accelerator_connector=connector, callbacks=[checkpoint])
+    before = signal.signal(signal.SIGUSR1, lambda *_: done.append("requeued"))
+    try:
+        interruption = Interruption()
+        run(interruption, slurm, signal.SIGUSR1)
+        assert done == ["saved", "requeued"]
+        interruption.on_train_batch_start(slurm, None, None, 2)  # type: ignore[arg-type]
+        assert done == ["saved", "requeued"]  # once
+        signal.signal(signal.SIGUSR1, lambda *_: done.append("again"))
+        with pytest.raises(Interrupted, match="SIGTERM after iteration 1: the state is saved"):
+            run(Interruption(), slurm, signal.SIGUSR1, signal.SIGTERM)
+        assert done == ["saved", "requeued", "saved", "again"]
+        signal.signal(signal.SIGUSR1, lambda *_: done.append("at the end"))
+        interruption = Interruption()
+        run(interruption, slurm)
+        signal.raise_signal(signal.SIGUSR1)  # in the last iteration
+        interruption.on_trained(slurm, None)  # type: ignore[arg-type]
+        assert done[4:] == ["saved", "at the end"]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_lightnings_own_answer_is_still_called_so() -> None:
+    """It is replaced by name: it would run collective operations, one in a signal's handler."""
+    assert callable(_SignalConnector._sigterm_notifier_fn)
+    assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)
+
+
+def test_the_signals_are_handed_back() -> None:
+    both = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in both]
+    run(Interruption(), trainer())
+    with pytest.raises(Interrupted):
+        run(Interruption(), trainer(), signal.SIGTERM)
+    assert [signal.getsignal(number) for number in both] == before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(both)

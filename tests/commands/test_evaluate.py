@@ -1,0 +1,502 @@
+"""The command `evaluate`: from a model or a folder to a report, interrupted, repeated, refused."""
+
+import json
+import re
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sid_lsg.cli import main
+from sid_lsg.metrics.features import CLIPFeatures
+from sid_lsg.metrics.protocol import clip_protocol
+from sid_lsg.metrics.reference import compute_statistics
+from sid_lsg.metrics.statistics import Statistics
+from sid_lsg.training.module import SiDLSG
+from tests.helpers import forked
+from tests.metrics.test_features import make_clip
+from tests.metrics.test_protocol import write_inception
+
+PROMPTS = ["a red cat", "two dogs on a log", "something else"]
+NUM_IMAGES = 6
+
+
+class Files:
+    """What evaluations need."""
+
+    def __init__(self, folder: Path, small_sd: str) -> None:
+        self.folder = folder
+        module = SiDLSG(small_sd)
+        self.generator = folder / "generator"
+        module.teacher.save_generator(module.generator, self.generator, module.t_init)
+        self.clip = make_clip(folder / "clip", Path(small_sd, "tokenizer"))
+        self.prompts = folder / "prompts.txt"
+        self.prompts.write_text("\n".join(PROMPTS) + "\n")
+        self.real = folder / "real"
+        self.real.mkdir()
+        noise = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8)
+        for index, pixels in enumerate(noise):
+            Image.fromarray(pixels).save(self.real / f"{index}.png")
+        self.inception = write_inception(folder / "inception.pt")
+
+    def line(self, *more: Any, model: Any = None, **options: Any) -> list[str]:
+        """Return a command line for a model."""
+        chosen = {
+            "model": model or self.generator, "prompts": self.prompts, "reference": self.real,
+            "protocol": "clip", "clip": self.clip, "num_images": NUM_IMAGES, "batch_size": 4,
+            "accelerator": "cpu", "progress": "false",
+        } | options  # fmt: skip
+        pairs = [(f"--{name}", str(value)) for name, value in chosen.items() if value is not None]
+        return ["evaluate", *(part for pair in pairs for part in pair), *map(str, more)]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, small_sd: str) -> Files:
+    return Files(tmp_path_factory.mktemp("evaluate"), small_sd)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path / "cache"
+
+
+def report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text())
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """Run the command, which must end with one message; return it."""
+    with pytest.raises(SystemExit) as end:
+        main(list(args))
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1
+    assert "Traceback" not in error
+    return error
+
+
+KEYS = ("fid", "kid", "precision", "recall", "density", "coverage", "clip_score")
+
+
+def test_a_model_gets_a_report_with_pictures(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "report"
+    main(files.line(output=out, name="ours"))
+    found = report(out)
+    assert list(found["scores"]) == [f"{key}_clip_6" for key in KEYS]
+    assert all(np.isfinite(list(found["scores"].values())))
+    assert found["seeds"] == "image i: prompt i modulo 3, seed i"
+    assert (found["sampler"], found["num_steps"], found["dtype"]) == ("generator", 1, "float32")
+    assert found["reference"]["count"] == 9
+    assert found["reference"]["source"] == str(files.real)
+    assert found["clip"]["prefix"] == "A photo depicts "
+    assert len(found["prompts_sha256"]) == 64
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["seconds_per_image"] > 0
+    alignment = found["alignment"]
+    assert alignment["images"] == {"generated": 6, "reference": 9}
+    assert alignment.keys() >= {"features", "neighbours", "pixels"}
+
+    assert sorted(path.name for path in out.iterdir()) == [
+        "alignment.png", "images", "report.json", "report.md", "samples.png",
+    ]  # fmt: skip
+    for name in ("alignment.png", "samples.png"):
+        Image.open(out / name).verify()
+    images = sorted((out / "images").glob("*.png"))
+    assert [path.name for path in images] == [f"{i:07d}.png" for i in range(NUM_IMAGES)]
+    about = Image.open(images[4]).text  # type: ignore[attr-defined]
+    assert (about["prompt"], about["seed"]) == (PROMPTS[1], "4")
+    rows = [json.loads(row) for row in (out / "images" / "metadata.jsonl").read_text().splitlines()]
+    assert rows[4] == {"file_name": "0000004.png", "text": PROMPTS[1], "seed": 4}
+
+    markdown, printed = (out / "report.md").read_text(), capsys.readouterr().out
+    score = f"{found['scores']['fid_clip_6']:.4g}"
+    for text in (markdown, printed):
+        assert "fid_clip_6" in text
+        assert f"| ours | {score} |" in text
+
+
+def test_its_images_score_the_same_as_a_folder(files: Files, tmp_path: Path) -> None:
+    main(files.line(output=tmp_path / "a"))
+    images = tmp_path / "a" / "images"
+    main(
+        files.line(
+            "--images", images, "--captions", images / "metadata.jsonl", output=tmp_path / "b"
+        )[:1]
+        + folder_line(files, images, captions=images / "metadata.jsonl", output=tmp_path / "b")
+    )
+    assert report(tmp_path / "b")["scores"] == report(tmp_path / "a")["scores"]
+    assert report(tmp_path / "b")["prompts_sha256"] == report(tmp_path / "a")["prompts_sha256"]
+
+
+def test_the_export_scores_as_the_training_said(
+    files: Files, small_sd: str, tmp_path: Path
+) -> None:
+    """To the last bit: the same networks, prompts, seeds, batches and protocol."""
+    reference = tmp_path / "reference.safetensors"
+    protocol = clip_protocol(CLIPFeatures.from_pretrained(str(files.clip)))
+    compute_statistics(sorted(files.real.iterdir()), protocol, "").save(reference)
+    shared = {"clip": files.clip, "clip_prefix": "see ", "protocol": "clip",
+              "reference": reference, "num_images": NUM_IMAGES, "batch_size": 4}  # fmt: skip
+    root = tmp_path / "run"
+    options = {"model.teacher": small_sd, "data.prompts": files.prompts, "data.batch_size": 2,
+               "data.num_workers": 0, "trainer.max_steps": 2, "trainer.accelerator": "cpu",
+               "trainer.default_root_dir": root, "metrics.teacher_steps": 1,
+               "progress.refresh_rate": 0}  # fmt: skip
+    options |= {f"metrics.{name}": value for name, value in shared.items()}
+    main(["fit", *(part for n, v in options.items() for part in (f"--{n}", str(v)))])
+    summary = json.loads((root / "summary.json").read_text())
+
+    main(files.line(model=root / "generator", output=root / "report", **shared))
+    scores = report(root / "report")["scores"]
+    assert len(scores) == 7
+    assert {name: summary[name] for name in scores} == scores
+
+    teacher = {"sampler": "ddim", "num_steps": 1, "guidance": summary["teacher_guidance"]}
+    main(files.line(model=small_sd, output=root / "teacher", **teacher, **shared))
+    scores = report(root / "teacher")["scores"]
+    assert {name: summary[f"teacher_{name}"] for name in scores} == scores
+
+
+def folder_line(files: Files, images: Path, **options: Any) -> list[str]:
+    """Return the options for a folder of images."""
+    line = files.line(**({"prompts": None} | options))[1:]
+    place = line.index("--model")
+    return [*line[:place], "--images", str(images), *line[place + 2 :]]
+
+
+def test_finished_images_are_not_made_again(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "report"
+    main(files.line(output=out))
+    first, images = report(out), out / "images"
+    old = {path.name: path.stat().st_mtime_ns for path in images.glob("*.png")}
+    content = (images / "0000005.png").read_bytes()
+    (images / "0000005.png").unlink()  # as if it had been interrupted there
+    for path in (p for p in out.iterdir() if p.is_file()):
+        path.unlink()
+    main(files.line(output=out))
+    assert report(out)["scores"] == first["scores"]
+    assert (images / "0000005.png").read_bytes() == content
+    new = {path.name: path.stat().st_mtime_ns for path in images.glob("*.png")}
+    assert {name for name in new if new[name] == old[name]} == {f"000000{i}.png" for i in range(4)}
+
+    main(files.line(output=out, num_images=8))  # more of the same
+    assert "fid_clip_8" in report(out)["scores"]
+    still = {path.name: path.stat().st_mtime_ns for path in images.glob("*.png")}
+    assert all(still[f"000000{i}.png"] == old[f"000000{i}.png"] for i in range(4))
+
+    message = refused(capsys, *files.line(output=out, num_steps=2))
+    assert "--output" in message
+    assert "num_steps is 1, and now 2" in message
+
+
+def test_statistics_are_computed_once(files: Files, tmp_path: Path, cache: Path) -> None:
+    images = files.real
+    for name in ("a", "b"):
+        main(["evaluate", *folder_line(files, images, num_images=9, output=tmp_path / name)])
+        (kept,) = (cache / "sid_lsg" / "references").iterdir()
+        if name == "a":
+            written = kept.stat().st_mtime_ns
+    assert kept.stat().st_mtime_ns == written
+    scores = report(tmp_path / "b")["scores"]
+    assert abs(scores["fid_clip_9"]) < 1e-6  # with itself
+    assert scores["precision_clip_9"] == scores["recall_clip_9"] == scores["coverage_clip_9"] == 1
+
+    line = folder_line(files, images, num_images=9, reference=kept, output=tmp_path / "c")
+    main(["evaluate", *line])  # a file of statistics is a reference too
+    assert report(tmp_path / "c")["scores"] == scores
+
+
+def test_statistics_of_a_folder_that_changed_are_new(
+    files: Files, tmp_path: Path, cache: Path
+) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    for index in range(6):
+        Image.new("RGB", (40, 40), (index, 9, 9)).save(real / f"{index}.png")
+    for count in (1, 2):
+        line = folder_line(files, files.real, reference=real, output=tmp_path / "out")
+        main(["evaluate", *line])
+        assert len(list((cache / "sid_lsg" / "references").iterdir())) == count
+        Image.new("RGB", (41, 41)).save(real / "6.png")
+    assert report(tmp_path / "out")["reference"]["count"] == 7
+
+
+def test_clean256_uses_a_local_inception(files: Files, tmp_path: Path, cache: Path) -> None:
+    options = {"protocol": "clean256", "inception": files.inception, "output": tmp_path / "out"}
+    main(files.line(**options))
+    found = report(tmp_path / "out")
+    assert [f"{key}_clean256_6" for key in KEYS] == list(found["scores"])
+    assert found["protocol"]["network"] == "inception-2015-12-05"
+    (kept,) = (cache / "sid_lsg" / "references").iterdir()
+    assert Statistics.load(kept).about["protocol"]["protocol"] == "clean256"
+
+
+def test_images_of_others_are_not_taken_for_the_models(
+    files: Files, small_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out" / "images"
+    folder.mkdir(parents=True)
+    (folder / "0000000.png").write_bytes(b"a photograph")
+    options = {"sampler": "ddim", "num_steps": 1, "guidance": 1, "output": tmp_path / "out"}
+    assert "images' holds other things" in refused(capsys, *files.line(model=small_sd, **options))
+    assert [path.name for path in folder.iterdir()] == ["0000000.png"]
+
+
+def test_teacher_and_student_stand_in_one_table(
+    files: Files, small_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    options = {"sampler": "ddim", "num_steps": 2, "guidance": 1.5, "output": teacher}
+    main(files.line(model=small_sd, name="teacher", **options))
+    main(files.line("--compare", str(teacher), output=student, name="student"))
+    table = (student / "report.md").read_text()
+    assert table.index("| teacher |") < table.index("| student |")
+    height, width = (Image.open(p / "samples.png").size[::-1] for p in (teacher, student))
+    assert width[0] > height[0] + 60  # two rows of pictures
+    assert report(teacher)["evaluations_per_image"] == 4
+
+    message = refused(
+        capsys, *files.line("--compare", f"[{teacher}]", output=student, num_images=8)
+    )
+    assert "--compare: the report of 'teacher' differs in its num_images (6, here 8)" in message
+    assert len([*(student / "images").glob("*.png")]) == 6  # said before the work
+    message = refused(capsys, *files.line("--compare", f"[{tmp_path}]", output=student))
+    assert "--compare" in message
+
+
+def test_reports_of_one_name_are_both_pictured(files: Files, tmp_path: Path) -> None:
+    options = {"num_images": 2, "reference": None}
+    main(files.line(output=tmp_path / "a", **options))
+    main(files.line("--compare", tmp_path / "a", output=tmp_path / "b", **options))
+    one, two = (Image.open(tmp_path / name / "samples.png").height for name in "ab")
+    assert two > one + 60
+
+
+def test_a_reference_whose_images_were_replaced_is_another(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, old = tmp_path / "real", tmp_path / "old"
+    shutil.copytree(files.real, real)
+    main(files.line(reference=real, output=old))
+    again = files.line("--compare", f"[{old}]", reference=real, output=tmp_path / "new")
+    (real / "0.png").touch()  # the same image
+    main(again)
+
+    Image.new("RGB", (64, 64)).save(real / "0.png")
+    assert "the report of 'generator' differs in its reference" in refused(capsys, *again)
+
+    content = report(old)
+    del content["reference"]["files"]  # as earlier versions wrote it
+    (old / "report.json").write_text(json.dumps(content))
+    main(again)
+
+
+def test_two_processes_report_as_one(files: Files, tmp_path: Path) -> None:
+    """Six images in three batches of two."""
+    main(files.line(output=tmp_path / "one", batch_size=2))
+    line = files.line("--devices", "2", output=tmp_path / "two", batch_size=2)
+    said = forked.all_end_well(main, [([line], rank) for rank in forked.ranks(2)], tmp_path)
+    one, two = (report(tmp_path / name) for name in ("one", "two"))
+    assert two["scores"] == pytest.approx(one["scores"], rel=1e-5)
+    for path in (tmp_path / "one" / "images").glob("*.png"):
+        ours, theirs = (
+            np.asarray(Image.open(tmp_path / name / "images" / path.name)).astype(int)
+            for name in ("one", "two")
+        )
+        assert np.abs(ours - theirs).max() <= 1
+    assert said.count("Report and pictures") == 1
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"prompts": None}, "--prompts is missing"),
+        ({"prompts": "{tmp}/none.txt"}, "--prompts"),
+        ({"model": "{tmp}/none"}, "--model: .*none"),
+        ({"reference": "{tmp}/none"}, "--reference: .*none"),
+        ({"reference": "{tmp}"}, "--reference: .*holds no image"),
+        ({"protocol": "clean256", "inception": "{tmp}/none.pt"}, "--inception"),
+        ({"protocol": "clean256"}, "--inception: the protocol needs the Inception"),
+        ({"clip": "null"}, "--clip is missing"),
+        ({"clip": "{tmp}/none"}, "--clip: could not load"),
+        ({"num_images": "1"}, "--num_images must be at least 2"),
+        ({"batch_size": "0"}, "--batch_size must be at least 1"),
+        ({"num_steps": "0"}, "--num_steps must be at least 1"),
+        ({"sampler": "ddim", "num_steps": "9", "guidance": "0.5"}, "--guidance must be .* 1"),
+        ({"protocol": "fid"}, "--protocol"),
+        ({"output": "{tmp}/file/report"}, "--output: cannot write"),
+        ({"devices": "0"}, "--devices"),
+        ({"hpsv2": "{tmp}/none.pt"}, "--hpsv2"),
+        ({"image_reward": "{tmp}/none.pt"}, "--image_reward"),
+        ({"hpsv2_tokenizer": "{tmp}"}, "--hpsv2_tokenizer is for --hpsv2, which is not given"),
+        ({"image_reward_tokenizer": "{tmp}"}, "--image_reward_tokenizer is for --image_reward"),
+        ({"captions": "{tmp}/none.txt"}, "--captions is for --images"),
+    ],
+)
+def test_bad_options_are_named(
+    files: Files,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: dict[str, str | None],
+    said: str,
+) -> None:
+    (tmp_path / "file").touch()
+    filled = {
+        name: value and value.replace("{tmp}", str(tmp_path)) for name, value in options.items()
+    }
+    message = refused(capsys, *files.line(**({"output": tmp_path / "out"} | filled)))
+    assert re.search(said, message), message
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"sampler": "ddim"}, {"num_steps": 4}, {"guidance": 0}, {"resolution": 64},
+     {"dtype": "float16"}],
+)  # fmt: skip
+def test_a_folder_is_not_sampled(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: dict[str, Any]
+) -> None:
+    line = folder_line(files, files.real, output=tmp_path / "out", **option)
+    assert f"--{next(iter(option))} is for --model" in refused(capsys, "evaluate", *line)
+
+
+def test_a_column_is_of_captions(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = folder_line(files, files.real, output=tmp_path / "out", column="text")
+    assert "--column is for --captions, which is not given" in refused(capsys, "evaluate", *line)
+
+
+def test_files_of_others_are_not_replaced(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "notes"
+    out.mkdir()
+    (out / "report.md").write_text("mine")
+    message = refused(capsys, "evaluate", *folder_line(files, files.real, output=out))
+    assert "--output" in message
+    assert "holds a 'report.md' that no evaluation has written" in message
+    assert [(p.name, p.read_text()) for p in out.iterdir()] == [("report.md", "mine")]
+    message = refused(capsys, "evaluate", *folder_line(files, files.real, output=files.real))
+    assert "holds the --images" in message
+
+
+def test_fewer_images_than_the_protocol_needs(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    line = folder_line(files, files.real, num_images=None, output=out)
+    message = refused(capsys, "evaluate", *line)
+    assert "holds 9 images, and 10000 are asked for by the protocol clip" in message
+    assert "--num_images 9" in message
+    assert not (out / "report.json").exists()
+
+
+def test_fewer_images_than_processes(
+    files: Files,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sid_lsg.distributed.processes.process", lambda: (0, 7))
+    message = refused(capsys, *files.line(output=tmp_path / "out"))
+    assert "--num_images: 6 images for 7 processes" in message
+    assert not (tmp_path / "out" / "images").exists()  # said before the work
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(1, "1 image for 1 process"), (3, "all of 3 images have the same features")]
+)
+def test_a_reference_that_nothing_compares_with(
+    files: Files,
+    tmp_path: Path,
+    cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    count: int,
+    said: str,
+) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    for index in range(count):
+        Image.new("RGB", (40, 40)).save(real / f"{index}.png")
+    message = refused(capsys, *files.line(reference=real, output=tmp_path / "out"))
+    assert f"--reference: {said}" in message
+    assert not cache.exists()  # nothing bad is kept
+    assert not (tmp_path / "out" / "images").exists()
+
+
+def test_captions_of_another_count(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = folder_line(files, files.real, captions=files.prompts, output=tmp_path / "out")
+    message = refused(capsys, "evaluate", *line)
+    assert "holds 3 captions" in message
+    assert "9 images" in message
+
+
+def test_unreadable_images_are_listed(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    for path in files.real.iterdir():
+        (bad / path.name).write_bytes(path.read_bytes())
+    (bad / "3.png").write_bytes((bad / "3.png").read_bytes()[:500])
+    (bad / "7.png").write_text("no image")
+    for option in ("images", "reference"):
+        images, reference = (bad, files.real) if option == "images" else (files.real, bad)
+        line = folder_line(files, images, reference=reference, num_images=9, output=tmp_path / "o")
+        message = refused(capsys, "evaluate", *line)
+        assert f"--{option}: 2 of 9 images cannot be read" in message
+        assert "3.png" in message
+        assert "7.png" in message
+        assert "5.png" not in message
+
+
+def test_statistics_of_another_protocol(
+    files: Files, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(files.line(output=tmp_path / "a"))
+    (kept,) = (cache / "sid_lsg" / "references").iterdir()
+    message = refused(capsys, *files.line(reference=kept, protocol="fast", output=tmp_path / "b"))
+    assert "--reference" in message
+    assert "its protocol is 'clip', and that of `fast`" in message
+
+
+def evaluate_on_a_full_disk(line: list[str]) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    main(line)
+
+
+def test_a_full_disk_ends_with_one_message_and_keeps_what_is_finished(
+    files: Files, tmp_path: Path
+) -> None:
+    """A limit on the size of files stands for the full disk: the first large file fails."""
+
+    log = tmp_path / "log"
+    process = forked.start(evaluate_on_a_full_disk, files.line(output=tmp_path / "out"), log=log)
+    process.join(300)
+    assert process.exitcode == 2, log.read_text()[-3000:]
+    assert log.read_text().splitlines()[-1].startswith("error: --output: cannot write to")
+    assert "Traceback" not in log.read_text()
+    out = tmp_path / "out"
+    assert len(list((out / "images").glob("*.png"))) == NUM_IMAGES  # 64 pixels: these fitted
+    assert not (out / "report.json").exists()
+    assert list(out.rglob("*.tmp")) == []
+    main(files.line(output=out))  # with room
+    assert (out / "report.json").exists()

@@ -1,0 +1,169 @@
+"""COCO's files to a caption list and reference statistics."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sid_lsg.cli import main
+from sid_lsg.metrics.features import CLIPFeatures
+from sid_lsg.metrics.inception import InceptionFeatures
+from sid_lsg.metrics.protocol import clean256, clip_protocol
+from sid_lsg.metrics.reference import compute_statistics
+from sid_lsg.metrics.statistics import Statistics
+from tests.metrics.test_protocol import write_inception
+
+COUNT = 7
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    """Seven images with three captions each, in COCO's layout; an eighth has none."""
+    folder = tmp_path / "coco"
+    (folder / "val2014").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    images, annotations = [], []
+    for index in range(COUNT + 1):
+        name = f"COCO_val2014_{index:012d}.jpg"
+        images.append({"id": 100 - index, "file_name": name, "height": 40, "width": 60})
+        pixels = random.integers(0, 256, (40, 60, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "val2014" / name)
+        if index < COUNT:
+            texts = [f" image {index},\n caption {number}. " for number in range(3)]
+            annotations += [
+                {"id": 10 * index + number, "image_id": 100 - index, "caption": text}
+                for number, text in enumerate(texts)
+            ]
+    content = {"images": images, "annotations": annotations[::-1]}
+    (folder / "captions.json").write_text(json.dumps(content))
+    return folder
+
+
+def prepare(coco: Path, output: Path, *more: str) -> None:
+    main(
+        ["prepare-coco", "--annotations", str(coco / "captions.json"), "--output", str(output),
+         "--num_prompts", "5", "--accelerator", "cpu", "--progress", "false", *more]
+    )  # fmt: skip
+
+
+def test_each_image_has_one_caption_chosen_by_the_seed(
+    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        prepare(coco, Path("~", name), "--seed", seed)
+    rows = [json.loads(row) for row in (tmp_path / "a" / "captions.jsonl").read_text().splitlines()]
+    assert [row["file_name"] for row in rows] == [
+        f"COCO_val2014_{i:012d}.jpg" for i in range(COUNT)
+    ]
+    numbers = set()
+    for index, row in enumerate(rows):
+        number = row["caption"].removesuffix(".").rsplit(" ", 1)[1]
+        assert row["caption"] == f"image {index}, caption {number}."  # on one line
+        numbers.add(number)
+    assert len(numbers) > 1  # not always the first
+    prompts = (tmp_path / "a" / "prompts.txt").read_text().splitlines()
+    assert len(prompts) == len(set(prompts)) == 5
+    assert set(prompts) < {row["caption"] for row in rows}
+    assert (tmp_path / "b" / "prompts.txt").read_text().splitlines() == prompts
+    assert (tmp_path / "c" / "prompts.txt").read_text().splitlines() != prompts
+    assert not list((tmp_path / "a").glob("*.safetensors"))  # no images were given
+
+
+def test_the_reference_is_of_all_images(coco: Path, tmp_path: Path) -> None:
+    inception = write_inception(tmp_path / "inception.pt")
+    images = coco / "val2014"
+    prepare(coco, tmp_path / "o", "--images", str(images), "--inception", str(inception))
+    found = Statistics.load(tmp_path / "o" / "reference-clean256.safetensors")
+    protocol = clean256(InceptionFeatures.from_file(str(inception)))
+    found.check_protocol(protocol, "", "")
+    files = sorted(images.iterdir())[:COUNT]
+    expected = compute_statistics(files, protocol, "images", batch_size=2)
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-6)
+    np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-4, atol=1e-9)
+    assert found.count == COUNT
+    assert found.about["source"] == "7 images of captions.json"
+
+
+def test_the_device_is_free_afterwards(coco: Path) -> None:
+    clip = CLIPFeatures.from_pretrained("package:demo/fashion/clip")
+    where: list[Any] = []
+
+    def to(device: Any) -> Any:
+        where.append(device)
+        return torch.nn.Module.to(clip, device)
+
+    clip.to = to  # type: ignore[method-assign]
+    files = sorted((coco / "val2014").iterdir())[:COUNT]
+    compute_statistics(files, clip_protocol(clip), "images", device="cpu:0")
+    assert where == ["cpu:0", "cpu"]
+
+
+def test_it_serves_the_training_and_the_evaluation(coco: Path, tmp_path: Path) -> None:
+    """Under the protocol of a CLIP model; the images themselves then score perfectly."""
+    clip = "package:demo/fashion/clip"
+    prepare(coco, tmp_path / "o", "--images", str(coco / "val2014"), "--protocol", "clip",
+            "--clip", clip)  # fmt: skip
+    (coco / "val2014" / f"COCO_val2014_{COUNT:012d}.jpg").unlink()  # the one without captions
+    main(
+        ["evaluate", "--images", str(coco / "val2014"), "--num_images", str(COUNT),
+         "--captions", str(tmp_path / "o" / "captions.jsonl"), "--protocol", "clip",
+         "--clip", clip, "--reference", str(tmp_path / "o" / "reference-clip.safetensors"),
+         "--output", str(tmp_path / "report"), "--accelerator", "cpu", "--progress", "false"]
+    )  # fmt: skip
+    scores = json.loads((tmp_path / "report" / "report.json").read_text())["scores"]
+    assert abs(scores["fid_clip_7"]) < 1e-4
+    assert "clip_score_clip_7" in scores
+    stored = Statistics.load(tmp_path / "o" / "reference-clip.safetensors")
+    stored.check_protocol(clip_protocol(CLIPFeatures.from_pretrained(clip)), "", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--num_prompts", "8"], "--num_prompts: 8 of 7 images with captions. Give 1 to 7."),
+        (["--num_prompts", "0"], "--num_prompts: 0 of 7"),
+        (["--annotations", "none.json"], "--annotations: 'none.json' is not a file of COCO's"),
+        (["--images", "none"], "--images: 'none' lacks 7 of 7 images, the first of them 'COCO_val"),
+        (["--protocol", "clip", "--images", "{val}"], "--clip is missing"),
+        (["--output", "{file}/x"], "--output: cannot write"),
+        (["--batch_size", "0"], "--batch_size must be at least 1"),
+        (["--accelerator", "foo"], "--accelerator foo"),
+        (["--images", "{val}", "--inception", "none.pt"], "--inception"),
+    ],
+)
+def test_bad_input_is_named(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    fill = {"{val}": str(coco / "val2014"), "{file}": str(coco / "captions.json")}
+    for name, value in fill.items():
+        options = [option.replace(name, value) for option in options]
+    with pytest.raises(SystemExit) as end:
+        prepare(coco, tmp_path / "o", *options)
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()  # said before anything is written
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"images": [], "annotations": [{"id": 1}]}',
+        '{"images": [], "annotations": [{"id": 1, "image_id": 1, "caption": null}]}',
+    ],
+)
+def test_other_json_is_no_annotations(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    (coco / "captions.json").write_text(content)
+    with pytest.raises(SystemExit) as end:
+        prepare(coco, tmp_path / "o")
+    assert end.value.code == 2
+    assert "--annotations" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

@@ -1,0 +1,580 @@
+"""A study: its plan, its commands, that it continues, and what it refuses."""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sid_lsg.cli import main
+from sid_lsg.commands.fit_options import FitOptions
+from sid_lsg.commands.study import _NoOptions, study
+from sid_lsg.messages.errors import Interrupted, UsageError
+from sid_lsg.method.guidance import Kappas
+from sid_lsg.study import execute as execution
+from sid_lsg.study.execute import alone, done_share, duration, execute
+from sid_lsg.study.options import (
+    Series,
+    Study,
+    Teacher,
+    arguments,
+    check_series,
+    explicit,
+    flatten,
+    merge,
+)
+from sid_lsg.study.plan import Run, evaluations_per_image, plan, slugify
+from sid_lsg.study.prompts import PromptFile
+from sid_lsg.study.tasks import Task, differences, jobs
+
+REPOSITORY = Path(__file__).parents[2]
+DEMO = str(REPOSITORY / "configs/demo.yaml")
+
+
+def asked(output: Path, series: dict[str, Series], **changes: Any) -> Study:
+    """Make a small study; images are 128 unless said otherwise."""
+    given_: dict[str, Any] = {"base": [DEMO], "options": {}, "seeds": [0], "images": 128}
+    return Study(output=output, series=series, **(given_ | changes))
+
+
+def planned(of: Study, prompt_files: tuple[str, ...] = ()) -> list[Run]:
+    return plan(of, lambda args: FitOptions(study, _NoOptions, args).config, {*prompt_files})
+
+
+KAPPAS = Series({"1": {"model.guidance.scale": 1}, "1.5": {"model.guidance.scale": 1.5}},
+                {"model.guidance.preset": "lsg"})  # fmt: skip
+
+
+def test_a_plan_has_a_run_for_each_point_and_seed(tmp_path: Path) -> None:
+    runs = planned(asked(tmp_path, {"LSG": KAPPAS}, seeds=[3, 4]))
+    assert [run.name for run in runs] == [
+        "lsg-1-seed3", "lsg-1-seed4", "lsg-1.5-seed3", "lsg-1.5-seed4",
+    ]  # fmt: skip
+    assert [run.kappas for run in runs] == [(1,) * 4] * 2 + [(1.5,) * 4] * 2
+    assert all((run.images, run.iterations) == (128, 2) for run in runs)
+    assert runs[1].options["seed_everything"] == 4
+    assert runs[0].explicit["model.optimizer_fake.init_args.lr"] == 5e-5  # of the base config
+    assert runs[0].scored_prompts == "package:demo/fashion/prompts.txt"
+
+
+def test_scores_at_other_steps_belong_to_one_way_of_training(tmp_path: Path) -> None:
+    """A run that is made again with other options does not keep the old generator's scores."""
+
+    def evaluation(alpha: float) -> Task:
+        series = {"a": Series({"x": {"model.alpha": alpha}})}
+        of = asked(tmp_path, series, generator_steps=[1, 2])
+        ((_, task),) = jobs(of, planned(of))
+        return task
+
+    evaluation(1).folder.mkdir(parents=True)
+    evaluation(1).record()
+    evaluation(1).check()
+    with pytest.raises(UsageError, match=r"fit: model.alpha was 1, is 2"):
+        evaluation(2).check()
+
+
+def test_points_of_the_same_options_are_one_run(tmp_path: Path) -> None:
+    series = {
+        "alpha": Series({"1": {"model.alpha": 1.0}, "2": {"model.alpha": 2.0}}),
+        "batch": Series({"64": {"data.batch_size": 64}, "32": {"data.batch_size": 32}}),
+    }
+    runs = planned(asked(tmp_path, series))
+    assert [run.labels for run in runs] == [
+        (("alpha", "1"), ("batch", "64")), (("alpha", "2"),), (("batch", "32"),),
+    ]  # fmt: skip
+    assert [run.iterations for run in runs] == [2, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("series", "changes", "named"),
+    [
+        ({}, {}, ["--series is missing"]),
+        ({"a": Series({})}, {}, ["--series", "'a' has no points"]),
+        ({"a": KAPPAS}, {"base": ["no.yaml"]}, ["--base", "no.yaml"]),
+        ({"a": KAPPAS}, {"seeds": [1, 1]}, ["--seeds", "differ"]),
+        ({"a": KAPPAS}, {"images": 100}, ["--images", "100", "64"]),
+        ({"a": KAPPAS}, {"images": 0}, ["--images", "at least 1"]),
+        ({"a": KAPPAS}, {"generator_steps": [0]}, ["generator_steps", "at least 1"]),
+        ({"a": KAPPAS}, {"teacher": Teacher(guidance=[1, 0.5])}, ["--teacher.guidance", "0.5"]),
+        ({"a": Series({"x": {"trainer.max_steps": 3}})}, {}, ["trainer.max_steps", "--images"]),
+        ({"a": Series({"x": {"seed_everything": 3}})}, {}, ["seed_everything", "--seeds"]),
+        ({"a": Series({"x": {"trainer": {}}})}, {}, ["sets trainer", "--images"]),
+        ({"a": Series({"x": {"metrics.clip": None}})}, {}, ["metrics.clip", "--options"]),
+        (
+            {"a": Series({"x": {}, "y": {"metrics.num_images": 9}})},
+            {},
+            ["'y'", "9 images", "do not compare"],
+        ),
+        ({"a": Series({"x": {}, "X": {"model.alpha": 2}})}, {}, ["share the folder", "a-x"]),
+        (
+            {"a": Series({"x": {"data.prompts": "study:prompts/none.txt"}})},
+            {},
+            ["study:prompts/none.txt", "--prompt_files"],
+        ),
+        (
+            {"a": Series({"x": {"data.num_heldout": 5}})},
+            {"teacher": Teacher()},
+            ["data.num_heldout is 5", "data.heldout"],
+        ),
+        (
+            {"a": Series({"x": {"data.num_heldout": 5}})},
+            {"generator_steps": [1, 2]},
+            ["--generator_steps", "data.num_heldout is 5", "data.heldout"],
+        ),
+    ],
+)
+def test_a_plan_refuses(
+    tmp_path: Path, series: dict[str, Series], changes: dict[str, Any], named: list[str]
+) -> None:
+    with pytest.raises(UsageError) as error:
+        planned(asked(tmp_path, series, **changes))
+    assert all(part in str(error.value) for part in named), str(error.value)
+
+
+def test_a_wrong_option_of_a_point_is_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        planned(asked(tmp_path, {"a": Series({"x": {"model.alpah": 1}})}))
+    assert end.value.code == 2
+    assert "alpah" in capsys.readouterr().err
+
+
+def test_evaluations_are_those_of_the_method() -> None:
+    """18 with guidance; see the derivation in the docstring for the others."""
+    assert evaluations_per_image(Kappas(1.5, 1.5, 1.5, 1.5)) == 18
+    assert evaluations_per_image(Kappas(1, 1, 1, 1)) == 11
+    assert evaluations_per_image(Kappas(1, 1, 1, 2)) == 13
+    assert evaluations_per_image(Kappas(1, 1, 1, 1), real_data=True) == 13
+    assert evaluations_per_image(Kappas(1, 1, 2, 2), 4) == 4 + 3 + 12 + 4 + 4
+
+
+def test_where_it_runs_is_no_option_of_its_results(tmp_path: Path) -> None:
+    plain = asked(tmp_path, {"LSG": KAPPAS}, teacher=Teacher(), generator_steps=[2])
+    on_gpu = replace(plain, accelerator="gpu")
+    for here, there in zip(jobs(plain, planned(plain)), jobs(on_gpu, planned(on_gpu)), strict=True):
+        for cpu, gpu in zip(here, there, strict=True):
+            option = "trainer.accelerator" if cpu.command[0] == "fit" else "accelerator"
+            assert f"--{option}=gpu" in gpu.command
+            assert cpu.options == gpu.options
+
+
+def test_the_teacher_is_scored_once_on_each_set_of_prompts(tmp_path: Path) -> None:
+    own = Series({"x": {"data.heldout": "study:prompts/few.txt"}})
+    made = asked(tmp_path, {"LSG": KAPPAS, "few": own}, seeds=[0, 1],
+                 teacher=Teacher([1, 25], [1.5]), generator_steps=[1, 4])  # fmt: skip
+    todo = jobs(made, planned(made, ("study:prompts/few.txt",)))
+    teachers, fits = todo[:4], todo[4:]
+    assert all(len(job) == 1 for job in teachers)
+    assert {job[0].folder.name for job in teachers} == {
+        f"teacher-{prompts}-steps{steps}-guidance1.5"
+        for prompts in ("prompts", "few")
+        for steps in (1, 25)
+    }
+    assert f"--prompts={tmp_path / 'prompts/few.txt'}" in teachers[2][0].command
+    assert teachers[2][0].options["prompts"] == "study:prompts/few.txt"  # wherever the study lies
+    assert [len(job) for job in fits] == [2] * 6  # each with its generator in 4 steps
+    fit, four = fits[0]
+    assert fit.command[:2] == ("fit", f"--config={DEMO}")
+    assert f"--trainer.default_root_dir={tmp_path / 'runs/lsg-1-seed0'}" in fit.command
+    assert f"--model={tmp_path / 'runs/lsg-1-seed0/generator'}" in four.command
+    assert {"--sampler=generator", "--num_steps=4"} <= {*four.command}
+
+
+names = st.sampled_from(["a", "a.b", "a.b.c", "b", "ab"])
+
+
+@given(st.lists(st.dictionaries(names, st.integers(), max_size=3), max_size=4))
+def test_merging_options_is_what_a_command_line_does(parts: list[dict[str, int]]) -> None:
+    """A name's last value holds, unless a whole section that it lies in was given later."""
+    given_ = [item for part in parts for item in part.items()]
+    last = {name: place for place, (name, _) in enumerate(given_)}
+
+    def replaced(name: str) -> bool:
+        sections = [name[:i] for i, letter in enumerate(name) if letter == "."]
+        return any(last.get(section, -1) > last[name] for section in sections)
+
+    expected = {name: given_[last[name]][1] for name in last if not replaced(name)}
+    assert merge(*parts) == expected
+
+
+trees = st.recursive(
+    st.integers() | st.lists(st.integers(), max_size=2) | st.none(),
+    lambda inner: st.dictionaries(st.sampled_from("abc"), inner, min_size=1, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from("abc"), trees, max_size=3))
+def test_flat_options_hold_the_whole_tree(tree: dict[str, Any]) -> None:
+    built: dict[str, Any] = {}
+    for name, value in flatten(tree).items():
+        *sections, last = name.split(".")
+        place = built
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    assert built == tree
+
+
+def test_explicit_options_are_of_the_configs_and_then_of_the_study(tmp_path: Path) -> None:
+    config = tmp_path / "a.yaml"
+    config.write_text("model: {guidance: {preset: lsg, scale: 2}, alpha: 1.0}\n")
+    said = explicit([str(config)], {"model.guidance": {"preset": "none"}, "model.tmin": 3})
+    assert said == {"model.guidance.preset": "none", "model.alpha": 1.0, "model.tmin": 3}
+    config.write_text("just text")
+    with pytest.raises(UsageError, match="--base: .*a.yaml' holds no options"):
+        explicit([str(config)], {})
+    config.write_text("a: [")
+    with pytest.raises(UsageError, match="--base: cannot read .*a.yaml' as YAML"):
+        explicit([str(config)], {})
+
+
+def test_arguments_are_read_as_they_were_meant(tmp_path: Path) -> None:
+    options = {
+        "model.guidance": {"preset": "lsg", "scale": None, "eval_fake": [1.5, 1]},
+        "model.optimizer_fake.init_args.lr": 1e-05,
+        "data.prompts": ["a.txt", "b, c.txt"],
+        "metrics.clip_prefix": "A photo, of ",
+        "model.prompt_dropout": 0,
+    }
+    config = FitOptions(study, _NoOptions, arguments([DEMO], options)).config
+    assert config.model.guidance.as_dict() == {
+        "preset": "lsg", "scale": None, "train_fake": None, "eval_fake": [1.5, 1],
+        "eval_real": None,
+    }  # fmt: skip
+    assert config.model.optimizer_fake.init_args.lr == 1e-05
+    assert config.data.prompts == ["a.txt", "b, c.txt"]
+    assert config.metrics.clip_prefix == "A photo, of "
+
+
+@given(st.lists(st.text(max_size=12), min_size=1, max_size=3))
+def test_labels_make_names_of_files(parts: list[str]) -> None:
+    name = slugify(*parts)
+    assert name
+    assert "/" not in name
+    assert not name.startswith(".")
+    assert name == slugify(name)
+
+
+def task(folder: Path, options: dict[str, Any], command: tuple[str, ...] = ("fit",)) -> Task:
+    return Task("a run", folder, folder / "summary.json", command, options, 4.0, 2)
+
+
+@pytest.mark.parametrize("state", ["finished", "interrupted"])
+def test_changed_options_are_refused(tmp_path: Path, state: str) -> None:
+    before = task(tmp_path / "run", {"model.alpha": 1.0, "data.batch_size": 4})
+    before.check()  # nothing is there
+    before.folder.mkdir()
+    with pytest.raises(UsageError, match="--output: .*run.json"):
+        before.check()
+    before.record()
+    if state == "finished":
+        before.result.write_text("{}")
+    before.check()
+    with pytest.raises(UsageError) as error:
+        replace(before, options={"model.alpha": 0.5, "model.tmin": 2}).check()
+    message = str(error.value)
+    assert f"{state} {str(tmp_path / 'run')!r}" in message
+    assert "model.alpha was 1.0, is 0.5" in message
+    assert "model.tmin was 'not given', is 2" in message
+    assert "data.batch_size was 4, is 'not given'" in message
+    assert "delete that folder" in message
+
+
+options_of_tasks = st.dictionaries(names, st.integers() | st.none() | st.text(max_size=3))
+
+
+@given(options_of_tasks, options_of_tasks)
+def test_differences_are_none_exactly_for_equal_options(a: Any, b: Any) -> None:
+    assert (differences(a, b) == []) == (a == b)
+    assert len(differences(a, b)) == len(differences(b, a))
+
+
+def test_an_interrupted_fit_continues(tmp_path: Path) -> None:
+    run = task(tmp_path / "run", {})
+    assert run.continued().command == ("fit",)
+    run.folder.mkdir()
+    assert run.continued().command == ("fit", "--ckpt_path=last")
+    other = task(tmp_path / "run", {}, ("evaluate",))
+    assert other.continued().command == ("evaluate",)  # continues by itself
+
+
+def test_how_far_a_fit_is(tmp_path: Path) -> None:
+    run = replace(task(tmp_path / "run", {}), iterations=200)
+    assert done_share(run) == 0
+    run.folder.mkdir()
+    (run.folder / "metrics.csv").write_text("loss,step\n1.5,10\n1.4,50\n")
+    assert done_share(run) == 0.25
+    (run.folder / "metrics.csv").write_text("loss,step\n1.5,10\n1.4,")
+    assert done_share(run) == 0
+    assert [duration(s) for s in (-1, 8, 90, 3540, 3600, 7265)] == [
+        "0 s", "8 s", "2 min", "59 min", "1 h 00 min", "2 h 01 min",
+    ]  # fmt: skip
+
+
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
+    """Have tasks run a small script in place of this project."""
+    path = tmp_path / "python.sh"
+    path.write_text(f"#!/bin/bash\nshift 2\n{text}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(path))
+    monkeypatch.setattr(execution, "_POLL_S", 0.01)
+
+
+def at(folder: Path, *command: str) -> Task:
+    return task(folder, {}, ("fit", str(folder), *command))
+
+
+WRITES = 'mkdir -p $2; echo "$*" >> $2/said; echo {} > $2/summary.json'
+
+
+def test_tasks_run_in_order_and_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script(monkeypatch, tmp_path, f'{WRITES}; echo "$OMP_NUM_THREADS" > $2/threads')
+    todo = [[at(tmp_path / "a"), at(tmp_path / "b")], [at(tmp_path / "c")]]
+    done: list[str] = []
+    with alone(tmp_path) as lock:
+        failed = execute(todo, 2, 3, lock, lambda t: done.append(t.folder.name))
+        assert failed == []
+        assert sorted(done) == ["a", "b", "c"]
+        assert done.index("a") < done.index("b")
+        assert (tmp_path / "c/threads").read_text() == "3\n"
+        assert json.loads((tmp_path / "a.json").read_text()) == {}
+        assert "[1/3] a run" in capsys.readouterr().out
+        assert execute(todo, 2, 3, lock, lambda t: done.append("again")) == []
+    assert "again" not in done
+    assert (tmp_path / "a/said").read_text().count("\n") == 1
+
+
+def test_what_fails_is_named_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = 'case $2 in */bad) echo "error: no luck"; exit 3;; */idle) exit 0;; esac'
+    script(monkeypatch, tmp_path, f"{cases}; {WRITES}")
+    todo = [[at(tmp_path / "bad"), at(tmp_path / "after")], [at(tmp_path / "idle")],
+            [at(tmp_path / "good")]]  # fmt: skip
+    with alone(tmp_path) as lock:
+        bad, idle = execute(todo, 1, None, lock, lambda t: None)
+    assert "status 3" in bad
+    assert "error: no luck" in bad
+    assert str(tmp_path / "bad.log") in bad
+    assert "status 0" in idle
+    assert "it printed nothing" in idle
+    assert not (tmp_path / "after").exists()
+    assert (tmp_path / "good/summary.json").exists()
+
+
+def test_an_interruption_ends_what_is_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told to end, and may finish; nothing goes on afterwards."""
+    script(monkeypatch, tmp_path, 'mkdir -p $2; trap "echo saved > $2/saved; exit 143" TERM; '
+           "touch $2/begun; while true; do sleep 0.05; done")  # fmt: skip
+    todo = [[at(tmp_path / "a")], [at(tmp_path / "b")]]
+
+    def look(task: Task) -> float:
+        if all((tmp_path / name / "begun").exists() for name in "ab"):
+            raise Interrupted("Ctrl-C", 130)
+        return 0.0
+
+    monkeypatch.setattr(execution, "_LOOK_S", 0.01)
+    monkeypatch.setattr(execution, "done_share", look)
+    with alone(tmp_path) as lock, pytest.raises(Interrupted):
+        execute(todo, 2, None, lock, lambda t: None)
+    assert all((tmp_path / name / "saved").exists() for name in "ab")
+    with alone(tmp_path):  # no process holds it any more
+        pass
+
+
+def test_what_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = "touch $2/begun; while true; do sleep 0.05; done"
+    script(monkeypatch, tmp_path, f'mkdir -p $2; trap "" TERM; {loop}')
+
+    def look(task: Task) -> float:
+        if (tmp_path / "a/begun").exists():
+            raise Interrupted("Ctrl-C", 130)
+        return 0.0
+
+    monkeypatch.setattr(execution, "_LOOK_S", 0.01)
+    monkeypatch.setattr(execution, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(execution, "done_share", look)
+    with alone(tmp_path) as lock, pytest.raises(Interrupted):
+        execute([[at(tmp_path / "a")]], 1, None, lock, lambda t: None)
+    for _ in range(100):  # what the killed process had started dies a moment later
+        with suppress(UsageError), alone(tmp_path):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the folder is still held")
+
+
+def test_two_studies_do_not_share_a_folder(tmp_path: Path) -> None:
+    """Nor a study and what a killed one has left running."""
+    with alone(tmp_path) as lock:
+        with pytest.raises(UsageError, match="--output: .* in use"), alone(tmp_path):
+            pass
+        left = subprocess.Popen(["sleep", "30"], pass_fds=[lock])
+    with pytest.raises(UsageError, match="--output: .* in use"), alone(tmp_path):
+        pass
+    left.kill()
+    left.wait()
+    with alone(tmp_path):
+        pass
+
+
+def test_a_small_study_from_beginning_to_end(
+    tmp_path: Path, small_sd: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Two fits of two iterations and the teacher; again, and changed; and from its rows alone."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    config = {
+        "base": [DEMO],
+        "options": {
+            "model.teacher": small_sd, "model.resolution": 64, "data.batch_size": 2,
+            "data.num_workers": 0, "metrics.num_images": 6, "metrics.batch_size": 6,
+            "metrics.teacher_steps": 1, "metrics.every_n_images": 2, "metrics.num_pictured": 1,
+            "image_grid.every_n_steps": 0, "health.every_n_images": 0,
+            "data.prompts": "study:prompts/few.txt",
+        },
+        "prompt_files": {"few": {"source": "package:demo/fashion/prompts.txt", "share": 0.05}},
+        "images": 4,
+        "series": {"none": {"points": {"all 1": {"model.guidance.preset": "none"}}}},
+        "seeds": [0, 1],
+        "teacher": {"num_steps": [2], "guidance": [1]},
+        "keep_checkpoints": False,
+    }  # fmt: skip
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(config))
+    command = ["study", "--config", str(tmp_path / "study.yaml"), "--output", str(tmp_path / "out")]
+    begun = time.monotonic()
+    main([*command, "--processes", "3"])
+    out = tmp_path / "out"
+    assert "| none | all 1 | 1 | 4 | 2 |" in (out / "results.md").read_text()
+    with (out / "results.csv").open() as file:
+        rows = [*csv.DictReader(file)]
+    found = [(r["kind"], r["seed"], r["images_seen"], r["final"]) for r in rows]
+    assert found == [
+        ("teacher", "", "", "1"),
+        *(("generator", str(s), str(n), str(int(n == 4))) for s in (0, 1) for n in (2, 4)),
+    ]
+    assert all(float(row["fid_clip_6"]) > 0 for row in rows)
+    for seed in (0, 1):
+        run = out / f"runs/none-all-1-seed{seed}"
+        summary = json.loads((run / "summary.json").read_text())
+        last = rows[2 + 2 * seed]
+        assert float(last["fid_clip_6"]) == summary["fid_clip_6"]
+        assert float(last["clip_score_clip_6"]) == summary["clip_score_clip_6"]
+        assert yaml.safe_load((run / "config.yaml").read_text())["seed_everything"] == seed
+        assert (run / "generator/model_index.json").is_file()
+        assert not (run / "checkpoints").exists()
+    assert (out / "fid_images.svg").is_file()
+    assert not [*out.rglob("*.tmp")]
+    took = time.monotonic() - begun
+
+    capsys.readouterr()
+    begun = time.monotonic()
+    main(command)  # all is finished
+    assert time.monotonic() - begun < took
+    assert "[1/" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*command, "--images", "6"])
+    assert "trainer.max_steps was 2, is 3" in capsys.readouterr().err
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    main(["study", "--results", str(out / "results.csv"), "--output", "~/docs"])
+    for name in ("results.md", "fid_images.svg", "scores.svg", "fid_images.png"):
+        assert (tmp_path / "docs" / name).read_bytes() == (out / name).read_bytes()
+    assert not (tmp_path / "docs/runs").exists()
+
+
+def test_the_listing_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(REPOSITORY / "configs/study/steps.yaml")
+    main(["study", "--config", config, "--base", f"[{DEMO}]", "--output", str(tmp_path / "none"),
+          "--dry_run", "true"])  # fmt: skip
+    said = capsys.readouterr().out
+    assert "9 fits, 115,200 images" in said
+    assert "trained in, 4 steps, seed 2, 1 step" in said
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_name_of_a_series_is_not_taken_for_one(capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(REPOSITORY / "configs/study/steps.yaml")
+    names = ", ".join(yaml.safe_load(Path(config).read_text())["series"])
+    for given_, there in (([], ""), (["--config", config], f" (those of the configs are {names})")):
+        with pytest.raises(SystemExit) as end:
+            main(["study", *given_, "--series=nope"])
+        assert end.value.code == 2
+        assert (
+            f"--series: 'nope' does not say what its points are. The option makes series, as "
+            f"configs/study do, and chooses none{there}." in capsys.readouterr().err
+        )
+
+
+@pytest.mark.parametrize(
+    "series", ["a: {points: {x: {model.alpha: 1.0}}}", '{"a": {}}', "null", "{a: [", "a:\n  b: 1"]
+)
+def test_series_in_yaml_are_left_to_the_parser(series: str, tmp_path: Path) -> None:
+    (tmp_path / "odd.yaml").write_text("series: {1: {}}\n")
+    check_series([f"--config={tmp_path / 'odd.yaml'}", "--series", series])
+    with pytest.raises(UsageError, match=r"those of the configs are 1\)"):
+        check_series(["-c", str(tmp_path / "odd.yaml"), "--series", "x"])
+
+
+PROMPTS = st.lists(
+    st.lists(st.sampled_from(["a", "red", "bag", "dress", "on"]), min_size=1).map(" ".join),
+    min_size=1,
+)
+
+
+@given(PROMPTS, st.integers(0, 3))
+def test_prompt_files_keep_what_they_promise(prompts: list[str], seed: int) -> None:
+    file = PromptFile("x", drop_words=0.5, shuffle_words=True, seed=seed)
+    made = file.make(prompts)
+    assert made == file.make(prompts)
+    assert len(made) == len(prompts)
+    for new, old in zip(made, prompts, strict=True):
+        assert new
+        rest = old.split()
+        for word in new.split():
+            rest.remove(word)  # or it was not there
+    shuffled = PromptFile("x", shuffle_words=True, seed=seed).make(prompts)
+    assert [sorted(p.split()) for p in shuffled] == [sorted(p.split()) for p in prompts]
+    having = [p for p in prompts if "red bag" in p]
+    lacking = [p for p in prompts if "red bag" not in p]
+    for kept, options in ((having, {"having": ["red bag"]}), (lacking, {"lacking": ["red bag"]})):
+        if kept:
+            assert PromptFile("x", **options).make(prompts) == kept
+        else:
+            with pytest.raises(UsageError, match="--prompt_files: nothing is left"):
+                PromptFile("x", **options).make(prompts)
+
+
+@given(st.floats(0.1, 1), st.integers(0, 3))
+def test_a_share_keeps_the_order(share: float, seed: int) -> None:
+    prompts = [f"prompt {i:03d}" for i in range(100)]
+    made = PromptFile("x", share=share, seed=seed).make(prompts)
+    assert len(made) == round(100 * share)
+    assert made == sorted(set(made))
+
+
+def test_prompt_files_stay_the_same_for_good() -> None:
+    """A run that is repeated elsewhere must be trained on the same prompts."""
+    prompts = ["a red bag on a navy background", "a blue dress on a gray background"]
+    assert PromptFile("x", shuffle_words=True).make(prompts) == [
+        "red navy on a background bag a",
+        "background on dress a gray a blue",
+    ]
+    assert PromptFile("x", drop_words=0.5).make(prompts) == ["bag a", "a blue dress a gray"]
+    with pytest.raises(UsageError, match="share"):
+        PromptFile("x", share=0)

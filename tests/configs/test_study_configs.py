@@ -1,0 +1,123 @@
+"""The shipped studies: each can be planned, begins to run, and costs what its header says."""
+
+import json
+import re
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sid_lsg.cli import main
+from sid_lsg.commands.fit_options import FitOptions
+from sid_lsg.commands.study import _NoOptions, study
+from sid_lsg.demo.dataset import CAPTIONS, COLOURS, GARMENTS
+from sid_lsg.study.options import Series, Study, Teacher
+from sid_lsg.study.plan import Run, plan
+from sid_lsg.study.prompts import PromptFile, names, write_prompts
+from sid_lsg.study.tasks import fit
+from tests.training.test_strategies import photographs
+
+REPOSITORY = Path(__file__).parents[2]
+STUDIES = sorted((REPOSITORY / "configs/study").glob("*.yaml"))
+RATE = 400  # evaluations per second on 2 CPU cores, as docs/studies/kappa took with its scoring
+
+
+@cache
+def shipped(path: Path) -> tuple[Study, list[Run], dict[str, PromptFile]]:
+    config: dict[str, Any] = yaml.safe_load(path.read_text())
+    files = {k: PromptFile(**f) for k, f in config.get("prompt_files", {}).items()}
+    of = Study(
+        output=Path("runs/study"),
+        base=[str(REPOSITORY / base) for base in config["base"]],
+        options=config["options"],
+        series={k: Series(**s) for k, s in config["series"].items()},
+        seeds=config["seeds"],
+        images=config["images"],
+        teacher=Teacher(**config["teacher"]),
+        generator_steps=config.get("generator_steps", []),
+    )
+    read = lambda args: FitOptions(study, _NoOptions, args).config  # noqa: E731
+    return of, plan(of, read, names(files)), files
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_headers_state_the_cost(path: Path) -> None:
+    _, runs, _ = shipped(path)
+    text = path.read_text()
+    assert f"--config configs/study/{path.name} --output runs/{path.stem}" in text
+    stated = re.search(
+        r"# Cost: (\d+) fits, ([\d,]+) images, ([\d.]+) M evaluations of networks, at 400 a "
+        r"second on 2 CPU cores\n# \(AVX2\) ([\d.]+) h;",
+        text,
+    )
+    assert stated
+    evaluations = sum(run.evaluations for run in runs)
+    assert int(stated[1]) == len(runs)
+    assert int(stated[2].replace(",", "")) == sum(run.images for run in runs)
+    assert stated[3] == f"{evaluations / 1e6:.1f}"
+    assert stated[4] == f"{evaluations / RATE / 3600:.1f}"
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_point_of_each_series_runs(
+    path: Path, small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The very commands of the study, made small."""
+    of, runs, files = shipped(path)
+    of = replace(of, output=tmp_path)
+    write_prompts(files, tmp_path)
+    small = {
+        "model.teacher": small_sd, "model.resolution": 64, "data.batch_size": 2,
+        "data.num_workers": 0, "trainer.max_steps": 2, "trainer.log_every_n_steps": 1,
+        "metrics.num_images": 4, "metrics.every_n_images": 0, "metrics.num_pictured": 1,
+    }  # fmt: skip
+    last = {run.labels[-1][0]: run for run in runs if run.seed == 0}
+    for run in last.values():
+        if run.config.data.real_images:
+            small["data.real_images"] = photographs(tmp_path)
+        main([*fit(of, run).command, *(f"--{name}={value}" for name, value in small.items())])
+        summary = json.loads((tmp_path / "runs" / run.name / "summary.json").read_text())
+        assert summary["images_seen"] == 4
+        assert "fid_clip_4" in summary
+
+
+def test_the_studies_are_what_they_are_named_after() -> None:
+    found = {path.stem: shipped(path) for path in STUDIES}
+    studies = "kappa", "strategies", "steps", "prompts", "settings", "limits", "real_data", "long"
+    assert set(found) == {*studies}
+    with_images = [run for run in found["real_data"][1] if run.config.data.real_images]
+    assert len(with_images) == 9
+    assert all(
+        (run in with_images) == bool(run.config.model.real_data) for run in found["real_data"][1]
+    )
+    kappas = [run.kappas for run in found["kappa"][1] if run.seed == 0]
+    assert kappas == [(k,) * 4 for k in (1, 1.2, 1.5, 2, 3, 4.5)]
+    four = {run.labels[0]: run.kappas for run in found["strategies"][1] if run.seed == 0}
+    assert four["none", "1"] == (1, 1, 1, 1)
+    for (series, point), scales in four.items():
+        assert scales[3] == (1 if series == "short" else float(point))
+        assert scales[:3] == {
+            "none": (1,) * 3, "long": (1,) * 3, "kappa_1 = 1": (1, *scales[2:]),
+        }.get(series, (float(point),) * 3)  # fmt: skip
+    assert {run.config.model.num_steps for run in found["steps"][1]} == {1, 2, 4}
+    for run in found["settings"][1]:
+        assert run.iterations * run.config.data.batch_size == run.images == 12_800
+        rates = [run.config.model[f"optimizer_{n}"].init_args.lr for n in ("fake", "generator")]
+        assert rates[0] == rates[1]
+    for name in ("settings", "limits"):
+        shared = [run for run in found[name][1] if len(run.labels) > 1]
+        assert {len(run.labels) for run in shared} == {5}
+
+
+def test_the_unseen_pairs_are_never_trained_on() -> None:
+    config = yaml.safe_load((REPOSITORY / "configs/study/prompts.yaml").read_text())
+    files = {k: PromptFile(**f).make(CAPTIONS) for k, f in config["prompt_files"].items()}
+    assert len(files["unseen"]) == 80
+    assert sorted(files["unseen"] + files["seen"]) == sorted(CAPTIONS)
+    for words in (COLOURS, GARMENTS):  # each is trained on, with others
+        assert all(any(f" {word} " in prompt for prompt in files["seen"]) for word in words)
+        assert all(any(f" {word} " in prompt for prompt in files["unseen"]) for word in words)
+    assert len(files["a_tenth"]) == 32

@@ -1,0 +1,168 @@
+"""Every format, the ways to name files, and a message for each way to get them wrong."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sid_lsg.data.corpus import find_files, read_corpus
+from sid_lsg.messages.errors import UsageError
+
+PROMPTS = ["a red shirt", 'a "quoted", comma', "ein Kätzchen", "two\nlines"]
+Writer = Callable[[Path], Path]
+
+
+def write_jsonl(folder: Path) -> Path:
+    path = folder / "prompts.jsonl"
+    rows = [json.dumps({"id": 1, "text": text}) for text in (*PROMPTS, "  ", None)]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*rows, ""]).encode() + b"\n")
+    return path
+
+
+def write_csv(folder: Path) -> Path:
+    path = folder / "prompts.csv"
+    rows = ["id,text", *('1,"{}"'.format(text.replace('"', '""')) for text in PROMPTS)]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*rows, "5,  ", "", "6"]).encode())
+    return path
+
+
+def write_parquet(folder: Path) -> Path:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = folder / "prompts.parquet"
+    table = pyarrow.table({"id": [0] * 7, "text": [*PROMPTS, None, "", " "]})
+    parquet.write_table(table, path, row_group_size=2)
+    return path
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_csv, write_parquet])
+def test_tables_give_their_column_and_count_blank_rows(tmp_path: Path, write: Writer) -> None:
+    corpus = read_corpus([write(tmp_path)], "text", "--data.prompts")
+    assert list(corpus) == PROMPTS
+    assert corpus.blank == 3
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_csv, write_parquet])
+@pytest.mark.parametrize("column", [None, "caption"])
+def test_a_missing_column_lists_those_that_are_there(
+    tmp_path: Path, write: Writer, column: str | None
+) -> None:
+    files = [write(tmp_path)]
+    with pytest.raises(UsageError, match="--data.prompts: .*are: id, text. Give --data.column one"):
+        read_corpus(files, column, "--data.prompts", "--data.column")
+    with pytest.raises(UsageError, match="--prompts: .*are: id, text. Give --column one"):
+        read_corpus(files, column, "--prompts")
+    with pytest.raises(UsageError, match="--examples: .*are: id, text. Give a .txt file"):
+        read_corpus(files, column, "--examples", column_option=None)
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_parquet])
+def test_a_column_that_is_not_text_is_refused(tmp_path: Path, write: Writer) -> None:
+    with pytest.raises(
+        UsageError, match=r"column 'id', row 1: expected a string, found [01]\. Give --column"
+    ):
+        read_corpus([write(tmp_path)], "id", "--data.prompts")
+
+
+def test_several_files_make_one_corpus(tmp_path: Path) -> None:
+    lines = tmp_path / "more.TXT"
+    lines.write_text("last\n\n")
+    corpus = read_corpus([write_csv(tmp_path), lines], "text", "--data.prompts")
+    assert list(corpus) == [*PROMPTS, "last"]
+    assert corpus.blank == 4
+    assert [corpus.row(position) for position in range(5)] == [0, 1, 2, 3, 7]  # three blank ones
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", b"", "empty.txt holds no prompt .0 blank rows"),
+        ("blank.txt", b" \n\r\n", "blank.txt holds no prompt .2 blank rows"),
+        ("empty.csv", b"", "empty.csv holds no prompt"),
+        ("header.csv", b"text\n", "header.csv holds no prompt"),
+        ("empty.jsonl", b"\n", "empty.jsonl holds no prompt .1 blank"),
+        ("prompts.docx", b"x", "none of .txt, .jsonl, .csv and .parquet"),
+        ("latin.txt", b"caf\xe9", "latin.txt, line 1: byte 3 .* save the file as UTF-8"),
+        ("latin.csv", b"text\nok\ncaf\xe9", "latin.csv, line 3: byte 11 "),
+        ("latin.jsonl", b'{"text": "caf\xe9"}', "latin.jsonl, line 1: byte 13 "),
+        ("broken.jsonl", b'{"text": "a"}\n\n{"text": "b"', "broken.jsonl, line 3: not JSON"),
+        ("list.jsonl", b"[1]", r"list.jsonl, line 1: expected a JSON object, found \[1\]"),
+        ("late.jsonl", b'{"text": "a"}\n{"id": 1}', "late.jsonl, line 2: no column 'text'"),
+        ("quote.csv", b'text\na\n"b\n', "quote.csv, line 3: not CSV"),
+        ("broken.parquet", b"not parquet at all", "broken.parquet: not a readable parquet file"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=f"^--data.heldout: .*{message}"):
+        read_corpus([tmp_path / name], "text", "--data.heldout")
+
+
+def test_a_parquet_file_whose_text_is_none_is_named(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    latin = pyarrow.array([b"ok", b"caf\xe9"]).view(pyarrow.string())  # as some writers do
+    parquet.write_table(pyarrow.table({"text": latin}), tmp_path / "latin.parquet")
+    with pytest.raises(UsageError, match=r"^--prompts: .*latin.parquet, column 'text': .*UTF-8"):
+        read_corpus([tmp_path / "latin.parquet"], "text", "--prompts")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--data.prompts: cannot read .*gone.csv: No such file"):
+        read_corpus([tmp_path / "gone.csv"], "text", "--data.prompts")
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    path = tmp_path / "prompts.parquet"
+    path.touch()
+    with pytest.raises(UsageError, match=r"needs pyarrow: pip install 'sid-lsg\[parquet\]'"):
+        read_corpus([path], "text", "--data.prompts")
+
+
+def test_paths_and_globs_name_files_in_a_fixed_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["b/2.txt", "b/10.txt", "a.txt", "odd[1].txt"]
+    (tmp_path / "b" / "folder.txt").mkdir(parents=True)
+    for name in names:
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert find_files("a.txt", "--data.prompts") == [Path("a.txt")]
+    assert find_files("odd[1].txt", "--data.prompts") == [Path("odd[1].txt")]
+    found = find_files(["b/*.txt", str(tmp_path / "a.txt")], "--data.prompts")
+    assert found == [Path("b/10.txt"), Path("b/2.txt"), tmp_path / "a.txt"]
+    assert len(find_files("**/*.txt", "--data.prompts")) == len(names)
+
+
+def test_package_means_a_file_inside_sid_lsg(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (path,) = find_files("package:corpus.py", "--data.prompts")
+    assert path.read_text() == Path(find_files.__code__.co_filename).read_text()
+    with pytest.raises(UsageError, match="there is no file 'package:nothing.txt'"):
+        find_files("package:nothing.txt", "--data.prompts")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("gone.txt", "there is no file 'gone.txt'; check the path"),
+        ("*.txt", r"no file matches '\*.txt'; check the path"),
+        ("", "there is no file ''"),
+        (".", r"\. is a directory; give files, as '\./\*\.txt'"),
+    ],
+)
+def test_names_of_nothing_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=f"--data.prompts: {message}"):
+        find_files([pattern], "--data.prompts")

@@ -1,0 +1,124 @@
+"""Line finding against a plain reference; sequences that pickle and behave like lists."""
+
+import pickle
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sid_lsg.data.sequences import Corpus, Lines, Packed, Without, _mapped
+from sid_lsg.messages.errors import UsageError
+
+# Line ends, kinds of whitespace (U+2003 and U+3000 take three bytes), a byte order mark, and
+# characters that share first bytes with whitespace.
+ALPHABET = ["\n", "\r\n", "\r", " ", "\t", "\x0b", "\x85", "\u2003", "\u3000", "\u2028", "\ufeff"]
+ALPHABET += ["a", "b c", "é", "«", "“", "あ", "猫", "🙂"]
+
+
+def reference(text: str) -> tuple[list[str], int]:
+    """Return the prompts of a text and the number of its blank lines, in the plainest way."""
+    lines = text.removeprefix("\ufeff").split("\n")
+    if not lines[-1]:
+        lines.pop()  # a final newline ends a line and begins none
+    prompts = [line.strip() for line in lines if line.strip()]
+    return prompts, len(lines) - len(prompts)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(text=st.lists(st.sampled_from(ALPHABET), max_size=24).map("".join), chunk=st.integers(1, 9))
+def test_lines_equal_the_reference_for_any_chunks(tmp_path: Path, text: str, chunk: int) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(text.encode())
+    lines = Lines(path, chunk_bytes=chunk)
+    prompts, blank = reference(text)
+    assert lines[:] == list(lines) == prompts
+    assert lines.blank == blank
+
+
+def test_many_lines_over_many_chunks(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    prompts = [f"prompt number {n}" + "x" * (n % 97) for n in range(300_000)]
+    path.write_text(
+        "".join(f"{text}\n" if n % 7 else f"{text}\n\n" for n, text in enumerate(prompts))
+    )
+    lines = Lines(path, chunk_bytes=1 << 16)
+    assert list(lines) == prompts
+    assert lines[::1009] == prompts[::1009]
+    assert lines.blank == len(prompts[::7])
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 1 << 20])
+def test_invalid_utf8_names_the_line_and_the_byte(tmp_path: Path, chunk: int) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("good\nñ\n".encode() + b"caf\xe9 au lait\nlast")
+    with pytest.raises(UsageError, match=r"prompts.txt, line 3: byte 11 of the file, 0xe9"):
+        Lines(path, chunk_bytes=chunk)
+
+
+def test_a_character_cut_short_by_the_end_of_the_file_is_invalid(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("fine\nñ".encode()[:-1])
+    with pytest.raises(UsageError, match="line 2: byte 5"):
+        Lines(path, chunk_bytes=2)
+
+
+def test_a_file_that_changed_since_its_lines_were_found_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("one\ntwo\n")
+    lines = Lines(path)
+    assert pickle.loads(pickle.dumps(lines))[:] == ["one", "two"]
+    path.write_text("now three\n")
+    _mapped.cache_clear()  # as in a worker that has yet to open the file
+    with pytest.raises(UsageError, match="prompts.txt has changed since the run began"):
+        lines[0]
+
+
+@given(st.lists(st.sampled_from(["a", "", " ", "b c", "\u2003"])))
+@settings(max_examples=50, deadline=None)
+def test_strings_know_the_rows_they_stand_in(rows: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "lines.txt")
+        path.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+        for texts in (Lines(path), Packed(rows, "here")):
+            expected = [number for number, row in enumerate(rows) if row.strip()]
+            assert [texts.row(position) for position in range(len(texts))] == expected
+            assert texts.num_rows == len(rows)
+
+
+def test_packed_strips_skips_and_counts_blanks() -> None:
+    packed = Packed([" a ", None, "", "\u3000", "two\nlines", "猫\r\n"], "table")
+    assert packed[:] == ["a", "two\nlines", "猫"]
+    assert packed.blank == 3
+
+
+def test_packed_replaces_half_of_a_surrogate_pair() -> None:
+    assert Packed(["cut \ud83d"], "table")[0] == "cut ?"
+
+
+def test_packed_refuses_other_values() -> None:
+    with pytest.raises(UsageError, match=r"table, row 2: expected a string, found 7"):
+        Packed(["a", 7], "table")
+
+
+def test_a_corpus_is_its_parts_in_order_and_indexes_like_a_list() -> None:
+    expected = list("abcdef")
+    corpus = Corpus([Packed("ab", "x"), Packed(["c", None], "y"), Packed("def", "z")])
+    assert list(corpus) == expected
+    assert len(corpus) == 6
+    assert corpus.blank == 1
+    assert [corpus[n] for n in range(-6, 6)] == expected + expected
+    assert corpus[1::2] == expected[1::2]
+    for outside in (6, -7):
+        with pytest.raises(IndexError):
+            corpus[outside]
+    assert pickle.loads(pickle.dumps(corpus))[:] == expected
+
+
+@given(dropped=st.sets(st.integers(0, 9)))
+def test_without_leaves_out_exactly_those_positions(dropped: set[int]) -> None:
+    kept = Without([str(n) for n in range(10)], torch.tensor(sorted(dropped), dtype=torch.int64))
+    assert kept[:] == [str(n) for n in range(10) if n not in dropped]
+    assert len(kept) == 10 - len(dropped)

@@ -1,0 +1,100 @@
+"""One process at a time writes to a folder."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from jsonargparse import Namespace
+
+from sid_lsg.files.locks import check_free, held
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.training.run_directory import check_files
+from tests.callbacks.test_interruption import wait, workers
+from tests.training.test_soak import command, finish, rows, start
+
+_REFUSED = "--output: in use."
+_HOLD = """
+import sys
+from pathlib import Path
+from sid_lsg.files.locks import held
+
+with held(Path(sys.argv[1]), "in use"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_another_process_is_refused_as_long_as_one_holds_a_folder(tmp_path: Path) -> None:
+    check_free(tmp_path, _REFUSED)
+    assert [*tmp_path.iterdir()] == []
+    line, pipe = [sys.executable, "-c", _HOLD, str(tmp_path)], subprocess.PIPE
+    with subprocess.Popen(line, stdin=pipe, stdout=pipe) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(UsageError, match=_REFUSED), held(tmp_path, _REFUSED):
+            pass
+        with pytest.raises(UsageError, match=_REFUSED):
+            check_free(tmp_path, _REFUSED)
+        process.kill()
+        process.wait()
+        check_free(tmp_path, _REFUSED)
+    with held(tmp_path, _REFUSED):
+        pass
+
+
+def test_where_there_are_no_locks_nothing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lock(*_: object) -> None:
+        raise OSError(95, os.strerror(95))
+
+    monkeypatch.setattr("fcntl.lockf", lock)
+    with held(tmp_path, _REFUSED):
+        check_free(tmp_path, _REFUSED)
+
+
+def test_a_lock_that_cannot_be_opened_is_said_by_its_option(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    trainer = SimpleNamespace(default_root_dir=str(tmp_path))
+    with pytest.raises(UsageError, match=r"--trainer.default_root_dir: cannot write .*directory"):
+        check_files(Namespace(trainer=trainer, ckpt_path=None))
+
+
+@pytest.mark.parametrize("continued", [False, True])
+def test_a_second_run_leaves_a_running_one_alone(
+    small_sd: str, tmp_path: Path, continued: bool
+) -> None:
+    """And the first, killed while its loader's processes live on, is continued at once."""
+    arguments = [*command(small_sd, tmp_path), "--checkpoint.every_n_steps=1"]
+    root = tmp_path / "run"
+    first = start([*arguments, "--trainer.max_steps=1000000"], root, 1)
+    wait(first, root / "checkpoints", 2)
+    log = root.with_suffix(".log").rename(tmp_path / "first.log")
+    more = ["--ckpt_path=last"] if continued else []
+    said = finish(start([*arguments, *more], root, 1), root, 2)
+    assert f"--trainer.default_root_dir: another run is writing to '{root}'" in said
+    wait(first, root / "checkpoints", 2)
+    assert not root.with_suffix(".1").exists()
+
+    (pid,) = (process.pid for process in first)
+    assert pid
+    left = workers(pid)
+    assert left
+    for worker in left:
+        os.kill(worker, signal.SIGSTOP)  # or they would notice within seconds
+    first[0].kill()
+    first[0].join()
+    try:
+        step = torch.load(root / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+        end = [f"--trainer.max_steps={step + 1}", "--ckpt_path=last"]
+        finish(start([*arguments, *end], root, 1), root)
+    finally:
+        for worker in left:
+            os.kill(worker, signal.SIGKILL)
+    assert int(rows(root)[-1]["step"]) == step + 1
+    assert "Traceback" not in log.read_text()

@@ -1,0 +1,136 @@
+"""Files are whole or absent; fingerprints tell weights apart."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sid_lsg.files.replacing import (
+    check_outside,
+    check_writable,
+    remove_leftovers,
+    replacing,
+    text_hash,
+    weights_hash,
+    writing,
+)
+from sid_lsg.messages.errors import UsageError
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.txt"
+    with replacing(path) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_error_leaves_the_earlier_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("earlier")
+
+    def write() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert path.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_be_written_is_said_in_one_message(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new", "output")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"--output: cannot write to '.*inside' \(Not a directory"):
+        check_writable(tmp_path / "file" / "inside", "output")
+    with pytest.raises(UsageError, match="No space left"), writing(tmp_path, "output"):
+        raise OSError(28, "No space left on device")
+
+
+def test_weights_are_told_apart_by_name_type_shape_and_value() -> None:
+    a = torch.arange(6.0)
+    weights = {"w": a, "b": torch.ones(2)}
+    expected = weights_hash(weights)
+    assert weights_hash({"b": torch.ones(2), "w": a.clone().requires_grad_()}) == expected
+    assert weights_hash({"w": a.view(2, 3).T.contiguous().T.reshape(6), "b": torch.ones(2)}) == (
+        expected
+    )
+    for other in (
+        {"v": a, "b": torch.ones(2)},
+        {"w": a.double(), "b": torch.ones(2)},
+        {"w": a.view(2, 3), "b": torch.ones(2)},
+        {"w": a + 1, "b": torch.ones(2)},
+        {"w": a},
+    ):
+        assert weights_hash(other) != expected
+    assert len(weights_hash({"s": torch.tensor(1.0, dtype=torch.bfloat16)})) == 64
+
+
+def test_texts_are_told_apart_by_where_they_end() -> None:
+    assert text_hash(["ab", "c"]) != text_hash(["a", "bc"])
+    assert text_hash(iter(["ab", "c"])) == text_hash(["ab", "c"])
+
+
+def fill(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "a.txt").write_text(text)
+    return folder
+
+
+def test_folders_are_replaced_or_left(tmp_path: Path) -> None:
+    path = fill(tmp_path / "x", "old")
+
+    def write() -> None:
+        with replacing(path) as temporary:
+            fill(temporary, "half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert (path / "a.txt").read_text() == "old"
+    with replacing(path) as temporary:
+        fill(temporary, "new")
+    assert (path / "a.txt").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_that_a_killed_process_put_aside_is_put_back(
+    tmp_path: Path, replaced: bool
+) -> None:
+    """Unless the new one has taken its place."""
+    fill(tmp_path / ".x.old.tmp", "old")
+    fill(tmp_path / ".x.17.tmp", "half")
+    if replaced:
+        fill(tmp_path / "x", "new")
+    remove_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x/a.txt").read_text() == ("new" if replaced else "old")
+
+
+def test_a_file_does_not_replace_a_folder(tmp_path: Path) -> None:
+    """Unless that is said: a folder of results could be one wrong option away."""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "kept.txt").touch()
+    with pytest.raises(IsADirectoryError), replacing(tmp_path / "results") as temporary:
+        temporary.write_text("{}")
+    assert [path.name for path in tmp_path.rglob("*")] == ["results", "kept.txt"]
+    with replacing(tmp_path / "results", over_folder=True) as temporary:
+        temporary.write_text("{}")
+    assert (tmp_path / "results").read_text() == "{}"
+
+
+def test_what_is_read_lies_outside_of_what_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "run").mkdir(parents=True)
+    check_outside(Path("owner"), {"teacher": "owner/name"})  # a Hub id, and no folder here
+    check_outside(Path("owner/run"), {"teacher": "owner"})
+    for source in ("owner", "owner/run", str(tmp_path / "owner" / "run")):
+        with pytest.raises(UsageError, match="--output: 'owner' .* --ckpt_path lies in it"):
+            check_outside(Path("owner"), {"teacher": "none", "ckpt_path": source})

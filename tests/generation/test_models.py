@@ -1,0 +1,185 @@
+"""Models to be sampled: exported generators as they were trained, teachers, and any pipeline."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from torch import Tensor
+
+from sid_lsg.generation.models import SamplerName, load_model
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.teachers.stable_diffusion import StableDiffusion
+from sid_lsg.training.module import SiDLSG
+
+PROMPTS, SEEDS = ["a red cat", "two dogs on a log", ""], [0, 7, 2]
+
+
+@pytest.fixture(scope="module")
+def module(tiny_sd: str) -> SiDLSG:
+    """A module whose averaged generator is not its teacher."""
+    module = SiDLSG(tiny_sd, t_init=600)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.ema.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return module
+
+
+@pytest.fixture(scope="module")
+def exported(module: SiDLSG, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("samplers") / "generator"
+    module.teacher.save_generator(module.ema, folder, module.t_init)
+    return str(folder)
+
+
+@pytest.mark.parametrize("num_steps", [None, 1, 2, 4])
+def test_an_exported_generator_is_sampled_as_it_was_trained(
+    module: SiDLSG, exported: str, num_steps: int | None
+) -> None:
+    """To the last bit, so that its scores are those of the training."""
+    model = load_model(exported, num_steps=num_steps)
+    expected = module.teacher.decode(module.generate(PROMPTS, SEEDS, num_steps))
+    assert torch.equal(model.sample(PROMPTS, SEEDS), expected)
+    assert (model.about["sampler"], model.about["t_init"]) == ("generator", 600)
+    assert model.about["num_steps"] == model.evaluations == (num_steps or 1)
+
+
+def test_a_teacher_is_sampled_as_the_trainings_comparison_does(
+    module: SiDLSG, tiny_sd: str
+) -> None:
+    model = load_model(tiny_sd, "ddim", num_steps=3, guidance=1.5)
+    expected = module.teacher.sample_reference(PROMPTS, SEEDS, 3, 1.5)
+    assert torch.equal(model.sample(PROMPTS, SEEDS), expected)
+    assert model.evaluations == 6
+    unguided = load_model(tiny_sd, "ddim", num_steps=3, guidance=1.0)
+    assert unguided.evaluations == 3
+    none = load_model(tiny_sd, "ddim", num_steps=3, guidance=0.0)  # as diffusers says it
+    assert torch.equal(none.sample(PROMPTS, SEEDS), unguided.sample(PROMPTS, SEEDS))
+
+
+def by_hand(pipeline: StableDiffusionPipeline, steps: int, guidance: float) -> Tensor:
+    pipeline.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    images = pipeline(
+        PROMPTS, num_inference_steps=steps, guidance_scale=guidance, generator=generators,
+        output_type="pt",
+    ).images  # fmt: skip
+    return images * 2 - 1
+
+
+def test_any_pipeline_keeps_its_own_scheduler(tiny_sd: str, tmp_path: Path) -> None:
+    folder = tmp_path / "ddim"
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd, low_cpu_mem_usage=False)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.save_pretrained(folder)
+    model = load_model(str(folder), num_steps=2, guidance=3.0)
+    expected = by_hand(pipeline, 2, 3.0)
+    torch.testing.assert_close(model.sample(PROMPTS, SEEDS), expected, rtol=0, atol=1e-5)
+    assert model.about["sampler"] == "pipeline"
+    assert model.about["scheduler"] == "DDIMScheduler"
+    assert float(model.sample(PROMPTS, SEEDS).min()) >= -1
+
+
+def test_an_export_is_an_ordinary_pipeline_too(exported: str) -> None:
+    """Stock diffusers' image is ours to a rounding: what `pipeline` is for."""
+    ours = load_model(exported).sample(PROMPTS, SEEDS)
+    stock = load_model(exported, "pipeline", num_steps=1, guidance=0.0).sample(PROMPTS, SEEDS)
+    by_diffusers = by_hand(
+        DiffusionPipeline.from_pretrained(exported, low_cpu_mem_usage=False), 1, 0
+    )
+    torch.testing.assert_close(stock, by_diffusers, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.clamp(-1, 1), stock, rtol=0, atol=1e-3)
+
+
+def test_an_image_depends_on_its_own_prompt_and_seed(exported: str) -> None:
+    model = load_model(exported)
+    whole = model.sample(PROMPTS, SEEDS)
+    for place in range(3):
+        alone = model.sample([PROMPTS[place]], [SEEDS[place]])
+        torch.testing.assert_close(alone[0], whole[place], rtol=1e-4, atol=1e-4)
+    assert not torch.equal(model.sample(PROMPTS, [1, 8, 3]), whole)
+
+
+def test_half_precision_is_near(exported: str) -> None:
+    exact, half = load_model(exported), load_model(exported, dtype="bfloat16")
+    images = half.sample(PROMPTS, SEEDS)
+    assert images.dtype == torch.float32
+    difference = (images - exact.sample(PROMPTS, SEEDS)).abs().mean()
+    assert 0 < float(difference) < 0.1
+    assert half.about["dtype"] == "bfloat16"
+
+
+def test_identity_is_that_of_the_weights(exported: str, tiny_sd: str, tmp_path: Path) -> None:
+    moved = shutil.copytree(exported, tmp_path / "moved")
+    identities = [
+        load_model(str(folder), "pipeline", 1, 0.0).about["weights_sha256"]
+        for folder in (exported, moved, tiny_sd)
+    ]
+    assert identities[0] == identities[1] != identities[2]
+    assert load_model(exported).about["weights_sha256"] == identities[0]
+
+
+def test_a_teacher_is_no_export(tiny_sd: str, exported: str) -> None:
+    assert StableDiffusion.from_pretrained(tiny_sd).exported_t_init is None
+    assert StableDiffusion.from_pretrained(exported).exported_t_init == 600
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"sampler": "generator"}, "--sampler generator: .* is not a generator"),
+        ({}, "--num_steps and --guidance are to be given"),
+        ({"num_steps": 5}, "--num_steps and --guidance are to be given"),
+        ({"sampler": "ddim", "guidance": 1.0}, "--num_steps and --guidance"),
+        ({"num_steps": 0, "guidance": 1.0}, "--num_steps must be at least 1"),
+        ({"sampler": "ddim", "num_steps": 5, "guidance": 0.5}, "--guidance must be .*at least 1"),
+        ({"sampler": "ddim", "num_steps": 5, "guidance": -2.0}, "--guidance must be .*at least 1"),
+        ({"num_steps": 1001, "guidance": 1.0}, "--num_steps must be at most 1000"),
+        ({"sampler": "ddim", "num_steps": 1001, "guidance": 1.0}, "--num_steps must be at most"),
+        ({"num_steps": 1, "guidance": 1.0, "resolution": 33}, "--resolution must be a multiple"),
+    ],
+)
+def test_a_teacher_that_is_asked_for_the_impossible(tiny_sd: str, options: dict, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        load_model(tiny_sd, **options)
+
+
+def test_what_a_pipeline_alone_knows_to_be_impossible(
+    tiny_sd: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("`height` is to be divisible by 128")
+
+    monkeypatch.setattr(StableDiffusionPipeline, "check_inputs", refuse)
+    with pytest.raises(UsageError, match=r"--resolution, .* takes others \(.* by 128\)"):
+        load_model(tiny_sd, num_steps=1, guidance=1.0, resolution=64).sample(PROMPTS, SEEDS)
+
+
+@pytest.mark.parametrize("sampler", ["auto", "ddim", "pipeline"])
+def test_a_model_may_lie_at_home(
+    sampler: SamplerName, tiny_sd: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(Path(tiny_sd).parent))
+    there, at_home = (
+        load_model(name, sampler, 1, 1.0).about for name in (tiny_sd, f"~/{Path(tiny_sd).name}")
+    )
+    assert there["weights_sha256"] == at_home["weights_sha256"]
+
+
+def test_a_generator_that_is_asked_for_the_impossible(exported: str) -> None:
+    with pytest.raises(UsageError, match="--guidance must be left out"):
+        load_model(exported, guidance=2.0)
+    with pytest.raises(UsageError, match="--num_steps must be at most 600"):
+        load_model(exported, num_steps=601)
+    for resolution in (24, 33):  # of which diffusers' own pipeline takes the first
+        with pytest.raises(UsageError, match=f"--resolution: {resolution} pixels .* multiple of"):
+            load_model(exported, resolution=resolution)
+
+
+@pytest.mark.parametrize("sampler", ["auto", "generator", "ddim", "pipeline"])
+def test_a_model_that_is_not_there(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UsageError, match=r"--model: .*nothing"):
+        load_model("./nothing", sampler, 1, 0.0)  # type: ignore[arg-type]

@@ -1,0 +1,111 @@
+"""A checkpoint's generator is the one that the run has exported, whole or with adapters."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from sid_lsg.cli import main
+from sid_lsg.commands.export import export
+from sid_lsg.generation.trained import find_checkpoint, load_trained
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.networks.lora import adapters
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+LORA = "lora/pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["whole", "lora"])
+def run(
+    request: pytest.FixtureRequest, tiny_sd: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished run of two iterations."""
+    folder = tmp_path_factory.mktemp("trained")
+    prompts = folder / "prompts.txt"
+    prompts.write_text("\n".join(f"a {i} b" for i in range(8)))
+    lora = ["--model.lora_generator.rank=2", "--model.lora_generator.alpha=3"]
+    main([
+        "fit", f"--model.teacher={tiny_sd}", "--model.optimizer_generator.lr=0.01",
+        "--model.t_init=500", *(lora if request.param else []), f"--data.prompts={prompts}",
+        "--data.batch_size=2", "--data.num_workers=0", "--trainer.max_steps=2",
+        "--trainer.accelerator=cpu", "--metrics.num_images=2", "--metrics.clip=null",
+        "--image_grid.num_images=1", "--health.every_n_images=1000",
+        f"--trainer.default_root_dir={folder / 'run'}",
+    ])  # fmt: skip
+    return folder / "run"
+
+
+def test_it_is_the_exported_generator(run: Path, tiny_sd: str, tmp_path: Path) -> None:
+    found = load_trained(run)
+    assert (found.t_init, found.num_steps) == (500, 1)
+    assert found.record["config"]["model"]["teacher"] == tiny_sd
+    exported, teacher = load_file(run / "generator" / UNET), load_file(f"{tiny_sd}/{UNET}")
+    own = found.teacher.network.state_dict()
+    assert own.keys() == exported.keys()
+    assert all(torch.equal(own[name], value) for name, value in exported.items())
+    assert any(not torch.equal(own[name], value) for name, value in teacher.items())
+
+    export(str(run), str(tmp_path / "out"))
+    again = load_file(tmp_path / "out" / UNET)
+    assert all(torch.equal(again[name], value) for name, value in exported.items())
+
+
+def test_adapters_are_kept_apart_too(run: Path, tiny_sd: str, tmp_path: Path) -> None:
+    found = load_trained(run)
+    export(str(run), str(tmp_path / "out"))
+    files = [folder / LORA for folder in (run / "generator", tmp_path / "out")]
+    if found.adapted is None:
+        assert not any(path.exists() for path in files)
+        return
+    assert adapters(found.adapted)
+    first, second = map(load_file, files)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd)
+    pipeline.load_lora_weights(tmp_path / "out" / "lora")
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    merged = pipeline.unet.state_dict()
+    for name, value in found.teacher.network.state_dict().items():
+        assert torch.allclose(merged[name], value, atol=1e-6), name
+
+
+def test_paths_name_a_file_or_a_run(run: Path, tmp_path: Path) -> None:
+    last = run / "checkpoints" / "last.ckpt"
+    assert find_checkpoint(last) == last
+    newest = find_checkpoint(run)
+    assert newest is not None
+    assert newest.resolve() == last.resolve()
+    assert find_checkpoint(run / "generator") is None
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UsageError, match="--ckpt_path: .* holds no checkpoint yet"):
+        find_checkpoint(tmp_path)
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"half of it")
+    with pytest.raises(UsageError, match="^--model: there is no whole checkpoint .* train afresh"):
+        find_checkpoint(tmp_path, "model")
+
+
+def test_what_it_cannot_be_is_said(run: Path, tiny_sd: str, tmp_path: Path) -> None:
+    last = run / "checkpoints" / "last.ckpt"
+
+    def refused(path: Path, **options: str) -> str:
+        with pytest.raises(UsageError) as error:
+            load_trained(path, **options)  # type: ignore[arg-type]
+        return str(error.value)
+
+    assert "there is no checkpoint" in refused(tmp_path / "none.ckpt")
+    assert "--model: there is no checkpoint" in refused(tmp_path / "none", option="model")
+    assert "--teacher: there is no folder 'none'" in refused(last, teacher="./none")
+    assert "Name that with `export --teacher`" in refused(last, teacher="package:demo/fashion")
+
+    content = torch.load(last, map_location="cpu", weights_only=True)
+    content["sid_lsg"]["config"] = None
+    torch.save(content, tmp_path / "unsaid.ckpt")
+    assert "does not say how it was trained" in refused(tmp_path / "unsaid.ckpt")
+    shutil.copy(last, tmp_path / "cut.ckpt")
+    with (tmp_path / "cut.ckpt").open("r+b") as file:
+        file.truncate(5000)
+    assert "is truncated or corrupted" in refused(tmp_path / "cut.ckpt")

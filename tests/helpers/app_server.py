@@ -1,0 +1,45 @@
+"""The app in a process of its own, for the tests of the app."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Served(NamedTuple):
+    """A running app and where it is."""
+
+    process: subprocess.Popen[str]
+    url: str
+
+
+@contextmanager
+def served(*options: str) -> Iterator[Served]:
+    """Start the app on a free port; wait for the line that says where; in the end, kill it."""
+    environment = os.environ | {
+        # A proxy that leads nowhere: the app must not need one to talk to itself, or to others.
+        "HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9",
+        "PYTHONPATH": str(REPOSITORY),
+    }  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sid_lsg.cli", "app", "--port", "0", *options],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+    )  # fmt: skip
+    try:
+        assert process.stdout
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("The page is at "):
+                yield Served(process, line.split()[4])
+                break
+        else:
+            raise AssertionError("".join(said))
+    finally:
+        process.kill()
+        process.communicate()

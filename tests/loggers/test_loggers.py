@@ -1,0 +1,659 @@
+"""Curves, pictures and the configuration: the CSV file, Weights & Biases, TensorBoard."""
+
+import csv
+import errno
+import json
+import os
+import pty
+import socket
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import wandb
+import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from wandb.proto.wandb_internal_pb2 import Record
+
+import sid_lsg.loggers.wandb_logger as wandb_logger
+from sid_lsg.cli import main
+from sid_lsg.loggers import CSVLogger, WandbLogger, log_images, log_table
+from sid_lsg.messages.errors import UsageError
+
+REPOSITORY = Path(__file__).parents[2]
+
+# ---------------------------------------------------------------------- CSV
+
+
+def rows(folder: Path) -> list[tuple[int, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [(int(row["step"]), row["loss"]) for row in csv.DictReader(file)]
+
+
+def log(folder: Path, *steps: int, value: str) -> None:
+    logger = CSVLogger(str(folder))
+    for step in steps:
+        logger.log_metrics({"loss": value}, step=step)  # type: ignore[dict-item]
+    logger.save()
+
+
+def test_a_continued_run_has_one_row_for_each_step(tmp_path: Path) -> None:
+    log(tmp_path, 10, 20, 30, value="first")
+    log(tmp_path, 20, 30, 40, value="second")  # from a checkpoint of step 15, say
+    assert rows(tmp_path) == [(10, "first"), (20, "second"), (30, "second"), (40, "second")]
+
+
+def test_what_is_logged_at_one_step_is_one_row(tmp_path: Path) -> None:
+    """Scores and losses of an iteration come separately; 99 is where Lightning would flush."""
+    logger = CSVLogger(str(tmp_path))
+    for step in (98, 99, 100):
+        logger.log_metrics({"fid": step / 2}, step=step)
+        logger.log_metrics({"loss": step}, step=step)
+        path = tmp_path / "metrics.csv"
+        written = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+        assert len(written) == step - 98  # complete rows are on the disk
+    logger.save()
+    logger.log_metrics({"fid": 1, "kid": 2}, step=100)  # the final comparison's, after a save
+    logger.save()
+    with (tmp_path / "metrics.csv").open() as file:
+        found = [(row["step"], row["fid"], row["loss"], row["kid"]) for row in csv.DictReader(file)]
+    assert found == [("98", "49.0", "98", ""), ("99", "49.5", "99", ""), ("100", "1", "100", "2")]
+
+
+def test_rows_are_safe_before_the_first_new_one(tmp_path: Path) -> None:
+    log(tmp_path, 10, 20, value="first")
+    before = rows(tmp_path)
+    logger = CSVLogger(str(tmp_path))
+    assert logger.experiment is logger  # Lightning's writer would delete the file here
+    assert rows(tmp_path) == before
+    logger.save()
+    assert rows(tmp_path) == before
+
+
+def test_new_columns_join_old_rows(tmp_path: Path) -> None:
+    log(tmp_path, 10, value="first")
+    logger = CSVLogger(str(tmp_path))
+    logger.log_metrics({"loss": 1.0, "other": 2.0}, step=20)
+    logger.save()
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["other"], second["other"]) == ("", "2.0")
+
+
+def test_the_final_scores_of_a_run_that_had_ended_join_its_last_row(tmp_path: Path) -> None:
+    """Killed in the final comparison, it makes up for that alone."""
+    log(tmp_path, 1, 2, value="a")
+    logger = CSVLogger(str(tmp_path))
+    logger.log_metrics({"fid": 1.0}, step=2)
+    logger.finalize("success")
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        found = [(row["step"], row["loss"], row["fid"]) for row in csv.DictReader(file)]
+    assert found == [("1", "a", ""), ("2", "a", "1.0")]
+
+
+def test_a_row_that_is_done_again_has_nothing_of_the_old_one(tmp_path: Path) -> None:
+    """The run continues from iteration 2 without the scores that it had before."""
+    logger = CSVLogger(str(tmp_path))
+    for step in (1, 2, 3, 4):
+        logger.log_metrics({"loss": 1.0, "fid": step}, step=step)
+    logger.save()
+    again = CSVLogger(str(tmp_path))
+    again.continue_from(2)
+    for step in (3, 4):
+        again.log_metrics({"loss": 2.0}, step=step)
+    again.save()
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        found = [(row["step"], row["loss"], row["fid"]) for row in csv.DictReader(file)]
+    assert found == [("1", "1.0", "1"), ("2", "1.0", "2"), ("3", "2.0", ""), ("4", "2.0", "")]
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3, 5, 6, 8, 14])
+def test_what_a_crash_has_cut_off_is_dropped(tmp_path: Path, lost: int) -> None:
+    """The numbers that are left of a row may look whole."""
+    log(tmp_path, 10, 11, value="1.25")
+    path = tmp_path / "metrics.csv"
+    text = path.read_bytes()
+    assert text.endswith(b"1.25,11\r\n")
+    path.write_bytes(text[:-lost])
+    log(tmp_path, 12, value="new")
+    assert rows(tmp_path) == [*([(10, "1.25")] if lost < 10 else []), (12, "new")]
+
+
+@pytest.mark.parametrize("text", ["", "loss,st", "loss,step\r\n", "\0\0\0", "loss,step\r\n\0\0\n"])
+def test_a_file_without_a_whole_row_is_begun_anew(tmp_path: Path, text: str) -> None:
+    (tmp_path / "metrics.csv").write_text(text, newline="")
+    log(tmp_path, 1, 2, value="a")
+    assert rows(tmp_path) == [(1, "a"), (2, "a")]
+
+
+def test_most_rows_are_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a long log would be written thousands of times."""
+    rewritten: list[int] = []
+    rewrite = CSVLogger._rewrite
+    monkeypatch.setattr(
+        CSVLogger, "_rewrite", lambda self, step: (rewritten.append(step), rewrite(self, step))
+    )
+    logger = CSVLogger(str(tmp_path))
+    for step in range(1, 31):
+        logger.log_metrics({"loss": step} if step < 20 else {"loss": step, "fid": 1.0}, step)
+        logger.save()
+        logger.save()
+    assert rewritten == [1, 20]
+    assert rows(tmp_path) == [(step, str(step)) for step in range(1, 31)]
+
+
+@pytest.mark.parametrize("column", ["loss", "new"])
+def test_a_full_disk_costs_no_earlier_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str
+) -> None:
+    """Neither where a row is appended nor where the file is written anew."""
+    logger = CSVLogger(str(tmp_path))
+    logger.log_metrics({"loss": "a"}, 1)
+    logger.log_metrics({"loss": "a"}, 2)
+    logger.save()
+    opened = Path.open
+
+    def full(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        if mode[0] == "r":
+            return opened(path, mode, *rest, **options)
+        with opened(path, mode, *rest, **options) as file:
+            file.write(b"7," if "b" in mode else "7,")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    logger.log_metrics({"loss": "b", column: "b"}, 3)
+    with pytest.raises(UsageError, match=r"--trainer\.default_root_dir.*No space left"):
+        logger.save()
+    monkeypatch.undo()
+    assert rows(tmp_path)[:2] == [(1, "a"), (2, "a")]
+    logger.log_metrics({"loss": "c"}, 4)  # there is room again
+    logger.save()
+    assert rows(tmp_path) == [(1, "a"), (2, "a"), (3, "b"), (4, "c")]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_what_a_killed_process_left_is_deleted(tmp_path: Path) -> None:
+    (tmp_path / ".metrics.csv.123.tmp").write_text("loss,st")
+    log(tmp_path, 1, value="a")
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_the_configuration_is_not_written_twice(tmp_path: Path) -> None:
+    logger = CSVLogger(str(tmp_path))
+    logger.log_hyperparams({"a": 1})
+    logger.log_metrics({"loss": 1.0}, step=1)
+    logger.save()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+# ---------------------------------------------------------------------- W&B: what a run holds
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine without W&B's settings and key, and a wandb that reads the environment anew."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb-own"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.chdir(tmp_path)
+    wandb.finish()
+    wandb.teardown()
+    yield
+    wandb.finish()
+    wandb.teardown()
+
+
+def records(folder: Path) -> list[Record]:
+    """Read what an offline run would send; wandb's own process may still be writing its end."""
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    for _ in range(300):
+        found = parsed(file.read_bytes())
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{file} does not end")
+
+
+def parsed(data: bytes) -> list[Record]:
+    """Parse wandb's file: a log of 32 KiB blocks, as in LevelDB."""
+    found, position, parts = [], 7, b""
+    while position + 7 <= len(data):
+        if 32768 - position % 32768 < 7:  # the rest of a block
+            position += 32768 - position % 32768
+            continue
+        length, kind = (
+            int.from_bytes(data[position + 4 : position + 6], "little"),
+            data[position + 6],
+        )
+        position += 7 + length
+        parts += data[position - length : position]
+        if kind in (1, 4):  # whole, or the last part
+            found.append(Record.FromString(parts))
+            parts = b""
+    return found
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """Read the rows of an offline run."""
+    rows = []
+    for record in records(folder):
+        if record.WhichOneof("record_type") != "history":
+            continue
+        row: dict[str, Any] = {}
+        for item in record.history.item:
+            inner = row
+            *outer, last = item.nested_key or [item.key]
+            for name in outer:
+                inner = inner.setdefault(name, {})
+            inner[last] = json.loads(item.value_json)
+        rows.append(row)
+    return rows
+
+
+def test_name_tags_and_notes_come_from_the_options(fresh: None, tmp_path: Path) -> None:
+    options = {"tags": ["a", "b"], "group": "g", "notes": "why", "save_dir": "runs/x"}
+    logger = WandbLogger(**options, project="p", offline=True)  # type: ignore[arg-type]
+    run = logger.experiment
+    assert (run.name, run.tags, run.group, run.notes) == ("x", ("a", "b"), "g", "why")
+    assert run.project == "p"
+    assert Path(run.dir).is_relative_to("runs/x/wandb")
+    wandb.finish()
+    run = WandbLogger(name="mine", save_dir="runs/x", offline=True).experiment
+    assert (run.name, run.project) == ("mine", "sid-lsg")
+
+
+def test_every_row_says_how_many_images_were_seen(fresh: None, tmp_path: Path) -> None:
+    logger = WandbLogger(offline=True)
+    logger.log_hyperparams({"data": {"batch_size": 4}, "kappa_1": 1.5})
+    logger.log_metrics({"score": 1.0}, step=0)
+    logger.log_metrics({"score": 2.0}, step=3)
+    logger.log_metrics({"loss": 1.0, "images_seen": 40.0}, step=10)
+    log_images([logger], "grid", [Image.new("RGB", (4, 4))], None, step=20)
+    log_table([logger], "table", ["a"], [[1]], step=30)
+    assert logger.experiment.config["data"] == {"batch_size": 4}
+    wandb.finish()
+    seen = [(row["images_seen"], row["trainer/global_step"]) for row in history(tmp_path)]
+    assert seen == [(0, 0), (12, 3), (40, 10), (80, 20), (120, 30)]
+    axes = [r.metric for r in records(tmp_path) if r.WhichOneof("record_type") == "metric"]
+    everything = [metric for metric in axes if metric.glob_name == "*"]
+    assert [metric.step_metric for metric in everything] == ["images_seen"]
+
+
+def test_without_a_configuration_the_rows_teach_how_many(fresh: None, tmp_path: Path) -> None:
+    logger = WandbLogger(offline=True)
+    logger.log_metrics({"loss": 1.0, "images_seen": 20.0}, step=10)
+    logger.log_metrics({"score": 1.0}, step=15)
+    wandb.finish()
+    assert [row["images_seen"] for row in history(tmp_path)] == [20, 30]
+
+
+def test_wandb_finds_its_environment_as_it_was(
+    fresh: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WANDB_DATA_DIR")
+    monkeypatch.delenv("WANDB_SILENT")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    WandbLogger().log_metrics({"loss": 1.0}, step=1)
+    wandb.finish()
+    said = capfd.readouterr().err
+    assert "offline" in said
+    assert "environment variables will be ignored" not in said
+
+
+def test_pictures_and_tables_in_wandb(
+    fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_DATA_DIR")
+    logger = WandbLogger(offline=True)
+    red, blue = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
+    log_images([logger, CSVLogger()], "grid", [red, blue], ["a red cat", "the sea"], step=0)
+    log_table([logger, CSVLogger()], "best", ["prompt", "image"], [["x", red]], step=0)
+    wandb.finish()
+    grid, table = history(tmp_path)
+    assert grid["grid"]["captions"] == ["a red cat", "the sea"]
+    (media,) = tmp_path.glob("wandb/offline-run-*/files/media")
+    colors = []
+    for name in grid["grid"]["filenames"]:
+        with Image.open(media.parent / name) as picture:
+            colors.append(picture.convert("RGB").getpixel((0, 0)))
+    assert colors == [(255, 0, 0), (0, 0, 255)]
+    assert (table["best"]["ncols"], table["best"]["nrows"]) == (2, 1)
+    (artifact,) = [
+        r.artifact for r in records(tmp_path) if r.WhichOneof("record_type") == "artifact"
+    ]
+    stored = {Path(entry.path).suffix: entry for entry in artifact.manifest.contents}
+    content = json.loads(Path(stored[".json"].local_path).read_text())
+    assert content["columns"] == ["prompt", "image"]
+    assert content["data"][0][0] == "x"
+    assert content["data"][0][1]["path"] == stored[".png"].path
+    for entry in stored.values():  # with the run: it may be sent from another machine
+        assert Path(entry.local_path).is_relative_to(tmp_path / "wandb")
+    assert not list(tmp_path.glob("metrics.csv"))
+
+
+# ---------------------------------------------------------------------- W&B: online or offline
+
+
+class Refuses(BaseHTTPRequestHandler):
+    """A server that answers, and accepts nobody."""
+
+    def answer(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.send_response(401)
+        self.end_headers()
+
+    do_GET = do_POST = do_HEAD = answer
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A server that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_server_is_asked_for_a_moment_only(server: str, silent: str) -> None:
+    assert wandb_logger._answers(server, 5.0)
+    assert not wandb_logger._answers(silent, 0.2)
+    assert not wandb_logger._answers("http://127.0.0.1:9", 5.0)
+    assert not wandb_logger._answers("http://nowhere.invalid", 5.0)
+
+
+def test_a_name_server_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: released.wait(60) and [])
+    start = time.monotonic()
+    assert not wandb_logger._answers("http://nowhere.invalid", 0.2)
+    assert time.monotonic() - start < 30
+    released.set()
+
+
+@pytest.mark.parametrize("case", ["no key", "no server", "silent server", "refused key", "bad key"])
+def test_without_key_or_server_the_run_goes_offline(
+    fresh: None,
+    server: str,
+    silent: str,
+    case: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With one warning, which says why and what to do."""
+    key = {"no key": None, "bad key": "short"}.get(case, "0123456789" * 4)
+    url = {"no server": "http://127.0.0.1:9", "silent server": silent}.get(case, server)
+    monkeypatch.setenv("WANDB_BASE_URL", url)
+    monkeypatch.setattr(wandb_logger, "_PATIENCE", 1.0)
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = WandbLogger(save_dir="runs/x").experiment
+    assert run.settings.mode == "offline"
+    messages = [str(w.message) for w in caught if "W&B" in str(w.message)]
+    assert len(messages) == 1
+    reason = {"no key": "No API key", "bad key": "WANDB_API_KEY", "refused key": "since"}
+    assert reason.get(case, "does not answer") in messages[0]
+    (folder,) = (tmp_path / "runs/x/wandb").glob("offline-run-*")
+    assert f"`wandb sync {folder}`" in messages[0].replace(" runs/", f" {tmp_path}/runs/")
+
+
+def test_what_was_asked_for_is_not_replaced(
+    fresh: None, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", server)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(UsageError, match=r"WANDB_MODE is 'online'.*No API key.*`wandb login`"):
+        assert WandbLogger().experiment
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    wandb.teardown()
+    assert WandbLogger().experiment.disabled
+    wandb.finish()
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    wandb.teardown()
+    with pytest.raises(UsageError, match=r"WANDB_\*.*'online', 'offline'.*Correct"):
+        assert WandbLogger().experiment
+
+
+def test_asking_for_offline_asks_no_server(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*args: Any) -> bool:
+        raise AssertionError
+
+    monkeypatch.setattr(wandb_logger, "_answers", ask)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert WandbLogger(offline=True).experiment.settings.mode == "offline"
+        wandb.finish()
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        wandb.teardown()
+        assert WandbLogger().experiment.settings.mode == "offline"
+
+
+def test_a_terminal_is_never_asked_for_a_key(fresh: None, server: str, tmp_path: Path) -> None:
+    """W&B's server answers and there is no key: where wandb itself would ask and wait."""
+    script = (
+        "from sid_lsg.loggers import WandbLogger\n"
+        "import sys; assert sys.stdin.isatty() and sys.stderr.isatty()\n"
+        "logger = WandbLogger(); logger.log_metrics({'a': 1.0}, 1)\n"
+        "assert sys.stdin.isatty(); print('went on', logger.experiment.settings.mode)\n"
+    )
+    environment = os.environ | {"TERM": "xterm", "PYTHONPATH": str(REPOSITORY)}
+    environment |= {"WANDB_BASE_URL": server, "WANDB_SILENT": "false"}
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    timer = threading.Timer(120, process.kill)
+    timer.start()
+    shown = b""
+    with suppress(OSError):  # the end of a terminal
+        while part := os.read(ours, 4096):
+            shown += part
+            if b"Enter your choice" in shown:
+                process.kill()
+    timer.cancel()
+    os.close(ours)
+    text = shown.decode(errors="replace")
+    assert process.wait(10) == 0, text
+    assert "went on offline" in text
+    assert "your choice" not in text
+    assert "No API key" in text
+
+
+class Begun(list[dict[str, Any]]):
+    """Remembers how W&B runs would have been begun."""
+
+    def __call__(self, **options: Any) -> Any:
+        self.append(options)
+        return SimpleNamespace(define_metric=lambda *a, **o: None, dir=".", finish=lambda: None)
+
+
+def begun(monkeypatch: pytest.MonkeyPatch, logger: WandbLogger) -> dict[str, Any]:
+    calls = Begun()
+    monkeypatch.setattr(wandb, "init", calls)
+    monkeypatch.setattr(wandb_logger, "_answers", lambda *args: True)
+    assert logger.experiment is not None
+    return calls[0]
+
+
+def test_a_continued_run_directory_continues_its_run(
+    fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "x" / "wandb" / "run-20250101_000000-abc-12"
+    folder.mkdir(parents=True)
+    (tmp_path / "x/wandb/latest-run").symlink_to(folder.name)
+    logger: dict[str, Any] = {"save_dir": str(tmp_path / "x")}
+    assert begun(monkeypatch, WandbLogger(**logger))["id"] is None  # another program's folder
+    (tmp_path / "x/config.yaml").touch()
+    options = begun(monkeypatch, WandbLogger(**logger))
+    assert (options["id"], options["resume"], options["mode"]) == ("abc-12", "allow", "online")
+    assert begun(monkeypatch, WandbLogger(**logger, id="own"))["id"] == "own"
+    options = begun(monkeypatch, WandbLogger(**logger, offline=True))
+    assert (options["id"], options["resume"]) == (None, None)
+    (tmp_path / "x/wandb/latest-run").unlink()
+    (tmp_path / "x/wandb/latest-run").symlink_to("offline-run-20250101_000000-abc")
+    assert begun(monkeypatch, WandbLogger(**logger))["id"] is None
+
+
+def test_a_sweep_names_its_runs(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    monkeypatch.setenv("WANDB_RUN_ID", "r")
+    options = begun(monkeypatch, WandbLogger(tags=["t"], id="mine", entity="me"))
+    named = {name: options[name] for name in ("project", "entity", "id", "name", "tags")}
+    assert named == {"project": None, "entity": None, "id": None, "name": None, "tags": ["t"]}
+
+
+# ---------------------------------------------------------------------- TensorBoard
+
+
+def accumulated(folder: Path) -> Any:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(folder), size_guidance={"images": 0, "tensors": 0}).Reload()
+
+
+def decoded(event: Any) -> np.ndarray:
+    from io import BytesIO
+
+    return np.asarray(Image.open(BytesIO(event.encoded_image_string)).convert("RGB"))
+
+
+def test_pictures_and_tables_in_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    logger = TensorBoardLogger(str(tmp_path), name="", version="")
+    red, blue = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
+    large = Image.new("RGB", (8, 8), "green")
+    log_images([logger, CSVLogger()], "one", [red], ["a"], step=3)
+    log_images([logger], "alike", [red, blue], ["a", "b"], step=3)
+    log_images([logger], "unlike", [red, large], None, step=3)
+    log_images([logger], "whole", [red, blue], ["a", "b"], step=5, whole=large)
+    log_table([logger], "table", ["a|b", "image", "c"], [["x\ny", red, 0.123456]], step=7)
+    logger.finalize("success")
+    found = accumulated(tmp_path)
+    assert set(found.Tags()["images"]) == {"one", "alike", "unlike/0", "unlike/1", "whole"}
+    (whole,) = found.Images("whole")
+    assert whole.step == 5
+    assert np.array_equal(decoded(whole), np.asarray(large))
+    (one,) = found.Images("one")
+    assert np.array_equal(decoded(one), np.asarray(red))
+    (alike,) = found.Images("alike")
+    assert {(255, 0, 0), (0, 0, 255)} <= {tuple(p) for p in decoded(alike).reshape(-1, 3)}
+    (table,) = found.Tensors("table/text_summary")
+    text = table.tensor_proto.string_val[0].decode()
+    assert text.splitlines() == ["| a|b | c |", "| --- | --- |", "| x y | 0.1235 |"]
+    assert table.step == 7
+
+
+def run(small_sd: str, folder: Path, *options: str) -> None:
+    """Run two iterations into folder/runs/x, through the command line."""
+    (folder / "prompts.txt").write_text("a red cat\ntwo dogs\na blue bird\n")
+    defaults = {
+        "model.teacher": small_sd,
+        "data.prompts": str(folder / "prompts.txt"),
+        "data.batch_size": 2,
+        "data.num_workers": 0,
+        "trainer.accelerator": "cpu",
+        "trainer.max_steps": 2,
+        "trainer.log_every_n_steps": 1,
+        "trainer.default_root_dir": "runs/x",
+        "image_grid.every_n_steps": 1,
+        "image_grid.num_images": 3,
+        "progress.refresh_rate": 0,
+    }
+    main(["fit", *(f"--{name}={value}" for name, value in defaults.items()), *options])
+
+
+def test_a_run_in_tensorboard(
+    small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(small_sd, tmp_path, "--trainer.logger", "lightning.pytorch.loggers.TensorBoardLogger")
+    assert {path.name for path in tmp_path.iterdir()} == {"prompts.txt", "runs"}
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"x"}
+    found = accumulated(tmp_path / "runs/x")
+    for name in ("loss_fake", "loss_generator", "images_per_s"):
+        assert [event.step for event in found.Scalars(name)] == [1, 2]
+    assert [event.value for event in found.Scalars("images_seen")] == [2, 4]
+    grids = found.Images("grid")
+    assert [event.step for event in grids] == [0, 1, 2]
+    for event in grids:
+        with Image.open(tmp_path / f"runs/x/grids/step-{event.step:07d}.png") as picture:
+            assert np.array_equal(decoded(event), np.asarray(picture.convert("RGB")))
+    content = found.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    values = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert [values[f"kappa_{i}"].number_value for i in (1, 2, 3, 4)] == [1.5] * 4
+    assert values["model/alpha"].number_value == 1.0
+    assert values["data/batch_size"].number_value == 2
+
+
+def test_several_loggers_at_once(
+    fresh: None, small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them in the run directory, with one configuration; it can be used again elsewhere."""
+    loggers = [
+        {"class_path": "sid_lsg.loggers.CSVLogger"},
+        {
+            "class_path": "sid_lsg.loggers.WandbLogger",
+            "init_args": {"offline": True, "tags": ["t"]},
+        },
+        {
+            "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+            "init_args": {"save_dir": "tb", "name": "", "version": ""},
+        },
+    ]
+    guidance = {"preset": "none", "train_fake": 1.0, "eval_fake": [2.0, 3.0], "eval_real": 4.0}
+    config = {"trainer": {"logger": loggers}, "model": {"guidance": guidance}}
+    (tmp_path / "several.yaml").write_text(yaml.safe_dump(config))
+    run(small_sd, tmp_path, "--config", str(tmp_path / "several.yaml"))
+    wandb.finish()
+    root = tmp_path / "runs/x"
+    written = {path.name for path in root.iterdir()}
+    assert {"metrics.csv", "wandb", "tb", "config.yaml"} <= written
+    assert "hparams.yaml" not in written
+    assert accumulated(root / "tb").Scalars("loss_fake")[-1].step == 2
+    table = history(root)
+    assert [row["images_seen"] for row in table if "loss_fake" in row] == [2, 4]
+    grids = [row for row in table if "grid" in row]
+    assert [row["images_seen"] for row in grids] == [0, 2, 4]
+    assert grids[0]["grid"]["captions"] == ["a red cat", "two dogs", "a blue bird"]
+    updates = {
+        item.key: json.loads(item.value_json)
+        for r in records(root)
+        for item in (*r.config.update, *r.run.config.update)
+    }
+    assert [updates[f"kappa_{i}"] for i in (1, 2, 3, 4)] == [1.0, 2.0, 3.0, 4.0]
+    assert updates["model"]["guidance"]["eval_fake"] == [2.0, 3.0]
+    assert updates["data"]["batch_size"] == 2
+
+    saved = yaml.safe_load((root / "config.yaml").read_text())
+    folders = [logger["init_args"]["save_dir"] for logger in saved["trainer"]["logger"]]
+    assert folders == [".", ".", "tb"]

@@ -1,0 +1,17 @@
+"""Tables stay tables, whatever is in them."""
+
+from sid_lsg.messages.words import table
+
+
+def test_a_table_is_laid_out() -> None:
+    text = table(["", "FID"], [["teacher", "0.4"], ["ours, 1 step", "-"]])
+    assert text.splitlines() == [
+        "|  | FID |",
+        "| --- | --- |",
+        "| teacher | 0.4 |",
+        "| ours, 1 step | - |",
+    ]
+
+
+def test_a_cell_stays_one() -> None:
+    assert table(["prompt"], [["a | b\nc"]]).splitlines()[-1] == "| a \\| b c |"

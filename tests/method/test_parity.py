@@ -1,0 +1,459 @@
+"""The official code's numbers: every case_* and traj* file of a folder, `--golden DIR`.
+
+The cases run through a real Trainer, so micro-batches, dropout, gradient repair, optimizers and EMA
+are those of a training run; only the random numbers are the recorded ones. The tolerances follow
+those that the folder's index states as measured between the official code and an independent
+computation.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import sid_lsg.training.module
+from sid_lsg.data.prompts import PromptBatch
+from sid_lsg.images.pixels import to_uint8
+from sid_lsg.method.draws import Draws, Phase
+from sid_lsg.method.ema import ema_beta
+from sid_lsg.method.guidance import Guidance
+from sid_lsg.method.sampling import sampling_timesteps, seeded_noises
+from sid_lsg.method.schedule import NoiseSchedule
+from sid_lsg.training.gradients import gradient_norm
+from sid_lsg.training.module import SiDLSG
+
+OWN = Path(__file__).parents[1] / "golden"
+
+# Another processor's kernels round differently from those of the machine that recorded the
+# numbers, in every layer's last bits. Each bound is the index's `tolerances_measured` times this.
+OTHER_PROCESSOR = 4
+OUTPUT = 1.4e-6 * OTHER_PROCESSOR  # relative L2, any micro-batch
+LOSS = 4e-7 * OTHER_PROCESSOR  # of the sum over elements of the loss's magnitude
+GRADIENT = 1e-5 * OTHER_PROCESSOR  # relative L2 per tensor
+LOSS_FAKE_TRAJECTORY = 2e-7 * OTHER_PROCESSOR  # relative L2 over iterations
+LOSS_G_TRAJECTORY = 4e-5 * OTHER_PROCESSOR  # relative, each iteration
+MOVED = 1.5e-4 * OTHER_PROCESSOR  # of the distance moved, relative L2
+
+
+@dataclass
+class Golden:
+    """A folder of recorded numbers; a pipeline, weights or inputs it lacks are the repository's."""
+
+    root: Path
+    index: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        own, ours = (json.loads((root / "index.json").read_text()) for root in (self.root, OWN))
+        self.index = ours | own | {"files": ours["files"] | own["files"]}
+
+    def path(self, name: str) -> Path:
+        return self.root / name if (self.root / name).exists() else OWN / name
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        return load_file(self.path(f"{name}.safetensors"))
+
+    def entry(self, name: str) -> dict[str, Any]:
+        return self.index["files"][f"{name}.safetensors"]
+
+    @property
+    def names(self) -> list[str]:
+        return self.index["param_names"]
+
+
+@pytest.fixture(scope="session")
+def golden(pytestconfig: pytest.Config) -> Golden:
+    return Golden(pytestconfig.getoption("golden"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    root: Path = metafunc.config.getoption("golden")
+    names = sorted(path.stem for path in root.glob("*.safetensors"))
+    nan_cases = [name for name in names if name.startswith("case_nan")]
+    cases = [name for name in names if name.startswith("case_") and name not in nan_cases]
+    trajectories = [name for name in names if name.startswith("traj") and "inputs" not in name]
+    assert nan_cases + cases + trajectories, f"no case_* and no traj* in {root}"
+    for name, found in (
+        ("case", cases),
+        ("nan_case", nan_cases),
+        ("trajectory", trajectories),
+    ):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, found)
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    """Return the relative L2 distance in float64; infinite if anything is not finite."""
+    actual, expected = actual.double(), expected.double()
+    assert actual.shape == expected.shape
+    distance = float((actual - expected).norm() / expected.norm().clamp(min=1e-30))
+    return distance if actual.isfinite().all() else float("inf")
+
+
+def fingerprint(tensors: list[Tensor]) -> Tensor:
+    """Return [n, 2] float64: each tensor's L2 norm, and its sum against cos(0.7 i + 0.3)."""
+
+    def one(tensor: Tensor) -> list[float]:
+        flat = tensor.double().contiguous().flatten()
+        wave = torch.cos(0.7 * torch.arange(len(flat), dtype=torch.float64) + 0.3)
+        return [float(flat.norm()), float(flat @ wave)]
+
+    return torch.tensor([one(tensor) for tensor in tensors], dtype=torch.float64)
+
+
+def check_fingerprint(tensors: list[Tensor], expected: Tensor, tolerance: float) -> None:
+    """Compare norms relatively, and projections relatively to the norms."""
+    actual = fingerprint(tensors)
+    scale = expected[:, :1].clamp(min=1e-30)
+    # A projection on cosines sums over entries of size ~ norm / sqrt(n) with weights ~ 0.7.
+    wave_norm = torch.tensor([[1.0, max(1.0, (t.numel() / 2) ** 0.5)] for t in tensors])
+    worst = ((actual - expected).abs() / scale / wave_norm).amax(dim=0)
+    assert worst[0] < tolerance, f"norms differ by {worst[0]:.2e}"
+    assert worst[1] < tolerance, f"projections differ by {worst[1]:.2e}"
+
+
+class Recorder(SiDLSG):
+    """The module, remembering what its optimizers were given and its phases gave."""
+
+    def on_fit_start(self) -> None:
+        self.gradients: dict[str, list[list[Tensor]]] = {"fake": [], "g": []}
+        self.norms: dict[str, list[float]] = {"fake": [], "g": []}
+        self.outputs: dict[str, list[Any]] = {"fake": [], "g": []}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        first = optimizer.param_groups[0]["params"][0]
+        name = "fake" if first is next(self.fake_score.parameters()) else "g"
+        network = self.fake_score if name == "fake" else self.generator
+        self.gradients[name].append([p.grad.clone() for p in network.parameters()])
+        self.norms[name].append(float(gradient_norm([*network.parameters()])))
+
+    def fake_score_phase(self, inputs: Any) -> Any:
+        output = super().fake_score_phase(inputs)
+        self.outputs["fake"].append(output)
+        return output
+
+    def generator_phase(self, inputs: Any) -> Any:
+        output = super().generator_phase(inputs)
+        self.outputs["g"].append(output)
+        return output
+
+    def output(self, phase: str, name: str) -> Tensor:
+        return torch.cat([getattr(output, name).detach() for output in self.outputs[phase]])
+
+
+def load(golden: Golden, name: str, network: torch.nn.Module) -> None:
+    network.load_state_dict(golden.tensors(name))
+
+
+def train(
+    module: SiDLSG,
+    draws: dict[Phase, list[Draws]],
+    prompts: dict[Phase, list[list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fit for as many iterations as there are recorded draws."""
+
+    def recorded(phase: Phase, iteration: int, *_: Any, **__: Any) -> Draws:
+        return draws[phase][iteration]
+
+    monkeypatch.setattr(sid_lsg.training.module, "draw", recorded)
+    steps = len(draws[Phase.GENERATOR])
+    batches = [
+        PromptBatch(i, 0, prompts[Phase.FAKE_SCORE][i], prompts[Phase.GENERATOR][i])
+        for i in range(steps)
+    ]
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=steps, logger=False, barebones=True, enable_model_summary=False
+    )
+    trainer.fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    assert trainer.global_step == steps
+
+
+def make_module(golden: Golden, case: dict[str, Any], lr: float, **options: Any) -> Recorder:
+    def optimizer(rate: float) -> Any:
+        betas, eps = case.get("betas", (0.0, 0.999)), case.get("eps", 1e-8)
+        return lambda p: torch.optim.Adam(p, lr=rate, betas=tuple(betas), eps=eps)
+
+    v = case.get("prediction_type", "epsilon") == "v_prediction"
+    module = Recorder(
+        str(golden.path("tiny_sd")),
+        subfolders={"scheduler": f"{golden.path('tiny_sd_v').absolute()}/scheduler"} if v else None,
+        alpha=case.get("alpha", 1.0),
+        num_steps=case.get("num_steps", 1),
+        micro_batch_size=case.get("micro_batch"),
+        optimizer_fake=optimizer(case.get("lr", lr)),
+        optimizer_generator=optimizer(case.get("glr", lr)),
+        **options,
+    )
+    assert module.teacher.schedule.prediction_type == case.get("prediction_type", "epsilon")
+    return module
+
+
+def static_draws(golden: Golden, inputs: str, num_steps: int) -> dict[Phase, list[Draws]]:
+    recorded = golden.tensors(inputs)
+
+    def one(phase: str) -> Draws:
+        extra = [recorded[f"{phase}.extra{i}"] for i in range(1, num_steps)]
+        t = recorded[f"{phase}.t"]
+        noises = [recorded[f"{phase}.z"], *extra]
+        return Draws(noises, recorded[f"{phase}.noise"], t, torch.full(t.shape, 0.5))
+
+    return {Phase.FAKE_SCORE: [one("phase1")], Phase.GENERATOR: [one("phase2")]}
+
+
+def run_static(
+    golden: Golden,
+    case: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    nan: int | None = None,
+    keep: list[int] | None = None,
+) -> Recorder:
+    """Run one iteration from the recorded weights with learning rate 0.
+
+    Args:
+        golden: The folder.
+        case: Kappas, alpha, steps, micro-batch.
+        monkeypatch: To put the recorded draws in place.
+        nan: A sample whose z becomes NaN in both phases.
+        keep: The samples to train on; by default all.
+    """
+    kappas = [case[f"kappa{i}"] for i in (1, 2, 3, 4)]
+    guidance = Guidance(train_fake=kappas[0], eval_fake=kappas[1:3], eval_real=kappas[3])
+    module = make_module(golden, case, lr=0.0, guidance=guidance)
+    load(golden, case.get("fake_weights", "weights_fake"), module.fake_score)
+    load(golden, case.get("g_weights", "weights_g"), module.generator)
+    inputs = case.get("inputs", "inputs.safetensors").removesuffix(".safetensors")
+    draws = static_draws(golden, inputs, case.get("num_steps", 1))
+    prompts = golden.entry(inputs)["prompts"]
+    if nan is not None:
+        for (phase,) in draws.values():
+            phase.noises[0][nan] = float("nan")
+    if keep is not None:
+        prompts = [prompts[i] for i in keep]
+        for phase_draws in draws.values():
+            (d,) = phase_draws
+            phase_draws[0] = Draws([z[keep] for z in d.noises], d.eps[keep], d.t[keep], d.u[keep])
+    train(module, draws, {phase: [prompts] for phase in Phase}, monkeypatch)
+    return module
+
+
+def loss_magnitude(module: Recorder, name: str, entry: dict[str, Any]) -> float:
+    """Return the loss with every element's magnitude in place of its value."""
+    if name == "fake":
+        return float(module.output(name, "loss").sum()) / entry["batch"]
+    x_g, y_2, y_3, y_real, w = (
+        module.output(name, field) for field in ("x_g", "y_fake_2", "y_fake_3", "y_real", "weight")
+    )
+    correction = (y_real - x_g) - entry["alpha"] * (y_real - y_3)
+    return float(((y_real - y_2) * correction / w).abs().sum()) / entry["batch"]
+
+
+def test_case(golden: Golden, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, expected = golden.entry(case), golden.tensors(case)
+    module = run_static(golden, entry, monkeypatch)
+
+    assert error(module.output("fake", "x_g"), expected["phase1.x_g"]) < OUTPUT
+    assert error(module.output("fake", "prediction"), expected["phase1.noise_fake"]) < OUTPUT
+    assert error(module.output("g", "x_g"), expected["phase2.x_g"]) < OUTPUT
+    assert error(module.output("g", "y_fake_2"), expected["phase2.y_fake"]) < OUTPUT
+    if entry["kappa2"] == entry["kappa3"]:
+        assert error(module.output("g", "y_fake_3"), expected["phase2.y_fake"]) < OUTPUT
+    assert error(module.output("g", "y_real"), expected["phase2.y_real"]) < OUTPUT
+    assert error(module.output("g", "weight"), expected["phase2.weight_factor"]) < OUTPUT
+
+    batch, rounds = entry["batch"], entry["rounds"]
+    for phase, name in (("phase1", "fake"), ("phase2", "g")):
+        per_round = module.output(name, "loss").double().view(rounds, -1).sum(1) / batch
+        recorded = expected[f"{phase}.loss_rounds"]
+        # The generator's loss is a small difference of large terms, whose size sets its error.
+        size = loss_magnitude(module, name, entry)
+        assert (per_round - recorded).abs().max() < LOSS * size
+        assert abs(float(per_round.sum()) - entry[f"{phase}_loss_total"]) < LOSS * size
+        assert module.norms[name][0] == pytest.approx(entry[f"{phase}_grad_norm"], rel=GRADIENT)
+        (gradients,) = module.gradients[name]
+        check_fingerprint(gradients, expected[f"{phase}.grad_fingerprint"], GRADIENT)
+        for parameter, gradient in zip(golden.names, gradients, strict=True):
+            if (full := expected.get(f"{phase}.grad.{parameter}")) is not None:
+                assert error(gradient, full) < GRADIENT, parameter
+
+
+def test_nan_case(golden: Golden, nan_case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample that is NaN leaves the others' gradients as they are without it.
+
+    The official code does so where the sample fills a micro-batch of its own; at larger
+    micro-batches it loses everything, which its numbers show and ours must not.
+    """
+    entry, expected = golden.entry(nan_case), golden.tensors(nan_case)
+    match = re.fullmatch(r"case_nan_sample(\d+)_mb(\d+).*", nan_case)
+    assert match, f"cannot tell sample and micro-batch from {nan_case}"
+    bad, micro_batch = int(match[1]), int(match[2])
+    case = {f"kappa{i}": entry.get(f"kappa{i}", 2.0) for i in (1, 2, 3, 4)}
+    module = run_static(golden, entry | case | {"micro_batch": micro_batch}, monkeypatch, nan=bad)
+
+    # The same iteration without the sample; the divisor stays the whole batch.
+    (batch,) = golden.tensors("inputs")["phase1.t"].shape
+    good = [i for i in range(batch) if i != bad]
+    without = run_static(golden, entry | case, monkeypatch, keep=good)
+    for phase, name, lost in zip(
+        ("phase1", "phase2"), ("fake", "g"), entry["n_zero_grad_tensors"], strict=True
+    ):
+        (gradients,), (reference,) = module.gradients[name], without.gradients[name]
+        for parameter, ours, theirs in zip(golden.names, gradients, reference, strict=True):
+            assert error(ours, theirs * len(good) / batch) < GRADIENT, parameter
+        if lost == 0:
+            check_fingerprint(gradients, expected[f"{phase}.grad_fingerprint"], GRADIENT)
+
+
+def test_trajectory(golden: Golden, trajectory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five iterations with Adam, prompt dropout and EMA, from the teacher's weights."""
+    entry, expected = golden.entry(trajectory), golden.tensors(trajectory)
+    assert entry["start"] == "teacher"
+    inputs = entry["inputs"].removesuffix(".safetensors")
+    recorded = golden.tensors(inputs)
+
+    def draws(phase: str) -> list[Draws]:
+        z, noise, t = (recorded[f"{phase}.{name}"] for name in ("z", "noise", "t"))
+        u = recorded.get(f"{phase}.u", torch.ones_like(z[..., 0, 0, 0]))
+        extra = range(1, entry.get("num_steps", 1))
+        return [
+            Draws([z[i], *(recorded[f"{phase}.extra{k}"][i] for k in extra)], noise[i], t[i], u[i])
+            for i in range(entry["iterations"])
+        ]
+
+    kappa1, *kappa23, kappa4 = entry["kappas"]
+    module = make_module(
+        golden,
+        entry,
+        lr=1e-4,
+        guidance=Guidance(train_fake=kappa1, eval_fake=[kappa23[0], kappa23[-1]], eval_real=kappa4),
+        ema_halflife_images=entry["ema_halflife_nimg"],
+        ema_rampup_ratio=entry["ema_rampup_ratio"],
+    )
+    start = {name: value.clone() for name, value in module.teacher.network.named_parameters()}
+    train(
+        module,
+        {Phase.FAKE_SCORE: draws("phase1"), Phase.GENERATOR: draws("phase2")},
+        {
+            Phase.FAKE_SCORE: entry["prompts_before_dropout_fake"],
+            Phase.GENERATOR: entry["prompts_used_g"],
+        },
+        monkeypatch,
+    )
+
+    steps, batch = entry["iterations"], entry["batch"]
+    for name, tolerance in (("fake", LOSS_FAKE_TRAJECTORY), ("g", LOSS_G_TRAJECTORY)):
+        losses = module.output(name, "loss").double().view(steps, -1).sum(1) / batch
+        totals = expected[f"loss_{name}_rounds"].sum(1)
+        if name == "fake":
+            assert error(losses, totals) < tolerance
+        else:
+            assert ((losses - totals).abs() / totals.abs()).max() < tolerance
+        norms = torch.tensor(module.norms[name])
+        assert error(norms, expected[f"grad_norm_{name}"]) < LOSS_G_TRAJECTORY
+        x_g = module.output(name, "x_g").view(expected[f"x_g_{name}"].shape)
+        assert error(x_g, expected[f"x_g_{name}"]) < LOSS_G_TRAJECTORY
+
+    betas = [
+        ema_beta(batch, i * batch, entry["ema_halflife_nimg"], entry["ema_rampup_ratio"])
+        for i in range(steps)
+    ]
+    assert betas == pytest.approx(expected["ema_beta"].tolist(), rel=1e-6, abs=1e-12)
+
+    for name, network in (
+        ("fake", module.fake_score),
+        ("g", module.generator),
+        ("g_ema", module.ema),
+    ):
+        parameters = dict(network.named_parameters())
+        moved, distance = 0.0, 0.0
+        for parameter, value in parameters.items():
+            if (final := expected.get(f"final.{name}.{parameter}")) is not None:
+                moved += float((final - start[parameter]).double().square().sum())
+                distance += float((value - final).double().square().sum())
+        assert moved > 0
+        assert (distance / moved) ** 0.5 < MOVED, name
+        norm = expected[f"final.{name}.fingerprint"][:, 0]
+        assert error(fingerprint(list(parameters.values()))[:, 0], norm) < 1e-6
+
+
+def test_sampler(golden: Golden) -> None:
+    """Sampler outputs, timesteps, network inputs and gradients at 1, 2 and 4 steps."""
+    expected, inputs = golden.tensors("sampler"), golden.tensors("inputs")
+    prompts = golden.entry("sampler")["prompts"]
+    module = SiDLSG(str(golden.path("tiny_sd")))
+    load(golden, "weights_g", module.generator)
+    condition = module.teacher.encode_prompts(prompts)
+    for steps in (1, 2, 4):
+        seen: list[tuple[Tensor, Tensor]] = []
+        hook = module.generator.register_forward_pre_hook(
+            lambda _, args: seen.append((args[0].detach(), args[1]))  # noqa: B023
+        )
+        noises = [inputs["phase1.z"], *(inputs[f"phase1.extra{i}"] for i in range(1, steps))]
+        x_g = module.sample(module.generator, condition, noises)
+        hook.remove()
+        assert error(x_g, expected[f"train{steps}.x_g"]) < OUTPUT
+        assert error(x_g, expected[f"eval{steps}.latents"]) < OUTPUT
+        x_t, t = (torch.stack(values) for values in zip(*seen, strict=True))
+        assert torch.equal(t, expected[f"train{steps}.timesteps"])
+        assert t[:, 0].tolist() == sampling_timesteps(625, steps)
+        assert error(x_t, expected[f"train{steps}.unet_inputs"]) < OUTPUT
+        module.generator.zero_grad()
+        (x_g * expected["w"]).sum().backward()
+        gradients = [p.grad for p in module.generator.parameters()]
+        check_fingerprint(gradients, expected[f"train{steps}.grad_fingerprint"], GRADIENT)
+        for name, parameter in module.generator.named_parameters():
+            if (full := expected.get(f"train{steps}.grad.{name}")) is not None:
+                assert error(parameter.grad, full) < GRADIENT, name
+
+
+def test_images(golden: Golden) -> None:
+    """Decoding and its 8-bit rounding, and seeds."""
+    expected = golden.tensors("sampler")
+    teacher = SiDLSG(str(golden.path("tiny_sd"))).teacher
+    images = teacher.decode(expected["eval1.latents"])
+    assert error(images, expected["eval1.images"]) < 1e-5
+    grid = expected["eval1.grid_uint8"]
+    assert (to_uint8(images).int() - grid.int()).abs().max() <= 1
+    assert (to_uint8(images) != grid).float().mean() < 1e-3
+    (z,) = seeded_noises([0, 1, 2, 3, 668], (4, 8, 8))
+    assert torch.equal(z, expected["seeded_z"])
+
+
+def test_schedule(golden: Golden) -> None:
+    expected = golden.tensors("schedule")
+    t, x_t, output = expected["t"], expected["x_t"], expected["model_output"]
+    for prediction_type, name in (("epsilon", "eps"), ("v_prediction", "v")):
+        schedule = NoiseSchedule.from_alphas_cumprod(
+            expected["alphas_cumprod"],
+            prediction_type,  # type: ignore[arg-type]
+        )
+        assert error(schedule.add_noise(expected["x0"], expected["eps"], t), x_t) < 1e-6
+        assert error(schedule.x0(output, x_t, t), expected[f"x0_from_{name}"]) < 1e-6
+    velocity = schedule.velocity(expected["x0"], expected["eps"], t)
+    assert error(velocity, expected["velocity"]) < 1e-6
+    weight = schedule.eps_weight(t).flatten()
+    assert error(weight, expected["snr"] / (expected["snr"] + 1)) < 1e-6
+    teacher = SiDLSG(str(golden.path("tiny_sd"))).teacher
+    assert torch.equal(teacher.schedule.alphas, expected["alphas_cumprod"].sqrt())
+
+
+def test_text(golden: Golden) -> None:
+    expected, texts = golden.tensors("text"), golden.entry("text")["texts"]
+    teacher = SiDLSG(str(golden.path("tiny_sd"))).teacher
+    tokens = teacher.text.tokenizer(
+        texts, padding="max_length", truncation=True, return_tensors="pt"
+    )
+    assert torch.equal(tokens.input_ids, expected["input_ids"])
+    embeddings = expected["embeddings"]
+    encoded = teacher.encode_prompts(texts[: len(embeddings)])["encoder_hidden_states"]
+    assert error(encoded, embeddings) < OUTPUT
+    null = teacher.null_condition()["encoder_hidden_states"]
+    assert error(null[0], embeddings[texts.index("")]) < OUTPUT

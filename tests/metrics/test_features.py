@@ -1,0 +1,172 @@
+"""CLIP features are transformers' own; what cannot be loaded is refused."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from sid_lsg.images.pixels import to_uint8
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.metrics.features import CLIPFeatures
+from tests.teachers.test_stable_diffusion import Trap
+
+DIMENSION = 8
+MEAN, STD = [0.5, 0.4, 0.3], [0.5, 0.6, 0.7]
+PROMPTS = ["a red cat", "two dogs on a log", ""]
+
+
+def make_clip(folder: Path, tokenizer: Path) -> Path:
+    """Write a random CLIP for 32x32 images with 8-dimensional embeddings."""
+    shutil.copytree(tokenizer, folder)
+    words = CLIPTokenizer.from_pretrained(folder)
+    tower = {
+        "hidden_size": 16, "intermediate_size": 32,
+        "num_hidden_layers": 1, "num_attention_heads": 2,
+    }  # fmt: skip
+    text = tower | {
+        "vocab_size": len(words),
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }
+    vision = tower | {"image_size": 32, "patch_size": 8}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=DIMENSION)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CLIPModel(config)
+    for parameter in model.parameters():
+        parameter.data *= 5  # embeddings that depend visibly on what is embedded
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": MEAN, "image_std": STD})
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory, tiny_sd: str) -> str:
+    return str(make_clip(tmp_path_factory.mktemp("metrics") / "clip", Path(tiny_sd, "tokenizer")))
+
+
+@pytest.fixture
+def spoilt(clip: str, tmp_path: Path) -> Path:
+    """A copy of the CLIP, to be spoilt."""
+    return Path(shutil.copytree(clip, tmp_path / "spoilt"))
+
+
+def noise_images(count: int, size: int) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(5)) / 2
+
+
+def test_features_are_transformers_own(clip: str) -> None:
+    features, model = CLIPFeatures.from_pretrained(clip), CLIPModel.from_pretrained(clip)
+    images = noise_images(3, 32)
+    mean, std = (torch.tensor(value)[:, None, None] for value in (MEAN, STD))
+    tokens = features.tokenizer(PROMPTS, padding=True, return_tensors="pt")
+    pixels = (to_uint8(images) / 255 - mean) / std
+    with torch.no_grad():
+        expected = model(**tokens, pixel_values=pixels)
+    assert features.dimension == DIMENSION
+    images_embedded, texts_embedded = features.images(images), features.texts(PROMPTS)
+    torch.testing.assert_close(F.normalize(images_embedded), expected.image_embeds)
+    torch.testing.assert_close(F.normalize(texts_embedded), expected.text_embeds)
+    assert (F.normalize(images_embedded) - images_embedded).abs().max() > 0.1  # not normalised
+
+
+@pytest.mark.parametrize("size", [64, 80, 16])
+def test_images_are_resized_as_pil_does(clip: str, size: int) -> None:
+    features, images = CLIPFeatures.from_pretrained(clip), noise_images(2, size) / 2
+    seen: list[Tensor] = []
+    features.model.vision_model.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True
+    )
+    features.images(images)
+    mean, std = (torch.tensor(value)[:, None, None] for value in (MEAN, STD))
+    for ours, pixels in zip(seen[0] * std + mean, to_uint8(images), strict=True):
+        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        resized = np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC)) / 255
+        np.testing.assert_allclose(ours.permute(1, 2, 0), resized, atol=1.25 / 255)
+
+
+def test_the_clip_is_frozen_and_in_float32(spoilt: Path) -> None:
+    weights = {
+        name: value.half() for name, value in load_file(spoilt / "model.safetensors").items()
+    }
+    save_file(weights, spoilt / "model.safetensors", {"format": "pt"})
+    features = CLIPFeatures.from_pretrained(str(spoilt))
+    assert {(p.dtype, p.requires_grad) for p in features.parameters()} == {(torch.float32, False)}
+    assert not features.model.training
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+def clip_refusal(model: str | Path) -> str:
+    with pytest.raises(UsageError) as caught:
+        CLIPFeatures.from_pretrained(str(model), "metrics.clip")
+    message = str(caught.value)
+    assert message.startswith(f"--metrics.clip: could not load a CLIP model from {str(model)!r}")
+    assert "safetensors weights, or a Hub id that this machine can reach" in message
+    return message
+
+
+@pytest.mark.parametrize("model", ["nobody/no-such-model", "./nothing", "no/such/folder"])
+def test_a_clip_that_is_not_there(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    clip_refusal(model)
+
+
+def test_a_clip_that_the_package_does_not_hold() -> None:
+    clip_refusal("package:demo/no-such-clip")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json", "vocab.json"])
+def test_a_clip_without_one_of_its_files(spoilt: Path, name: str) -> None:
+    (spoilt / name).unlink()
+    clip_refusal(spoilt)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("preprocessor_config.json", '{"image_std": [1, 1, 1]}'),
+        ("preprocessor_config.json", "{"),
+        ("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0a\n"),
+    ],
+)
+def test_a_clip_with_a_spoilt_file(spoilt: Path, name: str, text: str) -> None:
+    (spoilt / name).write_text(text)
+    clip_refusal(spoilt)
+
+
+def test_a_clip_of_another_shape_than_its_config(spoilt: Path) -> None:
+    config = json.loads((spoilt / "config.json").read_text())
+    (spoilt / "config.json").write_text(json.dumps(config | {"projection_dim": 9}))
+    clip_refusal(spoilt)
+
+
+def test_a_missing_weight_is_not_made_up(spoilt: Path) -> None:
+    weights = load_file(spoilt / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, spoilt / "model.safetensors", {"format": "pt"})
+    clip_refusal(spoilt)
+
+
+def test_a_pickled_clip_is_never_opened(spoilt: Path, tmp_path: Path) -> None:
+    (spoilt / "model.safetensors").unlink()
+    (spoilt / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "unpickled")))
+    clip_refusal(spoilt)
+    assert not (tmp_path / "unpickled").exists()

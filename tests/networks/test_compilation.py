@@ -1,0 +1,159 @@
+"""Compiled blocks: the same numbers, no graph break, and no new program after an iteration."""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+
+import lightning as L
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+import sid_lsg.benchmark.runs
+from sid_lsg.benchmark.runs import fit, measure
+from sid_lsg.commands.benchmark import Benchmark, benchmark
+from sid_lsg.commands.fit_options import FitOptions
+from sid_lsg.distributed.sharding import blocks
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.guidance import Guidance
+from sid_lsg.networks.compilation import as_written, compile_blocks
+from sid_lsg.networks.lora import LoRA
+from sid_lsg.training.module import SiDLSG
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Trace blocks and run what was traced; machine code for a CPU would take minutes."""
+    monkeypatch.setattr("sid_lsg.networks.compilation._BACKEND", "eager")
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+class Programs(L.Callback):
+    """Counts the programs that there are when an iteration ends."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.counts.append(counters["stats"]["unique_graphs"])
+
+
+def sgd(parameters: object) -> torch.optim.Optimizer:
+    """Adam would make a step of the sign of a gradient that is nearly zero."""
+    return torch.optim.SGD(parameters, lr=1e-4)  # type: ignore[arg-type]
+
+
+def trained(teacher: str, iterations: int = 2, **options: object) -> tuple[SiDLSG, Programs]:
+    programs = Programs()
+    module = SiDLSG(
+        teacher,
+        guidance=Guidance(scale=2.0),
+        optimizer_fake=sgd,
+        optimizer_generator=sgd,
+        **options,
+    )  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit(module, 4, iterations, [programs], accelerator="cpu")
+    return module, programs
+
+
+EVERYTHING = {
+    "memory": "lean",
+    "micro_batch_size": 2,
+    "gradient_checkpointing": ["fake_score", "generator", "teacher"],
+    "lora_fake_score": LoRA(2),
+    "lora_generator": LoRA(2),
+    "frozen_precision": "bf16",
+}
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_the_same_run(small_sd: str, options: dict[str, object]) -> None:
+    plain, _ = trained(small_sd, **options)
+    compiled, programs = trained(small_sd, compile=True, **options)
+    first, second = programs.counts
+    # Of a block five: the generator's with gradients and without, the fake score's with gradients
+    # for its weights and for its inputs, the teacher's; one more where it is computed again.
+    number = len([*blocks(compiled.teacher.network)])
+    assert second == first
+    assert 5 * number <= first <= (6 if options else 5) * number
+    assert not counters["graph_break"]
+    assert plain.state_dict().keys() == compiled.state_dict().keys()
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    # Pictures, in batches of another size, need no new programs.
+    compiled.generate(["a cat"] * 3, range(3), network=compiled.generator)
+    compiled.sample_teacher(["a cat"] * 3, range(3), 2, 1.5)
+    assert counters["stats"]["unique_graphs"] == first
+
+
+def test_only_pictures_are_made_as_written() -> None:
+    function = torch.compile(lambda x: x + 1, backend="eager")
+    with as_written(True):
+        function(torch.ones(2))
+    assert not counters["stats"]["unique_graphs"]
+    with as_written(False):
+        function(torch.ones(2))
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_copy_has_weights_of_its_own(tiny_sd: str) -> None:
+    network = SiDLSG(tiny_sd).generator
+    compile_blocks(network)
+    copied = copy.deepcopy(network)
+    assert all(block._compiled_call_impl for block in blocks(network))
+    assert not any(block._compiled_call_impl for block in blocks(copied))
+
+
+def test_sharded_networks_are_refused(tiny_sd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sid_lsg.networks.compilation.is_sharded", lambda _: True)
+    with pytest.raises(UsageError, match="--model.compile cannot .*ddp_multi"):
+        compile_blocks(SiDLSG(tiny_sd).generator)
+
+
+def test_the_benchmark_measures_the_programs(
+    small_sd: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: list[int] = []
+
+    def counting(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        def program(*args: object) -> object:
+            run[-1] += 1
+            return graph(*args)
+
+        return program
+
+    class Iterations(L.Callback):
+        def on_train_batch_start(self, *_: object) -> None:
+            run.append(0)
+
+    real_fit = sid_lsg.benchmark.runs.fit
+    monkeypatch.setattr("sid_lsg.networks.compilation._BACKEND", counting)
+    monkeypatch.setattr(
+        "sid_lsg.benchmark.runs.fit",
+        lambda module, batch, count, callbacks, **trainer: real_fit(
+            module, batch, count, [Iterations(), *callbacks], **trainer
+        ),
+    )
+    rows = {}
+    for compiled in (False, True):
+        run.clear()
+        module = SiDLSG(small_sd, optimizer_fake=sgd, optimizer_generator=sgd, compile=compiled)  # type: ignore[arg-type]
+        rows[compiled] = measure(module, 2, iterations=1, warmup=1, accelerator="cpu")
+    # Warm-up, whole, in parts, operations, operators, memory: programs run but where operations or
+    # tensors are counted one by one.
+    warmup, whole, parts, operations, operators, memory = run
+    assert warmup == whole == parts == operators > 0
+    assert operations == memory == 0
+    assert rows[True]["flops"] == rows[False]["flops"]
+    assert rows[True]["memory_bytes"] == rows[False]["memory_bytes"]
+
+
+def test_the_command_line_has_it(tiny_sd: str) -> None:
+    options = FitOptions(benchmark, Benchmark, ["--model.teacher", tiny_sd])
+    assert not options.module().compiled
+    assert options.module(compile=True).compiled

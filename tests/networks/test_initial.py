@@ -1,0 +1,199 @@
+"""Runs that start from networks of other runs."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sid_lsg.data.prompts import PromptDataModule
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.networks.lora import LoRA, adapters, base, merged
+from sid_lsg.training.module import SiDLSG
+
+HERE = Path(__file__).parents[1]
+PROMPTS = ["a red cat", "two dogs running", "a blue bird", "the moon"]
+NAMES = ("fake_score", "generator")
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=1e-3)
+
+
+def make(tiny_sd: str, **options: Any) -> SiDLSG:
+    return SiDLSG(tiny_sd, optimizer_fake=sgd, optimizer_generator=sgd, **options)
+
+
+@pytest.fixture(scope="module")
+def other() -> dict[str, Tensor]:
+    """Weights that are not the teacher's."""
+    return load_file(HERE / "golden" / "weights_g.safetensors")
+
+
+@pytest.fixture(scope="module")
+def exported(
+    tiny_sd: str, other: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder that a run has exported."""
+    module, folder = SiDLSG(tiny_sd), tmp_path_factory.mktemp("run") / "generator"
+    module.ema.load_state_dict(other)
+    module.teacher.save_generator(module.ema, folder, module.t_init)
+    return folder
+
+
+def is_other(network: nn.Module, other: dict[str, Tensor]) -> bool:
+    state = network.state_dict()
+    assert state.keys() == other.keys()
+    same = {torch.equal(value, other[name]) for name, value in state.items()}
+    assert len(same) == 1 or len({*map(str, same)}) == 2
+    return same == {True}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("subfolder", ["", "unet"])
+def test_a_network_starts_from_a_folder(
+    tiny_sd: str, exported: Path, other: dict[str, Tensor], name: str, subfolder: str
+) -> None:
+    module = make(tiny_sd, **{f"{name}_init": str(exported / subfolder)})
+    for network in (*NAMES, "ema"):
+        own = network == name or (network == "ema" and name == "generator")
+        assert is_other(getattr(module, network), other) == own
+    assert not is_other(module.teacher.network, other)
+    assert all(p.requires_grad for p in getattr(module, name).parameters())
+    assert not any(p.requires_grad for p in module.ema.parameters())
+    assert not any(m.training for m in getattr(module, name).modules())
+    weight = getattr(module, name).conv_in.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_weights_of_another_precision_become_float32(
+    tiny_sd: str, exported: Path, other: dict[str, Tensor], tmp_path: Path
+) -> None:
+    half = shutil.copytree(exported / "unet", tmp_path / "half")
+    file = half / "diffusion_pytorch_model.safetensors"
+    save_file({name: value.half() for name, value in load_file(file).items()}, file)
+    network = make(tiny_sd, generator_init=str(half)).generator
+    assert is_other(network, {name: value.half().float() for name, value in other.items()})
+
+
+def test_the_size_of_samples_is_the_runs(tiny_sd: str, exported: Path, tmp_path: Path) -> None:
+    module = make(tiny_sd, generator_init=str(exported), resolution=32)
+    module.teacher.save_generator(module.ema, tmp_path, module.t_init)
+    assert json.loads((tmp_path / "unet" / "config.json").read_text())["sample_size"] == 4
+
+
+@pytest.fixture
+def fit(tiny_sd: str, tmp_path: Path) -> Callable[..., SiDLSG]:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+
+    def run(**options: Any) -> SiDLSG:
+        module = make(tiny_sd, **options)
+        trainer = L.Trainer(
+            accelerator="cpu", max_steps=2, max_epochs=-1, logger=False, log_every_n_steps=1,
+            default_root_dir=tmp_path, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, use_distributed_sampler=False,
+        )  # fmt: skip
+        trainer.fit(module, PromptDataModule(str(prompts), batch_size=4, num_workers=0))
+        return module
+
+    return run
+
+
+def test_starting_from_the_teachers_own_folder_changes_no_bit(
+    fit: Callable[..., SiDLSG], tiny_sd: str
+) -> None:
+    plain, same = fit(), fit(generator_init=tiny_sd, fake_score_init=f"{tiny_sd}/unet")
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, same.state_dict()[name]), name
+
+
+def test_adapters_train_on_what_a_folder_holds(
+    fit: Callable[..., SiDLSG], tiny_sd: str, exported: Path, other: dict[str, Tensor]
+) -> None:
+    options = {f"{name}_init": str(exported) for name in NAMES}
+    options |= {f"lora_{name}": LoRA(2) for name in NAMES}
+    start = make(tiny_sd, **options)
+    for network in (start.fake_score, start.generator, start.ema):
+        assert is_other(merged(network), other)
+    module = fit(**options)
+    for network in (module.fake_score, module.generator, module.ema):
+        frozen = {n.replace(".base_layer.", "."): p for n, p in base(network).items()}
+        assert frozen.keys() == other.keys()
+        assert all(torch.equal(p, other[name]) for name, p in frozen.items())
+        assert not is_other(merged(network), other)
+    # The generator's average is on the generator's base; the fake score has its own.
+    places = [
+        {p.data_ptr() for p in of}
+        for of in (
+            base(module.generator).values(),
+            base(module.ema).values(),
+            base(module.fake_score).values(),
+            module.teacher.network.parameters(),
+        )
+    ]
+    assert places[0] == places[1]
+    assert not places[0] & places[2]
+    assert not (places[0] | places[2]) & places[3]
+    half = make(tiny_sd, **options, frozen_precision="bf16")
+    for network in (half.fake_score, half.generator, half.ema):
+        assert {p.dtype for p in base(network).values() if p.dim() > 1} == {torch.bfloat16}
+        assert all(p.dtype == torch.float32 for p in adapters(network).values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_of_another_shape_is_refused(
+    tiny_sd: str, exported: Path, tmp_path: Path, name: str
+) -> None:
+    config = json.loads((exported / "unet" / "config.json").read_text())
+    config |= {"in_channels": 9}
+    make_unet(config, tmp_path / "wide")
+    weight = r"'conv_in.weight' is \[\d+, 9, 3, 3\] in .*wide.* and \[\d+, 4, 3, 3\] in the teacher"
+    with pytest.raises(UsageError, match=rf"--model.{name}_init: {weight}"):
+        make(tiny_sd, **{f"{name}_init": str(tmp_path / "wide")})
+    make_unet(config | {"in_channels": 4, "time_cond_proj_dim": 8}, tmp_path / "more")
+    with pytest.raises(UsageError, match="'time_embedding.cond_proj.weight' .* and not there in"):
+        make(tiny_sd, **{f"{name}_init": str(tmp_path / "more")})
+
+
+def make_unet(config: dict[str, Any], folder: Path) -> None:
+    from diffusers import UNet2DConditionModel
+
+    UNet2DConditionModel.from_config(config).save_pretrained(folder)
+
+
+def test_what_is_no_network_is_refused_by_name(
+    tiny_sd: str, exported: Path, tmp_path: Path, other: dict[str, Tensor]
+) -> None:
+    def refused(source: str | Path, message: str) -> None:
+        with pytest.raises(UsageError, match=f"--model.generator_init: {message}"):
+            make(tiny_sd, generator_init=str(source))
+
+    refused(tmp_path / "nowhere", "there is no folder .*nowhere")
+    refused("nowhere", "there is no folder 'nowhere', and it is not a Hub id")
+    # A run's folder: the message names what is in it.
+    refused(exported.parent, rf"{str(exported.parent)!r} holds no unet/.*Give {str(exported)!r}")
+    refused(tmp_path, f"{str(tmp_path)!r} holds no unet/ .*Give a diffusers folder")
+    broken = shutil.copytree(exported, tmp_path / "broken")
+    file = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: value for name, value in other.items() if name != "conv_in.bias"}, file)
+    refused(broken, "could not load the UNet .*its weights lack conv_in.bias")
+    file.write_bytes(file.read_bytes()[:1000])
+    refused(broken, "could not load the UNet of .*broken")
+    file.unlink()
+    torch.save(other, broken / "unet" / "diffusion_pytorch_model.bin")  # never unpickled
+    refused(broken, "could not load the UNet of .*safetensors")
+
+
+def test_a_network_that_predicts_something_else_is_refused(tiny_sd: str, exported: Path) -> None:
+    """The shapes of an epsilon- and a v-prediction network are the same."""
+    v = {"scheduler": "../tiny_sd_v/scheduler"}
+    with pytest.raises(UsageError, match="predicts 'epsilon', and the teacher's 'v_prediction'"):
+        make(tiny_sd, subfolders=v, generator_init=str(exported))
+    make(tiny_sd, subfolders=v, generator_init=str(exported / "unet"))  # does not say

@@ -1,0 +1,592 @@
+"""Adapters on shared weights: what is trained, kept, refused and written for diffusers."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sid_lsg.callbacks import Checkpoint
+from sid_lsg.checkpoints.resume import check_resume
+from sid_lsg.cli import main
+from sid_lsg.data.prompts import PromptBatch, PromptDataModule
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.draws import Phase
+from sid_lsg.method.ema import update_ema
+from sid_lsg.networks.lora import (
+    LORA_FILE,
+    LoRA,
+    adapt,
+    adapters,
+    base,
+    merged,
+    save_lora,
+    trainable,
+)
+from sid_lsg.training.alternating import constant
+from sid_lsg.training.module import SiDLSG
+from sid_lsg.training.strategies import FSDP2Strategy, register_strategies
+from tests.helpers import forked
+
+HERE = Path(__file__).parents[1]
+PROMPTS = ["a red cat", "two dogs running", "a blue bird", "the moon"]
+SEEDS = [5, 0, 2**40, 1]
+BOTH = {"lora_fake_score": LoRA(4), "lora_generator": LoRA(2, alpha=6.0)}
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=1e-3, betas=(0.0, 0.999))
+
+
+def make(small_sd: str, **options: Any) -> SiDLSG:
+    return SiDLSG(small_sd, **{"optimizer_fake": adam, "optimizer_generator": adam} | options)
+
+
+def trainer_of(root: Path, steps: int, *callbacks: L.Callback, **options: Any) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu", max_steps=steps, max_epochs=-1, callbacks=[*callbacks], logger=False,
+        log_every_n_steps=1, default_root_dir=root, enable_checkpointing=bool(callbacks),
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        **options,
+    )  # fmt: skip
+
+
+Fit = Callable[..., SiDLSG]
+
+
+@pytest.fixture
+def fit(small_sd: str, tmp_path: Path) -> Fit:
+    """Return a function that trains adapters of the tiny pipeline for some iterations."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+
+    def run(
+        steps: int = 2, save: bool = False, ckpt_path: str | None = None, **options: Any
+    ) -> SiDLSG:
+        module = make(small_sd, **BOTH | options)
+        trainer = trainer_of(tmp_path, steps, *([Checkpoint(every_n_steps=1)] if save else []))
+        data = PromptDataModule(str(prompts), batch_size=4, num_workers=0)
+        trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+        return module
+
+    return run
+
+
+def stir(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Give adapters values as after a training: at the start B is zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in adapters(network).items():
+            if ".lora_B." in name:
+                p.copy_(0.1 * torch.randn(p.shape, generator=generator))
+    return network
+
+
+def call(module: SiDLSG, network: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return module.generate(PROMPTS, SEEDS, network=network)
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
+
+
+def places(tensors: Any) -> set[int]:
+    return {tensor.data_ptr() for tensor in tensors}
+
+
+# ---------------------------------------------------------------------- the start
+
+
+def test_networks_start_as_the_teacher_on_its_tensors(small_sd: str) -> None:
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    plain = make(small_sd)
+    after = torch.get_rng_state()
+    torch.set_rng_state(state)
+    module = make(small_sd, **BOTH)
+    assert torch.equal(torch.get_rng_state(), after)  # the adapters have drawn nothing from it
+    own = places(module.teacher.network.parameters())
+    images = call(plain, plain.ema)
+    for network, rank in ((module.fake_score, 4), (module.generator, 2), (module.ema, 2)):
+        assert torch.equal(call(module, network), images)
+        assert places(base(network).values()) == own
+        assert len(adapters(network)) == 48
+        assert min(min(p.shape) for p in adapters(network).values()) == rank
+        assert own.isdisjoint(places(trainable(network)))
+        assert all(p.dtype == torch.float32 for p in trainable(network))
+    for network in (module.fake_score, module.generator):
+        assert {p for p in network.parameters() if p.requires_grad} == {*trainable(network)}
+    assert not any(p.requires_grad for p in module.ema.parameters())
+    assert places(trainable(module.ema)).isdisjoint(places(trainable(module.generator)))
+    assert sum(m.training for m in module.generator.modules()) == 0
+    again, other = make(small_sd, **BOTH), make(small_sd, **BOTH, seed=1)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+        assert torch.equal(value, other.state_dict()[name]) == (".lora_B." in name)
+    equal = make(small_sd, lora_fake_score=LoRA(2), lora_generator=LoRA(2))
+    assert not torch.equal(trainable(equal.fake_score)[0], trainable(equal.generator)[0])
+
+
+def test_without_adapters_all_weights_are_trained(small_sd: str) -> None:
+    module = make(small_sd, lora_fake_score=LoRA(4))
+    assert trainable(module.generator) == [*module.generator.parameters()]
+    assert base(module.generator) == adapters(module.generator) == {}
+    assert merged(module.generator) is module.generator
+    assert places(module.generator.parameters()).isdisjoint(places(module.teacher.parameters()))
+    assert all(p.requires_grad for p in module.generator.parameters())
+
+
+def test_moving_and_casting_the_module_keeps_the_tensors_shared(small_sd: str) -> None:
+    module = make(small_sd, **BOTH).double()
+    own = places(module.teacher.network.parameters())
+    for network in (module.fake_score, module.generator, module.ema):
+        assert next(network.parameters()).dtype == torch.float64
+        assert places(base(network).values()) == own
+
+
+@pytest.mark.gpu
+def test_moving_to_a_gpu_keeps_the_tensors_shared(small_sd: str) -> None:
+    module = make(small_sd, **BOTH).cuda()
+    own = places(module.teacher.network.parameters())
+    for network in (module.fake_score, module.generator, module.ema):
+        assert places(base(network).values()) == own
+        assert all(p.is_cuda for p in network.parameters())
+
+
+# ---------------------------------------------------------------------- gradients
+
+
+def gradients(module: SiDLSG, phase: Phase, network: nn.Module) -> dict[str, Tensor]:
+    inputs = module.phase_inputs(phase, PromptBatch(0, 0, PROMPTS, PROMPTS))
+    if phase is Phase.FAKE_SCORE:
+        module.fake_score_phase(inputs).loss.sum().backward()
+    else:
+        with constant(trainable(module.fake_score)):
+            module.generator_phase(inputs).loss.sum().backward()
+    assert all(p.grad is None for p in module.teacher.parameters())
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", ["fake_score", "generator"])
+def test_gradients_are_those_of_the_merged_weights(small_sd: str, name: str) -> None:
+    """W = W_0 + s B A, so dL/dB = s dL/dW A^T and dL/dA = s B^T dL/dW."""
+    phase = Phase.GENERATOR if name == "generator" else Phase.FAKE_SCORE
+    module, whole = make(small_sd, **BOTH), make(small_sd)
+    for seed, network in enumerate(("fake_score", "generator")):
+        stir(getattr(module, network), seed)
+        plain = merged(getattr(module, network)).requires_grad_(True)
+        setattr(whole, network, plain)
+    ours = gradients(module, phase, getattr(module, name))
+    theirs = gradients(whole, phase, getattr(whole, name))
+    own, s = adapters(getattr(module, name)), 3.0 if name == "generator" else 1.0
+    assert ours.keys() == own.keys()
+    for key in (key for key in own if ".lora_A." in key):
+        layer, other = key.split(".lora_A.")[0], key.replace(".lora_A.", ".lora_B.")
+        whole_gradient = theirs[f"{layer}.weight"]
+        assert relative(ours[key], s * own[other].T @ whole_gradient) < 1e-3, key
+        assert relative(ours[other], s * whole_gradient @ own[key].T) < 1e-3, key
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_gradient_checkpointing_changes_nothing(small_sd: str, phase: Phase) -> None:
+    def made(**options: Any) -> dict[str, Tensor]:
+        module = make(small_sd, **BOTH, **options)
+        name = "generator" if phase is Phase.GENERATOR else "fake_score"
+        for seed, network in enumerate((module.fake_score, module.generator)):
+            stir(network, seed)
+        return gradients(module, phase, getattr(module, name))
+
+    plain = made()
+    checkpointed = made(gradient_checkpointing=["fake_score", "generator", "teacher"])
+    assert len(plain) == 48
+    assert plain.keys() == checkpointed.keys()
+    for name, value in plain.items():
+        assert value.abs().max() > 0
+        assert torch.equal(value, checkpointed[name]), name
+
+
+def test_the_base_may_be_in_bf16_and_the_adapters_stay_in_float32(small_sd: str, fit: Fit) -> None:
+    half, whole = (
+        make(small_sd, **BOTH, frozen_precision=p, gradient_checkpointing=["fake_score"])
+        for p in ("bf16", "32")
+    )
+    for module in (half, whole):
+        stir(module.fake_score)
+    ours, theirs = (gradients(m, Phase.FAKE_SCORE, m.fake_score) for m in (half, whole))
+    assert all(value.dtype == torch.float32 for value in ours.values())
+    together = [torch.cat([value.flatten() for value in g.values()]) for g in (ours, theirs)]
+    assert 0 < relative(*together) < 0.1
+    module = fit(frozen_precision="bf16")
+    own = places(module.teacher.network.parameters())
+    for network in (module.fake_score, module.generator, module.ema):
+        assert places(base(network).values()) == own
+        assert {p.dtype for p in base(network).values() if p.dim() > 1} == {torch.bfloat16}
+        assert all(p.dtype == torch.float32 for p in trainable(network))
+    assert merged(module.ema).dtype == torch.float32
+    assert module.generate(PROMPTS, SEEDS).dtype == torch.float32
+
+
+# ---------------------------------------------------------------------- a training
+
+
+@pytest.mark.parametrize("whole", ["lora_generator", "lora_fake_score", None])
+def test_a_training_changes_what_is_trained_alone(
+    small_sd: str, fit: Fit, whole: str | None
+) -> None:
+    options = {whole: None} if whole else {}
+    start, module = make(small_sd, **BOTH | options), fit(**options)
+    before = start.teacher.network.state_dict()
+    for name, value in module.teacher.network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert torch.equal(call(module, module.teacher.network), call(start, start.teacher.network))
+    own = places(module.teacher.network.parameters())
+    for name in ("fake_score", "generator", "ema"):
+        network = getattr(module, name)
+        pairs = zip(trainable(network), trainable(getattr(start, name)), strict=True)
+        assert all(not torch.equal(*pair) for pair in pairs)
+        assert places(base(network).values()) in (own, set())  # Lightning has moved the module
+        assert all(p.grad is None and not p.requires_grad for p in base(network).values())
+    for optimizer, network in zip(
+        module.trainer.optimizers, (module.fake_score, module.generator), strict=True
+    ):
+        assert optimizer.param_groups[0]["params"] == trainable(network)
+        assert optimizer.state.keys() == set(trainable(network))
+        assert all(p.requires_grad for p in trainable(network))
+
+
+def test_the_average_is_of_the_adapters(small_sd: str) -> None:
+    module = make(small_sd, **BOTH)
+    old = [p.clone() for p in trainable(stir(module.ema, 1))]
+    frozen = {name: p.clone() for name, p in base(module.ema).items()}
+    written = [p._version for p in base(module.ema).values()]
+    update_ema(trainable(module.ema), trainable(stir(module.generator)), 0.75)
+    assert [p._version for p in base(module.ema).values()] == written
+    for average, before, now in zip(trainable(module.ema), old, trainable(module.generator),
+                                    strict=True):  # fmt: skip
+        torch.testing.assert_close(average, 0.75 * before + 0.25 * now)
+    assert all(torch.equal(p, frozen[name]) for name, p in base(module.ema).items())
+
+
+def test_checkpoints_hold_adapters_alone_and_resume_bitwise(fit: Fit, tmp_path: Path) -> None:
+    whole = fit(4)
+    fit(2, save=True)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    saved = torch.load(path, weights_only=True)
+    assert len(saved["state_dict"]) == 3 * 48
+    assert all(".lora_" in name for name in saved["state_dict"])
+    assert [len(state["state"]) for state in saved["optimizer_states"]] == [48, 48]
+    resumed = fit(4, ckpt_path=str(path))
+    assert resumed.state_dict().keys() == saved["state_dict"].keys()
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert torch.equal(call(whole, whole.ema), call(resumed, resumed.ema))
+
+
+def test_checkpoints_of_other_networks_are_refused(fit: Fit, small_sd: str, tmp_path: Path) -> None:
+    fit(1, save=True)
+    last, plain = (str(tmp_path / "checkpoints" / f"{name}.ckpt") for name in ("last", "plain"))
+    os.rename(os.path.realpath(last), str(tmp_path / "adapters.ckpt"))
+    fit(1, save=True, lora_fake_score=None, lora_generator=None)
+    os.rename(os.path.realpath(last), plain)
+    last = str(tmp_path / "adapters.ckpt")
+
+    def refused(path: str, message: str, **options: Any) -> None:
+        module = make(small_sd, **options)
+        with pytest.raises(UsageError, match=message):
+            check_resume(path, tmp_path, module)
+        with pytest.raises(UsageError, match=message):
+            module.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+
+    check_resume(last, tmp_path, make(small_sd, **BOTH))
+    names = r"fake_score\.down_blocks\.0.*lora_A\.default\.weight"
+    shapes = r"is \[4, 8\] in the file and \[3, 8\].*Give the --model.lora_fake_score that"
+    refused(last, f"'{names}' {shapes}", **BOTH | {"lora_fake_score": LoRA(3)})
+    few = r"holds, and this run has not, 'fake_score.*to_k.*Give the --model.lora_fake_score"
+    refused(last, few, **BOTH | {"lora_fake_score": LoRA(4, targets=["to_q"])})
+    refused(last, "adapters of 'fake_score', all of which.*--model.lora_fake_score")
+    one = {"lora_fake_score": LoRA(4)}
+    refused(last, "adapters of 'generator', all of which.*--model.lora_generator", **one)
+    refused(plain, "all weights of 'fake_score'.*--model.lora_fake_score trains adapters", **BOTH)
+    one = {"lora_generator": LoRA(4)}
+    refused(plain, "all weights of 'generator'.*--model.lora_generator trains adapters", **one)
+    with pytest.raises(UsageError, match="--model.lora_generator.alpha is 1 times .* 3 times"):
+        fit(2, ckpt_path=last, lora_generator=LoRA(2))
+
+
+def test_adapters_are_not_continued_on_other_weights(
+    fit: Fit, small_sd: str, tmp_path: Path
+) -> None:
+    """Names and shapes are the same: nothing else would tell."""
+    teacher = make(small_sd).teacher
+    with torch.no_grad():
+        for p in teacher.network.parameters():
+            p.mul_(1.1)
+    teacher.save_generator(teacher.network, tmp_path / "base", 625)
+    own = {"generator_init": str(tmp_path / "base")}
+    fit(1, save=True, **own)
+    path = str(tmp_path / "checkpoints" / "last.ckpt")
+    message = "adapters of 'generator' .* other weights .*--model.generator_init"
+    with pytest.raises(UsageError, match=message):
+        check_resume(path, tmp_path, make(small_sd, **BOTH))
+    with pytest.raises(UsageError, match=message):
+        fit(2, ckpt_path=path)
+    check_resume(path, tmp_path, make(small_sd, **BOTH, **own, frozen_precision="bf16"))
+    fit(2, ckpt_path=path, **own)
+
+
+# ---------------------------------------------------------------------- what it becomes
+
+
+@pytest.fixture
+def trained(tiny_sd: str) -> SiDLSG:
+    """A module whose averaged generator is far from the teacher."""
+    module = make(tiny_sd, **BOTH)
+    stir(module.ema)
+    assert relative(call(module, module.ema), call(module, module.teacher.network)) > 0.05
+    return module
+
+
+def test_merged_is_a_plain_network_of_the_teachers_kind(trained: SiDLSG) -> None:
+    before = {name: p.clone() for name, p in trained.ema.named_parameters()}
+    plain = merged(trained.ema)
+    teacher = trained.teacher.network
+    assert type(plain) is type(teacher)
+    assert [*plain.state_dict()] == [*teacher.state_dict()]
+    assert [type(m) for m in plain.modules()] == [type(m) for m in teacher.modules()]
+    assert plain.config == teacher.config
+    assert relative(call(trained, plain), call(trained, trained.ema)) < 1e-5
+    # Nothing of it is the module's, which is as it was.
+    own = places(p for net in (trained.ema, teacher) for p in net.parameters())
+    assert own.isdisjoint(places(plain.parameters()))
+    assert all(torch.equal(p, before[name]) for name, p in trained.ema.named_parameters())
+    # To the rounding of one addition, the weights are W_0 + (alpha / r) B A.
+    key = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    a, b = (before[f"{key}.lora_{which}.default.weight"].double() for which in "AB")
+    exact = teacher.state_dict()[f"{key}.weight"].double() + 3 * b @ a
+    assert relative(plain.state_dict()[f"{key}.weight"], exact) < 1e-7
+
+
+def pipeline_latents(pipeline: Any) -> Tensor:
+    pipeline.set_progress_bar_config(disable=True)
+    noise = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    return pipeline(
+        PROMPTS, num_inference_steps=1, guidance_scale=0, generator=noise, output_type="latent"
+    ).images
+
+
+def test_stock_diffusers_loads_the_adapters_and_the_merged_export(
+    trained: SiDLSG, tmp_path: Path
+) -> None:
+    ours = trained.generate(PROMPTS, SEEDS)
+    save = trained.teacher.save_generator
+    save(merged(trained.ema), tmp_path / "merged", trained.t_init)
+    save(trained.teacher.network, tmp_path / "teacher", trained.t_init)
+    save_lora(trained.ema, tmp_path / "lora")
+    assert [path.name for path in (tmp_path / "lora").iterdir()] == [LORA_FILE]
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "merged")
+    assert relative(pipeline_latents(pipeline), ours) < 1e-4
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "teacher")
+    assert relative(pipeline_latents(pipeline), ours) > 0.05
+    pipeline.load_lora_weights(tmp_path / "lora")
+    assert relative(pipeline_latents(pipeline), ours) < 1e-4
+    pipeline.fuse_lora()
+    assert relative(pipeline_latents(pipeline), ours) < 1e-4
+
+
+def test_adapters_of_convolutions_are_loaded_too(small_sd: str, tmp_path: Path) -> None:
+    module = make(small_sd, lora_generator=LoRA(3, alpha=1.5, targets=["conv1", "proj_in", "to_v"]))
+    ours = call(module, stir(module.ema))
+    assert relative(call(module, merged(module.ema)), ours) < 1e-5
+    module.teacher.save_generator(module.teacher.network, tmp_path / "teacher", module.t_init)
+    save_lora(module.ema, tmp_path / "lora")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "teacher")
+    assert relative(pipeline_latents(pipeline), ours) > 1e-3
+    pipeline.load_lora_weights(tmp_path / "lora")
+    assert relative(pipeline_latents(pipeline), ours) < 1e-4
+
+
+def test_a_generator_is_rebuilt_from_a_checkpoint(trained: SiDLSG, tiny_sd: str) -> None:
+    state = trained.state_dict()
+    average = {name[4:]: value for name, value in state.items() if name.startswith("ema.")}
+    fresh = make(tiny_sd)
+    network = adapt(fresh.teacher.network, BOTH["lora_generator"], seed=99)
+    assert adapters(network).keys() == average.keys()
+    network.load_state_dict(average, strict=False)
+    assert torch.equal(call(fresh, network), call(trained, trained.ema))
+
+
+# ---------------------------------------------------------------------- options
+
+
+def test_the_command_line_trains_exports_and_continues_adapters(
+    small_sd: str, tmp_path: Path
+) -> None:
+    prompts, overlay, root = (tmp_path / name for name in ("prompts.txt", "lora.yaml", "run"))
+    prompts.write_text("\n".join(PROMPTS))
+    overlay.write_text("model:\n  lora_fake_score:\n    rank: 3\n    targets: [to_q]\n")
+    options = {
+        "config": overlay, "model.teacher": small_sd, "model.lora_generator.rank": 2,
+        "model.lora_generator.alpha": 6, "data.prompts": prompts, "data.batch_size": 4,
+        "data.num_workers": 0, "data.num_heldout": 0, "trainer.accelerator": "cpu",
+        "trainer.devices": 1, "trainer.default_root_dir": root, "progress.refresh_rate": 0,
+        "image_grid.num_images": 2,
+    }  # fmt: skip
+    command = ["fit", *(str(part) for name, value in options.items() for part in (f"--{name}", value))]  # noqa: E501  # fmt: skip
+    main([*command, "--trainer.max_steps", "1"])
+    main([*command, "--trainer.max_steps", "2", "--ckpt_path", "last"])
+    model = yaml.safe_load((root / "config.yaml").read_text())["model"]
+    attention = ["to_q", "to_k", "to_v", "to_out.0"]
+    assert model["lora_generator"] == {"rank": 2, "alpha": 6.0, "targets": attention}
+    assert model["lora_fake_score"] == {"rank": 3, "alpha": None, "targets": ["to_q"]}
+    saved = torch.load(root / "checkpoints" / "last.ckpt", weights_only=True)
+    assert LoRA(**saved["sid_lsg"]["config"]["model"]["lora_generator"]) == BOTH["lora_generator"]
+    module = make(small_sd, lora_generator=LoRA(2, 6.0), lora_fake_score=LoRA(3, targets=["to_q"]))
+    module.load_state_dict(saved["state_dict"])
+    (file,) = (root / "generator" / "unet").glob("*.safetensors")
+    exported, plain = load_file(file), merged(module.ema).state_dict()
+    assert exported.keys() == plain.keys()
+    assert all(torch.equal(value, plain[name]) for name, value in exported.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.lora_generator.rank", "0"], "rank must be at least 1"),
+        (["--model.lora_generator.alpha", "2"], "rank"),
+        (["--model.lora_generator.rnk", "2"], "rnk"),
+    ],
+)
+def test_the_command_line_refuses_adapters_that_are_none(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    prompts, root = tmp_path / "prompts.txt", tmp_path / "run"
+    prompts.write_text("a cat")
+    common = ["--data.prompts", str(prompts), "--trainer.default_root_dir", str(root)]
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--model.teacher", "nobody/nothing", *common, *options])
+    assert not root.exists()
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, "rank must be at least 1"),
+        ({"rank": 4, "alpha": 0.0}, "alpha must be a positive"),
+        ({"rank": 4, "alpha": float("nan")}, "alpha must be a positive"),
+        ({"rank": 4, "targets": []}, "targets must be"),
+    ],
+)
+@pytest.mark.parametrize("name", ["fake_score", "generator"])
+def test_adapters_that_do_nothing_are_refused(name: str, options: Any, message: str) -> None:
+    """Before the teacher, which may have to be downloaded, is loaded."""
+    with pytest.raises(UsageError, match=rf"--model\.lora_{name}\.{message}"):
+        SiDLSG("nobody/nothing", **{f"lora_{name}": LoRA(**options)})
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("to_x", "no layer's name ends with 'to_x'.*to_q'"),
+        ("o_q", "no layer's name ends with 'o_q'"),
+        ("norm1", "--model.lora_generator.targets: Target module.*not supported"),
+    ],
+)
+def test_layers_that_cannot_have_adapters_are_refused(
+    small_sd: str, target: str, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        make(small_sd, lora_generator=LoRA(4, targets=["to_q", target]))
+
+
+def test_without_peft_the_message_says_what_to_install(
+    small_sd: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(small_sd)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    make(small_sd)
+    with pytest.raises(
+        UsageError, match=r"--model.lora_fake_score .*pip install 'sid-lsg\[lora\]'"
+    ):
+        make(small_sd, lora_fake_score=LoRA(4))
+
+
+def test_a_shared_base_is_neither_moved_nor_sharded(small_sd: str) -> None:
+    with pytest.raises(UsageError, match="--model.ema_device cpu: .*Leave the option out"):
+        make(small_sd, lora_generator=LoRA(4), ema_device="cpu")
+    make(small_sd, lora_fake_score=LoRA(4), ema_device="cpu")
+    module = make(small_sd, lora_fake_score=LoRA(4))
+    trainer: Any = SimpleNamespace(strategy=FSDP2Strategy())
+    module._fabric = None
+    module.__class__ = type("Of", (SiDLSG,), {"trainer": trainer})
+    with pytest.raises(UsageError, match="--trainer.strategy fsdp2 .*ddp_multi"):
+        module.configure_model()
+
+
+# ---------------------------------------------------------------------- several processes
+
+
+def train_in_processes(root: str, small_sd: str, *strategies: str) -> None:
+    """Train 3 iterations under each strategy and save the state; for the processes below."""
+
+    def sgd(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=1e-3)
+
+    register_strategies()
+    for strategy in strategies:
+        options: dict[str, Any] = {"optimizer_fake": sgd, "optimizer_generator": sgd}
+        module = make(small_sd, **BOTH, **options, micro_batch_size=1, prompt_dropout=0.0)
+        if strategy != "auto":
+            options = {"strategy": strategy, "devices": 2}
+        trainer = trainer_of(Path(root), 3, **({} if strategy == "auto" else options))
+        trainer.fit(module, PromptDataModule(f"{root}/prompts.txt", batch_size=4, num_workers=0))
+        own = places(module.teacher.network.parameters())
+        shared = [places(base(net).values()) == own for net in (module.generator, module.ema)]
+        if trainer.is_global_zero:
+            torch.save((module.state_dict(), all(shared)), f"{root}/{strategy}.pt")
+            report = sum(p.numel() for p in module.parameters())
+            Path(root, f"{strategy}.json").write_text(json.dumps(report))
+
+
+@pytest.fixture(scope="module")
+def several(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train in one process, and in two that are started as torchrun starts them."""
+    folder = tmp_path_factory.mktemp("several")
+    (folder / "prompts.txt").write_text("\n".join(f"a {n} {t}" for n in "abcd" for t in PROMPTS))
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(forked.free_port())}
+    two = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    jobs: list[tuple[list[str], dict[str, str]]] = [([str(folder), small_sd, "auto"], common)]
+    for rank in "01":
+        own = common | two | {"RANK": rank, "LOCAL_RANK": rank}
+        jobs.append(([str(folder), small_sd, "ddp", "ddp_multi"], own))
+    forked.all_end_well(train_in_processes, jobs, folder, seconds=300)
+    return folder
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_multi"])
+def test_two_processes_give_the_adapters_of_one(
+    several: Path, small_sd: str, strategy: str
+) -> None:
+    ours, shared = torch.load(several / f"{strategy}.pt", weights_only=True)
+    theirs, _ = torch.load(several / "auto.pt", weights_only=True)
+    start = make(small_sd, **BOTH).state_dict()
+    assert shared
+    for network in ("fake_score", "generator", "ema"):
+        a, b, c = (
+            torch.cat([v.flatten() for k, v in state.items() if k.startswith(f"{network}.")])
+            for state in (ours, theirs, start)
+        )
+        assert relative(a, b) < 1e-6
+        assert relative(a - c, b - c) < 1e-3  # of the distance moved

@@ -1,0 +1,71 @@
+"""Float32 is float32 on a GPU, unless TF32 is asked for."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from sid_lsg.benchmark.runs import fit
+from sid_lsg.cli import main
+from sid_lsg.networks.precision import allow_tf32, tf32
+from sid_lsg.training.module import SiDLSG
+
+BACKENDS: Any = (torch.backends.cuda.matmul, torch.backends.cudnn)
+
+
+def allowed() -> list[bool]:
+    return [backend.allow_tf32 for backend in BACKENDS]
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    with tf32(False):
+        yield
+
+
+def test_things_are_as_they_were() -> None:
+    BACKENDS[1].allow_tf32 = True  # PyTorch's default
+    for wanted in (True, False):
+        with tf32(wanted):
+            assert allowed() == [wanted, wanted]
+            allow_tf32(not wanted)
+        assert allowed() == [False, True]
+
+
+@pytest.mark.parametrize("options", [{"tf32": True}, {"tf32": False}, {}])
+def test_training_is_in_what_was_chosen(small_sd: str, options: dict[str, bool]) -> None:
+    seen = []
+
+    class Watch(L.Callback):
+        def on_before_optimizer_step(self, *_: Any) -> None:
+            seen.append(allowed())
+
+    allow_tf32(not options.get("tf32"))
+    fit(SiDLSG(small_sd, **options), 2, 1, [Watch()], accelerator="cpu")
+    assert seen == [[options.get("tf32", False)] * 2] * 2
+
+
+def test_commands_compute_in_float32() -> None:
+    allow_tf32(True)
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    assert allowed() == [False, False]
+
+
+@pytest.mark.gpu
+def test_a_gpu_rounds_as_it_is_told() -> None:
+    x = torch.randn(512, 512, device="cuda", dtype=torch.float64)
+    image, kernel = x.reshape(1, 64, 64, 64), torch.randn(64, 64, 3, 3, device="cuda").double()
+
+    def errors() -> list[float]:
+        products = x.float() @ x.float(), torch.conv2d(image.float(), kernel.float())
+        exact = x @ x, torch.conv2d(image, kernel)
+        pairs = zip(products, exact, strict=True)
+        return [float((a - b).norm() / b.norm()) for a, b in pairs]
+
+    assert max(errors()) < 1e-5
+    allow_tf32(True)
+    if torch.cuda.get_device_capability() >= (8, 0):
+        assert min(errors()) > 1e-5

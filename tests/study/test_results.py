@@ -1,0 +1,233 @@
+"""What becomes of a study's rows: means, tables, plots, and the file that keeps them."""
+
+import math
+import random
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sid_lsg.cli import main
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.study.plots import draw
+from sid_lsg.study.results import (
+    Row,
+    read_results,
+    read_whole_rows,
+    split,
+    suffix,
+    write_results,
+)
+from sid_lsg.study.statistics import groups, mean
+from sid_lsg.study.tables import markdown, number
+
+NUMBERS = st.floats(-1e6, 1e6)
+
+
+def row(point: str, seed: int, images: int = 64, **other: Any) -> Row:
+    return {
+        "kind": "generator", "series": "LSG", "point": point, "scored_prompts": "p.txt",
+        "seed": seed, "num_steps": 1, "images_seen": images, "final": int(images == 64),
+        "fid_clip_2k": 1.0 + seed, "clip_score_clip_2k": 0.9, "precision_clip_2k": 0.8,
+        "recall_clip_2k": 0.7, **other,
+    }  # fmt: skip
+
+
+def teacher(guidance: float, steps: int = 25, **other: Any) -> Row:
+    return {
+        "kind": "teacher", "series": "teacher", "point": f"{guidance:g}", "guidance": guidance,
+        "scored_prompts": "p.txt", "num_steps": steps, "final": 1, "fid_clip_2k": 0.4,
+        "clip_score_clip_2k": 0.91, "precision_clip_2k": 0.9, "recall_clip_2k": 0.95, **other,
+    }  # fmt: skip
+
+
+ROWS = [
+    teacher(1), teacher(1.5),
+    *(row(point, seed, images) for point in ("1", "1.5") for seed in (0, 1, 2)
+      for images in (32, 64)),
+]  # fmt: skip
+
+
+@given(st.lists(NUMBERS, min_size=2, max_size=8))
+def test_means_and_error_bars(values: list[float]) -> None:
+    average, deviation = mean(values, "std")
+    assert deviation is not None
+    assert math.isclose(average, statistics.fmean(values), rel_tol=1e-9, abs_tol=1e-9)
+    assert math.isclose(deviation, statistics.stdev(values), rel_tol=1e-6, abs_tol=1e-6)
+    _, error = mean(values, "sem")
+    assert error is not None
+    assert math.isclose(error * math.sqrt(len(values)), deviation, rel_tol=1e-9)
+
+
+def test_one_seed_has_no_error_bar() -> None:
+    assert mean([2.5], "std") == (2.5, None)
+    assert number(mean([2.5], "std")) == "2.500"
+    assert number(mean([2.0, 3.0], "std")) == "2.500 ± 0.707"
+    assert number(None) == "-"
+
+
+@given(st.permutations(ROWS))
+def test_the_order_of_the_rows_does_not_matter(rows: Sequence[Row]) -> None:
+    assert sorted(groups(rows, "std")) == sorted(groups(ROWS, "std"))
+
+
+def test_groups_are_ends_of_finished_runs_or_all_evaluations() -> None:
+    ends = groups(ROWS, "std")
+    assert [(g.kind, g.point, g.seeds) for g in ends] == [
+        ("teacher", "1", 1), ("teacher", "1.5", 1), ("generator", "1", 3), ("generator", "1.5", 3),
+    ]  # fmt: skip
+    assert ends[2].scores["fid"] == (2.0, 1.0)
+    every = groups(ROWS, "std", final=False)
+    assert [g.images_seen for g in every] == [0, 0, 32, 64, 32, 64]
+    assert groups([row("1", 0, 32)], "std") == []
+
+
+def test_the_table(tmp_path: Path) -> None:
+    text = markdown(ROWS, "sem")
+    assert "`clip_2k`" in text
+    assert "± their standard error of the mean" in text
+    assert (
+        "| series | point | steps | images seen | seeds | FID | CLIP | precision | recall |" in text
+    )
+    assert "| teacher | guidance 1.5 | 25 | - | - | 0.400 | 0.910 | 0.900 | 0.950 |" in text
+    assert "| LSG | 1.5 | 1 | 64 | 3 | 2.000 ± 0.577 | 0.900 ± 0.000 |" in text
+    assert "error" not in markdown([row("1", 0)], "std")
+    others = [row("1", 0), row("1", 0, scored_prompts="q.txt")]
+    assert markdown(others, "std").count("Scored on") == 2
+    assert markdown([], "std") == "No run has finished yet.\n"
+
+
+def test_plots_are_the_same_bytes_for_the_same_rows(tmp_path: Path) -> None:
+    rows = [*ROWS, row("1.5", 0, num_steps=2), teacher(1.5, 2)]
+    first, second = draw(rows, "std", tmp_path / "a"), draw(rows, "std", tmp_path / "b")
+    assert [path.name for path in first] == [
+        f"{name}.{ending}"
+        for name in ("fid_clip", "precision_recall", "fid_images", "fid_steps", "scores")
+        for ending in ("png", "svg")
+    ]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    text = (tmp_path / "a/fid_clip.svg").read_text()
+    for words in ("CLIP score", "FID", "LSG", "teacher, 25 steps", "standard deviation"):
+        assert words in text
+
+
+def test_clip_scores_alone_make_a_table_and_plots(tmp_path: Path) -> None:
+    """Where a config names a CLIP model and no reference."""
+    other = ("fid", "precision", "recall")
+    plain = [{k: v for k, v in r.items() if not k.startswith(other)} for r in ROWS]
+    assert "| LSG | 1.5 | 1 | 64 | 3 | 0.900 ± 0.000 |" in markdown(plain, "std")
+    assert {path.stem for path in draw(plain, "std", tmp_path)} == {"scores"}
+
+
+def test_what_was_not_scored_is_not_drawn(tmp_path: Path) -> None:
+    plain = [{k: v for k, v in r.items() if not k.startswith("fid")} for r in ROWS]
+    assert {path.stem for path in draw(plain, "std", tmp_path)} == {"precision_recall", "scores"}
+    assert {path.stem for path in draw(ROWS, "std", tmp_path)} == {
+        "fid_clip", "precision_recall", "fid_images", "scores",
+    }  # fmt: skip
+    assert draw([], "std", tmp_path) == []
+    for prompts in ("p.txt", "q.txt"):  # panels
+        assert draw([*ROWS, row("1", 0, scored_prompts=prompts)], "std", tmp_path)
+
+
+def test_a_teacher_in_too_few_steps_is_drawn_over_the_steps_alone(tmp_path: Path) -> None:
+    few = teacher(1, steps=1, fid_clip_2k=130.0)
+
+    def shown(rows: Sequence[Row]) -> set[str]:
+        """Return the pictures that name the teacher's one step, or its place among the steps."""
+        pictures = {path.stem: path.read_text() for path in draw(rows, "std", tmp_path)[1::2]}
+        named = {name for name, text in pictures.items() if ">teacher, 1 step<" in text}
+        return named | {"fid_steps"} & pictures.keys()
+
+    assert shown([few, *ROWS]) == {"fid_steps"}
+    assert shown([few, teacher(1)]) == {"fid_clip", "precision_recall", "fid_steps"}
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(allow_nan=False, allow_infinity=False), st.integers(0, 9)),
+        unique_by=lambda v: v[1],
+    )
+)
+def test_rows_are_kept_to_the_last_bit(
+    tmp_path_factory: pytest.TempPathFactory, values: list[tuple[float, int]]
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "results.csv"
+    rows = [row('a, "b"', seed, fid_clip_2k=value) for value, seed in values]
+    write_results(rows, path)
+    if rows:
+        assert read_results([str(path)]) == rows
+
+
+def test_a_run_counts_once(tmp_path: Path) -> None:
+    """Two studies with a point of one name, or a file given twice, are no further seeds."""
+    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
+    write_results([row("1.5", 0), teacher(1.5)], first)
+    write_results([row("1.5", 1), teacher(1.5)], second)
+    assert len(read_results([str(first), str(second)])) == 4
+    message = r"LSG, 1\.5, seed 0 is in them twice, after 64 images"
+    with pytest.raises(UsageError, match=message):
+        read_results([str(first), str(second), str(first)])
+
+
+def test_scores_are_told_from_other_values() -> None:
+    found = split({
+        "fid_clip_2k": "1.5", "clip_score_clip_2k": 0.9, "fid_clip_2k_4_steps": 2.0,
+        "recall_fast_1000_1_step": 0.5, "teacher_fid_clip_2k": 9, "loss_g": 3, "kid_clip_2k": "",
+        "precision": 1.0,
+    })  # fmt: skip
+    assert found == {
+        None: {"fid_clip_2k": 1.5, "clip_score_clip_2k": 0.9},
+        4: {"fid_clip_2k": 2.0},
+        1: {"recall_fast_1000": 0.5},
+    }
+
+
+def test_scores_of_several_protocols_do_not_compare() -> None:
+    assert suffix(ROWS) == "clip_2k"
+    assert suffix([]) == ""
+    assert suffix([{"clip_score_clip_2k": 1, "fid_clip_2k": 2}]) == "clip_2k"
+    assert suffix([{"clip_score_fast_1k": 1}]) == "fast_1k"
+    with pytest.raises(UsageError, match="clip_10k and fast_1k do not compare"):
+        suffix([{"clip_score_fast_1k": 1}, {"clip_score_clip_10k": 1}])
+    with pytest.raises(UsageError, match="clean256_30k and clip_2k do not compare"):
+        suffix([*ROWS, {"fid_clean256_30k": 8.7}])
+
+
+@pytest.mark.parametrize("text", [None, "", "a,b\n1,2\n", "kind,series\n"])
+def test_files_that_are_no_results_are_refused(
+    tmp_path: Path, text: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "r.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit) as end:
+        main(["study", "--results", f"[{path}]", "--output", str(tmp_path / "out")])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert f"--results: cannot use {str(path)!r}" in error
+    assert "Traceback" not in error
+
+
+def test_a_file_that_is_being_written_is_read_up_to_its_last_whole_row(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    assert read_whole_rows(path) == []
+    text = "a,b\n1,2\n3,4\n5,6"
+    for end in range(len(text)):
+        path.write_text(text[:end])
+        whole = text[:end].count("\n") - 1
+        assert [r["a"] for r in read_whole_rows(path)] == ["1", "3"][: max(0, whole)]
+
+
+def test_pictures_of_many_points(tmp_path: Path) -> None:
+    """More lines than there are colours and markers."""
+    draw_of = random.Random(0)
+    rows = [
+        row(str(i), seed, images, series=f"series {i % 13}", fid_clip_2k=draw_of.random() * 10)
+        for i in range(40) for seed in (0, 1) for images in (32, 64)
+    ]  # fmt: skip
+    assert len(draw(rows, "sem", tmp_path)) == 8

@@ -1,0 +1,140 @@
+"""What an iteration asks the device to do: the number of operations, and of waits for it.
+
+A loop over samples would make the number of operations grow with the batch; a read of a value on
+the host makes a GPU's queue run dry.
+"""
+
+import warnings
+from collections import Counter
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sid_lsg.benchmark.baseline import Baseline
+from sid_lsg.benchmark.runs import fit
+from sid_lsg.method.guidance import Guidance, Kappas
+from sid_lsg.teachers.stable_diffusion import StableDiffusion
+from sid_lsg.training.module import SiDLSG
+
+# Operations that give the host a number, or a tensor whose size depends on the values.
+READS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
+
+# One per phase: whether there is a bad sample, which decides what is computed next. It was sent to
+# the host before the phase's last backward pass.
+SENT_PER_ITERATION = 2
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations by name, and the reads of what would be on the device.
+
+    Args:
+        host: Places of tensors that are on the host whatever the device is: reading them is free.
+    """
+
+    def __init__(self, host: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+        super().__init__()
+        self.count: Counter[str] = Counter()
+        self.reads = 0
+        self.host = set(host)
+        self.order: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.count[name] += 1
+        if name == "copy_" and (kwargs or {}).get("non_blocking", args[2:] == (True,)):
+            self.host.add(args[0].data_ptr())
+            self.order.append("sent")
+        elif name in READS and args[0].data_ptr() in self.host:
+            self.order.append("read")
+        elif name in READS:
+            self.reads += 1
+        else:
+            self.order.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def step_counters(optimizers: list[torch.optim.Optimizer]) -> set[int]:
+    """Return the places of the optimizers' numbers of steps, which PyTorch keeps on the host."""
+    states = [state for optimizer in optimizers for state in optimizer.state.values()]
+    return {state["step"].data_ptr() for state in states if torch.is_tensor(state.get("step"))}
+
+
+class Watch(L.Callback):
+    """Counts a step's operations in some iterations."""
+
+    def __init__(self, *iterations: int) -> None:
+        self.iterations, self.rows = iterations, {}  # type: ignore[var-annotated]
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step in self.iterations:
+            self.rows[trainer.global_step] = Operations(step_counters(trainer.optimizers))
+            self.rows[trainer.global_step].__enter__()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step - 1 in self.rows:
+            self.rows[trainer.global_step - 1].__exit__(None, None, None)
+
+
+def watched(tiny_sd: str, batch: int, *iterations: int, **options: Any) -> dict[int, Operations]:
+    watch = Watch(*iterations)
+    module = SiDLSG(tiny_sd, guidance=Guidance(scale=2.0), **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit(module, batch, max(iterations) + 1, [watch], accelerator="cpu")
+    return watch.rows
+
+
+def test_operations_do_not_grow_with_the_batch(tiny_sd: str) -> None:
+    small, medium, large = (watched(tiny_sd, batch, 1)[1].count for batch in (2, 4, 8))
+    assert small.total() > 1000
+    assert small == medium == large
+
+
+def test_operations_grow_with_the_micro_batches_alone(tiny_sd: str) -> None:
+    """As many per micro-batch, whatever its size; the counter sees what is repeated."""
+    one, two = (watched(tiny_sd, 4, 1, micro_batch_size=size)[1].count for size in (4, 2))
+    assert one["convolution"] * 2 == two["convolution"]
+    assert one["convolution_backward"] * 2 == two["convolution_backward"]
+
+
+@pytest.mark.parametrize("size", [4, 2])
+def test_the_host_does_not_wait_for_an_idle_device(tiny_sd: str, size: int) -> None:
+    """All that an iteration reads, even one that logs, was sent before a backward pass."""
+    for row in watched(tiny_sd, 4, 1, 9, micro_batch_size=size).values():
+        assert row.reads == 0
+        order = [name for name in row.order if name in ("sent", "read", "convolution_backward")]
+        assert order.count("sent") == SENT_PER_ITERATION
+        backward = order.count("convolution_backward")
+        while "sent" in order:
+            sent, read = order.index("sent"), order.index("read")
+            assert read - sent > backward / 8
+            order = order[read + 1 :]
+
+
+@pytest.mark.gpu
+def test_a_cuda_device_is_not_waited_for(tiny_sd: str) -> None:
+    class Strict(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            torch.cuda.set_sync_debug_mode("error" if trainer.global_step > 1 else "default")
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            torch.cuda.set_sync_debug_mode("default")
+
+    module = SiDLSG(tiny_sd, guidance=Guidance(scale=2.0))
+    fit(module, 4, 4, [Strict()], accelerator="gpu")
+
+
+def test_loops_and_reads_are_seen(tiny_sd: str) -> None:
+    """The baseline has a loop over samples, which reads: the counts tell."""
+    baseline = Baseline(StableDiffusion.from_pretrained(tiny_sd), Kappas(2.0, 2.0, 2.0, 2.0))
+    baseline.iteration(["a cat"], ["a dog"])  # makes the optimizers' states
+    counts = []
+    for batch in (2, 4):
+        with Operations() as operations:
+            baseline.iteration(["a cat"] * batch, ["a dog"] * batch)
+        counts.append(operations)
+    assert counts[0].count.total() < counts[1].count.total()
+    assert 0 < counts[0].reads < counts[1].reads

@@ -1,0 +1,469 @@
+"""The run directory, what is refused before a run begins, and the strategy's start."""
+
+import csv
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.distributed as dist
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.strategies import StrategyRegistry
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sid_lsg.checkpoints.io import _NEEDED
+from sid_lsg.cli import main
+from sid_lsg.loggers import CSVLogger
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.training.run_directory import (
+    STRATEGIES,
+    SaveConfig,
+    check_config_files,
+    check_files,
+    check_trainer,
+    continue_requeued,
+    is_of_run,
+    put_inside,
+    run_directory,
+)
+from sid_lsg.training.strategies import FSDP2Strategy, MultiNetDDPStrategy, register_strategies
+
+# ---------------------------------------------------------------------- Trainer options
+
+
+def by_class(name: str) -> Namespace:
+    return Namespace(class_path=f"lightning.pytorch.strategies.{name}", init_args=Namespace())
+
+
+@pytest.mark.parametrize(
+    ("options", "found", "remedy"),
+    [
+        ({"gradient_clip_val": 1.0}, "gradient_clip_val", "--model.gradient_clip_val"),
+        ({"gradient_clip_algorithm": "value"}, "gradient_clip_val", "--model.gradient_clip_algo"),
+        ({"accumulate_grad_batches": 4}, "accumulate_grad_batches", "--model.micro_batch_size"),
+        ({"overfit_batches": 1}, "overfit_batches", "--trainer.max_steps"),
+        ({"overfit_batches": 0.5}, "overfit_batches", "--trainer.max_steps"),
+        ({"fast_dev_run": True}, "--trainer.fast_dev_run", "--trainer.max_steps 1"),
+        ({"fast_dev_run": 7}, "--trainer.fast_dev_run", "--trainer.max_steps 1"),
+        ({"precision": "bf16-true"}, "precision: in bf16-true", "bf16-mixed"),
+        ({"precision": "16-true"}, "precision: in 16-true", "16-mixed"),
+        ({"strategy": "fsdp"}, "strategy: 'fsdp'", "ddp_multi"),
+        ({"strategy": "deepspeed"}, "strategy: 'deepspeed'", "ddp_multi"),
+        ({"strategy": by_class("FSDPStrategy")}, "FSDPStrategy' is not served", "ddp_multi"),
+        ({"strategy": "fsdp"}, "strategy: 'fsdp'", "fsdp2 spreads weights"),
+        ({"strategy": "deepspeed_stage_2"}, "strategy: 'deepspeed_stage_2'", "fsdp2 spreads"),
+        ({"strategy": by_class("ModelParallelStrategy")}, "is not served", "fsdp2 spreads"),
+        ({"precision": "16-mixed", "strategy": "fsdp2"}, "16-mixed", "bf16-mixed"),
+        ({"precision": "16-mixed", "strategy": "fsdp2_sharded"}, "16-mixed", "bf16-mixed"),
+    ],
+)
+def test_what_alternating_optimizers_cannot_have_is_refused(
+    options: dict[str, Any], found: str, remedy: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_trainer(Namespace(options))
+    message = str(caught.value)
+    assert message.startswith(f"--trainer.{next(iter(options))[:13]}")
+    assert found in message
+    assert remedy in message
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {
+            "gradient_clip_val": None,
+            "accumulate_grad_batches": 1,
+            "overfit_batches": 0.0,
+            "fast_dev_run": False,
+        },
+        {"accumulate_grad_batches": None, "precision": None, "strategy": "auto"},
+        *({"precision": name} for name in ("32-true", "bf16-mixed", "16-mixed", "64-true", 32)),
+        *({"strategy": name} for name in STRATEGIES),
+        {"strategy": by_class("DDPStrategy")},
+        {"strategy": Namespace(class_path="sid_lsg.training.strategies.MultiNetDDPStrategy")},
+        {"strategy": Namespace(class_path="sid_lsg.training.strategies.FSDP2Strategy")},
+        {"strategy": "fsdp2", "precision": "bf16-mixed"},
+    ],
+)
+def test_everything_else_is_left_to_lightning(options: dict[str, Any]) -> None:
+    before = Namespace(options).clone()
+    given = Namespace(options)
+    check_trainer(given)
+    assert given == before
+
+
+def logger(**options: Any) -> Namespace:
+    return Namespace(class_path="a.Logger", init_args=Namespace(options))
+
+
+def test_a_logger_writes_inside_the_run_directory() -> None:
+    trainer = Namespace(default_root_dir="runs/x", logger=logger(save_dir="logs", name="n"))
+    put_inside(trainer)
+    assert trainer.default_root_dir == "runs/x"
+    assert trainer.logger.init_args == Namespace(save_dir="runs/x/logs", name="n")
+
+
+def test_every_logger_of_a_list_writes_inside_the_run_directory() -> None:
+    loggers = [
+        logger(save_dir="."),
+        logger(save_dir=None),
+        logger(save_dir="/elsewhere/logs"),
+        logger(project="p"),
+        Namespace(class_path="a.Logger"),
+    ]
+    put_inside(Namespace(default_root_dir="runs/x", logger=loggers))
+    places = [entry.init_args.get("save_dir") for entry in loggers[:4]]
+    assert places == ["runs/x", "runs/x", "/elsewhere/logs", None]
+    assert loggers[4] == Namespace(class_path="a.Logger")
+
+
+@pytest.mark.parametrize("switch", [True, False, None])
+def test_a_logger_may_be_a_switch(switch: bool | None) -> None:
+    trainer = Namespace(default_root_dir=None, logger=switch)
+    put_inside(trainer)
+    assert trainer == Namespace(default_root_dir="runs/default", logger=switch)
+
+
+# ---------------------------------------------------------------------- files, before a start
+
+
+@pytest.mark.parametrize("ckpt", [None, "last", "file.ckpt"])
+@pytest.mark.parametrize("root", [None, ".", "runs/not/yet"])
+def test_files_that_can_be_used_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ckpt: str | None, root: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({name: {} for name in _NEEDED}, "file.ckpt")
+    check_files(Namespace(ckpt_path=ckpt, trainer=Namespace(default_root_dir=root)))
+    assert [path.name for path in tmp_path.iterdir()] == ["file.ckpt"]
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    path = str(tmp_path / "none.ckpt")
+    with pytest.raises(UsageError, match=r"^--ckpt_path: there is no file .*none\.ckpt'. Give a"):
+        check_files(Namespace(ckpt_path=path, trainer=Namespace(default_root_dir=".")))
+
+
+@pytest.mark.parametrize(
+    ("count", "asked", "expected"),
+    [(None, None, None), ("0", None, None), ("2", None, "last"), ("2", "a.ckpt", "a.ckpt")],
+)
+def test_a_requeued_job_continues(
+    monkeypatch: pytest.MonkeyPatch, count: str | None, asked: str | None, expected: str | None
+) -> None:
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    if count:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", count)
+    config = Namespace(ckpt_path=asked)
+    continue_requeued(config)
+    assert config.ckpt_path == expected
+
+
+@pytest.mark.parametrize("inside", [".", "run", "runs/x"])
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path, inside: str) -> None:
+    (tmp_path / "file").touch()
+    root = str(tmp_path / "file" / inside)
+    with pytest.raises(UsageError) as caught:
+        check_files(Namespace(ckpt_path=None, trainer=Namespace(default_root_dir=root)))
+    message = str(caught.value)
+    assert message.startswith(f"--trainer.default_root_dir: cannot write to {root!r}, since")
+    assert f"{str(tmp_path / 'file')!r} is not a directory" in message
+    assert "Choose another directory" in message
+
+
+def arguments(path: Path, together: bool) -> list[str]:
+    option = [f"--config={path}"] if together else ["--config", str(path)]
+    return ["fit", *option, "--data.prompts", "p.txt"]
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["--config F", "--config=F"])
+@pytest.mark.parametrize("content", [b"a: [1", b"caf\xe9: 1", None])
+def test_a_config_that_cannot_be_read_is_refused(
+    tmp_path: Path, content: bytes | None, together: bool
+) -> None:
+    path = tmp_path / "run.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    good = tmp_path / "good.yaml"
+    good.write_text("seed_everything: 1\n")
+    with pytest.raises(UsageError, match=r"^--config: .*run\.yaml'"):
+        check_config_files([*arguments(good, together), *arguments(path, together)])
+
+
+def test_configs_that_can_be_read_pass(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {alpha: 1.0}\n")
+    check_config_files(arguments(path, together=False))
+    check_config_files(arguments(path, together=True))
+    check_config_files(["fit", "--data.prompts", "no/such.yaml"])
+
+
+# ---------------------------------------------------------------------- the run directory
+
+
+def begin(root: Path, ckpt_path: str | None = None) -> None:
+    """Do what a run does to its directory before it trains."""
+    parser = LightningArgumentParser()
+    parser.add_argument("--ckpt_path", type=str | None)
+    config = parser.parse_object({"ckpt_path": ckpt_path})
+    trainer = L.Trainer(
+        accelerator="cpu", default_root_dir=root, logger=False, enable_checkpointing=False
+    )
+    with run_directory(root, resumes=is_of_run(ckpt_path, root)):
+        SaveConfig(parser, config, overwrite=True).setup(trainer, L.LightningModule(), "fit")
+
+
+def test_the_directory_is_made_with_the_configuration_in_it(tmp_path: Path) -> None:
+    root = tmp_path / "runs" / "x"
+    begin(root)
+    assert {path.name for path in root.iterdir()} == {"config.yaml", ".lock"}
+    assert "ckpt_path: null" in (root / "config.yaml").read_text()
+
+
+def test_fresh_runs_move_earlier_ones_aside(tmp_path: Path) -> None:
+    root = tmp_path / "x"
+    for number in range(3):
+        begin(root)
+        assert not (root / "result.txt").exists()
+        (root / "result.txt").write_text(str(number))
+    found = {path.name: (path / "result.txt").read_text() for path in tmp_path.iterdir()}
+    assert found == {"x": "2", "x.1": "0", "x.2": "1"}
+    assert (tmp_path / "x.1" / "config.yaml").is_file()
+    with run_directory(root, resumes=False):
+        locks = {
+            Path(f"/proc/self/fd/{number}").resolve() for number in os.listdir("/proc/self/fd")
+        }
+    assert {path for path in locks if path.name == ".lock"} == {root / ".lock"}
+
+
+def test_another_runs_checkpoint_does_not_mix_with_the_run_that_was_there(tmp_path: Path) -> None:
+    root = tmp_path / "x"
+    begin(root)
+    (root / "result.txt").touch()
+    begin(root, ckpt_path=str(tmp_path / "y" / "checkpoints" / "last.ckpt"))
+    assert not (root / "result.txt").exists()
+    assert (tmp_path / "x.1" / "result.txt").exists()
+
+
+def test_a_run_is_continued_by_the_name_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = Path("x")
+    begin(root)
+    for name in ("x/checkpoints/0000002.ckpt", str(tmp_path / "x/checkpoints/good.ckpt")):
+        begin(root, ckpt_path=name)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_continued_run_stays_where_it_is(tmp_path: Path) -> None:
+    root = tmp_path / "x"
+    begin(root)
+    (root / "result.txt").touch()
+    begin(root, ckpt_path="last")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert (root / "result.txt").exists()
+    assert "ckpt_path: last" in (root / "config.yaml").read_text()
+
+
+def test_a_directory_that_holds_no_run_is_not_moved(tmp_path: Path) -> None:
+    root = tmp_path / "x"
+    root.mkdir()
+    (root / "notes.txt").touch()
+    begin(root)
+    assert sorted(path.name for path in root.iterdir()) == [".lock", "config.yaml", "notes.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("inside", [".", "run", "runs/x"])
+def test_a_directory_that_cannot_be_written_to_is_refused(tmp_path: Path, inside: str) -> None:
+    (tmp_path / "file").write_text("precious")
+    root = tmp_path / "file" / inside
+    with pytest.raises(UsageError) as caught:
+        begin(root)
+    message = str(caught.value)
+    assert message.startswith(f"--trainer.default_root_dir: cannot write to {str(root)!r} (")
+    assert "choose another folder" in message
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+# ---------------------------------------------------------------------- through the command line
+
+
+@pytest.fixture
+def command(small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A run of two iterations into runs/x."""
+    monkeypatch.setattr(sys, "argv", ["sid_lsg"])
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # the command line sets it; put it back afterwards
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("a red cat\ntwo dogs\nsomething else\n")
+    options = {
+        "model.teacher": small_sd,
+        "data.prompts": "prompts.txt",
+        "data.batch_size": 1,
+        "data.num_workers": 0,
+        "trainer.accelerator": "cpu",
+        "trainer.max_steps": 2,
+        "trainer.log_every_n_steps": 1,
+        "trainer.default_root_dir": "runs/x",
+        "image_grid.every_n_steps": 0,
+    }
+    return ["fit", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def logged_steps(folder: str) -> list[int]:
+    with Path(folder, "metrics.csv").open() as file:
+        return [int(row["step"]) for row in csv.DictReader(file) if row["loss_fake"]]
+
+
+def results(folder: str) -> set[str]:
+    return {path.name for path in Path(folder).iterdir()}
+
+
+def test_a_second_run_leaves_the_first_one_whole(command: list[str]) -> None:
+    main(command)
+    first = results("runs/x")
+    assert {"config.yaml", "checkpoints", "metrics.csv", "summary.json"} <= first
+    main(command)
+    assert results("runs") == {"x", "x.1"}
+    assert results("runs/x") == first
+    assert results("runs/x.1") == first
+    assert logged_steps("runs/x.1") == logged_steps("runs/x") == [1, 2]
+
+
+def test_a_continued_run_adds_to_its_directory(command: list[str]) -> None:
+    main(command)
+    first = results("runs/x")
+    main([*command, "--ckpt_path=last", "--trainer.max_steps=3"])
+    assert results("runs") == {"x"}
+    assert results("runs/x") == first
+    assert Path("runs/x/checkpoints/last.ckpt").readlink() == Path("0000003.ckpt")
+    assert logged_steps("runs/x") == [1, 2, 3]
+
+
+def test_a_run_is_not_continued_with_another_batch(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(command)
+    first = results("runs/x")
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--ckpt_path=last", "--data.batch_size=4", "--trainer.max_steps=3"])
+    assert end.value.code == 2
+    assert "--data.batch_size: the run was made with 1, not 4" in capsys.readouterr().err
+    assert results("runs/x") == first
+
+
+def test_a_run_is_not_continued_to_an_end_that_it_is_past(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(command)
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--ckpt_path=last", "--trainer.max_steps=1"])
+    assert end.value.code == 2
+    assert "to end after 1 iterations, and this checkpoint has done 2" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_with_another_seed_is_told_so(command: list[str]) -> None:
+    main(command)
+    with pytest.warns(UserWarning, match="the run was made with 0 and goes on with 3") as said:
+        main([*command, "--ckpt_path=last", "--seed_everything=3", "--trainer.max_steps=3"])
+    assert sum("--seed_everything" in str(warning.message) for warning in said) == 1
+
+
+def test_a_configuration_that_cannot_be_written_leaves_the_earlier_one(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(command)
+    config = Path("runs/x/config.yaml").read_text()
+
+    def full(*args: Any, **options: Any) -> None:
+        Path(args[2]).write_text("half of")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jsonargparse.ArgumentParser.save", full)
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--ckpt_path=last", "--trainer.max_steps=3"])
+    assert end.value.code == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert Path("runs/x/config.yaml").read_text() == config
+
+
+def test_a_finished_run_that_is_started_again_keeps_its_log(command: list[str]) -> None:
+    main(command)
+    first = results("runs/x")
+    main([*command, "--ckpt_path=last"])
+    assert results("runs/x") == first
+    assert logged_steps("runs/x") == [1, 2]
+
+
+def test_a_continued_run_that_dies_early_keeps_the_log(command: list[str]) -> None:
+    main(command)
+    logged = Path("runs/x/metrics.csv").read_text()
+    assert CSVLogger("runs/x").experiment is not None  # all that a run does before its first row
+    assert Path("runs/x/metrics.csv").read_text() == logged
+
+
+def test_a_second_run_moves_the_first_aside_with_lightnings_default_logger(
+    command: list[str],
+) -> None:
+    """That logger's folder, and the configuration with it, is below the run directory."""
+    for _ in range(2):
+        main([*command, "--trainer.logger=true", "--trainer.max_steps=1"])
+    assert results("runs") == {"x", "x.1"}
+    assert results("runs/x") == results("runs/x.1")
+
+
+# ---------------------------------------------------------------------- strategies
+
+
+def filled(rank: int) -> nn.Module:
+    """Return a network whose every number is the rank: weights, constants and statistics."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).requires_grad_(rank == 0)
+    network.to(memory_format=torch.channels_last)
+    for tensor in network.state_dict().values():
+        tensor.fill_(rank + 1)
+    return network
+
+
+def configure(rank: int, folder: Path) -> None:
+    """Be one of two processes."""
+    meeting = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    strategy = MultiNetDDPStrategy()
+    strategy.model = filled(rank)
+    strategy.configure_ddp()
+    assert not isinstance(strategy.model, DistributedDataParallel)
+    torch.save(strategy.model.state_dict(), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_every_process_starts_from_the_first_ones_weights(tmp_path: Path) -> None:
+    context = torch.multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=configure, args=(rank, tmp_path), daemon=True) for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    expected = filled(0).state_dict()
+    for rank in (0, 1):
+        state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in state.items())
+
+
+def test_the_strategy_has_a_name() -> None:
+    register_strategies()
+    register_strategies()  # as when the command line is used twice in a process
+    assert StrategyRegistry["ddp_multi"]["strategy"] is MultiNetDDPStrategy
+    assert isinstance(StrategyRegistry.get("ddp_multi"), MultiNetDDPStrategy)
+    assert isinstance(StrategyRegistry.get("fsdp2"), FSDP2Strategy)
