@@ -1,1 +1,4 @@
-"""The app's page in a browser."""
+"""The app: a Gradio page that compares a generator with its teacher.
+
+May import generation, images, files, messages.
+"""

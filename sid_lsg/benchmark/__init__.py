@@ -1,1 +1,4 @@
-"""How fast an iteration is, in how much memory, and against what."""
+"""Measure the speed and memory of a training step, and compare it with a baseline.
+
+May import every wing but commands, app, study and callbacks.
+"""

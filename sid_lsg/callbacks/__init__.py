@@ -1,4 +1,9 @@
-"""Everything around the training step that a run may have or leave out."""
+"""Lightning callbacks: everything around the training step that a run may have or leave out.
+
+Callbacks use the module's public methods and do not know each other.
+
+May import every wing but commands, app, benchmark and study.
+"""
 
 from sid_lsg.callbacks.checkpoint import Checkpoint
 from sid_lsg.callbacks.export import Export

@@ -1,1 +1,4 @@
-"""Checkpoints: written whole or not at all, verified, read and continued from."""
+"""Write, verify, open and resume from checkpoints.
+
+May import networks, optimizers, data, distributed, files, messages.
+"""

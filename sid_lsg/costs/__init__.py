@@ -1,1 +1,4 @@
-"""What a run costs, counted and not timed: FLOPs, and bytes on each device."""
+"""Count the FLOPs, memory and hours of a run without running it.
+
+May import training and the wings below it.
+"""

@@ -1,1 +1,4 @@
-"""Prompts, captions and real images, from files to batches."""
+"""Prompts, captions and real images: from files to batches.
+
+May import teachers, images, distributed, files, messages, method.
+"""

@@ -1,1 +1,4 @@
-"""Several processes: their launch, and networks sharded over them."""
+"""Launch processes, and read and reduce sharded tensors.
+
+May import messages.
+"""

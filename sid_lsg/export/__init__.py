@@ -1,1 +1,4 @@
-"""A trained generator for other software: diffusers folders, ONNX, model cards, the Hub."""
+"""Save a generator for other software: diffusers folders, model cards, LoRA, ONNX, the Hub.
+
+May import teachers, networks, files, messages, method.
+"""

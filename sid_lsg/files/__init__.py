@@ -1,1 +1,4 @@
-"""Files and folders: where they are, how they are written, what they hold."""
+"""Find, lock, replace and fingerprint files, and read weights.
+
+May import messages.
+"""

@@ -1,1 +1,4 @@
-"""Images of any model, into a folder."""
+"""Sample images from any model, and write them into a folder.
+
+May import export, checkpoints, networks, teachers, images, distributed, files, messages, method.
+"""

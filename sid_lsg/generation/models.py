@@ -229,7 +229,7 @@ def _ready(teacher: StableDiffusion, device: torch.device, dtype: torch.dtype) -
 
 
 def _identity(teacher: StableDiffusion) -> dict[str, Any]:
-    """What was loaded, wherever it lay."""
+    """Describe what was loaded, independently of its path."""
     return {
         "weights_sha256": weights_hash(teacher.network.state_dict()),
         "latents": list(teacher.latent_shape),

@@ -1,1 +1,4 @@
-"""Images as pixels, and folders of them."""
+"""Images as pixels, and folders of images.
+
+May import distributed, files, messages.
+"""

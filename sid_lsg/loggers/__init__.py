@@ -1,4 +1,7 @@
-"""Where curves, pictures and the configuration go: a CSV file, Weights & Biases, TensorBoard."""
+"""Loggers for curves, images and the configuration: a CSV file, Weights & Biases, TensorBoard.
+
+May import files, messages.
+"""
 
 from sid_lsg.loggers.csv_logger import CSVLogger
 from sid_lsg.loggers.media import log_images, log_table

@@ -1,1 +1,4 @@
-"""What users are told."""
+"""Errors, checks and wording of what users read.
+
+May import no other wing.
+"""

@@ -1,1 +1,4 @@
-"""Scores of generated images, usable without the trainer."""
+"""Score images: FID, CLIP, precision and recall, preference models, and their reports.
+
+May import images, distributed, files, messages.
+"""

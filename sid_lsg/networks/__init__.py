@@ -1,1 +1,4 @@
-"""What is done to a network, whatever it computes."""
+"""Change how a network trains or computes: LoRA, initial weights, memory, precision, compilation.
+
+May import teachers, distributed, files, messages.
+"""

@@ -1,1 +1,4 @@
-"""Checkpoints of the official code."""
+"""Read checkpoints of the official code without running what they pickle.
+
+May import files, messages.
+"""

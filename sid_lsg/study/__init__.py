@@ -1,1 +1,4 @@
-"""A grid of fits, scored alike: what to run, running it, and its tables and plots."""
+"""Plan and run grids of fits, and turn their scores into tables and plots.
+
+May import training, data, files, messages, method.
+"""

@@ -1,1 +1,4 @@
-"""The LightningModule, and what a run consists of."""
+"""The LightningModule, its options, strategies and gradients, and the run directory.
+
+May import checkpoints, networks, optimizers, data, teachers, distributed, files, messages, method.
+"""

@@ -139,7 +139,7 @@ def discriminator_loss(real: Tensor, generated: Tensor) -> Tensor:
 
 
 def adversarial_loss(generated: Tensor) -> Tensor:
-    """Generator's adversarial loss (phase 2): mean over places of softplus(-D(x_t of x_g)).
+    """Return the generator's adversarial loss (phase 2): mean over places of softplus(-D(x_t)).
 
     It does not saturate where the discriminator is sure. SiDA, `generator_share_encoder_loss`.
 
