@@ -55,6 +55,7 @@ from sid_lsg.callbacks import (  # noqa: E402
 from sid_lsg.callbacks.interruption import ending_on_signals  # noqa: E402
 from sid_lsg.checkpoints.resume import check_resume  # noqa: E402
 from sid_lsg.data.prompts import PromptDataModule, training_files  # noqa: E402
+from sid_lsg.messages.arguments import check_config_files  # noqa: E402
 from sid_lsg.messages.checks import refuse  # noqa: E402
 from sid_lsg.messages.errors import Interrupted, TrainingStopped, UsageError  # noqa: E402
 from sid_lsg.networks.precision import allow_tf32  # noqa: E402
@@ -64,15 +65,14 @@ from sid_lsg.training.module import SiDLSG  # noqa: E402
 from sid_lsg.training.optimizer_options import check_shards, check_steps, optimizers_of  # noqa: E402
 from sid_lsg.training.run_directory import (  # noqa: E402
     SaveConfig,
-    check_config_files,
     check_files,
-    check_trainer,
     continue_requeued,
     is_of_run,
     put_inside,
     run_directory,
 )
 from sid_lsg.training.strategies import register_strategies  # noqa: E402
+from sid_lsg.training.trainer_options import check_trainer  # noqa: E402
 
 PROGRAM = "python -m sid_lsg.cli"
 _ADAM = {

@@ -25,10 +25,11 @@ from sid_lsg.checkpoints.io import (
 )
 from sid_lsg.checkpoints.resume import check_optimizers
 from sid_lsg.files.replacing import remove_leftovers
+from sid_lsg.files.run_files import CONFIG
 from sid_lsg.loggers import CSVLogger
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.training.run_directory import CONFIG, SaveConfig
+from sid_lsg.training.run_directory import SaveConfig
 
 
 class Checkpoint(ModelCheckpoint):

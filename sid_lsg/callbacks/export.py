@@ -14,10 +14,11 @@ from torch import nn
 from sid_lsg.export.card import write_card
 from sid_lsg.export.facts import Facts, facts_of, teacher_license
 from sid_lsg.files.replacing import replacing
+from sid_lsg.files.run_files import CONFIG
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.lora import LORA_FOLDER, adapters, merged, save_lora
-from sid_lsg.training.run_directory import CONFIG, SaveConfig
+from sid_lsg.training.run_directory import SaveConfig
 
 EXPORT_FOLDER = "generator"
 _HISTORY = "generators"  # those on the way

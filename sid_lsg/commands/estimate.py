@@ -15,7 +15,7 @@ from sid_lsg.costs.plan import Plan, PlannedRun
 from sid_lsg.files.replacing import check_writable, replacing, writing
 from sid_lsg.messages.checks import refuse
 from sid_lsg.teachers.untrained import outline
-from sid_lsg.training.run_directory import check_trainer
+from sid_lsg.training.trainer_options import check_trainer
 
 _GIB = 2**30
 _RESERVE_GIB = 1.5  # the CUDA context, libraries' workspaces, gaps between tensors: assumed

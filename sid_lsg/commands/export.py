@@ -18,9 +18,9 @@ from sid_lsg.files.replacing import (
     check_writable,
     remove,
     replacing,
-    weights_hash,
     writing,
 )
+from sid_lsg.files.weights import weights_hash
 from sid_lsg.generation.models import Precision
 from sid_lsg.generation.trained import Trained, find_checkpoint, load_trained
 from sid_lsg.messages.checks import refuse

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and the fingerprints that tell what was loaded."""
+"""Files that are whole or absent."""
 
 import errno
 import hashlib
@@ -9,9 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from sid_lsg.files.sources import resolve
 from sid_lsg.messages.errors import UsageError
@@ -130,16 +128,6 @@ def text_hash(texts: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for text in texts:
         digest.update(text.encode() + b"\n")
-    return digest.hexdigest()
-
-
-def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of tensors, with their names, types and shapes, in the names' order."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

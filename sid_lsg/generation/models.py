@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sid_lsg.files.replacing import weights_hash
+from sid_lsg.files.weights import weights_hash
 from sid_lsg.generation import pipelines
 from sid_lsg.generation.trained import find_checkpoint, load_trained
 from sid_lsg.messages.checks import check_teacher_guidance, refuse

@@ -20,8 +20,9 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
+from sid_lsg.files.run_files import CONFIG
+from sid_lsg.loggers.sweep import sweep_run
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.training.run_directory import CONFIG, sweep_run
 
 _PATIENCE = 4.0  # seconds for W&B's server to answer at all
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from sid_lsg.files.loading import explained
-from sid_lsg.files.replacing import weights_hash
 from sid_lsg.files.sources import resolve
+from sid_lsg.files.weights import weights_hash
 from sid_lsg.images.pixels import to_uint8
 from sid_lsg.metrics.resize import bicubic, fast_bicubic
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.hub import download_url_to_file
 
-from sid_lsg.files.replacing import cache_folder, replacing, weights_hash
+from sid_lsg.files.replacing import cache_folder, replacing
+from sid_lsg.files.weights import weights_hash
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.resize import bicubic_float
 

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from sid_lsg.files.replacing import replacing, weights_hash
+from sid_lsg.files.replacing import replacing
+from sid_lsg.files.weights import weights_hash
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import yaml
 
+from sid_lsg.messages.arguments import CONFIG_OPTIONS, pairs
 from sid_lsg.messages.checks import check_teacher_guidance, refuse
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.training.run_directory import CONFIG_OPTIONS, pairs
 
 ErrorBars = Literal["std", "sem"]
 Options = dict[str, Any]

@@ -1,9 +1,9 @@
 """The run directory: one run, one folder, and nothing of a run outside it."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import count, pairwise
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,94 +15,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from sid_lsg.checkpoints.resume import check_resume
 from sid_lsg.files.locks import check_free, held
 from sid_lsg.files.replacing import check_writable, remove_leftovers, replacing, writing
+from sid_lsg.files.run_files import CONFIG
+from sid_lsg.loggers.sweep import sweep_run
 from sid_lsg.messages.errors import UsageError
 
-STRATEGIES = ("auto", "ddp", "ddp_multi", "fsdp2", "fsdp2_sharded", "single_device")
-_CLASSES = ("DDPStrategy", "FSDP2Strategy", "SingleDeviceStrategy")
-CONFIG_OPTIONS = ("--config", "-c")
 _OPTION = "trainer.default_root_dir"
-CONFIG = "config.yaml"  # where it is, a run has been
-
-
-def check_trainer(trainer: Any) -> None:
-    """Refuse Trainer options that manual optimization cannot serve, by name.
-
-    Args:
-        trainer: The configuration's `trainer` section.
-
-    Raises:
-        UsageError: For the first such option.
-    """
-    if trainer.get("gradient_clip_val") or trainer.get("gradient_clip_algorithm"):
-        raise UsageError(
-            "--trainer.gradient_clip_val cannot serve two optimizers that take turns. Use "
-            "--model.gradient_clip_val and --model.gradient_clip_algorithm."
-        )
-    if trainer.get("accumulate_grad_batches", 1) not in (None, 1):
-        raise UsageError(
-            f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} cannot serve two "
-            "optimizers that take turns. Set --data.batch_size to the whole batch and "
-            "--model.micro_batch_size to what fits on the device."
-        )
-    if trainer.get("overfit_batches"):
-        raise UsageError(
-            "--trainer.overfit_batches replaces the order of the prompts. For a short trial use "
-            "--trainer.max_steps and a small prompts file."
-        )
-    if trainer.get("fast_dev_run"):
-        raise UsageError(
-            "--trainer.fast_dev_run would leave a run without its config and its curves. For a "
-            "trial use --trainer.max_steps 1."
-        )
-    if trainer.get("enable_checkpointing") is False:
-        raise UsageError(
-            "--trainer.enable_checkpointing: a run always saves its end, from which it may go on. "
-            "Leave the option out; --checkpoint.keep 0 keeps that alone, and "
-            "--checkpoint.every_n_steps says how often it is saved before."
-        )
-    precision = str(trainer.get("precision"))
-    if precision in ("bf16-true", "16-true"):
-        raise UsageError(
-            f"--trainer.precision: in {trainer.precision} a step of 1e-6 is lost to rounding. Use "
-            "bf16-mixed, 16-mixed or 32-true."
-        )
-    strategy = trainer.get("strategy", "auto")
-    name = strategy if isinstance(strategy, str) else strategy.get("class_path", "")
-    if name not in STRATEGIES and not name.endswith(_CLASSES):
-        raise UsageError(
-            f"--trainer.strategy: {name!r} is not served. Choose one of {', '.join(STRATEGIES)}; "
-            "fsdp2 spreads weights and optimizers over all processes."
-        )
-    if "fsdp2" in name.lower() and precision in ("16", "16-mixed"):
-        raise UsageError(
-            "--trainer.precision: fsdp2 cannot scale losses for 16-mixed. Use bf16-mixed or "
-            "32-true."
-        )
-
-
-def pairs(args: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """List each argument with what follows it, which is its value if it is an option."""
-    return pairwise([*(part for arg in args for part in arg.split("=", 1)), ""])
-
-
-def check_config_files(args: Sequence[str]) -> None:
-    """Refuse a `--config` file that is missing or is not YAML, by its name.
-
-    Raises:
-        UsageError: For the first such file.
-    """
-    for option, value in pairs(args):
-        if option not in CONFIG_OPTIONS:
-            continue
-        if not value or value.startswith("-"):
-            raise UsageError("--config names no file. Give one, for example configs/lsg.yaml.")
-        try:
-            yaml.safe_load(Path(value).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--config: cannot read {value!r} ({error}).") from error
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise UsageError(f"--config: {value!r} is not valid YAML ({reason}).") from error
 
 
 def continue_requeued(config: Any) -> None:
@@ -135,11 +52,6 @@ def check_files(config: Any) -> None:
             f"--{_OPTION}: cannot write to {str(root)!r}, since {str(nearest)!r} "
             "is not a directory that can be written to. Choose another directory."
         )
-
-
-def sweep_run() -> str | None:
-    """Return the id of the run that a W&B sweep agent has started this process for."""
-    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
 
 
 def put_inside(trainer: Any) -> None:

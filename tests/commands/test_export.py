@@ -25,7 +25,7 @@ from sid_lsg.cli import main
 from sid_lsg.commands.export import export
 from sid_lsg.export.card import card, write_card
 from sid_lsg.export.facts import Facts, facts_of, is_hub_id, teacher_license
-from sid_lsg.files.replacing import weights_hash
+from sid_lsg.files.weights import weights_hash
 from sid_lsg.generation.trained import load_trained
 from sid_lsg.images.pixels import to_uint8
 from sid_lsg.messages.errors import UsageError

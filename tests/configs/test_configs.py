@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import Namespace
 
 from sid_lsg.cli import main
-from sid_lsg.training.run_directory import check_trainer
+from sid_lsg.training.trainer_options import check_trainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ALL = sorted(CONFIGS.rglob("*.yaml"))

@@ -1,9 +1,8 @@
-"""Files are whole or absent; fingerprints tell weights apart."""
+"""Files are whole or absent; fingerprints tell texts apart."""
 
 from pathlib import Path
 
 import pytest
-import torch
 
 from sid_lsg.files.replacing import (
     check_outside,
@@ -11,7 +10,6 @@ from sid_lsg.files.replacing import (
     remove_leftovers,
     replacing,
     text_hash,
-    weights_hash,
     writing,
 )
 from sid_lsg.messages.errors import UsageError
@@ -49,25 +47,6 @@ def test_what_cannot_be_written_is_said_in_one_message(tmp_path: Path) -> None:
         check_writable(tmp_path / "file" / "inside", "output")
     with pytest.raises(UsageError, match="No space left"), writing(tmp_path, "output"):
         raise OSError(28, "No space left on device")
-
-
-def test_weights_are_told_apart_by_name_type_shape_and_value() -> None:
-    a = torch.arange(6.0)
-    weights = {"w": a, "b": torch.ones(2)}
-    expected = weights_hash(weights)
-    assert weights_hash({"b": torch.ones(2), "w": a.clone().requires_grad_()}) == expected
-    assert weights_hash({"w": a.view(2, 3).T.contiguous().T.reshape(6), "b": torch.ones(2)}) == (
-        expected
-    )
-    for other in (
-        {"v": a, "b": torch.ones(2)},
-        {"w": a.double(), "b": torch.ones(2)},
-        {"w": a.view(2, 3), "b": torch.ones(2)},
-        {"w": a + 1, "b": torch.ones(2)},
-        {"w": a},
-    ):
-        assert weights_hash(other) != expected
-    assert len(weights_hash({"s": torch.tensor(1.0, dtype=torch.bfloat16)})) == 64
 
 
 def test_texts_are_told_apart_by_where_they_end() -> None:

@@ -1,0 +1,36 @@
+"""The arguments of a command line, before a parser has seen them."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import yaml
+
+from sid_lsg.messages.errors import UsageError
+
+CONFIG_OPTIONS = ("--config", "-c")
+
+
+def pairs(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """List each argument with what follows it, which is its value if it is an option."""
+    return pairwise([*(part for arg in args for part in arg.split("=", 1)), ""])
+
+
+def check_config_files(args: Sequence[str]) -> None:
+    """Refuse a `--config` file that is missing or is not YAML, by its name.
+
+    Raises:
+        UsageError: For the first such file.
+    """
+    for option, value in pairs(args):
+        if option not in CONFIG_OPTIONS:
+            continue
+        if not value or value.startswith("-"):
+            raise UsageError("--config names no file. Give one, for example configs/lsg.yaml.")
+        try:
+            yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--config: cannot read {value!r} ({error}).") from error
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(f"--config: {value!r} is not valid YAML ({reason}).") from error

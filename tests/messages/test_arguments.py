@@ -1,0 +1,35 @@
+"""The files of --config, before a parser reads them."""
+
+from pathlib import Path
+
+import pytest
+
+from sid_lsg.messages.arguments import check_config_files
+from sid_lsg.messages.errors import UsageError
+
+
+def arguments(path: Path, together: bool) -> list[str]:
+    option = [f"--config={path}"] if together else ["--config", str(path)]
+    return ["fit", *option, "--data.prompts", "p.txt"]
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["--config F", "--config=F"])
+@pytest.mark.parametrize("content", [b"a: [1", b"caf\xe9: 1", None])
+def test_a_config_that_cannot_be_read_is_refused(
+    tmp_path: Path, content: bytes | None, together: bool
+) -> None:
+    path = tmp_path / "run.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    good = tmp_path / "good.yaml"
+    good.write_text("seed_everything: 1\n")
+    with pytest.raises(UsageError, match=r"^--config: .*run\.yaml'"):
+        check_config_files([*arguments(good, together), *arguments(path, together)])
+
+
+def test_configs_that_can_be_read_pass(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {alpha: 1.0}\n")
+    check_config_files(arguments(path, together=False))
+    check_config_files(arguments(path, together=True))
+    check_config_files(["fit", "--data.prompts", "no/such.yaml"])
