@@ -59,8 +59,8 @@ from sid_lsg.messages.arguments import check_config_files  # noqa: E402
 from sid_lsg.messages.checks import refuse  # noqa: E402
 from sid_lsg.messages.errors import Interrupted, TrainingStopped, UsageError  # noqa: E402
 from sid_lsg.networks.precision import allow_tf32  # noqa: E402
+from sid_lsg.options.real_data import check_real_data  # noqa: E402
 from sid_lsg.study.options import check_series  # noqa: E402
-from sid_lsg.training.discriminator import check_real_data  # noqa: E402
 from sid_lsg.training.module import SiDLSG  # noqa: E402
 from sid_lsg.training.optimizer_options import check_shards, check_steps, optimizers_of  # noqa: E402
 from sid_lsg.training.run_directory import (  # noqa: E402

@@ -20,8 +20,8 @@ from sid_lsg.commands.fit_options import FitOptions
 from sid_lsg.files.replacing import replacing, writing
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.method.guidance import Guidance
 from sid_lsg.networks.precision import tf32
+from sid_lsg.options.guidance import Guidance
 from sid_lsg.training.module import SiDLSG
 from sid_lsg.training.optimizer_options import check_steps, optimizers_of
 

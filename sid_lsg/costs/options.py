@@ -9,10 +9,10 @@ from torch import nn
 from sid_lsg.costs.plan import Plan
 from sid_lsg.messages.checks import check_method
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.method.guidance import Guidance
-from sid_lsg.networks.lora import LoRA
 from sid_lsg.networks.memory import CHECKPOINTED
 from sid_lsg.optimizers.adam import AdamWithoutMomentum
+from sid_lsg.options.guidance import Guidance
+from sid_lsg.options.lora import LoRA
 from sid_lsg.training.optimizer_options import check_steps, optimizers_of
 
 

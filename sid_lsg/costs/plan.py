@@ -9,7 +9,7 @@ from torch import nn
 
 from sid_lsg.costs.evaluation import Evaluation, Gradient, evaluation
 from sid_lsg.method.guidance import Kappas
-from sid_lsg.networks.lora import LoRA, adapt, copy_trainable
+from sid_lsg.networks.lora import adapt, copy_trainable
 from sid_lsg.networks.memory import (
     EMADevice,
     FrozenPrecision,
@@ -19,6 +19,7 @@ from sid_lsg.networks.memory import (
     set_frozen_precision,
 )
 from sid_lsg.optimizers.adam import AdamWithoutMomentum
+from sid_lsg.options.lora import LoRA
 from sid_lsg.teachers.base import Teacher
 from sid_lsg.training.optimizer_options import MakeOptimizer
 

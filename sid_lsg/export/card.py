@@ -12,7 +12,7 @@ from sid_lsg.export import snippets
 from sid_lsg.export.facts import CARD, Facts, is_hub_id, public_name, steps_text
 from sid_lsg.files.replacing import replacing
 from sid_lsg.messages.words import table
-from sid_lsg.method.guidance import Guidance
+from sid_lsg.options.guidance import Guidance
 
 _PROTOCOLS = {
     "clean256": "features of Inception, resized by Pillow, LANCZOS to 256 and bicubic to 299",

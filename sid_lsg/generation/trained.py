@@ -10,7 +10,8 @@ from sid_lsg.checkpoints.io import RECORD, check_contents, damage, newest, peek
 from sid_lsg.checkpoints.shards import joined
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.initial import load_network
-from sid_lsg.networks.lora import LoRA, adapt, adapters, merged
+from sid_lsg.networks.lora import adapt, adapters, merged
+from sid_lsg.options.lora import LoRA
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 
 AVERAGE = "ema."  # the generator's average in a checkpoint, which is what is evaluated

@@ -11,7 +11,8 @@ from torch import nn
 from sid_lsg.files.loading import explained
 from sid_lsg.files.sources import resolve
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.networks.lora import LoRA, adapt
+from sid_lsg.networks.lora import adapt
+from sid_lsg.options.lora import LoRA
 from sid_lsg.teachers.base import Teacher
 
 _SUBFOLDER = "unet"

@@ -6,9 +6,7 @@ of a network is `trainable`: its adapters, or all its weights where it has none.
 """
 
 import copy
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,50 +16,14 @@ from torch import nn
 
 from sid_lsg.files.replacing import replacing
 from sid_lsg.files.weights import weights_hash
-from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.options.lora import LoRA, check_options
 
 LORA_FOLDER = "lora"  # in an exported folder
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 
 _ADAPTER = "default"  # peft's name for a network's only one
 _HASHED = 4096  # so many numbers of a weight tell it from another model's
-
-
-@dataclass(frozen=True)
-class LoRA:
-    """Adapters to train in place of a network's weights.
-
-    Args:
-        rank: Rank of an adapter's two factors.
-        alpha: An adapter's output is multiplied by alpha / rank; by default alpha is the rank.
-        targets: The ends of the names of the layers that get one; by default the attention's
-            projections.
-    """
-
-    rank: int
-    alpha: float | None = None
-    targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
-
-
-def check_options(option: str, adapters: LoRA | None) -> None:
-    """Refuse adapters that would do nothing, or that this installation cannot make.
-
-    Raises:
-        UsageError: Named by the option, if it is given.
-    """
-    if adapters is None:
-        return
-    if adapters.rank < 1:
-        refuse(f"{option}.rank", adapters.rank, "at least 1")
-    if adapters.alpha is not None and not (math.isfinite(adapters.alpha) and adapters.alpha > 0):
-        refuse(f"{option}.alpha", adapters.alpha, "a positive number")
-    if not adapters.targets:
-        refuse(f"{option}.targets", adapters.targets, "the ends of layers' names")
-    try:
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise UsageError(f"--{option} needs peft: pip install 'sid-lsg[lora]'.") from error
 
 
 # ---------------------------------------------------------------------- what is trained

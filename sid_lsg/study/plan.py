@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.method.guidance import Guidance, Kappas
+from sid_lsg.method.guidance import Kappas
+from sid_lsg.options.guidance import Guidance
 from sid_lsg.study.options import Options, Study, arguments, explicit, merge
 from sid_lsg.study.prompts import check_names, located
 

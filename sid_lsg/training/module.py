@@ -16,12 +16,11 @@ from sid_lsg.data.prompts import PromptBatch
 from sid_lsg.messages.checks import check_method, check_timesteps
 from sid_lsg.method.draws import REAL_IMAGES, Draws, Phase, draw
 from sid_lsg.method.ema import ema_beta, update_ema
-from sid_lsg.method.guidance import Guidance
 from sid_lsg.method.objective import fake_score_loss, generator_loss, generator_weight
 from sid_lsg.method.phases import FakeScoreOutput, GeneratorOutput, Parts, PhaseInputs, RealSamples
 from sid_lsg.networks.compilation import as_written, compile_blocks
 from sid_lsg.networks.initial import start
-from sid_lsg.networks.lora import LoRA, check_options, copy_trainable, trainable
+from sid_lsg.networks.lora import copy_trainable, trainable
 from sid_lsg.networks.memory import (
     EMADevice,
     FrozenPrecision,
@@ -35,10 +34,13 @@ from sid_lsg.networks.memory import (
 )
 from sid_lsg.networks.precision import allow_tf32
 from sid_lsg.optimizers.adam import AdamWithoutMomentum
+from sid_lsg.options.guidance import Guidance
+from sid_lsg.options.lora import LoRA, check_options
+from sid_lsg.options.real_data import RealData, check_weights
 from sid_lsg.teachers.base import Conditioning, Teacher, Tokens, replace_where
 from sid_lsg.teachers.untrained import load
 from sid_lsg.training.alternating import AlternatingModule, constant, trained_by
-from sid_lsg.training.discriminator import Discriminator, RealData, check_weights, required
+from sid_lsg.training.discriminator import Discriminator, required
 from sid_lsg.training.gradients import ClipAlgorithm
 from sid_lsg.training.log import IterationLog
 from sid_lsg.training.optimizer_options import make_optimizer

@@ -22,8 +22,8 @@ from sid_lsg.callbacks.health import Health
 from sid_lsg.callbacks.instability import BASELINE, RECENT, Instability
 from sid_lsg.data.prompts import PromptDataModule
 from sid_lsg.messages.errors import TrainingStopped, UsageError
-from sid_lsg.method.guidance import Guidance
 from sid_lsg.metrics.probe import below, choose_prompts, measure, probe
+from sid_lsg.options.guidance import Guidance
 from sid_lsg.training.module import SiDLSG
 
 CLIP = "package:demo/fashion/clip"

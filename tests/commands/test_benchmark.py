@@ -20,7 +20,7 @@ from sid_lsg.benchmark.search import largest, without_memory_error
 from sid_lsg.commands.benchmark import benchmark
 from sid_lsg.costs.allocations import Allocations
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.method.guidance import Guidance
+from sid_lsg.options.guidance import Guidance
 from sid_lsg.training.module import SiDLSG
 
 

@@ -12,7 +12,7 @@ from sid_lsg.commands.estimate import Estimate, estimate
 from sid_lsg.commands.fit_options import FitOptions
 from sid_lsg.costs.options import levers, plan_of
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.networks.lora import LoRA
+from sid_lsg.options.lora import LoRA
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -15,7 +15,7 @@ from sid_lsg.commands.fit_options import FitOptions
 from sid_lsg.costs.compute import iteration_seconds
 from sid_lsg.costs.options import plan_of
 from sid_lsg.costs.plan import PlannedRun
-from sid_lsg.method.guidance import Guidance
+from sid_lsg.options.guidance import Guidance
 from sid_lsg.teachers.untrained import outline
 
 CONFIGS = Path(__file__).parents[2] / "configs"

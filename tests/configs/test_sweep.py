@@ -17,7 +17,7 @@ from wandb.wandb_agent import Agent
 from sid_lsg.cli import main
 from sid_lsg.commands.estimate import Estimate, estimate
 from sid_lsg.commands.fit_options import FitOptions
-from sid_lsg.method.guidance import Guidance, Preset
+from sid_lsg.options.guidance import Guidance, Preset
 from sid_lsg.training.run_directory import put_inside
 from tests.helpers import forked
 from tests.loggers.test_loggers import records

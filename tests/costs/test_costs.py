@@ -27,9 +27,10 @@ from sid_lsg.costs.memory import (
     total_bytes,
 )
 from sid_lsg.costs.plan import Plan, PlannedRun
-from sid_lsg.method.guidance import Guidance, Kappas
-from sid_lsg.networks.lora import LoRA
+from sid_lsg.method.guidance import Kappas
 from sid_lsg.networks.memory import checkpoint_gradients
+from sid_lsg.options.guidance import Guidance
+from sid_lsg.options.lora import LoRA
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from sid_lsg.teachers.untrained import build, outline
 from sid_lsg.training.module import SiDLSG

@@ -21,7 +21,7 @@ from sid_lsg.checkpoints.io import SafeCheckpointIO
 from sid_lsg.data.prompts import PromptBatch, PromptDataModule
 from sid_lsg.method.draws import Phase
 from sid_lsg.method.phases import PhaseInputs
-from sid_lsg.training.discriminator import RealData
+from sid_lsg.options.real_data import RealData
 from sid_lsg.training.module import SiDLSG
 from sid_lsg.training.strategies import register_strategies
 

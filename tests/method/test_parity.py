@@ -24,9 +24,9 @@ from sid_lsg.data.prompts import PromptBatch
 from sid_lsg.images.pixels import to_uint8
 from sid_lsg.method.draws import Draws, Phase
 from sid_lsg.method.ema import ema_beta
-from sid_lsg.method.guidance import Guidance
 from sid_lsg.method.sampling import sampling_timesteps, seeded_noises
 from sid_lsg.method.schedule import NoiseSchedule
+from sid_lsg.options.guidance import Guidance
 from sid_lsg.training.gradients import gradient_norm
 from sid_lsg.training.module import SiDLSG
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from sid_lsg.data.prompts import PromptDataModule
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.networks.lora import LoRA, adapters, base, merged
+from sid_lsg.networks.lora import adapters, base, merged
+from sid_lsg.options.lora import LoRA
 from sid_lsg.training.module import SiDLSG
 
 HERE = Path(__file__).parents[1]

@@ -25,7 +25,6 @@ from sid_lsg.method.draws import Phase
 from sid_lsg.method.ema import update_ema
 from sid_lsg.networks.lora import (
     LORA_FILE,
-    LoRA,
     adapt,
     adapters,
     base,
@@ -33,6 +32,7 @@ from sid_lsg.networks.lora import (
     save_lora,
     trainable,
 )
+from sid_lsg.options.lora import LoRA
 from sid_lsg.training.alternating import constant
 from sid_lsg.training.module import SiDLSG
 from sid_lsg.training.strategies import FSDP2Strategy, register_strategies

@@ -10,8 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 from sid_lsg.data.prompts import PromptBatch
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.draws import Phase
-from sid_lsg.method.guidance import Guidance
 from sid_lsg.networks.memory import Memory, recomputed
+from sid_lsg.options.guidance import Guidance
 from sid_lsg.training.module import SiDLSG
 
 GUIDED = Guidance("lsg", 2.0)

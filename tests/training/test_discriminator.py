@@ -19,16 +19,15 @@ from sid_lsg.data.prompts import PromptBatch
 from sid_lsg.data.real_images import RealImages
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.draws import Phase
-from sid_lsg.method.guidance import Guidance
 from sid_lsg.method.phases import PhaseInputs
 from sid_lsg.networks.compilation import compile_blocks
-from sid_lsg.networks.lora import LoRA, trainable
+from sid_lsg.networks.lora import trainable
+from sid_lsg.options.guidance import Guidance
+from sid_lsg.options.lora import LoRA
+from sid_lsg.options.real_data import RealData, check_real_data, check_weights
 from sid_lsg.training.alternating import constant
 from sid_lsg.training.discriminator import (
-    RealData,
     adversarial_loss,
-    check_real_data,
-    check_weights,
     discriminator_logits,
     discriminator_loss,
 )

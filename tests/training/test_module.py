@@ -15,10 +15,11 @@ from sid_lsg.data.prompts import PromptBatch, PromptDataModule
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.draws import Phase
 from sid_lsg.method.ema import update_ema
-from sid_lsg.method.guidance import Guidance
 from sid_lsg.method.phases import PhaseInputs
-from sid_lsg.networks.lora import LoRA, trainable
+from sid_lsg.networks.lora import trainable
 from sid_lsg.networks.memory import borrowed
+from sid_lsg.options.guidance import Guidance
+from sid_lsg.options.lora import LoRA
 from sid_lsg.teachers.base import products
 from sid_lsg.training.alternating import constant
 from sid_lsg.training.bad_samples import replace_bad

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sid_lsg.benchmark.baseline import Baseline
 from sid_lsg.benchmark.runs import fit
-from sid_lsg.method.guidance import Guidance, Kappas
+from sid_lsg.method.guidance import Kappas
+from sid_lsg.options.guidance import Guidance
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from sid_lsg.training.module import SiDLSG
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.method.guidance import Guidance, Kappas
+from sid_lsg.method.guidance import Kappas
+from sid_lsg.options.guidance import Guidance
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,72 @@
+"""The guidance scales, by the paper's names for their combinations."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.guidance import Kappas
+
+Preset = Literal["none", "long", "short", "lsg"]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance scales; 1 means no guidance and costs no second pass.
+
+    A preset sets all four; a scale that is given as well takes the preset's place.
+
+    Args:
+        preset: Strategy of the paper. none: all 1. long: the teacher alone is guided (kappa_4 =
+            scale > 1). short: the fake score alone is weakened (kappa_1..3 = scale < 1). lsg, "long
+            and short": all four = scale.
+        scale: The preset's scale. By default 1.5 for lsg and long, 0.5 for short. The paper's lsg
+            runs: 1.5 for the lowest FID, 2, 3 and 4.5 for a higher CLIP score.
+        train_fake: kappa_1, on the fake score while it is trained.
+        eval_fake: kappa_2 and kappa_3, on the fake score in the generator's loss: one number for
+            both, or two.
+        eval_real: kappa_4, on the teacher in the generator's loss.
+    """
+
+    preset: Preset = "lsg"
+    scale: float | None = None
+    train_fake: float | None = None
+    eval_fake: float | list[float] | None = None
+    eval_real: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse scales that are not numbers to guide with."""
+        if isinstance(self.eval_fake, list) and len(self.eval_fake) != 2:
+            raise UsageError(
+                "--model.guidance.eval_fake takes one number or two (kappa_2 and kappa_3), got "
+                f"{self.eval_fake}."
+            )
+        for name in ("scale", "train_fake", "eval_fake", "eval_real"):
+            value = getattr(self, name)
+            for number in value if isinstance(value, list) else [value]:
+                if number is not None and not math.isfinite(number):
+                    raise UsageError(
+                        f"--model.guidance.{name} must be a finite number, got {number}; 1 means "
+                        "no guidance."
+                    )
+        if self.preset == "none" and self.scale not in (None, 1):
+            raise UsageError(
+                f"--model.guidance.scale is {self.scale}, but the preset 'none' does not guide. "
+                "Choose --model.guidance.preset long, short or lsg, or leave the scale out."
+            )
+
+    @property
+    def kappas(self) -> Kappas:
+        """Resolve the preset and the given scales into kappa_1..kappa_4."""
+        default = {"none": 1.0, "long": 1.5, "short": 0.5, "lsg": 1.5}[self.preset]
+        scale = default if self.scale is None else float(self.scale)
+        fake = scale if self.preset in ("short", "lsg") else 1.0
+        real = scale if self.preset in ("long", "lsg") else 1.0
+        eval_fake = self.eval_fake if self.eval_fake is not None else fake
+        pair = eval_fake if isinstance(eval_fake, list) else [eval_fake, eval_fake]
+        return Kappas(
+            float(fake if self.train_fake is None else self.train_fake),
+            float(pair[0]),
+            float(pair[1]),
+            float(real if self.eval_real is None else self.eval_real),
+        )
