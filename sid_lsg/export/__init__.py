@@ -1,4 +1,4 @@
 """Save a generator for other software: diffusers folders, model cards, LoRA, ONNX, the Hub.
 
-May import teachers, networks, files, messages, method.
+May import teachers, networks, files, options, messages, method.
 """

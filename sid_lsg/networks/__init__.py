@@ -1,4 +1,4 @@
 """Change how a network trains or computes: LoRA, initial weights, memory, precision, compilation.
 
-May import teachers, distributed, files, messages.
+May import teachers, distributed, files, options, messages.
 """
