@@ -1,4 +1,5 @@
 """Sample images from any model, and write them into a folder.
 
-May import export, checkpoints, networks, teachers, images, distributed, files, options, messages, method.
+May import export, checkpoints, networks, teachers, images, distributed, files, options,
+messages, method.
 """

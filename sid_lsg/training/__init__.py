@@ -1,4 +1,5 @@
 """The LightningModule, its options, strategies and gradients, and the run directory.
 
-May import checkpoints, networks, optimizers, data, teachers, distributed, files, options, messages, method.
+May import checkpoints, networks, optimizers, data, teachers, distributed, files, options,
+messages, method.
 """
