@@ -20,7 +20,7 @@ from sid_lsg.callbacks.image_grid import spread
 from sid_lsg.callbacks.schedule import due, images_seen, log_now
 from sid_lsg.distributed.processes import check_enough
 from sid_lsg.files.replacing import replacing
-from sid_lsg.files.sources import resolve
+from sid_lsg.files.sources import locate
 from sid_lsg.images.pixels import to_uint8
 from sid_lsg.messages.checks import check_teacher_guidance, refuse
 from sid_lsg.messages.errors import UsageError
@@ -108,7 +108,7 @@ class Metrics(L.Callback):
         self.reference: Statistics | None = None
         self.reference_folder: str | None = None
         if reference and self.protocol:
-            if Path(resolve(reference)).expanduser().is_dir():
+            if locate(reference).kind == "folder":
                 self.reference_folder = reference  # its statistics are computed on the device
             else:
                 self.reference = load_reference(reference, self.protocol, "metrics.reference")

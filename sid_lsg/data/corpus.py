@@ -6,13 +6,13 @@ when it is asked for. The tables (.jsonl, .csv, .parquet) are read once; only th
 
 import csv
 import glob
-import importlib.resources
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from sid_lsg.data.sequences import Corpus, Lines, NoColumn, Packed, read_lines
+from sid_lsg.files.sources import resolve
 from sid_lsg.messages.errors import UsageError
 
 
@@ -29,10 +29,7 @@ def find_files(patterns: str | Sequence[str], option: str) -> list[Path]:
     """
     files: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        name = os.path.expanduser(pattern)
-        if pattern.startswith("package:"):
-            package = importlib.resources.files("sid_lsg")
-            name = str(package.joinpath(pattern.removeprefix("package:")))
+        name = resolve(pattern)
         if os.path.isdir(name):
             raise UsageError(f"{option}: {pattern} is a directory; give files, as '{name}/*.txt'.")
         if os.path.exists(name):  # also a file that is called a[1].txt

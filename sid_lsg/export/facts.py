@@ -1,6 +1,5 @@
 """What a model card says of an exported generator."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ import yaml
 from huggingface_hub import ModelCard, hf_hub_download
 
 from sid_lsg.export.snippets import PLACE
-from sid_lsg.files.sources import PREFIX, resolve
+from sid_lsg.files.sources import ARCHITECTURE, PREFIX, locate
 
 if TYPE_CHECKING:
     from sid_lsg.teachers.stable_diffusion import StableDiffusion
@@ -88,12 +87,13 @@ def facts_of(teacher: "StableDiffusion", num_steps: int, **known: Any) -> Facts:
 
 def is_hub_id(name: str) -> bool:
     """Tell whether a model's name is a Hub id rather than a folder."""
-    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)) and not Path(name).exists()
+    return locate(name).kind == "hub"
 
 
 def public_name(name: str) -> str:
     """Return a model's name without the folders of the trainer's machine."""
-    return name if name.startswith(PREFIX) or is_hub_id(name) else Path(name).name
+    kept = name.startswith((PREFIX, ARCHITECTURE)) or is_hub_id(name)
+    return name if kept else Path(name).name
 
 
 def steps_text(count: int) -> str:
@@ -110,7 +110,7 @@ def teacher_license(teacher: str, ask_hub: bool = False) -> str | None:
     """
     if teacher.startswith(PREFIX):
         return "apache-2.0"  # it is a part of this package
-    path = Path(resolve(teacher)).expanduser() / CARD
+    path = locate(teacher).path / CARD
     try:
         if ask_hub and is_hub_id(teacher):
             path = Path(hf_hub_download(teacher, CARD))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from sid_lsg.files.sources import resolve
+from sid_lsg.files.sources import locate
 from sid_lsg.messages.errors import UsageError
 
 _ASIDE = ".old.tmp"  # a folder that waits for the new one to take its name
@@ -115,8 +115,8 @@ def check_outside(folder: Path, sources: Mapping[str, str]) -> None:
         UsageError: For the first that lies in it.
     """
     for option, source in sources.items():
-        path = Path(resolve(source)).expanduser()
-        if path.exists() and path.resolve().is_relative_to(folder.resolve()):
+        found = locate(source)
+        if found.is_local and found.path.resolve().is_relative_to(folder.resolve()):
             raise UsageError(
                 f"--output: {str(folder)!r} would be replaced, and --{option} lies in it. Choose "
                 "another folder."

@@ -1,7 +1,6 @@
 """Pipelines of diffusers, whatever their model: loaded, and sampled image by image."""
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from sid_lsg.export.folder import t_init_of
 from sid_lsg.files.loading import explained
-from sid_lsg.files.sources import resolve
+from sid_lsg.files.sources import locate
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
 
@@ -36,7 +35,7 @@ def load(model: str, dtype: torch.dtype, resolution: int | None, option: str) ->
     """
     with explained(f"--{option}: could not load a diffusers pipeline from {model!r}", _REMEDY):
         pipeline = DiffusionPipeline.from_pretrained(
-            _place(model), torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False
+            locate(model).location, torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False
         )
     multiple = math.lcm(_MULTIPLE, getattr(pipeline, "vae_scale_factor", 1))
     if resolution is not None and resolution % multiple:
@@ -48,7 +47,7 @@ def load(model: str, dtype: torch.dtype, resolution: int | None, option: str) ->
 def is_exported(model: str) -> bool:
     """Tell whether a folder or Hub id is a generator of this project, by its scheduler alone."""
     try:
-        config = DDPMScheduler.load_config(_place(model), subfolder="scheduler")
+        config = DDPMScheduler.load_config(locate(model).location, subfolder="scheduler")
     except (OSError, ValueError):
         return False
     return t_init_of(config) is not None
@@ -82,8 +81,3 @@ def sampler(
         return images.float() * 2 - 1
 
     return sample
-
-
-def _place(model: str) -> str:
-    """Return what diffusers finds a model by: it does not know of ~ and `package:`."""
-    return os.path.expanduser(resolve(model))  # pathlib would make a Hub id of ./name

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from sid_lsg.files.loading import explained
-from sid_lsg.files.sources import resolve
+from sid_lsg.files.sources import locate
 from sid_lsg.files.weights import weights_hash
 from sid_lsg.images.pixels import to_uint8
 from sid_lsg.metrics.resize import bicubic, fast_bicubic
@@ -62,11 +62,13 @@ class CLIPFeatures(nn.Module):
         """
         what = f"--{option}: could not load a CLIP model from {model!r}"
         with explained(what, _REMEDY):
-            folder = Path(resolve(model)).expanduser()
-            if not folder.is_dir():
-                if model.startswith(("package:", ".", "/", "~")):
-                    raise FileNotFoundError(f"there is no folder {str(folder)!r}")
+            source = locate(model)
+            if source.kind == "hub":
                 folder = Path(snapshot_download(model, allow_patterns=_FILES))
+            elif source.kind == "folder":
+                folder = source.path
+            else:
+                raise FileNotFoundError(f"there is no folder {str(source.path)!r}")
             clip, report = CLIPModel.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,8 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sid_lsg.files import sources
 from sid_lsg.files.loading import explained
-from sid_lsg.files.sources import PREFIX, resolve
 from sid_lsg.messages.errors import UsageError
 
 HUB_FILE = "hf:"
@@ -41,11 +42,12 @@ def locate(source: str, patterns: Sequence[str] = ()) -> Path:
         if len(parts) != 3:
             raise FileNotFoundError("a file on the Hub is hf:owner/name/file")
         return Path(hf_hub_download("/".join(parts[:2]), parts[2]))
-    path = Path(resolve(source)).expanduser()
-    if path.exists():
-        return path
-    if names_a_file(source) or source.startswith((PREFIX, ".", "/", "~")):
-        raise FileNotFoundError(f"there is no {str(path)!r}")
+    found = sources.locate(source)
+    if found.is_local:
+        return found.path
+    old_id = re.fullmatch(r"\w[\w-]*", source)  # some tokenizers' Hub ids have no owner
+    if names_a_file(source) or not (found.kind == "hub" or old_id):
+        raise FileNotFoundError(f"there is no {str(found.path)!r}")
     return Path(snapshot_download(source, allow_patterns=list(patterns)))
 
 

@@ -37,7 +37,7 @@ def load_reference(
     Raises:
         UsageError: If there is nothing to compare with, or it is of another protocol.
     """
-    path = Path(resolve(source)).expanduser()
+    path = Path(resolve(source))
     if not path.is_dir():
         statistics = Statistics.load(path, option)
         statistics.check_protocol(protocol, source, option)

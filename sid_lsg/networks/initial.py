@@ -1,7 +1,6 @@
 """How the trained networks start: as the teacher, or as a network of its kind from a folder."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from sid_lsg.files.loading import explained
-from sid_lsg.files.sources import resolve
+from sid_lsg.files.sources import located
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.lora import adapt
 from sid_lsg.options.lora import LoRA
@@ -76,14 +75,11 @@ def load_network(source: str, teacher: Teacher, option: str) -> nn.Module:
 
 def _locate(source: str, option: str) -> tuple[str, str | None]:
     """Find the UNet: the folder or Hub id, and the subfolder."""
-    folder = Path(resolve(source)).expanduser()
-    if not folder.exists():
-        if source.startswith(("package:", ".", "/", "~")) or source.count("/") != 1:
-            raise UsageError(
-                f"--{option}: there is no folder {str(folder)!r}, and it is not a Hub id "
-                "(owner/name). Give a diffusers folder with a unet/, or a UNet's own folder."
-            )
+    remedy = "Give a diffusers folder with a unet/, or a UNet's own folder."
+    found = located(source, option, remedy)
+    if found.kind == "hub":
         return source, _SUBFOLDER
+    folder = found.path
     if (folder / _SUBFOLDER).is_dir():
         return str(folder), _SUBFOLDER
     if (folder / "config.json").is_file():

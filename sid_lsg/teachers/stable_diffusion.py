@@ -19,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from sid_lsg.export.folder import save_pipeline, t_init_of
 from sid_lsg.files.loading import explained
-from sid_lsg.files.sources import resolve
+from sid_lsg.files.sources import located
 from sid_lsg.images.pixels import from_uint8
 from sid_lsg.messages.checks import beside
 from sid_lsg.messages.errors import UsageError
@@ -233,15 +233,12 @@ class StableDiffusion(Teacher):
 
 def _locate(model: str, where: Mapping[str, str], option: str) -> str:
     """Resolve a folder or Hub id; say what a folder lacks of Stable Diffusion's layout."""
-    folder = Path(resolve(model)).expanduser()
-    if not folder.exists():
-        if model.startswith(("package:", ".", "/", "~")) or model.count("/") != 1:
-            raise UsageError(
-                f"--{option}: there is no folder {str(folder)!r}, and it is not a Hub id "
-                "(owner/name). Give a diffusers folder in Stable Diffusion's layout or a Hub id."
-            )
+    remedy = "Give a diffusers folder in Stable Diffusion's layout or a Hub id."
+    source = located(model, option, remedy)
+    folder = source.path
+    if source.kind == "hub":
         return model
-    if folder.is_file():
+    if source.kind == "file":
         raise UsageError(
             f"--{option}: {str(folder)!r} is a file. Give a diffusers folder with the subfolders "
             f"{', '.join(COMPONENTS)}; of a whole model in one file diffusers makes it: "

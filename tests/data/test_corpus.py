@@ -145,7 +145,7 @@ def test_package_means_a_file_inside_sid_lsg(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (path,) = find_files("package:corpus.py", "--data.prompts")
+    (path,) = find_files("package:data/corpus.py", "--data.prompts")
     assert path.read_text() == Path(find_files.__code__.co_filename).read_text()
     with pytest.raises(UsageError, match="there is no file 'package:nothing.txt'"):
         find_files("package:nothing.txt", "--data.prompts")
