@@ -1,4 +1,4 @@
-"""How generated images differ from reference images in distribution, as numbers and one picture."""
+"""Compare the distributions of generated and reference images, in numbers and one figure."""
 
 import math
 from typing import Any, NamedTuple
@@ -13,13 +13,13 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.manifold import nearest_distances
 
 _LUMINANCE = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)  # ITU-R BT.601
-# Rounding to 8 bits is noise of this power in the luminance. Less than that is not in the images,
-# and in flat ones it keeps decibels finite.
+# Power of the luminance noise from rounding to 8 bits. Smaller power carries no information, and
+# this floor keeps decibels finite for flat images.
 _NOISE = float(_LUMINANCE.square().sum()) / 255**2 / 12
 
 
 class Pixels(NamedTuple):
-    """Statistics of a set of images as pixels, on the CPU."""
+    """Pixel statistics of a set of images, on the CPU."""
 
     histogram: Tensor  # [3, 256] float64: share of a channel's pixels at each grey level
     spectrum: Tensor  # [S // 2 + 1] float64: mean power at a radius, in cycles per image
@@ -27,17 +27,17 @@ class Pixels(NamedTuple):
 
 
 class ImageSet(NamedTuple):
-    """What a set of images is compared by."""
+    """Features and pixel statistics of a set of images."""
 
     features: Tensor  # [N, D]
     pixels: Pixels
 
 
 class Distances(NamedTuple):
-    """Distances to the nearest reference image, of either set, float64."""
+    """Distances of both sets to the nearest reference image, float64."""
 
     generated: Tensor  # [N]
-    reference: Tensor  # [M], to the nearest other one
+    reference: Tensor  # [M], to the nearest other reference image
 
 
 class PixelStatistics(Metric):
@@ -49,10 +49,12 @@ class PixelStatistics(Metric):
     count: Tensor
 
     def __init__(self, size: int, **kwargs: Any) -> None:
-        """Take the images' height and width."""
+        """Start empty, for images of `size` x `size` pixels."""
         super().__init__(**kwargs)
         if size < 6:
-            raise UsageError(f"images of {size} pixels have no three bands: give 6 or more.")
+            raise UsageError(
+                f"images of {size} pixels are too small for three bands: give 6 or more."
+            )
         self.size = size
         self.add_state("histogram", torch.zeros(3, 256, dtype=torch.int64), "sum")
         self.add_state("power", torch.zeros(size, size, dtype=torch.float64), "sum")
@@ -61,17 +63,17 @@ class PixelStatistics(Metric):
     def update(self, images: Tensor) -> None:
         """Add images [B, 3, size, size] uint8.
 
-        Power is |FFT|^2, orthonormal, of the luminance in [0, 1] less its mean. There is no window:
-        the seam of the borders leaks into both sets' spectra alike.
+        Power is |FFT|^2 (orthonormal) of the luminance in [0, 1] minus its mean. No window is used:
+        leakage from the borders affects both sets equally.
 
         Raises:
-            UsageError: If they are of another type or shape.
+            UsageError: If the dtype or shape differs.
         """
         if images.dtype != torch.uint8 or images.shape[1:] != (3, self.size, self.size):
             found, size = f"{images.dtype} {list(images.shape)}", self.size
             raise UsageError(f"images are {found}: give torch.uint8 [images, 3, {size}, {size}].")
         if not len(images):
-            return  # the FFT takes no empty batch
+            return  # the FFT rejects an empty batch
         for channel in range(3):
             self.histogram[channel] += torch.bincount(images[:, channel].flatten(), minlength=256)
         luminance = torch.einsum("bchw,c->bhw", images.double() / 255, _LUMINANCE.to(images.device))
@@ -99,9 +101,12 @@ def feature_alignment(
     """Compare means and variances [D] of features, per dimension.
 
     Returns:
-        `mean_shift` in the reference's standard deviations, `variance_ratio` generated / reference,
-        and how many `constant_dimensions` were left out, where the reference does not vary: if
-        these are all, it is a `UsageError`.
+        `mean_shift` in standard deviations of the reference, `variance_ratio` (generated /
+        reference), and the number of `constant_dimensions`, which are left out because the
+        reference does not vary there.
+
+    Raises:
+        UsageError: If the reference varies in no dimension.
     """
     moments = (generated_mean, generated_variance, reference_mean, reference_variance)
     shift, ratio = _standardised(*moments)
@@ -112,7 +117,7 @@ def feature_alignment(
 
 
 def neighbour_distances(generated: Tensor, reference: Tensor, chunk: int = 4096) -> Distances:
-    """Find the nearest reference images of features [N, D] and, among themselves, [M, D]."""
+    """Return the distances of generated [N, D] and reference [M, D] features to the reference."""
     return Distances(
         nearest_distances(generated, reference, chunk),
         nearest_distances(reference, reference, chunk, exclude_self=True),
@@ -122,12 +127,15 @@ def neighbour_distances(generated: Tensor, reference: Tensor, chunk: int = 4096)
 def neighbour_alignment(
     generated: Tensor, reference: Tensor, chunk: int = 4096, distances: Distances | None = None
 ) -> dict[str, Any]:
-    """Compare features' [N, D] and [M, D] distances, if not known, to the nearest reference image.
+    """Compare distances of generated [N, D] and reference [M, D] features to the reference.
+
+    `distances` are `neighbour_distances` of the features, if known.
 
     Returns:
         Quantiles of the distances of `generated` and `reference` images, the `median_ratio` (None
-        if the reference's is 0), and the `copied_share`: generated images as near to a reference
-        image as the nearest 1 % of reference images are to another; above 0.01, a hint of copying.
+        if the reference's median is 0), and the `copied_share`: the share of generated images as
+        near to a reference image as the nearest 1 % of reference images are to another one. More
+        than 0.01 hints at copying.
     """
     distances = distances or neighbour_distances(generated, reference, chunk)
     ours, theirs = (_quantiles(d) for d in distances)
@@ -141,12 +149,12 @@ def neighbour_alignment(
 
 
 def pixel_alignment(generated: Pixels, reference: Pixels) -> dict[str, Any]:
-    """Compare pixels, by channel, and power spectra.
+    """Compare grey levels per channel, and power spectra.
 
     Returns:
-        `wasserstein` (W1), `mean`, `deviation` in grey levels and `total_variation` of red, green
-        and blue. `power_db`, generated / reference: of the mean over the `low`, `middle` and `high`
-        third of the radii without 0, and the `rms` over these radii.
+        `wasserstein` (W1), `mean` and `deviation` in grey levels, and `total_variation`, each for
+        red, green and blue. `power_db` (generated / reference): mean power of the `low`, `middle`
+        and `high` third of the radii above 0, and the `rms` over these radii.
 
     Raises:
         UsageError: If the images differ in size.
@@ -171,7 +179,7 @@ def pixel_alignment(generated: Pixels, reference: Pixels) -> dict[str, Any]:
 
 
 def report(generated: ImageSet, reference: ImageSet, distances: Distances) -> dict[str, Any]:
-    """Gather all numbers, for JSON; `distances` are `neighbour_distances` of the features."""
+    """Return all numbers, for JSON; `distances` are `neighbour_distances` of the features."""
     features = (generated.features, reference.features)
     return {
         "images": {"generated": generated.pixels.count, "reference": reference.pixels.count},
@@ -182,7 +190,7 @@ def report(generated: ImageSet, reference: ImageSet, distances: Distances) -> di
 
 
 def draw(generated: ImageSet, reference: ImageSet, distances: Distances) -> Image.Image:
-    """Draw histograms, spectra, neighbours' distances and features' shifts, 1200 x 900 pixels."""
+    """Draw histograms, spectra, neighbour distances and feature shifts, 1200 x 900 pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -196,7 +204,7 @@ def draw(generated: ImageSet, reference: ImageSet, distances: Distances) -> Imag
     ):
         pixels, total = images.pixels, f"{name} ({images.pixels.count:,} images)"
         for channel, shares in zip(("red", "green", "blue"), pixels.histogram, strict=True):
-            four = 100 * shares.view(64, 4).sum(1)  # levels together: single ones are jagged
+            four = 100 * shares.view(64, 4).sum(1)  # groups of 4 levels: single levels are jagged
             grey.plot(range(2, 256, 4), four, line, color=channel, label=f"{channel}, {name}")
         power = pixels.spectrum[1:].clamp(min=_NOISE)
         spectra.loglog(range(1, len(power) + 1), power, line, color=colour, label=total)
@@ -211,9 +219,9 @@ def draw(generated: ImageSet, reference: ImageSet, distances: Distances) -> Imag
         axes.plot(np.linspace(0, 100, len(values)), values.sort().values.cpu(), color=colour)
         axes.set_ylabel(label, color=colour)
         most = 1.1 * max(float(values.abs().max()), 0.1)
-        axes.set_ylim(-most, most)  # no shift and no change of variance are one line
+        axes.set_ylim(-most, most)  # symmetric: zero is at the same height on both axes
     shifts.axhline(0, color="grey", lw=0.8)
-    grey.set_yscale("function", functions=(np.sqrt, np.square))  # shows peaks and tails
+    grey.set_yscale("function", functions=(np.sqrt, np.square))  # shows both peaks and tails
     grey.set_ylim(0)
     for axes, title, x, y in (
         (grey, "Grey levels", "grey level", "pixels per 4 levels (%)"),
@@ -235,7 +243,7 @@ def _moments(images: ImageSet) -> tuple[Tensor, Tensor]:
 
 
 def _standardised(*moments: Tensor) -> tuple[Tensor, Tensor]:
-    """Shifts and variance ratios of the dimensions in which the reference varies."""
+    """Return mean shifts and variance ratios of the dimensions in which the reference varies."""
     mean, variance, reference_mean, reference_variance = (m.double() for m in moments)
     varies = reference_variance > 0
     if not varies.any():

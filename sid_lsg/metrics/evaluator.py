@@ -1,4 +1,4 @@
-"""Images with their prompts to scores: of a sampler, or of a folder; on one process or several."""
+"""Score the images of a sampler or of a folder, on one process or several."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -27,12 +27,12 @@ K_NEAREST = 3
 
 
 class Scores(NamedTuple):
-    """What an evaluation found.
+    """Results of an evaluation.
 
     Attributes:
-        values: Scores by plain names (`fid`, `clip_score`, ...).
-        statistics: The images' own statistics.
-        seconds_per_image: What sampling an image took on this process; NaN for a folder's.
+        values: Scores by name, without protocol (`fid`, `clip_score`, ...).
+        statistics: Statistics of the scored images.
+        seconds_per_image: Sampling time per image on this process; NaN for a folder.
     """
 
     values: dict[str, float]
@@ -43,8 +43,8 @@ class Scores(NamedTuple):
 class Evaluator:
     """Score images: FID, KID, precision, recall, density, coverage, CLIP score, preferences.
 
-    On several processes each takes its share of the batches, and all learn the scores of the whole.
-    No random state is touched.
+    Each process scores its share of the batches; all return the scores of the whole set. The
+    random state does not change.
     """
 
     def __init__(
@@ -55,17 +55,17 @@ class Evaluator:
         reference: Statistics | None = None,
         preferences: Sequence[Preference] = (),
     ) -> None:
-        """Put the scores together.
+        """Choose the scores to compute.
 
         Args:
-            protocol: How images become the features of FID and its companions.
-            clip: The CLIP score's model; none leaves that score out.
-            clip_prefix: What comes before a prompt when it is compared with an image.
-            reference: What to compare with; none leaves out FID and its companions.
-            preferences: Models of human preference.
+            protocol: Defines the features for FID, KID, precision, recall, density and coverage.
+            clip: Model for the CLIP score; None omits this score.
+            clip_prefix: Text put before each prompt for the CLIP score.
+            reference: Statistics to compare with; None omits FID and the other comparisons.
+            preferences: Human-preference models.
         """
         self.protocol = protocol
-        # The score's images go through CLIP's own preprocessing, where the protocol has another.
+        # The CLIP score uses CLIP's own preprocessing if the protocol uses another network.
         self.clip_chain = protocol if protocol.network is clip or not clip else clip_protocol(clip)
         self.clip = clip
         self.clip_prefix = clip_prefix
@@ -85,19 +85,19 @@ class Evaluator:
         device: torch.device | str,
         progress: str | None = None,
     ) -> Scores:
-        """Sample and score; image i is of prompt i modulo their number, with seed i.
+        """Sample and score images; image i uses seed i and prompt i modulo the number of prompts.
 
-        Every process calls the sampler equally often, for a sharded network needs all of them at
-        once: where the batches do not divide, some sample once more for nothing. A warning counts
-        images that are not finite.
+        All processes call the sampler equally often, because a sharded network needs all of them
+        at once. If the batches do not divide evenly, some processes sample one more batch and
+        discard it. Warns if images are not finite.
 
         Args:
-            sampler: What to score.
-            prompts: Prompts to go through, again and again.
-            num_images: How many images.
-            batch_size: Images at a time.
-            device: Where to compute.
-            progress: Name for a progress bar; none by default.
+            sampler: The sampler to score.
+            prompts: Prompts, repeated as often as needed.
+            num_images: Number of images.
+            batch_size: Images per batch.
+            device: Device to compute on.
+            progress: Label of a progress bar; None shows none.
         """
         self._reset(device)
         seconds, sampled, bad = 0.0, 0, 0
@@ -121,10 +121,10 @@ class Evaluator:
                 self._update(list(images), texts)
         if bad := sum(gather([bad])):
             rank_zero_warn(
-                f"{bad} of {num_images} sampled images are not finite; they are scored as 8 bits "
-                "show them, where NaN is black."
+                f"{bad} of {num_images} sampled images are not finite. They are scored after "
+                "conversion to 8 bits, which turns NaN into black."
             )
-        return self._compute(seconds / max(sampled, 1))  # a process may have none to sample
+        return self._compute(seconds / max(sampled, 1))  # this process may have sampled none
 
     def of_folder(
         self,
@@ -138,15 +138,15 @@ class Evaluator:
         """Score image files.
 
         Args:
-            paths: The images.
-            texts: Their captions, or None.
-            batch_size: Images at a time.
-            device: Where to compute.
-            option: The option that named them, for messages.
-            progress: Name for a progress bar; none by default.
+            paths: The image files.
+            texts: Their captions; None omits the scores that need captions.
+            batch_size: Images per batch.
+            device: Device to compute on.
+            option: Name of the option that gave the images, for error messages.
+            progress: Label of a progress bar; None shows none.
 
         Raises:
-            UsageError: If some cannot be read, all of them by name.
+            UsageError: If some cannot be read (the message names them).
         """
         self._reset(device)
         reader = ImageReader(paths)
@@ -174,7 +174,7 @@ class Evaluator:
             described = self.clip.texts([self.clip_prefix + text for text in texts])
             self.clip_score.update(cosines(features, described))
         for preference in self.preferences:
-            for some, words in _of_one_size(images, texts):
+            for some, words in _batches_by_size(images, texts):
                 self.means[preference.name].update(preference.score(some, words))
 
     def _compute(self, seconds_per_image: float) -> Scores:
@@ -186,7 +186,7 @@ class Evaluator:
             real = real.to(generated.device)
             values["kid"] = float(kernel_distance(generated, real))
             if min(len(generated), len(real)) > K_NEAREST:
-                if self._radii is None:  # the same at every evaluation
+                if self._radii is None:  # the reference does not change
                     self._radii = kth_distances(real, K_NEAREST)
                 radii = self._radii.to(generated.device)
                 shares = overlap(generated, real, K_NEAREST, reference_radii=radii)._asdict()
@@ -194,15 +194,15 @@ class Evaluator:
         if int(self.clip_score.count):
             values["clip_score"] = float(self.clip_score.compute())
         values |= {name: float(mean.compute()) for name, mean in self.means.items()}
-        # Leave the device to the training.
+        # Free the device memory for training.
         self._reset("cpu")
         return Scores(values, statistics, seconds_per_image)
 
 
-def _of_one_size(
+def _batches_by_size(
     images: Sequence[Tensor], texts: Sequence[str]
 ) -> list[tuple[Tensor, Sequence[str]]]:
-    """Stack images if they are of one size; else take them one by one."""
+    """Return one stacked batch if all images have the same size, otherwise one batch per image."""
     if len({image.shape for image in images}) == 1:
         return [(torch.stack(list(images)), texts)]
     return [(image[None], [text]) for image, text in zip(images, texts, strict=True)]

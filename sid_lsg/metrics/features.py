@@ -1,4 +1,4 @@
-"""Image and text features of a CLIP model."""
+"""Image and text features from a CLIP model."""
 
 import json
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ _REMEDY = (
 
 
 class CLIPFeatures(nn.Module):
-    """A frozen CLIP: projected embeddings of images and texts, not normalised.
+    """A frozen CLIP model that returns projected, unnormalized embeddings of images and texts.
 
     Attributes:
-        input_size: The side of the images it takes.
+        input_size: Side of the input images.
         dimension: Size of an embedding.
     """
 
@@ -51,14 +51,14 @@ class CLIPFeatures(nn.Module):
 
     @classmethod
     def from_pretrained(cls, model: str, option: str = "clip") -> "CLIPFeatures":
-        """Load from a folder, a Hub id or `package:...`, in float32, from safetensors alone.
+        """Load a CLIP model in float32 from safetensors files.
 
         Args:
-            model: Where the model is.
-            option: The option that named it, for messages.
+            model: Folder, Hub id or `package:...`.
+            option: Name of the option that gave the model, for error messages.
 
         Raises:
-            UsageError: If there is no CLIP model.
+            UsageError: If the model cannot be loaded.
         """
         what = f"--{option}: could not load a CLIP model from {model!r}"
         with explained(what, _REMEDY):
@@ -73,7 +73,8 @@ class CLIPFeatures(nn.Module):
                 folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
             if missing := sorted(report["missing_keys"]):
-                raise ValueError(f"its weights lack {missing[0]}")  # it would be made up
+                # transformers would initialize it randomly.
+                raise ValueError(f"its weights lack {missing[0]}")
             return cls(
                 clip,
                 CLIPTokenizer.from_pretrained(folder),
@@ -82,7 +83,7 @@ class CLIPFeatures(nn.Module):
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What makes two such models the same."""
+        """Properties that are equal for interchangeable models."""
         return {
             "network": type(self.model).__name__,
             "weights_sha256": weights_hash(self.model.state_dict()),
@@ -94,14 +95,14 @@ class CLIPFeatures(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Embed uint8 images [B, 3, S, S] of the model's input size: [B, D] float32.
 
-        They are normalised as the model's `preprocessor_config.json` says.
+        Images are normalized with the statistics in the model's `preprocessor_config.json`.
         """
         pixels = images.to(self.mean.device).float() / 255
         vision = self.model.vision_model(pixel_values=(pixels - self.mean) / self.std)
         return self.model.visual_projection(vision.pooler_output).float()
 
     def images(self, images: Tensor) -> Tensor:
-        """Embed images [B, 3, H, W] in [-1, 1], rounded to 8 bits and resized on their device."""
+        """Embed images [B, 3, H, W] in [-1, 1]; round to 8 bits and resize on their device."""
         return self.embed(fast_bicubic(to_uint8(images), self.input_size))
 
     @torch.no_grad()
@@ -117,6 +118,6 @@ class CLIPFeatures(nn.Module):
         return self.model.text_projection(text.pooler_output).float()
 
     def scores(self, images: Tensor, texts: Sequence[str]) -> list[float]:
-        """Return the CLIP score of each uint8 image [B, 3, H, W] with its text, in [-1, 1]."""
+        """Return the CLIP score, in [-1, 1], of each uint8 image [B, 3, H, W] with its text."""
         embeddings = self.embed(bicubic(images, self.input_size)).double()
         return F.cosine_similarity(embeddings, self.texts(texts).double()).tolist()

@@ -1,4 +1,4 @@
-"""The Inception network that the FIDs of papers are made of."""
+"""The Inception network of published FIDs."""
 
 import hashlib
 import os
@@ -22,16 +22,16 @@ FILE = "inception-2015-12-05.pt"
 
 
 class InceptionFeatures(nn.Module):
-    """The TorchScript Inception of 2015-12-05: 2048 pooled features of images at 299 pixels.
+    """The TorchScript Inception of 2015-12-05: 2048 pooled features of 299-pixel images.
 
-    Square images of any size are resized by `bicubic_float`; the network's own resizing, which
-    aliases, is bypassed.
+    `bicubic_float` resizes square images of any size; the network's own resizing aliases and is
+    not used.
     """
 
     input_size = 299
 
     def __init__(self, network: torch.jit.ScriptModule) -> None:
-        """Take the network, whose `layers` map [B, 3, 299, 299] in [-1, 1) to its features."""
+        """Wrap the network's `layers`, which map [B, 3, 299, 299] in [-1, 1) to features."""
         super().__init__()
         self.layers = network.layers.eval()
         for parameter in self.layers.parameters():
@@ -44,12 +44,12 @@ class InceptionFeatures(nn.Module):
 
     @classmethod
     def from_file(cls, path: str | None, option: str = "inception") -> "InceptionFeatures":
-        """Load a TorchScript file; without a path, NVIDIA's, fetched once and checked.
+        """Load a TorchScript file; without a path, download NVIDIA's once and check its hash.
 
-        TorchScript holds no Python objects, but it is a program: load only files that you trust.
+        TorchScript contains no pickled Python objects but is a program: load only trusted files.
 
         Raises:
-            UsageError: If there is no such network.
+            UsageError: If the file is not this network, or cannot be downloaded.
         """
         file = Path(path).expanduser() if path else _fetch(option)
         try:
@@ -68,25 +68,25 @@ class InceptionFeatures(nn.Module):
 
     @torch.no_grad()
     def _features(self, pixels: Tensor) -> Tensor:
-        # Evaluated as it was written: fused kernels would round otherwise on a GPU.
+        # Without graph optimization: fused kernels round differently on a GPU.
         with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             return self.layers((pixels - 128) / 128).flatten(1).float()
 
 
 def _fetch(option: str) -> Path:
-    """Download the network into the cache, unless it is there."""
+    """Return the cached network file; download it first if it is missing or damaged."""
     path = cache_folder() / FILE
     if path.is_file() and _digest(path) == SHA256:
         return path
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
-        raise UsageError(_missing(option, "this machine is told to stay offline"))
+        raise UsageError(_missing(option, "HF_HUB_OFFLINE is set"))
     try:
         with replacing(path) as temporary:
             download_url_to_file(URL, str(temporary))
             if (found := _digest(temporary)) != SHA256:
                 raise UsageError(
                     f"--{option}: {URL} has the SHA-256 {found}, not {SHA256}: it was changed or "
-                    "cut short. Try again, or give a file of your own."
+                    "truncated. Try again, or give a local file."
                 )
     except OSError as error:
         raise UsageError(_missing(option, str(error))) from error
@@ -95,8 +95,8 @@ def _fetch(option: str) -> Path:
 
 def _missing(option: str, reason: str) -> str:
     return (
-        f"--{option}: the protocol needs the Inception network, which cannot be fetched here "
-        f"({reason}). Download {URL} elsewhere and give the file."
+        f"--{option}: the protocol needs the Inception network, which cannot be downloaded "
+        f"({reason}). Download {URL} on another machine and give the file."
     )
 
 

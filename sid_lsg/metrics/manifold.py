@@ -1,7 +1,7 @@
-"""Scores that compare two sets of features by the distances between their points.
+"""Distances between feature sets: precision, recall, density, coverage, KID.
 
-Features are [N, D] and [M, D] of any floating type. All is computed in float64 over all pairs, in
-blocks of at most [chunk, M]; nothing is drawn at random.
+Features are [N, D] and [M, D] of any floating dtype. All computations are in float64 over all
+pairs, in blocks of at most [chunk, M], without random sampling.
 """
 
 import math
@@ -15,7 +15,7 @@ from sid_lsg.messages.errors import UsageError
 
 
 class Overlap(NamedTuple):
-    """How far the neighbourhoods of two sets of features cover each other, float64 scalars."""
+    """Precision, recall, density and coverage of two feature sets, float64 scalars."""
 
     precision: Tensor
     recall: Tensor
@@ -32,8 +32,8 @@ def overlap(
 ) -> Overlap:
     """Compute precision, recall, density and coverage in one pass over all pairs.
 
-    A ball (y_i, r_i) about a point reaches to its k-th nearest other point of its own set; a point
-    on its surface is inside.
+    The radius r_i of the ball around a point y_i is the distance to the k-th nearest other point of
+    the same set. Points on the surface are inside.
 
         precision: the share of generated points within some reference ball
         recall:    the share of reference points within some generated ball
@@ -45,8 +45,8 @@ def overlap(
     Args:
         generated: [N, D].
         reference: [M, D].
-        k: Which neighbour.
-        chunk: Rows of distances at a time; does not change the result.
+        k: Rank of the neighbour that sets the radius.
+        chunk: Rows of the distance matrix per block; does not change the result.
         reference_radii: `kth_distances` of the reference [M], if known.
 
     Raises:
@@ -73,13 +73,13 @@ def overlap(
 
 
 def kernel_distance(x: Tensor, y: Tensor, chunk: int = 4096) -> Tensor:
-    """Estimate MMD^2 between two sets without bias, over all pairs (Bińkowski et al., 2018).
+    """Return the unbiased estimate of MMD^2 over all pairs (Bińkowski et al., 2018).
 
         mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_ij k(x_i, y_j)
         k(a, b) = (a.b / D + 1)^3
 
-    Often called KID. Below zero at times, as it is unbiased. Nothing is centred here: the kernel
-    is not invariant to translation.
+    Often called KID. It can be negative because it is unbiased. Features are not centred, because
+    the kernel is not invariant to translation.
 
     Raises:
         UsageError: If a set has fewer than two points, or their dimensions differ.
@@ -106,10 +106,11 @@ def nearest_distances(
 ) -> Tensor:
     """Return the distance [N] from each point of x to the nearest of y.
 
-    With `exclude_self`, x and y are one set: y_i is left out for x_i, its duplicates are not.
+    With `exclude_self`, x and y are the same set, and x_i is not compared with y_i. Duplicates of
+    it still count.
 
     Raises:
-        UsageError: If y has no point left to be near, or the dimensions differ.
+        UsageError: If y has no point to compare with, or the dimensions differ.
     """
     _check(len(y), 1 + exclude_self, chunk, "reference")
     x, y = _centred(x, y)
@@ -118,22 +119,22 @@ def nearest_distances(
 
 def _kth(x: Tensor, y: Tensor, k: int, chunk: int, exclude_self: bool) -> Tensor:
     if k < 1:
-        raise UsageError(f"k = {k}: give which neighbour, 1 or more.")
+        raise UsageError(f"k = {k}: give a rank of 1 or more.")
     distances = x.new_empty(len(x))
     for rows, squared in _squared_distances(x, y, chunk):
         if exclude_self:
             squared.diagonal(offset=rows.start).fill_(math.inf)
         kth = squared.topk(k, largest=False).indices[:, -1]
-        # Again from the difference: exact for near points, and zero for duplicates.
+        # Recompute from the difference: exact for near points, zero for duplicates.
         distances[rows] = (x[rows] - y[kth]).norm(dim=1)
     return distances
 
 
 def _squared_distances(x: Tensor, y: Tensor, chunk: int) -> Iterator[tuple[slice, Tensor]]:
-    """Give |x_i|^2 + |y_j|^2 - 2 x_i.y_j, by rows [at most chunk, M], in one buffer used again.
+    """Yield |x_i|^2 + |y_j|^2 - 2 x_i.y_j in blocks [at most chunk, M] of one reused buffer.
 
-    They are lower bounds, short by what rounding may add: a point on the surface of a ball (a
-    duplicate, say) is inside, however the blocks are cut.
+    The values are lower bounds, reduced by the largest possible rounding error. So a point on the
+    surface of a ball, such as a duplicate, is inside for every block size.
     """
     down = 1 - 8 * math.sqrt(x.shape[1]) * torch.finfo(torch.float64).eps
     x_norms, y_norms = (down * points.square().sum(1) for points in (x, y))
@@ -157,7 +158,7 @@ def _kernel_mean(x: Tensor, y: Tensor, chunk: int, exclude_self: bool) -> Tensor
 def _centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Subtract the mean of y from both, in float64.
 
-    Far from the origin, |x|^2 + |y|^2 - 2 x.y would cancel to noise; distances stay the same.
+    Distances do not change. Far from the origin, |x|^2 + |y|^2 - 2 x.y would cancel to noise.
     """
     x, y = _paired(x, y)
     mean = y.mean(0)
@@ -175,7 +176,7 @@ def _paired(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _check(count: int, needed: int, chunk: int, which: str) -> None:
     if chunk < 1:
-        raise UsageError(f"chunk = {chunk}: give the number of rows at a time, 1 or more.")
+        raise UsageError(f"chunk = {chunk}: give 1 row per block or more.")
     if count < needed:
         raise UsageError(
             f"{count} {which} images: at least {needed} are needed to have neighbours. Give more."

@@ -1,7 +1,7 @@
-"""Weights in the names of OpenCLIP and of BLIP, as transformers' models.
+"""Build transformers models from weights under OpenCLIP's and BLIP's names.
 
-The shapes say how large a model is. Checked against independent implementations at a small size;
-never yet run on the official weights.
+Model sizes follow from the weights' shapes. Tested against independent implementations at a small
+size, but not on the official weights.
 """
 
 import math
@@ -23,7 +23,7 @@ from transformers import (
 Weights = Mapping[str, Tensor]
 Model = TypeVar("Model", bound=nn.Module)
 _Origin = Callable[[str], tuple[str, Callable[[Tensor], Tensor]]]
-"""transformers' name -> official name, and what to make of the tensor there."""
+"""Map transformers' name to the official name and a conversion of the official tensor."""
 
 _OPEN_CLIP = {
     r"^vision_model\.embeddings\.class_embedding$": "visual.class_embedding",
@@ -57,17 +57,18 @@ _BLIP_VISION = {
 
 
 def open_clip_model(weights: Weights, head_widths: tuple[int, int]) -> CLIPModel:
-    """Make transformers' CLIP, with GELU, of the weights of OpenCLIP's ViT.
+    """Build transformers' CLIP, with GELU, from the weights of an OpenCLIP ViT.
 
     Args:
-        weights: Exactly those, under OpenCLIP's names.
-        head_widths: Of an attention head for images and for texts, which no shape tells.
+        weights: Exactly the model's weights, under OpenCLIP's names.
+        head_widths: Attention head widths for images and texts; shapes do not show them.
 
     Returns:
-        The model in float32; a text is pooled at the first of the vocabulary's last token.
+        The model in float32. It pools a text at the first occurrence of the vocabulary's last
+        token.
 
     Raises:
-        ValueError: Naming the first weight that is missing, unexpected or of another shape.
+        ValueError: If a weight is missing, unexpected or of another shape; names the first.
     """
     width, _, patch, _ = _shape(weights, "visual.conv1.weight", 4)
     vision = _tower(weights, "visual.transformer.resblocks.", ".mlp.c_fc", width, head_widths[0])
@@ -101,59 +102,66 @@ def open_clip_model(weights: Weights, head_widths: tuple[int, int]) -> CLIPModel
 def blip_models(
     weights: Weights, head_widths: tuple[int, int]
 ) -> tuple[BlipVisionModel, BlipTextModel]:
-    """Make transformers' BLIP: a ViT, and a BERT that attends to its output in each layer.
+    """Build transformers' BLIP: a ViT, and a BERT that attends to its output in each layer.
 
     Args:
-        weights: ImageReward's; only `blip.visual_encoder` and `blip.text_encoder` are looked at,
-            as BLIP's pretraining left projections beside them.
-        head_widths: Of an attention head for images and for texts, which no shape tells.
+        weights: ImageReward's weights. Only `blip.visual_encoder` and `blip.text_encoder` are
+            read; projections from BLIP's pretraining are ignored.
+        head_widths: Attention head widths for images and texts; shapes do not show them.
 
     Returns:
-        Both in float32.
+        Both models in float32.
 
     Raises:
-        ValueError: Naming the first weight that is missing, unexpected or of another shape.
+        ValueError: If a weight is missing, unexpected or of another shape; names the first.
     """
-    eye, reader = "blip.visual_encoder.", "blip.text_encoder."
-    seeing = {name: value for name, value in weights.items() if name.startswith(eye)}
-    reading = {name: value for name, value in weights.items() if name.startswith(reader)}
-    reading.pop(f"{reader}embeddings.position_ids", None)  # a stored 0, 1, 2, ...
-    seen, _, patch, _ = _shape(seeing, f"{eye}patch_embed.proj.weight", 4)
+    v_name, t_name = "blip.visual_encoder.", "blip.text_encoder."
+    v_weights = {name: value for name, value in weights.items() if name.startswith(v_name)}
+    t_weights = {name: value for name, value in weights.items() if name.startswith(t_name)}
+    t_weights.pop(f"{t_name}embeddings.position_ids", None)  # a buffer of 0, 1, 2, ...
+    v_width, _, patch, _ = _shape(v_weights, f"{v_name}patch_embed.proj.weight", 4)
     vision = BlipVisionConfig(
-        **_tower(seeing, f"{eye}blocks.", ".mlp.fc1", seen, head_widths[0]),
+        **_tower(v_weights, f"{v_name}blocks.", ".mlp.fc1", v_width, head_widths[0]),
         patch_size=patch,
-        image_size=_image_size(_shape(seeing, f"{eye}pos_embed", 3)[1], patch),
+        image_size=_image_size(_shape(v_weights, f"{v_name}pos_embed", 3)[1], patch),
         layer_norm_eps=1e-6,  # BLIP's; transformers' default is 1e-5
     )
-    vocabulary, width = _shape(reading, f"{reader}embeddings.word_embeddings.weight", 2)
-    positions = _shape(reading, f"{reader}embeddings.position_embeddings.weight", 2)[0]
+    vocabulary, width = _shape(t_weights, f"{t_name}embeddings.word_embeddings.weight", 2)
+    positions = _shape(t_weights, f"{t_name}embeddings.position_embeddings.weight", 2)[0]
     text = BlipTextConfig(
-        **_tower(reading, f"{reader}encoder.layer.", ".intermediate.dense", width, head_widths[1]),
-        encoder_hidden_size=seen,
+        **_tower(
+            t_weights, f"{t_name}encoder.layer.", ".intermediate.dense", width, head_widths[1]
+        ),
+        encoder_hidden_size=v_width,
         vocab_size=vocabulary,
         max_position_embeddings=positions,
         layer_norm_eps=1e-12,
         bos_token_id=None,
         sep_token_id=None,
-        is_decoder=True,  # only then is there cross-attention; `forward` masks nothing for it
+        is_decoder=True,  # adds cross-attention; `forward` applies no causal mask
     )
     return (
-        _load(BlipVisionModel, vision, seeing, lambda n: (eye + _rename(n, _BLIP_VISION), _itself)),
         _load(
-            BlipTextModel, text, reading, lambda n: (reader + n, _itself), add_pooling_layer=False
+            BlipVisionModel,
+            vision,
+            v_weights,
+            lambda n: (v_name + _rename(n, _BLIP_VISION), _itself),
+        ),
+        _load(
+            BlipTextModel, text, t_weights, lambda n: (t_name + n, _itself), add_pooling_layer=False
         ),
     )
 
 
 def reward_head(weights: Weights, width: int) -> nn.Sequential:
-    """Make ImageReward's head: five linear layers with nothing between but training's dropout.
+    """Build ImageReward's head: five linear layers without activations; training adds dropout.
 
     Args:
-        weights: ImageReward's; only `mlp` is looked at.
-        width: Of the features that it takes.
+        weights: ImageReward's weights; only `mlp` is read.
+        width: Number of input features.
 
     Raises:
-        ValueError: Naming the first weight that is missing, unexpected or of another shape.
+        ValueError: If a weight is missing, unexpected or of another shape; names the first.
     """
     layers = []
     names = [f"mlp.layers.{number}." for number in (0, 2, 4, 6, 7)]
@@ -168,16 +176,16 @@ def reward_head(weights: Weights, width: int) -> nn.Sequential:
         layers.append(layer)
         width = shape[0]
     if width != 1:
-        raise ValueError(f"its {names[-1]}weight makes {width} scores of an image")
+        raise ValueError(f"its {names[-1]}weight gives {width} scores per image, not 1")
     own = [name for name in weights if name.startswith("mlp.")]
-    _refuse_unexpected(weights, own, {name + part for name in names for part in ("weight", "bias")})
+    _reject_unexpected(weights, own, {name + part for name in names for part in ("weight", "bias")})
     return nn.Sequential(*layers)
 
 
 def _load(
     kind: type[Model], config: Any, weights: Weights, origin: _Origin, **kwargs: bool
 ) -> Model:
-    """Build a model in float32 with exactly these weights, drawing no random number."""
+    """Build a model in float32 with exactly these weights, without drawing random numbers."""
     with torch.device("meta"):
         expected = {n: value.shape for n, value in kind(config, **kwargs).state_dict().items()}
     state, used = {}, set()
@@ -191,28 +199,30 @@ def _load(
             raise ValueError(f"its {official} of shape {list(found.shape)} does not fit the rest")
         state[name] = _copy(value)
         used.add(official)
-    _refuse_unexpected(weights, list(weights), used)
+    _reject_unexpected(weights, list(weights), used)
     model: Model = kind.from_pretrained(  # type: ignore[attr-defined]
         None, config=config, state_dict=state, dtype=torch.float32, **kwargs
     )
     return model
 
 
-def _refuse_unexpected(weights: Weights, names: Sequence[str], used: set[str]) -> None:
+def _reject_unexpected(weights: Weights, names: Sequence[str], used: set[str]) -> None:
     if left := [name for name in names if name not in used]:
         found = list(weights[left[0]].shape)
-        raise ValueError(f"it holds {left[0]} of shape {found}, which such a model lacks")
+        raise ValueError(f"it contains {left[0]} of shape {found}, which this model does not have")
 
 
 def _copy(value: Tensor) -> Tensor:
-    """Copy to float32: the file may be mapped to memory, and may change."""
+    """Copy to float32: the tensor may be mapped from a file that changes later."""
     return value.to(torch.float32, copy=True).contiguous()
 
 
 def _tower(weights: Weights, blocks: str, widest: str, width: int, head: int) -> dict[str, Any]:
-    """Describe a transformer by the names and shapes of its blocks."""
+    """Derive a transformer's config from the names and shapes of its blocks."""
     if width % head:
-        raise ValueError(f"its width of {width} is not of attention heads of {head}")
+        raise ValueError(
+            f"its width of {width} is not a multiple of the attention head width {head}"
+        )
     numbers = {name[len(blocks) :].split(".")[0] for name in weights if name.startswith(blocks)}
     return {
         "hidden_size": width,
@@ -223,10 +233,10 @@ def _tower(weights: Weights, blocks: str, widest: str, width: int, head: int) ->
 
 
 def _image_size(positions: int, patch: int) -> int:
-    """Return the side of images that have so many patches, and a token for the whole."""
+    """Return the image side for a number of positions: the patches plus one class token."""
     side = math.isqrt(positions - 1) if positions > 1 else 0
     if side * side != positions - 1 or not side:
-        raise ValueError(f"its {positions} image positions are not a square and one")
+        raise ValueError(f"its {positions} image positions are not a square number plus 1")
     return side * patch
 
 

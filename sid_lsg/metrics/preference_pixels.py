@@ -1,4 +1,4 @@
-"""How images become the input of the preference models."""
+"""Preprocessing of images for the preference models."""
 
 import numpy as np
 import torch
@@ -8,18 +8,18 @@ from torch import Tensor
 
 
 def hpsv2_pixels(images: Tensor, size: int) -> Tensor:
-    """Shrink or enlarge images to a longest side of `size`, and pad them with black to a square.
+    """Resize images so that the longer side is `size`, and pad with black to a square.
 
-    As HPSv2's `ResizeMaxSize` does it under torchvision 0.17 or later: bicubic in float, neither
-    rounded nor clipped. It antialiases; under earlier versions, which the published tables may be
-    from, it did not.
+    Matches HPSv2's `ResizeMaxSize` with torchvision 0.17 or later: bicubic in float with
+    antialiasing, neither rounded nor clipped. Earlier versions, possibly used for the published
+    tables, did not antialias.
 
     Args:
         images: [B, 3, H, W] uint8.
-        size: The side.
+        size: Side of the result.
 
     Returns:
-        [B, 3, size, size] float32, 1 for white.
+        [B, 3, size, size] float32, white is 1.
     """
     pixels = images.float() / 255
     scale = size / max(images.shape[-2:])
@@ -31,16 +31,16 @@ def hpsv2_pixels(images: Tensor, size: int) -> Tensor:
 
 
 def image_reward_pixels(images: Tensor, size: int) -> Tensor:
-    """Resize images to a shortest side of `size`, and crop them to the central square.
+    """Resize images so that the shorter side is `size`, and crop the central square.
 
-    As ImageReward does it, by Pillow's bicubic filter, rounded to 8 bits.
+    Matches ImageReward: Pillow's bicubic filter, rounded to 8 bits.
 
     Args:
         images: [B, 3, H, W] uint8.
-        size: The side.
+        size: Side of the result.
 
     Returns:
-        [B, 3, size, size] float32 on the CPU, 1 for white.
+        [B, 3, size, size] float32 on the CPU, white is 1.
     """
     height, width = images.shape[-2:]
     shape = (size * width // min(height, width), size * height // min(height, width))

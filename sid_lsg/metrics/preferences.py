@@ -1,10 +1,10 @@
 """Human-preference scores: HPSv2 and ImageReward.
 
-The official packages pin old versions of others and unpickle their weights. Here both are
-transformers' models that read the official files with `weights_only=True`; preprocessing,
-tokens and scores follow the official code. Checked against independent implementations at a
-small size; never yet run on the official weights. Scores are computed in float32, HPSv2's own
-code on a GPU in mixed float16.
+The official packages pin old dependencies and unpickle their weights. These classes use
+transformers models and read the official files with `weights_only=True`; preprocessing,
+tokenization and scores follow the official code. They are tested against independent
+implementations at a small size, but not on the official weights. Scores are computed in float32;
+HPSv2's official code uses mixed float16 on a GPU.
 """
 
 import html
@@ -30,7 +30,7 @@ from sid_lsg.metrics.pretrained import (
     wrong_tokenizer,
 )
 
-_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's CLIP; both scores use it
+_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP, for both models
 _STD = (0.26862954, 0.26130258, 0.27577711)
 _CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
 _BERT_TOKENIZER = "google-bert/bert-base-uncased"
@@ -45,10 +45,10 @@ _REWARD_REMEDY = (
 
 
 class Preference(nn.Module, ABC):
-    """A frozen model of how much people like an image for a text.
+    """A frozen model of human preference for an image, given a text.
 
     Attributes:
-        name: What its scores are called.
+        name: Name of the score.
         identity: What was loaded: `source`, `file`, the file's `sha256`, `tokenizer`.
     """
 
@@ -64,7 +64,7 @@ class Preference(nn.Module, ABC):
 
     @torch.no_grad()
     def score(self, images: Tensor, texts: Sequence[str]) -> Tensor:
-        """Score each image for its text, the higher the better.
+        """Score each image for its text; higher is better.
 
         Args:
             images: [B, 3, H, W] uint8, of any size.
@@ -82,7 +82,7 @@ class Preference(nn.Module, ABC):
             return self._score((pixels - self.mean) / self.std, texts)
 
     def train(self, mode: bool = True) -> "Preference":
-        """Stay as it is: a score has no dropout, whatever holds it is doing."""
+        """Stay in evaluation mode: training mode of a parent module must not enable dropout."""
         return super().train(False)
 
     def _freeze(self) -> None:
@@ -90,19 +90,19 @@ class Preference(nn.Module, ABC):
 
     @abstractmethod
     def _prepare(self, images: Tensor) -> Tensor:
-        """Bring uint8 images to the model's size: float32, 1 for white."""
+        """Resize uint8 images to the model's input size: float32, white is 1."""
 
     @abstractmethod
     def _score(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
-        """Score normalised images [B, 3, S, S]: [B]."""
+        """Score normalized images [B, 3, S, S]: [B]."""
 
 
 class HPSv2(Preference):
     """Human Preference Score v2 and v2.1 (Wu et al., arXiv 2306.09341): a fine-tuned CLIP.
 
-    The score is the cosine of the embeddings of image and text, as `hpsv2.score` returns it; the
-    benchmark's tables show 100 times that. Texts are unescaped and tokenised as OpenCLIP does it,
-    except for ftfy's repair of broken and typographic characters.
+    The score is the cosine similarity of the image and text embeddings, as `hpsv2.score` returns
+    it; the benchmark's tables show 100 times that. Texts are unescaped and tokenized as in
+    OpenCLIP, but without ftfy's repair of broken and typographic characters.
     """
 
     name = "hpsv2"
@@ -120,18 +120,18 @@ class HPSv2(Preference):
     def from_pretrained(
         cls, source: str, option: str = "hpsv2", tokenizer: str | None = None
     ) -> "HPSv2":
-        """Load, in float32.
+        """Load the model in float32.
 
         Args:
             source: The official file, `hf:xswu/HPSv2/HPS_v2_compressed.pt` (v2) or
                 `hf:xswu/HPSv2/HPS_v2.1_compressed.pt` (v2.1), or its path; or a folder, Hub id or
                 `package:...` in the layout of transformers' CLIPModel.
-            option: The option that named it, for messages.
-            tokenizer: Folder or Hub id of CLIP's tokenizer; by default a folder's own, and OpenAI's
+            option: Name of the option that gave the source, for error messages.
+            tokenizer: Folder or Hub id of CLIP's tokenizer; by default the folder's, or OpenAI's
                 for the official file.
 
         Raises:
-            UsageError: If there is no such model.
+            UsageError: If the model or its tokenizer cannot be loaded.
         """
         with explained(f"--{option}: could not load HPSv2 from {source!r}", _HPSV2_REMEDY):
             path = locate(source, ["*.json", "*.txt", "*.safetensors"])
@@ -144,14 +144,14 @@ class HPSv2(Preference):
                 files = [path]
             identity = identify(source, files)
         identity["tokenizer"] = tokenizer or (source if path.is_dir() else _CLIP_TOKENIZER)
-        words = load_tokenizer(CLIPTokenizer, identity["tokenizer"], option)
+        loaded = load_tokenizer(CLIPTokenizer, identity["tokenizer"], option)
         text = model.config.text_config
-        # Configs of before 2023 end texts with 2, and mean the vocabulary's last.
-        if len(words) != text.vocab_size or text.eos_token_id not in (2, words.eos_token_id):
-            found = f"{len(words)} tokens, {words.eos_token_id} for the end"
-            expected = f"{text.vocab_size}, {text.eos_token_id}"
+        # Configs from before 2023 have eos_token_id 2 but mean the last token of the vocabulary.
+        if len(loaded) != text.vocab_size or text.eos_token_id not in (2, loaded.eos_token_id):
+            found = f"{len(loaded)} tokens, end token {loaded.eos_token_id}"
+            expected = f"{text.vocab_size} tokens, end token {text.eos_token_id}"
             raise wrong_tokenizer(identity["tokenizer"], option, found, expected)
-        return cls(model, words, identity)
+        return cls(model, loaded, identity)
 
     def _prepare(self, images: Tensor) -> Tensor:
         images = images.to(self.mean.device)
@@ -159,7 +159,7 @@ class HPSv2(Preference):
 
     def _score(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
         vision = self.model.vision_model(pixel_values=pixels)
-        # What pads a text does not matter: it is pooled at its end, and attention looks back.
+        # The padding token has no effect: attention is causal, and the end token is pooled.
         tokens = self.tokenizer(
             [html.unescape(html.unescape(text)) for text in texts],
             padding="max_length",
@@ -175,10 +175,10 @@ class HPSv2(Preference):
 
 
 class ImageReward(Preference):
-    """ImageReward (Xu et al., arXiv 2304.05977): BLIP reads the text looking at the image.
+    """ImageReward (Xu et al., arXiv 2304.05977): BLIP's text encoder, attending to the image.
 
-    The score is the head's output for the text's first token, standardised as the official code
-    does it: about 0 on average, and 1 for a standard deviation better.
+    The score is the head's output for the text's first token, standardized as in the official
+    code to a mean of about 0 and a standard deviation of about 1.
     """
 
     name = "image_reward"
@@ -203,15 +203,15 @@ class ImageReward(Preference):
     def from_pretrained(
         cls, source: str, option: str = "image_reward", tokenizer: str | None = None
     ) -> "ImageReward":
-        """Load, in float32.
+        """Load the model in float32.
 
         Args:
             source: The official file, `hf:THUDM/ImageReward/ImageReward.pt`, or its path.
-            option: The option that named it, for messages.
-            tokenizer: Folder or Hub id of the tokenizer of uncased BERT; by default Google's.
+            option: Name of the option that gave the source, for error messages.
+            tokenizer: Folder or Hub id of uncased BERT's tokenizer; by default Google's.
 
         Raises:
-            UsageError: If there is no such model.
+            UsageError: If the model or its tokenizer cannot be loaded.
         """
         with explained(f"--{option}: could not load ImageReward from {source!r}", _REWARD_REMEDY):
             if not names_a_file(source):
@@ -222,12 +222,12 @@ class ImageReward(Preference):
             head = reward_head(weights, text.config.hidden_size)
             identity = identify(source, [path])
         identity["tokenizer"] = tokenizer or _BERT_TOKENIZER
-        words = load_tokenizer(BertTokenizer, identity["tokenizer"], option)
+        loaded = load_tokenizer(BertTokenizer, identity["tokenizer"], option)
         vocabulary = text.config.vocab_size
-        if not vocabulary - 2 <= len(words) <= vocabulary:  # BLIP added [DEC] and [ENC]
-            found = f"{len(words)} tokens"
-            raise wrong_tokenizer(identity["tokenizer"], option, found, str(vocabulary))
-        return cls(vision, text, head, words, identity)
+        if not vocabulary - 2 <= len(loaded) <= vocabulary:  # BLIP added [DEC] and [ENC]
+            found = f"{len(loaded)} tokens"
+            raise wrong_tokenizer(identity["tokenizer"], option, found, f"{vocabulary} tokens")
+        return cls(vision, text, head, loaded, identity)
 
     def _prepare(self, images: Tensor) -> Tensor:
         return image_reward_pixels(images, self.vision.config.image_size)
@@ -240,9 +240,9 @@ class ImageReward(Preference):
             max_length=self.MAX_TOKENS,
             return_tensors="pt",
         )
-        read = self.text(
+        encoded = self.text(
             input_ids=tokens.input_ids.to(pixels.device),
             attention_mask=tokens.attention_mask.to(pixels.device),
             encoder_hidden_states=self.vision(pixel_values=pixels).last_hidden_state,
         )
-        return (self.head(read.last_hidden_state[:, 0])[:, 0] - self.MEAN) / self.STD
+        return (self.head(encoded.last_hidden_state[:, 0])[:, 0] - self.MEAN) / self.STD

@@ -1,4 +1,4 @@
-"""Weights and tokenizers that others published: found, fingerprinted, never unpickled."""
+"""Locate, hash and load published weights and tokenizers, without unpickling objects."""
 
 import hashlib
 import pickle
@@ -18,29 +18,29 @@ from sid_lsg.files.loading import explained
 from sid_lsg.messages.errors import UsageError
 
 HUB_FILE = "hf:"
-_TOKENIZER_REMEDY = "Give as `tokenizer` a folder or a Hub id that this machine can reach."
+_TOKENIZER_REMEDY = "Give a folder, or a Hub id that this machine can reach, as `tokenizer`."
 _SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
 
 
 def names_a_file(source: str) -> bool:
-    """Tell a weights file, local or `hf:owner/name/file`, from a folder or a Hub id."""
+    """Return True for a weights file (a path or `hf:owner/name/file`), not a folder or Hub id."""
     return source.startswith(HUB_FILE) or Path(source).suffix in _SUFFIXES
 
 
 def locate(source: str, patterns: Sequence[str] = ()) -> Path:
-    """Find a file or folder on this machine, or fetch it from the Hub.
+    """Return the local path of a file or folder; download it from the Hub if necessary.
 
     Args:
         source: Path, `package:...`, `hf:owner/name/file`, or the Hub id of a folder.
-        patterns: Which files of such a folder to fetch.
+        patterns: Patterns of the files to download from a Hub folder.
 
     Raises:
-        FileNotFoundError: If there is no such path; otherwise whatever huggingface_hub raises.
+        FileNotFoundError: If the path does not exist. Errors of huggingface_hub are passed on.
     """
     if source.startswith(HUB_FILE):
         parts = source.removeprefix(HUB_FILE).split("/", 2)
         if len(parts) != 3:
-            raise FileNotFoundError("a file on the Hub is hf:owner/name/file")
+            raise FileNotFoundError("write a file on the Hub as hf:owner/name/file")
         return Path(hf_hub_download("/".join(parts[:2]), parts[2]))
     found = sources.locate(source)
     if found.is_local:
@@ -52,10 +52,10 @@ def locate(source: str, patterns: Sequence[str] = ()) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read named tensors, at the file's top or under its key `state_dict`.
+    """Read named tensors from the file's top level or its key `state_dict`.
 
     Raises:
-        ValueError: If the file holds anything else; objects are refused, never unpickled.
+        ValueError: If the file contains anything else; objects are rejected, never unpickled.
     """
     if path.suffix == ".safetensors":
         return load_file(path)
@@ -64,14 +64,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             path,
             map_location="cpu",
             weights_only=True,
-            mmap=zipfile.is_zipfile(path),  # gigabytes, read once: not to be held twice
+            mmap=zipfile.is_zipfile(path),  # gigabytes: avoid a second copy in memory
         )
-    except pickle.UnpicklingError as error:  # its message proposes to unpickle all the same
-        raise ValueError("it is no weights file, or holds objects besides tensors") from error
+    except pickle.UnpicklingError as error:  # PyTorch's message suggests unpickling anyway
+        raise ValueError(
+            "it is not a weights file, or it contains objects other than tensors"
+        ) from error
     if isinstance(stored, dict) and "state_dict" in stored:
         stored = stored["state_dict"]
     if not isinstance(stored, dict) or not stored:
-        raise ValueError(f"it holds no named tensors but a {type(stored).__name__}")
+        raise ValueError(f"it contains a {type(stored).__name__}, not named tensors")
     for name, value in stored.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"its {name!r} is a {type(value).__name__}, not a tensor")
@@ -79,9 +81,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def identify(source: str, files: Sequence[Path]) -> dict[str, str]:
-    """Tell what was loaded: `source`, `file`, and `sha256` of one file's bytes as the Hub shows it.
+    """Return `source`, `file` and `sha256` of the loaded files.
 
-    Of several files they are joined, in this order.
+    For one file the hash is the one that the Hub shows; several files are hashed as one, in order.
     """
     total = hashlib.sha256()
     for path in files:
@@ -96,7 +98,7 @@ def identify(source: str, files: Sequence[Path]) -> dict[str, str]:
 
 
 def load_tokenizer(kind: Any, source: str, option: str) -> Any:
-    """Load a tokenizer; its size is to be checked, as transformers makes one of nothing."""
+    """Load a tokenizer. Check its size afterwards: transformers builds one even without files."""
     with explained(f"--{option}: could not load the tokenizer {source!r}", _TOKENIZER_REMEDY):
         return kind.from_pretrained(
             locate(source, ["tokenizer*.json", "special_tokens_map.json", "vocab*", "merges.txt"])
@@ -104,8 +106,8 @@ def load_tokenizer(kind: Any, source: str, option: str) -> Any:
 
 
 def wrong_tokenizer(source: str, option: str, found: str, expected: str) -> UsageError:
-    """Say that a tokenizer is not the one of the weights."""
+    """Return the error for a tokenizer that does not match the weights."""
     return UsageError(
-        f"--{option}: the tokenizer {source!r} ({found}) is not that of the weights ({expected}). "
-        "Give the right one as `tokenizer`."
+        f"--{option}: the tokenizer {source!r} ({found}) does not match the weights "
+        f"({expected}). Give the matching one as `tokenizer`."
     )

@@ -1,4 +1,4 @@
-"""Diversity and alignment of a sampler, from a handful of prompts and seeds."""
+"""Diversity and alignment of a sampler, from a few prompts and seeds."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from sid_lsg.metrics.features import CLIPFeatures
 
 
 class Probe(NamedTuple):
-    """Means over P prompts x S seeds; c is the cosine of CLIP embeddings.
+    """Means over P prompts x S seeds; c is the cosine similarity of CLIP embeddings.
 
     Attributes:
         within: 1 - c over pairs of images of one prompt.
@@ -39,14 +39,14 @@ def probe(
     num_seeds: int,
     batch_size: int,
 ) -> Probe:
-    """Sample every prompt with seeds of its own, and measure.
+    """Sample every prompt with its own seeds, and measure diversity and alignment.
 
     Args:
-        sampler: What to look at.
+        sampler: The sampler to measure.
         features: A CLIP model.
         prompts: P distinct prompts.
-        num_seeds: S.
-        batch_size: Images at a time.
+        num_seeds: Seeds per prompt, S.
+        batch_size: Images per batch.
     """
     texts = [prompt for prompt in prompts for _ in range(num_seeds)]
     seeds = range(len(texts))
@@ -56,9 +56,10 @@ def probe(
 
 
 def choose_prompts(prompts: Sequence[str], count: int) -> list[str]:
-    """Choose at most `count` distinct prompts at even distances.
+    """Choose at most `count` distinct, evenly spaced prompts.
 
-    They are looked for among 16 times as many: a corpus may hold the same ones again, and millions.
+    Only 16 * `count` prompts are examined, because a corpus may have millions. Several candidates
+    per choice leave room for duplicates.
     """
 
     def even(items: Sequence[str], number: int) -> list[str]:
@@ -78,7 +79,7 @@ def measure(images: Tensor, texts: Tensor) -> Probe:
     images, texts = F.normalize(images, dim=1), F.normalize(texts, dim=1)
     prompt = torch.arange(len(texts), device=images.device)
     prompt = prompt.repeat_interleave(len(images) // len(texts))
-    distance = (1 - images @ images.T).clamp(min=0)  # of equals, roundings may say less
+    distance = (1 - images @ images.T).clamp(min=0)  # rounding may give less for equal images
     same = prompt[:, None] == prompt
     others = same & ~torch.eye(len(images), dtype=torch.bool, device=images.device)
     cosine = images @ texts.T
@@ -91,7 +92,7 @@ def measure(images: Tensor, texts: Tensor) -> Probe:
 
 
 def below(limit: float, ratios: dict[str, float]) -> str:
-    """Say which ratios to the teacher are below a limit; NaN is. Empty for none."""
+    """Describe the ratios to the teacher that are below a limit or NaN; return "" if none is."""
     return "; ".join(
         f"{name} is {ratio:.2f} times the teacher's (limit {limit:g})"
         for name, ratio in ratios.items()

@@ -1,8 +1,8 @@
-"""Protocols: everything that a FID depends on beside the images, under one name.
+"""Evaluation protocols: everything except the images that an FID depends on, under one name.
 
-Re-runs of one published checkpoint gave FIDs of 8.15 and 14.3, because resizing and networks
-differed. Scores carry their protocol and image count in their name, `fid_clean256_30k`, and
-reference statistics of one protocol are refused by another.
+Two evaluations of one published checkpoint gave FIDs of 8.15 and 14.3 because resizing and
+networks differed. So a score's name contains the protocol and the number of images
+(`fid_clean256_30k`), and reference statistics of another protocol are rejected.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,13 +21,13 @@ ProtocolName = Literal["clean256", "clip", "fast"]
 
 
 class FeatureNetwork(Protocol):
-    """A frozen network that describes images by numbers."""
+    """A frozen network that computes features of images."""
 
     dimension: int
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes two such networks the same."""
+        """Properties that are equal for interchangeable networks."""
 
     def embed(self, images: Tensor) -> Tensor:
         """Embed prepared uint8 images [B, 3, S, S]: [B, D] float32."""
@@ -38,15 +38,15 @@ class FeatureNetwork(Protocol):
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """How images become features.
+    """Preprocessing and network that turn images into features.
 
     Attributes:
-        name: What scores are named after.
-        network: What makes the features.
-        size: The side of a prepared image.
-        resize: uint8 images [B, 3, H, W] of any size to prepared ones [B, 3, size, size].
-        chain: The same in words, for reports and for the comparison with stored statistics.
-        num_images: How many images make its FID, unless the user says otherwise.
+        name: Part of the names of its scores.
+        network: Computes the features.
+        size: Side of a prepared image.
+        resize: Maps uint8 images [B, 3, H, W] of any size to prepared ones [B, 3, size, size].
+        chain: Description of the preprocessing, stored in reports and reference statistics.
+        num_images: Default number of images for the FID.
     """
 
     name: str
@@ -68,7 +68,7 @@ class EvaluationProtocol:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What two sets of statistics must share to be compared."""
+        """Properties that must be equal for two sets of statistics to be comparable."""
         return {"protocol": self.name, "chain": self.chain, **self.network.identity}
 
     def key(self, score: str, num_images: int) -> str:
@@ -78,7 +78,7 @@ class EvaluationProtocol:
 
 
 def clean256(inception: InceptionFeatures) -> EvaluationProtocol:
-    """Make the paper's protocol: LANCZOS to 256, bicubic to 299 in float, Inception."""
+    """Return the paper's protocol: LANCZOS to 256, bicubic to 299 in float, Inception."""
     return EvaluationProtocol(
         "clean256",
         inception,
@@ -91,7 +91,7 @@ def clean256(inception: InceptionFeatures) -> EvaluationProtocol:
 
 
 def clip_protocol(clip: CLIPFeatures, fast: bool = False) -> EvaluationProtocol:
-    """Make the protocol of a CLIP model's image embeddings: exact, or fast and of few images."""
+    """Return the protocol `clip` (CLIP image embeddings), or `fast` (fast resizing, few images)."""
     side = clip.input_size
     if fast:
         chain = f"centre square -> torch antialiased bicubic to {side}, uint8 -> image embeddings"
@@ -106,13 +106,14 @@ def load_protocol(
     inception: str | None = None,
     option: str = "inception",
 ) -> EvaluationProtocol:
-    """Make a protocol from its name, loading Inception where it is needed.
+    """Return a protocol by name; load Inception if it needs it.
 
     Args:
         name: `clean256`, `clip` or `fast`.
-        clip: The CLIP model of the latter two.
-        inception: TorchScript file for the first.
-        option: The option that named it, for messages; the model's stands beside it.
+        clip: The CLIP model, for `clip` and `fast`.
+        inception: Inception's TorchScript file, for `clean256`; None downloads it.
+        option: Name of the option for Inception, for error messages; with `clip` in place of
+            `inception` it is the option for CLIP.
 
     Raises:
         UsageError: If the network is missing.
@@ -121,7 +122,7 @@ def load_protocol(
         return clean256(InceptionFeatures.from_file(inception, option))
     if clip is None:
         raise UsageError(
-            f"--{option.replace('inception', 'clip')} is missing: the protocol `{name}` is made of "
-            "a CLIP model's features. Name one."
+            f"--{option.replace('inception', 'clip')} is missing: the protocol `{name}` uses "
+            "features of a CLIP model. Give one."
         )
     return clip_protocol(clip, fast=name == "fast")

@@ -1,4 +1,4 @@
-"""The images to compare with: their statistics, computed once."""
+"""Statistics of reference images, computed once and cached."""
 
 import hashlib
 import json
@@ -24,18 +24,18 @@ def load_reference(
     device: torch.device | str = "cpu",
     progress: str | None = None,
 ) -> Statistics:
-    """Load stored statistics, or compute those of a folder's images and keep them.
+    """Load stored statistics, or compute and cache those of a folder of images.
 
     Args:
         source: A .safetensors file of statistics, or a folder of images.
-        protocol: How the images to be compared become features.
-        option: The option that named the source, for messages.
-        batch_size: Images at a time.
-        device: Where to compute.
-        progress: Name for a progress bar; none by default.
+        protocol: The evaluation's protocol; stored statistics must match it.
+        option: Name of the option that gave the source, for error messages.
+        batch_size: Images per batch.
+        device: Device to compute on.
+        progress: Label of a progress bar; None shows none.
 
     Raises:
-        UsageError: If there is nothing to compare with, or it is of another protocol.
+        UsageError: If the source cannot be read, or was computed with another protocol.
     """
     path = Path(resolve(source))
     if not path.is_dir():
@@ -43,19 +43,20 @@ def load_reference(
         statistics.check_protocol(protocol, source, option)
         return statistics
     files = list_images(path, option)
-    kept = cache_folder() / "references" / _name(path, files, protocol)
-    known = all(gather([kept.is_file()]))  # machines need not share a cache
-    if known:
-        statistics = Statistics.load(kept, option)
+    cached = cache_folder() / "references" / _name(path, files, protocol)
+    # All processes must agree; machines may have separate caches.
+    is_cached = all(gather([cached.is_file()]))
+    if is_cached:
+        statistics = Statistics.load(cached, option)
     else:
         statistics = compute_statistics(files, protocol, option, batch_size, device, progress)
     statistics.about.update(source=str(path.resolve()), files=_listing_hash(path, files))
-    if process()[0] == 0 and not known:
+    if process()[0] == 0 and not is_cached:
         try:
-            statistics.save(kept)
-            rank_zero_info(f"The statistics of {source} are kept in {kept}.")
+            statistics.save(cached)
+            rank_zero_info(f"Cached the statistics of {source} in {cached}.")
         except OSError as error:
-            rank_zero_warn(f"Could not keep the statistics of {source} in {kept} ({error}).")
+            rank_zero_warn(f"Could not cache the statistics of {source} in {cached} ({error}).")
     return statistics
 
 
@@ -67,11 +68,11 @@ def compute_statistics(
     device: torch.device | str = "cpu",
     progress: str | None = None,
 ) -> Statistics:
-    """Compute the statistics of image files, each process its share.
+    """Compute the statistics of image files; each process reads its share.
 
     Raises:
-        UsageError: If they are too few or all the same, or some cannot be read, all of them by
-            name.
+        UsageError: If there are too few images, all have the same features, or some cannot be
+            read (the message names them).
     """
     check_enough(len(files), option)
     collector = Collector(protocol)
@@ -81,25 +82,25 @@ def compute_statistics(
         collector.update(protocol.prepare(images))
     reader.check(option)
     statistics = collector.compute()
-    # Leave the device to what comes: a training may hold them for days before it scores.
+    # Free the device memory: training may hold the statistics for days before it scores.
     statistics = statistics._replace(features=statistics.features.cpu())
     collector.reset("cpu")
     if bool((statistics.features == statistics.features[0]).all()):
         raise UsageError(
-            f"--{option}: all of {len(files)} images have the same features, so that nothing can "
-            "be compared with them. Give images that differ."
+            f"--{option}: all of {len(files)} images have the same features, so no score can be "
+            "computed against them. Give images that differ."
         )
     return statistics
 
 
 def _listing_hash(folder: Path, files: list[Path]) -> str:
-    """Return what tells images from others in their place, wherever they are copied to."""
+    """Hash the relative paths and sizes of the files; a copied folder has the same hash."""
     names = ((file, file.relative_to(folder).as_posix()) for file in files)
     return text_hash(f"{name!a} {file.stat().st_size}" for file, name in names)
 
 
 def _name(folder: Path, files: list[Path], protocol: EvaluationProtocol) -> str:
-    """Name the statistics of these files, as they are now, under this protocol."""
+    """Return the cache file name for these files, their sizes and times, and the protocol."""
     stats = [(file.relative_to(folder).as_posix(), file.stat()) for file in files]
     listed = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     about = json.dumps([str(folder.resolve()), listed, protocol.identity], sort_keys=True)

@@ -1,4 +1,4 @@
-"""An evaluation's report: numbers as JSON, a table as Markdown, and pictures."""
+"""The report of an evaluation: numbers as JSON, a Markdown table, sample images and plots."""
 
 import json
 import os
@@ -25,8 +25,8 @@ IMAGES, REPORT = "images", "report.json"
 _FILES = (REPORT, "report.md", "samples.png", "alignment.png")
 _UNREADABLE = (OSError, ValueError, TypeError)
 PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "numpy", "pillow")
-PICTURED = 8
-# What two reports must share to stand in one table.
+NUM_SAMPLES = 8
+# Fields that must be equal for two reports to share a table.
 _SHARED = ("num_images", "prompts_sha256", "protocol", "reference", "clip", "preferences")
 
 
@@ -42,13 +42,13 @@ def write_report(
     """Write report.json, report.md, samples.png and, with a reference, alignment.png.
 
     Args:
-        root: The folder.
-        evaluator: What scored.
-        scores: What it found.
-        paths: The images.
+        root: Output folder.
+        evaluator: The evaluator that computed the scores.
+        scores: Its results.
+        paths: The image files.
         captions: Their captions, if known.
-        about: What the images are.
-        others: Reports for the same table, which `check_comparable` has let pass.
+        about: Description of the images: `name`, `images` and how they were sampled.
+        others: Further reports for the table; `check_comparable` must have accepted them.
     """
     protocol, reference = evaluator.protocol, evaluator.reference
     count = len(paths)
@@ -72,20 +72,20 @@ def write_report(
     scored = markdown_table([*others, content])
     with replacing(root / "report.md") as temporary:
         temporary.write_text(_markdown(content, scored), encoding="utf-8")
-    print(f"\n{scored}\n\nReport and pictures: {root}")
+    print(f"\n{scored}\n\nReport and images: {root}")
 
 
 def check_free_of_others(root: Path) -> None:
-    """Refuse a folder where a report would take the place of files that are none of a report.
+    """Reject a folder in which a report would overwrite files that no evaluation wrote.
 
     Raises:
         UsageError: If there is such a file.
     """
     there = [name for name in _FILES if os.path.lexists(root / name)]
-    interrupted = (root / IMAGES / MANIFEST).is_file()  # between its pictures and its numbers
+    interrupted = (root / IMAGES / MANIFEST).is_file()  # images written, scores not yet
     if there and not (interrupted or _is_report(root / REPORT)):
         raise UsageError(
-            f"--output: {str(root)!r} holds a {there[0]!r} that no evaluation has written. Choose "
+            f"--output: {str(root)!r} contains a {there[0]!r} that no evaluation wrote. Choose "
             "another folder."
         )
 
@@ -94,7 +94,7 @@ def read_report(folder: str) -> dict[str, Any]:
     """Read an earlier report.
 
     Raises:
-        UsageError: If there is none.
+        UsageError: If the folder contains no report.
     """
     path = Path(folder).expanduser()
     path = path / REPORT if path.is_dir() else path
@@ -102,8 +102,8 @@ def read_report(folder: str) -> dict[str, Any]:
         return _load(path)
     except _UNREADABLE as error:
         raise UsageError(
-            f"--compare: {folder!r} is not the folder of a report ({error}). Give the --output of "
-            "an earlier evaluation."
+            f"--compare: {folder!r} is not a report folder ({error}). Give the --output folder "
+            "of an earlier evaluation."
         ) from error
 
 
@@ -122,7 +122,7 @@ def _is_report(path: Path) -> bool:
 
 
 def scored_by(evaluator: Evaluator) -> dict[str, Any]:
-    """Say what a report's scores are: protocol, reference and networks."""
+    """Describe how the scores were computed: protocol, reference and networks."""
     return {
         "protocol": evaluator.protocol.identity,
         "reference": _described(evaluator.reference),
@@ -132,26 +132,26 @@ def scored_by(evaluator: Evaluator) -> dict[str, Any]:
 
 
 def check_comparable(own: dict[str, Any], other: dict[str, Any]) -> None:
-    """Refuse to put scores into one table that were not computed alike.
+    """Reject a report with scores that were computed differently.
 
     Raises:
-        UsageError: Naming what differs.
+        UsageError: If a setting differs; the message names the first.
     """
     for name in _SHARED:
         ours, theirs = own.get(name), other.get(name)
-        if name == "reference" and ours and theirs:  # of which earlier versions said less
+        if name == "reference" and ours and theirs:  # earlier versions stored fewer fields
             common = ours.keys() & theirs.keys()
-            ours, theirs = ({key: said[key] for key in common} for said in (ours, theirs))
+            ours, theirs = ({key: fields[key] for key in common} for fields in (ours, theirs))
         if json.dumps(ours, sort_keys=True) != json.dumps(theirs, sort_keys=True):
             raise UsageError(
                 f"--compare: the report of {other.get('name')!r} differs in its {name} "
-                f"({other.get(name)!r}, here {own.get(name)!r}): its scores do not compare. "
-                "Evaluate both alike."
+                f"({other.get(name)!r}, here {own.get(name)!r}), so its scores are not comparable. "
+                "Evaluate both with the same settings."
             )
 
 
 def markdown_table(reports: Sequence[dict[str, Any]]) -> str:
-    """Lay out reports' scores: a row each."""
+    """Format the scores of reports as a Markdown table, one row per report."""
     keys = list(reports[-1]["scores"])
     rows = []
     for content in reports:
@@ -162,7 +162,7 @@ def markdown_table(reports: Sequence[dict[str, Any]]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what computes scores."""
+    """Return the versions of Python and of the packages that compute the scores."""
     found = {name: version(name) for name in PACKAGES}
     return {"sid_lsg": __version__, "python": platform.python_version()} | found
 
@@ -197,8 +197,8 @@ def _samples(
     content: dict[str, Any],
     others: Sequence[dict[str, Any]],
 ) -> Any:
-    """Show a few of the images; above them the same ones of the compared reports, if they fit."""
-    number = min(PICTURED, len(paths))
+    """Show a few images, below the same images of the compared reports if their shapes match."""
+    number = min(NUM_SAMPLES, len(paths))
     chosen = [i * len(paths) // number for i in range(number)]
     rows = {content["name"]: _read([paths[i] for i in chosen])}
     for other in others:
@@ -207,14 +207,16 @@ def _samples(
             images = _read(files)
             if images.shape == rows[content["name"]].shape:
                 name = other["name"]
-                while name in rows:  # by default a folder's name, as `generator` of several runs
+                while (
+                    name in rows
+                ):  # names may repeat: the default is the folder's, such as `generator`
                     name += "'"
                 rows = {name: images} | rows
     return comparison(rows, [captions[i] if captions else paths[i].name for i in chosen])
 
 
 def _read(paths: Sequence[Path]) -> Tensor:
-    """Read a few images and crop them to one size: [B, 3, H, W] in [-1, 1]."""
+    """Read images and crop them to a common size: [B, 3, H, W] in [-1, 1]."""
     images = [read_image(path) for path in paths]
     height, width = (min(sizes) for sizes in zip(*(i.shape[1:] for i in images), strict=True))
     cropped = [from_uint8(image[:, :height, :width]) for image in images]
@@ -222,7 +224,7 @@ def _read(paths: Sequence[Path]) -> Tensor:
 
 
 def _markdown(content: dict[str, Any], scored: str) -> str:
-    """Write the report for people."""
+    """Format the report as Markdown."""
     protocol = content["protocol"]
     reference = content["reference"]
     facts = {
@@ -239,7 +241,7 @@ def _markdown(content: dict[str, Any], scored: str) -> str:
         "versions": ", ".join(f"{name} {value}" for name, value in content["versions"].items()),
     }
     lines = [f"- {name}: {value}" for name, value in facts.items() if value]
-    pictures = "![samples](samples.png)\n"
+    figures = "![samples](samples.png)\n"
     if reference:
-        pictures += "\n![alignment with the reference](alignment.png)\n"
-    return f"# {content['name']}\n\n{scored}\n\n" + "\n".join(lines) + f"\n\n{pictures}"
+        figures += "\n![alignment with the reference](alignment.png)\n"
+    return f"# {content['name']}\n\n{scored}\n\n" + "\n".join(lines) + f"\n\n{figures}"

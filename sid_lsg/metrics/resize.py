@@ -1,7 +1,7 @@
-"""How images become a feature network's input; FIDs of different chains do not compare.
+"""Resizing for feature networks; FIDs with different resizing are not comparable.
 
-All take and give uint8 images [B, 3, H, W]. Images that are not square are cropped about their
-centre.
+Functions take uint8 images [B, 3, H, W] and return uint8 unless they say otherwise. Images that
+are not square are cropped at the centre.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -16,17 +16,17 @@ _POOL = ThreadPoolExecutor(thread_name_prefix="resize")  # Pillow resamples with
 
 
 def lanczos(images: Tensor, size: int) -> Tensor:
-    """Crop to a square and resize by Pillow's LANCZOS, as the paper's evaluation begins."""
+    """Crop to a square and resize with Pillow's LANCZOS, the first step of the paper's FID."""
     return _resize_each(images, size, Image.Resampling.LANCZOS)
 
 
 def bicubic(images: Tensor, size: int) -> Tensor:
-    """Resize by Pillow's BICUBIC and crop to a square, as CLIP's preprocessing does."""
+    """Resize with Pillow's BICUBIC and crop to a square, as CLIP's preprocessing does."""
     height, width = images.shape[-2:]
     if height == width:
         return _resize_each(images, size, Image.Resampling.BICUBIC)
     short = min(height, width)
-    shape = (int(size * width / short), int(size * height / short))  # as transformers truncates
+    shape = (int(size * width / short), int(size * height / short))  # truncated as in transformers
 
     def resize(image: Tensor) -> Tensor:
         return _tensor(_pil(image).resize(shape, Image.Resampling.BICUBIC))
@@ -35,7 +35,7 @@ def bicubic(images: Tensor, size: int) -> Tensor:
 
 
 def fast_bicubic(images: Tensor, size: int) -> Tensor:
-    """Crop to a square and resize by torch's antialiased bicubic filter, on the images' device."""
+    """Crop to a square and resize with torch's antialiased bicubic, on the images' device."""
     images = _square(images)
     if images.shape[-1] == size:
         return images
@@ -44,10 +44,10 @@ def fast_bicubic(images: Tensor, size: int) -> Tensor:
 
 
 def bicubic_float(images: Tensor, size: int) -> Tensor:
-    """Resize square images channel by channel in float32 by Pillow's BICUBIC (Parmar et al., 2022).
+    """Resize each channel of square images in float32 with Pillow's BICUBIC (Parmar et al., 2022).
 
     Returns:
-        [B, 3, size, size] float32 in 0..255: not rounded, clipped where the filter overshoots.
+        [B, 3, size, size] float32 in 0..255, not rounded; overshoots are clipped.
     """
 
     def resize(channel: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
         |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))        (Heusel et al., 2017)
 
     The last trace is the sum of the square roots of the eigenvalues of S_a S_b, which are those of
-    the symmetric S_a^(1/2) S_b S_a^(1/2): exact also where a covariance is singular.
+    the symmetric S_a^(1/2) S_b S_a^(1/2). This is exact even for singular covariances.
     """
     values, vectors = torch.linalg.eigh(a.covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
@@ -49,5 +49,5 @@ class Mean(Metric):
 
 
 def cosines(images: Tensor, texts: Tensor) -> Tensor:
-    """Return the CLIP scores of pairs of embeddings [B, D]: their cosines [B] float64."""
+    """Return the CLIP scores of pairs of embeddings [B, D]: cosine similarities [B] float64."""
     return F.cosine_similarity(images.double(), texts.double())

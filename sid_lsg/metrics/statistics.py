@@ -1,4 +1,4 @@
-"""What is kept of a set of images: enough for every score that compares it with another set."""
+"""Statistics of a set of images, sufficient for every score that compares two sets."""
 
 import json
 from pathlib import Path
@@ -19,20 +19,20 @@ from sid_lsg.metrics.protocol import EvaluationProtocol
 
 
 class Statistics(NamedTuple):
-    """A set of images by its features' moments, its features, and its pixels.
+    """Feature moments, features and pixel statistics of a set of images.
 
     Attributes:
         mean: [D] float64.
         covariance: [D, D] float64, unbiased.
-        count: How many images.
+        count: Number of images.
         features: [M, D] float32, of all images or the first M.
         pixels: Histograms and spectrum of the prepared images.
-        about: Where they come from, and `protocol`, the protocol's identity.
+        about: Origin of the images, and the `protocol`'s identity.
     """
 
     mean: Tensor
     covariance: Tensor
-    count: int  # type: ignore[assignment]  # hides the tuple's method
+    count: int  # type: ignore[assignment]  # shadows the tuple's method
     features: Tensor
     pixels: Pixels
     about: dict[str, Any]
@@ -55,7 +55,7 @@ class Statistics(NamedTuple):
         """Read a file that `save` wrote.
 
         Raises:
-            UsageError: If the file is missing or holds something else.
+            UsageError: If the file is missing or contains something else.
         """
         try:
             with safe_open(resolve(str(path)), "pt") as file:
@@ -72,23 +72,23 @@ class Statistics(NamedTuple):
             return cls(mean, covariance, count, features, pixels, about)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UsageError(
-                f"--{option}: {str(path)!r} does not hold reference statistics ({error}). Give a "
+                f"--{option}: {str(path)!r} contains no reference statistics ({error}). Give a "
                 "folder of images, or a .safetensors file that prepare-coco or evaluate wrote."
             ) from error
 
     def check_protocol(self, protocol: EvaluationProtocol, path: str, option: str) -> None:
-        """Refuse statistics of another protocol.
+        """Reject statistics of another protocol.
 
         Raises:
-            UsageError: Naming the first thing that differs.
+            UsageError: If the protocols differ; the message names the first difference.
         """
         own, other = self.about.get("protocol", {}), protocol.identity
         for name in (*other, *own):
             if own.get(name) != other.get(name):
                 raise UsageError(
                     f"--{option}: {path!r} was computed with another protocol: its {name} is "
-                    f"{own.get(name)!r}, and that of `{protocol.name}` as it is set up here "
-                    f"{other.get(name)!r}. Give the images, to compute new statistics."
+                    f"{own.get(name)!r}, but that of `{protocol.name}` is now {other.get(name)!r}. "
+                    "Give the folder of images to compute new statistics."
                 )
 
 
@@ -102,7 +102,7 @@ class Moments(Metric):
     features: list[Tensor]
 
     def __init__(self, dimension: int, **kwargs: Any) -> None:
-        """Take the number of features D."""
+        """Start empty, for features of dimension D."""
         super().__init__(**kwargs)
         for name, shape in (("total", [dimension]), ("products", [dimension] * 2)):
             zeros = torch.zeros(shape, dtype=torch.float64)
@@ -119,7 +119,7 @@ class Moments(Metric):
         self.count += len(features)
 
     def compute(self) -> tuple[Tensor, Tensor, int, Tensor]:
-        """Return mean, unbiased covariance, count, and the features [N, D] themselves."""
+        """Return the mean, unbiased covariance, count and features [N, D]."""
         count = int(self.count)
         mean = self.total / count
         covariance = (self.products - count * torch.outer(mean, mean)) / (count - 1)
@@ -127,16 +127,16 @@ class Moments(Metric):
 
 
 class Collector:
-    """Turn prepared images into statistics, batch by batch, on every process its share."""
+    """Accumulate statistics of prepared images over batches and processes."""
 
     def __init__(self, protocol: EvaluationProtocol) -> None:
-        """Take the protocol."""
+        """Start empty, for images of a protocol."""
         self.protocol = protocol
         self.moments = Moments(protocol.network.dimension)
         self.pixels = PixelStatistics(protocol.size)
 
     def reset(self, device: torch.device | str) -> None:
-        """Begin anew, on a device."""
+        """Clear the statistics and move them and the network to a device."""
         self.protocol.network.to(device)
         for metric in (self.moments, self.pixels):
             metric.to(device).reset()
@@ -149,7 +149,7 @@ class Collector:
         return features
 
     def compute(self, **about: Any) -> Statistics:
-        """Return the statistics of all processes' images; `about` says where they come from."""
+        """Return the statistics of all processes' images; `about` describes their origin."""
         mean, covariance, count, features = self.moments.compute()
         about = {**about, "protocol": self.protocol.identity}
         return Statistics(

@@ -315,7 +315,7 @@ def test_two_processes_report_as_one(files: Files, tmp_path: Path) -> None:
             for name in ("one", "two")
         )
         assert np.abs(ours - theirs).max() <= 1
-    assert said.count("Report and pictures") == 1
+    assert said.count("Report and images") == 1
 
 
 # ---------------------------------------------------------------------- refusals
@@ -390,7 +390,7 @@ def test_files_of_others_are_not_replaced(
     (out / "report.md").write_text("mine")
     message = refused(capsys, "evaluate", *folder_line(files, files.real, output=out))
     assert "--output" in message
-    assert "holds a 'report.md' that no evaluation has written" in message
+    assert "contains a 'report.md' that no evaluation wrote" in message
     assert [(p.name, p.read_text()) for p in out.iterdir()] == [("report.md", "mine")]
     message = refused(capsys, "evaluate", *folder_line(files, files.real, output=files.real))
     assert "holds the --images" in message
@@ -475,7 +475,7 @@ def test_statistics_of_another_protocol(
     (kept,) = (cache / "sid_lsg" / "references").iterdir()
     message = refused(capsys, *files.line(reference=kept, protocol="fast", output=tmp_path / "b"))
     assert "--reference" in message
-    assert "its protocol is 'clip', and that of `fast`" in message
+    assert "its protocol is 'clip', but that of `fast`" in message
 
 
 def evaluate_on_a_full_disk(line: list[str]) -> None:

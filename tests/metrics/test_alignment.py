@@ -1,4 +1,4 @@
-"""Alignment against numpy and scipy, and planted differences found in the number that is theirs."""
+"""Compare alignment with numpy and scipy, and check that each number finds its difference."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 
 
 def pictures(count: int, seed: int, size: int = SIZE) -> Tensor:
-    """Draw coloured noise [B, 3, size, size] uint8 in 40..200, another mean for each channel."""
+    """Draw coloured noise [B, 3, size, size] uint8 in 40..200, with one mean per channel."""
     noise = np.random.default_rng(seed).integers(40, 161, (count, 3, size, size))
     return torch.from_numpy(noise + np.array([0, 20, 40])[:, None, None]).byte()
 
@@ -58,7 +58,7 @@ def quantiles(values: np.ndarray) -> dict[str, float]:
 
 
 def ring_spectrum(images: Tensor) -> np.ndarray:
-    """Mean power per radius, one frequency at a time."""
+    """Compute the mean power per radius, one frequency at a time."""
     size, count = images.shape[-1], len(images)
     total, members = np.zeros(size // 2 + 1), np.zeros(size // 2 + 1)
     for red, green, blue in images.double().numpy():
@@ -97,7 +97,7 @@ def test_a_wave_has_its_power_at_its_radius() -> None:
     assert spectrum[4] > 100 * spectrum.sum() / 101 * 0.95
     members = sum(
         round(math.hypot(x, y)) == 4 for x in range(-16, 16) for y in range(-16, 16)
-    )  # of which two hold half of the power each: 32^2 (100 / 255)^2 / 2
+    )  # two of them have half of the power 32^2 (100 / 255)^2 / 2 each
     assert float(spectrum[4]) * members == pytest.approx(32**2 * (100 / 255) ** 2 / 2, rel=0.01)
 
 
@@ -111,7 +111,7 @@ def test_batches_and_processes_add_up() -> None:
     shares[1].update(images[:0])
     merged = PixelStatistics(SIZE)
     merged.update(images[:0])
-    for state in ("histogram", "power", "count"):  # as torchmetrics does across processes
+    for state in ("histogram", "power", "count"):  # as torchmetrics reduces over processes
         assert merged._reductions[state] is not None
         states = torch.stack([getattr(share, state) for share in shares])
         setattr(merged, state, merged._reductions[state](states))
@@ -181,7 +181,7 @@ def test_pixels_are_compared_as_scipy_does() -> None:
 
 
 def flat(found: dict) -> list[float]:
-    """All numbers of a report that should be zero for equal sets."""
+    """Return the numbers of a report that are zero for equal sets."""
     return [*found["wasserstein"], *found["total_variation"], *found["power_db"].values()]
 
 
@@ -335,7 +335,7 @@ def test_a_reference_of_duplicates_has_no_ratio() -> None:
         neighbour_alignment(pairs, pairs[:1])
 
 
-# ---------------------------------------------------------------------- report and picture
+# ---------------------------------------------------------------------- report and figure
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Scores of samplers and of folders: the same images, the same numbers, whoever computes them."""
+"""Check that equal images get equal scores from samplers, folders and several processes."""
 
 import random
 import warnings
@@ -29,7 +29,7 @@ NUM_IMAGES = 10
 
 
 class Seeded:
-    """Samples images from seeds and prompts, and remembers what it was asked for."""
+    """Sample images from seeds and prompts, and record the calls."""
 
     def __init__(self, size: int = 32) -> None:
         self.size = size
@@ -45,7 +45,7 @@ class Seeded:
 
 
 class Brightness(Preference):
-    """Prefers bright images of short prompts."""
+    """Prefer bright images of short prompts."""
 
     name = "brightness"
 
@@ -67,7 +67,7 @@ def clip(clip_folder: str) -> CLIPFeatures:
 
 
 REAL = normal(40, 1, DIMENSION).float()
-REFERENCE = statistics(REAL)  # here, where there is one process
+REFERENCE = statistics(REAL)  # computed here, in the single parent process
 
 
 def evaluator(network: CLIPFeatures, **options: Any) -> Evaluator:
@@ -149,7 +149,7 @@ def test_what_is_missing_is_left_out(clip: CLIPFeatures) -> None:
 def test_the_clip_score_has_its_own_preprocessing_under_another_protocol(
     clip: CLIPFeatures,
 ) -> None:
-    """Large images, resized by Pillow for the score whatever the protocol does to them."""
+    """Pillow resizes large images for the CLIP score, whatever the protocol does."""
 
     other = EvaluationProtocol(
         "other", clip_protocol(clip).network, 32, lambda images, size: images[..., :size, :size],
@@ -232,7 +232,7 @@ def _evaluate(rank: int, folder: str, clip_folder: str) -> None:
 
 
 def test_two_processes_score_as_one(clip: CLIPFeatures, clip_folder: str, tmp_path: Path) -> None:
-    """Three batches: the second process samples once for nothing, which must not count."""
+    """Of three batches, the second process discards one; it must not be counted."""
     write_images(tmp_path / "images")
     forked.together(_evaluate, str(tmp_path), clip_folder)
     alone: Scores = evaluator(clip).of_sampler(Seeded(), PROMPTS, NUM_IMAGES, 4, "cpu")

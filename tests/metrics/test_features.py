@@ -1,4 +1,4 @@
-"""CLIP features are transformers' own; what cannot be loaded is refused."""
+"""Compare CLIP features with transformers', and check that unloadable models are rejected."""
 
 import json
 import pickle
@@ -45,7 +45,7 @@ def make_clip(folder: Path, tokenizer: Path) -> Path:
         torch.manual_seed(0)
         model = CLIPModel(config)
     for parameter in model.parameters():
-        parameter.data *= 5  # embeddings that depend visibly on what is embedded
+        parameter.data *= 5  # make embeddings depend clearly on their input
     model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(
         json.dumps({"image_mean": MEAN, "image_std": STD})
@@ -60,7 +60,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory, tiny_sd: str) -> str:
 
 @pytest.fixture
 def spoilt(clip: str, tmp_path: Path) -> Path:
-    """A copy of the CLIP, to be spoilt."""
+    """Return a copy of the CLIP folder that a test may damage."""
     return Path(shutil.copytree(clip, tmp_path / "spoilt"))
 
 

@@ -1,4 +1,4 @@
-"""Distances, precision, recall, density, coverage and KID against loops over all pairs."""
+"""Compare precision, recall, density, coverage and KID with loops over all pairs."""
 
 import itertools
 from collections.abc import Callable
@@ -27,24 +27,24 @@ NAMES = ["precision", "recall", "density", "coverage"]
 
 
 def normal(count: int, seed: int, dimension: int = 6, spread: float = 1.0) -> Tensor:
-    """Draw features whose mean is not zero, the same for every seed."""
+    """Draw features with a non-zero mean that is the same for every seed."""
     noise = np.random.default_rng(seed).standard_normal((count, dimension))
     return torch.from_numpy(spread * noise + np.linspace(-2, 5, dimension))
 
 
 def squared(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Squared distances from differences: exact for whole numbers."""
+    """Return squared distances from differences; exact for integers."""
     return np.square(x[:, None] - y[None]).sum(2)
 
 
 def brute_radii(x: np.ndarray, k: int) -> np.ndarray:
-    """Squared distance to the k-th nearest other point: the 0-th is the point itself."""
+    """Return squared distances to the k-th nearest other point."""
     distances = squared(x, x)
     return np.array([sorted(np.delete(row, i))[k - 1] for i, row in enumerate(distances)])
 
 
 def brute(generated: Tensor, reference: Tensor, k: int = 3) -> list[float]:
-    """Precision, recall, density and coverage by loops."""
+    """Compute precision, recall, density and coverage with loops."""
     x, y = generated.numpy(), reference.numpy()
     between, r_x, r_y = squared(x, y), brute_radii(x, k), brute_radii(y, k)
     n, m = range(len(x)), range(len(y))
@@ -57,7 +57,7 @@ def brute(generated: Tensor, reference: Tensor, k: int = 3) -> list[float]:
 
 
 def brute_kid(x: Tensor, y: Tensor) -> float:
-    """MMD^2 as Bińkowski et al. write it, one pair at a time."""
+    """Compute MMD^2 as in Bińkowski et al., one pair at a time."""
     a, b = x.double().numpy(), y.double().numpy()
 
     def kernel(u: np.ndarray, v: np.ndarray) -> float:
@@ -86,7 +86,7 @@ def test_overlap_is_what_loops_count(n: int, m: int, k: int, dimension: int, chu
     generated, reference = normal(n, 1, dimension, spread=0.8), normal(m, 2, dimension)
     expected = brute(generated, reference, k)
     assert plain(overlap(generated, reference, k, chunk)) == expected
-    assert 0 < expected[0] < 1 or k == 5  # counts that could be wrong
+    assert 0 < expected[0] < 1 or k == 5  # not trivially 0 or 1
 
 
 @pytest.mark.parametrize("chunk", [1, 16, 37, 4096])
@@ -126,7 +126,7 @@ def test_half_precision_features_are_compared_in_float64() -> None:
 def test_features_far_from_the_origin_do_not_cancel() -> None:
     x, y = normal(40, 1), normal(50, 2)
     far = 2.0**24  # |x|^2 is 3e14: without centring, distances would be off by 0.05
-    x, y = (x + far) - far, (y + far) - far  # what the shift rounds away
+    x, y = (x + far) - far, (y + far) - far  # drop the bits that the shift rounds away
     assert plain(overlap(x + far, y + far)) == brute(x, y)
     expected = np.sqrt(brute_radii(x.numpy(), 3))
     np.testing.assert_allclose(kth_distances(x + far, 3), expected, rtol=1e-8)
@@ -142,11 +142,11 @@ def test_identical_sets(chunk: int) -> None:
     x = normal(40, 1)
     precision, recall, density, coverage = plain(overlap(x, x.clone(), 3, chunk))
     assert (precision, recall, coverage) == (1, 1, 1)
-    # A ball holds its centre and the k neighbours, the last of which lies on the surface.
+    # A ball contains its centre and k neighbours, the last one on the surface.
     assert density == pytest.approx(4 / 3, rel=1e-15)
     shuffled = x[torch.randperm(40, generator=torch.Generator().manual_seed(0))]
     assert plain(overlap(shuffled, x, 3, chunk)) == [precision, recall, density, coverage]
-    # Unbiased: without the kernel of a point with itself, but all others twice.
+    # The unbiased estimate leaves out the kernel of a point with itself.
     assert float(kernel_distance(x, x)) == pytest.approx(brute_kid(x, x), rel=1e-10)
     assert kernel_distance(x, x) < 0
 
@@ -174,8 +174,10 @@ def test_one_far_outlier_spoils_its_own_ball_only() -> None:
     with_outlier = torch.cat([generated, torch.full((1, 6), -1e6).double()])
     expected = brute(with_outlier, reference)
     assert plain(overlap(with_outlier, reference)) == expected
-    assert expected[1] == 60 / 61  # the known weakness of recall: its ball holds all but one
-    assert expected[3] < 0.9  # coverage does not have it
+    assert (
+        expected[1] == 60 / 61
+    )  # known weakness of recall: the ball of the outlier contains all but one
+    assert expected[3] < 0.9  # coverage is not affected
 
 
 # ---------------------------------------------------------------------- invariants
@@ -183,7 +185,7 @@ def test_one_far_outlier_spoils_its_own_ball_only() -> None:
 
 @st.composite
 def lattices(draw: Callable) -> tuple[Tensor, Tensor]:
-    """Two sets of small whole numbers: full of ties and duplicates."""
+    """Draw two sets of small integers with many ties and duplicates."""
     dimension = draw(st.integers(1, 4))
     elements = st.integers(-3, 3)
     sizes = [draw(st.integers(4, 16)) for _ in range(2)]
@@ -249,7 +251,7 @@ def test_known_radii_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Remember the largest tensor that any operation returns."""
+    """Record the size of the largest tensor that an operation returns."""
 
     numel = 0
 

@@ -1,7 +1,7 @@
-"""Preference scores against independent implementations of the official networks, tiny ones.
+"""Compare preference scores with tiny independent implementations of the official networks.
 
-The references below are written in plain torch and named as the official code names its modules, so
-that their state dicts are official files in miniature.
+The reference networks below use plain torch and the official module names, so their state dicts
+have the format of the official files.
 """
 
 import hashlib
@@ -155,7 +155,7 @@ class VisualEncoder(nn.Module):
 
 
 class Attention(nn.Module):
-    """BERT's attention, to itself or to an image, with its residual and norm after."""
+    """BERT's self- or cross-attention, followed by residual and norm."""
 
     def __init__(self, width: int, seen: int) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ class Reward(nn.Module):
 
 
 def spread(make: Callable[[], nn.Module]) -> nn.Module:
-    """Make a network whose every weight matters: biases and norms too are random."""
+    """Build a network with random weights, including biases and norms."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = make()
@@ -241,7 +241,7 @@ def spread(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 class Case:
-    """A score, its reference, the reference's file and how to load that."""
+    """A score, its reference network, the reference's file, and how to load it."""
 
     def __init__(
         self, kind: type[Preference], reference: nn.Module, path: Path, tokenizer: Path
@@ -307,7 +307,7 @@ def picture_of(image: Tensor) -> Image.Image:
 
 
 def clip_ids(tokenizer: Path, texts: list[str]) -> Tensor:
-    """Tokenise as OpenCLIP: cut to the context with the end last, pad with 0."""
+    """Tokenize as OpenCLIP: truncate to the context, keep the end token, pad with 0."""
     words, ids = CLIPTokenizer.from_pretrained(tokenizer), torch.zeros(len(texts), CONTEXT).long()
     for row, text in zip(ids, texts, strict=True):
         tokens = words(text).input_ids
@@ -317,7 +317,7 @@ def clip_ids(tokenizer: Path, texts: list[str]) -> Tensor:
 
 
 def expected_scores(case: Case, images: Tensor, texts: list[str]) -> Tensor:
-    """Score by the reference; square images of the network's size."""
+    """Score square images of the network's size with the reference."""
     pixels = (images.float() / 255 - MEAN) / STD
     if case.kind is HPSv2:
         return case.reference(pixels, clip_ids(case.tokenizer, texts))
@@ -340,7 +340,7 @@ def test_scores_are_those_of_the_official_networks(case: Case) -> None:
     assert (scores.dtype, scores.shape) == (torch.float32, (4,))
     expected = expected_scores(case, images, texts)
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
-    assert expected.std() > 0.01  # it is no comparison of constants
+    assert expected.std() > 0.01  # the scores differ
 
 
 def test_a_text_is_read_as_the_official_tokenizers_do(case: Case) -> None:
@@ -350,7 +350,7 @@ def test_a_text_is_read_as_the_official_tokenizers_do(case: Case) -> None:
     torch.testing.assert_close(*same)
     words = (LONG.split() * 2)[: 33 if case.kind is ImageReward else 60]
     cut, whole = (preference.score(images, [" ".join(w)]) for w in (words, [*words, "cat"]))
-    torch.testing.assert_close(cut, whole)  # what is beyond the limit is cut
+    torch.testing.assert_close(cut, whole)  # text beyond the limit is truncated
     shorter = preference.score(images, [" ".join(words[:3])])
     assert (shorter - whole).abs() > 1e-4
 
@@ -394,7 +394,7 @@ def test_scores_repeat_and_leave_random_and_training_state_alone(case: Case) -> 
     before, images = state(), noise(3, 40, 30)
     preference = case.load()
     first = preference.score(images, TEXTS)
-    holder = nn.ModuleList([preference]).train()  # as a LightningModule's `train` reaches it
+    holder = nn.ModuleList([preference]).train()  # as a LightningModule's `train` does
     with torch.autocast("cpu", torch.bfloat16):
         again = preference.score(images, TEXTS)
     assert torch.equal(first, again)
@@ -439,7 +439,7 @@ SIZES = [
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_hpsv2_fits_and_pads_images(height: int, width: int) -> None:
-    """Channels are resampled by Pillow in float: it neither rounds nor clips these."""
+    """Pillow resamples the channels in float, without rounding or clipping."""
     images = noise(2, height, width)
     prepared = hpsv2_pixels(images, 28)
     assert (prepared.dtype, prepared.shape) == (torch.float32, (2, 3, 28, 28))
@@ -477,7 +477,7 @@ def test_images_of_any_size_are_prepared_before_they_are_scored(case: Case) -> N
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
 
 
-# ---------------------------------------------------------------------- where weights come from
+# ---------------------------------------------------------------------- sources of weights
 
 
 def test_identity_tells_what_was_loaded(case: Case) -> None:
@@ -537,7 +537,7 @@ def test_a_file_on_the_hub(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def clip_folder(tmp_path: Path, tiny_sd: str) -> Path:
-    """A random CLIP for 32x32 images in the layout of transformers."""
+    """Write a random CLIP for 32x32 images in transformers' layout."""
     folder = Path(shutil.copytree(Path(tiny_sd, "tokenizer"), tmp_path / "clip"))
     words = CLIPTokenizer.from_pretrained(folder)
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
@@ -593,10 +593,10 @@ def test_objects_are_never_unpickled(case: Case, tmp_path: Path) -> None:
     for new in (True, False):
         stored = {"state_dict": case.weights, "trap": Trap(mark)}
         torch.save(stored, path, _use_new_zipfile_serialization=new)
-        assert "holds objects besides tensors" in case.refuse(path)
+        assert "contains objects other than tensors" in case.refuse(path)
         assert not mark.exists()
     path.write_bytes(pickle.dumps(Trap(mark)))
-    assert "holds objects besides tensors" in case.refuse(path)
+    assert "contains objects other than tensors" in case.refuse(path)
     assert not mark.exists()
 
 
@@ -607,11 +607,11 @@ def test_objects_are_never_unpickled(case: Case, tmp_path: Path) -> None:
         (lambda path: path.mkdir(), "could not load"),
         (
             lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"),
-            "no weights",
+            "not a weights file",
         ),
         (lambda path: path.write_bytes(b""), "could not load"),
-        (lambda path: torch.save([torch.zeros(2)], path), "it holds no named tensors but a list"),
-        (lambda path: torch.save({}, path), "it holds no named tensors but a dict"),
+        (lambda path: torch.save([torch.zeros(2)], path), "it contains a list, not named tensors"),
+        (lambda path: torch.save({}, path), "it contains a dict, not named tensors"),
         (lambda path: torch.save({"state_dict": {"a": 1}}, path), "its 'a' is a int, not a tensor"),
         (lambda path: torch.save({"a": torch.zeros(2)}, path), "it lacks"),
     ],
@@ -632,7 +632,7 @@ def test_half_a_file(case: Case, tmp_path: Path) -> None:
 
 
 def test_every_weight_is_needed_and_checked(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    found: dict[str, torch.Tensor] = {}  # what the file would hold: writing and reading take longer
+    found: dict[str, torch.Tensor] = {}  # the file's content, without the time to write and read it
     monkeypatch.setattr("sid_lsg.metrics.preferences.read_weights", lambda _: dict(found))
     unused = ("position_ids", "vision_proj", "text_proj")
     names = [n for n in case.weights if not any(u in n.split(".") for u in unused)]
@@ -660,7 +660,9 @@ def test_a_weight_that_such_a_model_lacks(
 ) -> None:
     case: Case = request.getfixturevalue(kind)
     torch.save(case.weights | {name: torch.zeros(2, 5)}, tmp_path / "w.pt")
-    assert f"it holds {name} of shape [2, 5], which such" in case.refuse(tmp_path / "w.pt")
+    assert f"it contains {name} of shape [2, 5], which this model does not have" in case.refuse(
+        tmp_path / "w.pt"
+    )
 
 
 def test_shapes_that_do_not_fit_are_named(case: Case, tmp_path: Path) -> None:
@@ -673,7 +675,9 @@ def test_shapes_that_do_not_fit_are_named(case: Case, tmp_path: Path) -> None:
 def test_a_clip_of_other_heads_is_not_hpsv2(hpsv2: Case, tmp_path: Path) -> None:
     weights = hpsv2.weights | {"visual.conv1.weight": torch.zeros(1024, 3, 14, 14)}
     torch.save(weights, tmp_path / "w.pt")
-    assert "its width of 1024 is not of attention heads of 80" in hpsv2.refuse(tmp_path / "w.pt")
+    assert "its width of 1024 is not a multiple of the attention head width 80" in hpsv2.refuse(
+        tmp_path / "w.pt"
+    )
 
 
 @pytest.mark.parametrize(
@@ -691,24 +695,26 @@ def test_a_tokenizer_that_is_not_there(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UsageError, match="could not load the tokenizer '.*Give as `tokenizer` a"):
+    with pytest.raises(
+        UsageError, match="could not load the tokenizer '.*Give a folder, or .* as `tokenizer`"
+    ):
         case.kind.from_pretrained(str(case.path))  # type: ignore[attr-defined]
     assert "could not load the tokenizer" in case.refuse(case.path, tmp_path / "nothing")
-    # transformers makes a tokenizer of an empty folder without a word.
-    assert "is not that of the weights" in case.refuse(case.path, tmp_path)
+    # transformers builds a tokenizer from an empty folder without an error.
+    assert "does not match the weights" in case.refuse(case.path, tmp_path)
 
 
 def test_a_tokenizer_of_another_model(hpsv2: Case, image_reward: Case, tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY[:-1]) + "\n")
     message = image_reward.refuse(image_reward.path, tmp_path)
-    assert "(14 tokens) is not that of the weights (17)" in message
+    assert "(14 tokens) does not match the weights (17 tokens)" in message
     words = CLIPTokenizer.from_pretrained(hpsv2.tokenizer)
     size, end = len(words), words.eos_token_id
     words.add_tokens(["another"])
     words.save_pretrained(tmp_path / "clip")
     message = hpsv2.refuse(hpsv2.path, tmp_path / "clip")
-    expected = f"({size + 1} tokens, {end} for the end) is not that of the weights ({size}, {end})"
-    assert expected in message
+    assert f"({size + 1} tokens, end token {end}) does not match" in message
+    assert f"the weights ({size} tokens, end token {end})" in message
 
 
 def test_texts_that_do_not_end_where_the_model_looks(clip_folder: Path) -> None:
@@ -719,7 +725,9 @@ def test_texts_that_do_not_end_where_the_model_looks(clip_folder: Path) -> None:
         if end == 2:
             HPSv2.from_pretrained(str(clip_folder))
             continue
-        with pytest.raises(UsageError, match=r"is not that of the weights \(537, 7\)"):
+        with pytest.raises(
+            UsageError, match=r"does not match the weights \(537 tokens, end token 7\)"
+        ):
             HPSv2.from_pretrained(str(clip_folder))
 
 

@@ -1,4 +1,4 @@
-"""Protocols: resizing equals Pillow's to the bit, and each has a name and an identity."""
+"""Check that the protocols resize bitwise like Pillow, and have names and identities."""
 
 import hashlib
 from pathlib import Path
@@ -17,12 +17,12 @@ from sid_lsg.metrics.inception import InceptionFeatures
 from sid_lsg.metrics.protocol import clean256, clip_protocol, load_protocol
 from sid_lsg.metrics.resize import bicubic, bicubic_float, fast_bicubic, lanczos
 
-# Written by `pillow_chain` below with Pillow 13.0: every 16th and every 13th pixel.
+# Every 16th and every 13th pixel of the results of `pillow_chain` below with Pillow 13.0.
 STORED = Path(__file__).parents[1] / "data" / "clean256.safetensors"
 
 
 def picture(height: int, width: int) -> Tensor:
-    """Draw waves with sharp edges: [3, H, W] uint8, the same everywhere."""
+    """Draw waves with sharp edges: [3, H, W] uint8, deterministic."""
     y, x = np.mgrid[:height, :width]
     waves = [
         (x * (3 + c) + y * y // (5 + c) + 40 * ((x // 9 + y // 7) % 2)) % 256 for c in range(3)
@@ -31,7 +31,7 @@ def picture(height: int, width: int) -> Tensor:
 
 
 def pillow_chain(image: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The paper's chain in the plainest words: LANCZOS to 256, bicubic to 299 per channel."""
+    """Apply the paper's resizing with Pillow only: LANCZOS to 256, bicubic to 299 per channel."""
     small = Image.fromarray(image.permute(1, 2, 0).numpy())
     small = np.asarray(small.resize((256, 256), Image.Resampling.LANCZOS))
     planes = []
@@ -53,11 +53,11 @@ def test_the_papers_chain_is_pillows(size: int) -> None:
     floats = bicubic_float(ours, 299)
     assert floats.dtype == torch.float32
     np.testing.assert_array_equal(floats[0], large)
-    assert not torch.equal(floats, floats.round())  # nothing is rounded on the way
+    assert not torch.equal(floats, floats.round())  # not rounded between the steps
 
 
 def test_the_papers_chain_is_what_is_stored() -> None:
-    """Whatever Pillow is installed: another one that resizes otherwise must not go unnoticed."""
+    """Detect an installed Pillow version that resizes differently."""
     stored, ours = load_file(STORED), lanczos(picture(512, 512)[None], 256)
     assert torch.equal(ours[0, :, ::16, ::16], stored["lanczos256"])
     found = bicubic_float(ours, 299)[0, :, ::13, ::13]
@@ -87,7 +87,7 @@ def test_clips_chain_is_transformers(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("shape", [(64, 64), (80, 80), (16, 16), (64, 90)])
 def test_the_fast_chain_is_close_to_pillow(shape: tuple[int, int]) -> None:
-    image = picture(*shape) // 2 + 64  # Pillow clips between its two passes: leave it room
+    image = picture(*shape) // 2 + 64  # avoid the values that Pillow clips between its two passes
     side = min(shape)
     left = (shape[1] - side) // 2
     square = Image.fromarray(image[:, :, left : left + side].permute(1, 2, 0).numpy())
@@ -107,14 +107,14 @@ def test_images_of_the_right_size_are_left_alone(resize: object) -> None:
 
 
 class StandIn(nn.Module):
-    """Has the interface of NVIDIA's TorchScript Inception, and resizes on its own when asked."""
+    """Imitate the interface of NVIDIA's TorchScript Inception, with its own resizing."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Conv2d(3, 16, 13, stride=13), nn.AdaptiveAvgPool2d(1))
 
     def forward(self, img: Tensor, return_features: bool = False) -> Tensor:
-        img = nn.functional.interpolate(img.float(), (299, 299))  # what must be bypassed
+        img = nn.functional.interpolate(img.float(), (299, 299))  # must not be used
         return self.layers((img - 128) / 128).flatten(1)
 
 
@@ -187,8 +187,8 @@ def test_inception_is_fetched_once_and_checked(
     source.unlink()
     assert InceptionFeatures.from_file(None).dimension == 16  # from the cache
     kept.write_bytes(kept.read_bytes()[:-1])
-    with pytest.raises(UsageError, match="cannot be fetched"):
-        InceptionFeatures.from_file(None)  # the spoilt copy is not used
+    with pytest.raises(UsageError, match="cannot be downloaded"):
+        InceptionFeatures.from_file(None)  # the damaged copy is not used
 
 
 # ---------------------------------------------------------------------- names

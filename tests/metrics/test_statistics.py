@@ -1,4 +1,4 @@
-"""FID and the statistics it is made of, against scipy, and their files."""
+"""Compare FID and its statistics with scipy, and check the statistics files."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def normal(count: int, seed: int, dimension: int = 8) -> Tensor:
 
 
 def statistics(features: Tensor, *sizes: int, **about: Any) -> Statistics:
-    """Accumulate features in batches of these sizes, or at once."""
+    """Accumulate features in batches of the given sizes, or in one batch."""
     moments = Moments(features.shape[1])
     for part in features.split(list(sizes) or [len(features)]):
         moments.update(part)
@@ -43,7 +43,7 @@ def statistics(features: Tensor, *sizes: int, **about: Any) -> Statistics:
 
 
 def scipy_fid(a: Tensor, b: Tensor) -> float:
-    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 sqrtm(S_a S_b)), the formula as it is written down."""
+    """Compute |mu_a - mu_b|^2 + tr(S_a + S_b - 2 sqrtm(S_a S_b)) literally."""
     x, y = a.double().numpy(), b.double().numpy()
     s_x, s_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     product = np.real(scipy.linalg.sqrtm(s_x @ s_y))
@@ -52,7 +52,7 @@ def scipy_fid(a: Tensor, b: Tensor) -> float:
 
 
 def eigen_fid(a: Tensor, b: Tensor) -> float:
-    """Compute the same with symmetric roots, which exist for singular covariances too."""
+    """Compute the FID with symmetric roots, which also exist for singular covariances."""
     x, y = a.double().numpy(), b.double().numpy()
     s_x, s_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
 
@@ -72,7 +72,7 @@ def eigen_fid(a: Tensor, b: Tensor) -> float:
 @settings(deadline=None, max_examples=30)
 @given(st.integers(2, 48), st.integers(0, 10**6))
 def test_fid_is_scipys_formula(dimension: int, seed: int) -> None:
-    count = 4 * dimension + 20  # enough for covariances that sqrtm can take
+    count = 4 * dimension + 20  # enough for non-singular covariances, which sqrtm needs
     a, b = (normal(count + i, 2 * seed + i, dimension) for i in range(2))
     expected = scipy_fid(a, b)
     assert frechet_distance(statistics(a), statistics(b)) == pytest.approx(expected, rel=1e-6)
@@ -131,7 +131,7 @@ def test_moments_can_be_used_again() -> None:
 
 
 def _accumulate(rank: int, folder: str) -> None:
-    """One of two processes: an uneven share of the features."""
+    """Accumulate an uneven share of the features in one of two processes."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
@@ -236,7 +236,7 @@ def test_statistics_of_another_protocol_are_refused(
 
 
 def save(path: Path, change: dict[str, Tensor | None], **metadata: str) -> None:
-    """Write statistics of three features with something changed."""
+    """Write statistics of three features with some tensors changed."""
     tensors: dict[str, Any] = {
         "mean": torch.zeros(3), "covariance": torch.eye(3), "features": torch.zeros(9, 3),
         "histogram": PIXELS.histogram, "spectrum": PIXELS.spectrum,
@@ -275,5 +275,7 @@ def test_a_file_that_holds_no_statistics(tmp_path: Path, write: Callable[[Path],
     with pytest.raises(UsageError) as caught:
         Statistics.load(str(path), "metrics.reference")
     message = str(caught.value)
-    assert message.startswith(f"--metrics.reference: {str(path)!r} does not hold")
+    assert message.startswith(
+        f"--metrics.reference: {str(path)!r} contains no reference statistics"
+    )
     assert "Give a folder of images" in message
