@@ -9,7 +9,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-HERE = Path(__file__).parent
+from tests.helpers.paths import GOLDEN
+
 # These take minutes. At the head of the first worker's tests, no other worker takes some of them
 # over, which would need their fixtures again, and none is left for the end.
 FIRST = ("test_strategies", "test_soak", "test_graph")
@@ -19,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--golden",
         type=Path,
-        default=HERE / "golden",
+        default=GOLDEN,
         help="folder with the official code's numbers (index.json, case_*, traj*)",
     )
 
@@ -46,7 +47,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def tiny_sd() -> str:
     """A Stable Diffusion of 200 thousand parameters."""
-    return str(HERE / "golden" / "tiny_sd")
+    return str(GOLDEN / "tiny_sd")
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from sid_lsg.cli import main
-
-REPOSITORY = Path(__file__).parent.parent
+from tests.helpers.paths import REPOSITORY
 
 
 @pytest.fixture

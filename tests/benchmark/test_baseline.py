@@ -11,7 +11,8 @@ from sid_lsg.benchmark.baseline import Baseline, Noise
 from sid_lsg.method.ema import ema_beta
 from sid_lsg.method.guidance import Kappas
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
-from tests.method.test_parity import GRADIENT, LOSS, OWN, Golden, check_fingerprint, error
+from tests.helpers.golden import GRADIENT, LOSS, Golden, check_fingerprint, error
+from tests.helpers.paths import GOLDEN
 
 # Single evaluations per micro-batch, K = 1: the baseline has no K-step sampler.
 CASES = ["case_eps_k2_2_2_a1", "case_eps_k1_1_4.5_a1", "case_eps_k2_2_2_a1_rounds2"]
@@ -29,7 +30,7 @@ class Recorder(Baseline):
 
 @pytest.fixture(scope="module")
 def golden() -> Golden:
-    return Golden(OWN)
+    return Golden(GOLDEN)
 
 
 def make(golden: Golden, v: bool = False, **options: Any) -> Recorder:

@@ -34,8 +34,8 @@ from sid_lsg.metrics.protocol import clip_protocol
 from sid_lsg.metrics.statistics import Statistics
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from sid_lsg.training.module import SiDLSG
-from tests.metrics.test_features import DIMENSION, make_clip
-from tests.metrics.test_statistics import statistics
+from tests.helpers.embedders import DIMENSION, make_clip
+from tests.helpers.statistics import statistics
 
 PROMPTS = ["a red cat", "two dogs on a log", "something else"]
 BATCH, STEPS, EVERY = 2, 4, 2

@@ -30,8 +30,8 @@ from sid_lsg.training.bad_samples import Reading
 from sid_lsg.training.module import SiDLSG
 from sid_lsg.training.strategies import register_strategies
 from tests.helpers import forked
-from tests.training.test_operations import Operations, step_counters
-from tests.training.test_soak import changes, command, finish, rows, start, temporary
+from tests.helpers.operations import Operations, step_counters
+from tests.helpers.runs import command, finish, rows, start, temporary, wait, workers
 
 STEPS = 4
 
@@ -46,18 +46,8 @@ def arguments(small_sd: str, tmp_path: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def wait(processes: list[ForkServerProcess], path: Path, count: int) -> None:
-    """Wait for so many changes of a file or folder."""
-    seen = sum(1 for _ in zip(range(count), changes(path, processes), strict=False))
-    assert seen == count, path.parent.with_suffix(".log").read_text()[-3000:]
-
-
 def saved_step(root: Path) -> int:
     return int(torch.load(root / "checkpoints/last.ckpt", weights_only=True)["global_step"])
-
-
-def workers(pid: int) -> list[int]:
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def assert_saved(root: Path, said: str, name: str) -> int:

@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from torch import Tensor
 
 from sid_lsg.callbacks import Checkpoint, Metrics, Progress, Throughput
 from sid_lsg.checkpoints.io import RECORD, SCHEMA, SafeCheckpointIO, damage, newest
@@ -32,7 +31,8 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.optimizers.adam import AdamWithoutMomentum
 from sid_lsg.training.module import SiDLSG
 from tests.helpers import forked
-from tests.teachers.test_stable_diffusion import Trap
+from tests.helpers.comparison import same
+from tests.helpers.damage import Trap, flip
 
 PROMPTS = ["a red cat", "two dogs on a log", "something else"]
 STEPS = 6
@@ -104,17 +104,6 @@ def load(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
 
 
-def same(first: Any, second: Any) -> bool:
-    """Compare two checkpoints, or parts of them, bitwise."""
-    if isinstance(first, Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(same, first, second))
-    return bool(first == second)
-
-
 def names(root: Path) -> list[str]:
     return sorted(path.name for path in (root / "checkpoints").iterdir())
 
@@ -137,14 +126,6 @@ def warned(action: Callable[[], Any]) -> list[str]:
     return [
         t for t in texts if t.startswith(("--ckpt_path", "--checkpoint", "could not", "The ch"))
     ]
-
-
-def flip(path: Path, place: int) -> None:
-    """Change one bit, in a file of its own."""
-    data = bytearray(path.read_bytes())
-    data[place] ^= 16
-    path.unlink()
-    path.write_bytes(data)
 
 
 # ---------------------------------------------------------------------- continuing

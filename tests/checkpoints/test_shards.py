@@ -32,10 +32,9 @@ from sid_lsg.checkpoints.shards import (
 from sid_lsg.commands.consolidate import consolidate
 from sid_lsg.distributed.sharding import Pieces, like
 from sid_lsg.messages.errors import UsageError
-from tests.checkpoints.test_io import flip
 from tests.helpers import forked
-from tests.teachers.test_stable_diffusion import Trap
-from tests.training.test_soak import same
+from tests.helpers.comparison import same
+from tests.helpers.damage import Trap, flip
 
 ROWS = {"weight": 7, "bias": 3, "tiny": 1}  # 3 processes have 3, 3, 1; 1, 1, 1; and 1, 0, 0
 

@@ -22,6 +22,7 @@ from sid_lsg.costs.allocations import Allocations
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.training.module import SiDLSG
+from tests.helpers.paths import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +299,7 @@ def test_turns_are_kept_when_they_are_stopped(
     ("name", "compiled"), [("cpu", "false"), ("xeon", "false"), ("xeon_compile", "true")]
 )
 def test_the_stored_comparisons_say_what_was_compared(name: str, compiled: str) -> None:
-    stored = Path(__file__).parents[2] / f"docs/benchmarks/comparison_tiny_{name}.json"
+    stored = REPOSITORY / f"docs/benchmarks/comparison_tiny_{name}.json"
     written = markdown(json.loads(stored.read_text()))
     assert written == stored.with_suffix(".md").read_text()
     assert f"- `--model.micro_batch_size null`\n- `--model.compile {compiled}`\n" in written

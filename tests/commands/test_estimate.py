@@ -13,8 +13,7 @@ from sid_lsg.commands.fit_options import FitOptions
 from sid_lsg.costs.options import levers, plan_of
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.options.lora import LoRA
-
-CONFIGS = Path(__file__).parents[2] / "configs"
+from tests.helpers.paths import CONFIGS
 
 
 def config_of(*args: str) -> Any:

@@ -19,8 +19,7 @@ from sid_lsg.metrics.reference import compute_statistics
 from sid_lsg.metrics.statistics import Statistics
 from sid_lsg.training.module import SiDLSG
 from tests.helpers import forked
-from tests.metrics.test_features import make_clip
-from tests.metrics.test_protocol import write_inception
+from tests.helpers.embedders import make_clip, write_inception
 
 PROMPTS = ["a red cat", "two dogs on a log", "something else"]
 NUM_IMAGES = 6

@@ -15,7 +15,7 @@ from sid_lsg.metrics.inception import InceptionFeatures
 from sid_lsg.metrics.protocol import clean256, clip_protocol
 from sid_lsg.metrics.reference import compute_statistics
 from sid_lsg.metrics.statistics import Statistics
-from tests.metrics.test_protocol import write_inception
+from tests.helpers.embedders import write_inception
 
 COUNT = 7
 

@@ -35,8 +35,8 @@ from sid_lsg.study.options import (
 from sid_lsg.study.plan import Run, evaluations_per_image, plan, slugify
 from sid_lsg.study.prompts import PromptFile
 from sid_lsg.study.tasks import Task, differences, jobs
+from tests.helpers.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 DEMO = str(REPOSITORY / "configs/demo.yaml")
 
 

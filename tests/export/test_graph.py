@@ -25,6 +25,7 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.sampling import seeded_noises
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from tests.helpers import forked
+from tests.helpers.paths import REPOSITORY
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -147,7 +148,7 @@ def test_no_file_names_a_folder_of_this_machine(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
-            for name in (str(Path(__file__).parents[2]), sys.prefix, str(folder)):
+            for name in (str(REPOSITORY), sys.prefix, str(folder)):
                 assert name.encode() not in content, (path, name)
 
 

@@ -14,8 +14,7 @@ from jsonargparse import Namespace
 from sid_lsg.files.locks import check_free, held
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.training.run_directory import check_files
-from tests.callbacks.test_interruption import wait, workers
-from tests.training.test_soak import command, finish, rows, start
+from tests.helpers.runs import command, finish, rows, start, wait, workers
 
 _REFUSED = "--output: in use."
 _HOLD = """

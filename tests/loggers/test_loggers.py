@@ -24,14 +24,13 @@ import wandb
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
-from wandb.proto.wandb_internal_pb2 import Record
 
 import sid_lsg.loggers.wandb_logger as wandb_logger
 from sid_lsg.cli import main
 from sid_lsg.loggers import CSVLogger, WandbLogger, log_images, log_table
 from sid_lsg.messages.errors import UsageError
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.helpers.paths import REPOSITORY
+from tests.helpers.wandb_files import records
 
 # ---------------------------------------------------------------------- CSV
 
@@ -216,36 +215,6 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     wandb.finish()
     wandb.teardown()
-
-
-def records(folder: Path) -> list[Record]:
-    """Read what an offline run would send; wandb's own process may still be writing its end."""
-    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
-    for _ in range(300):
-        found = parsed(file.read_bytes())
-        if any(record.WhichOneof("record_type") == "exit" for record in found):
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"{file} does not end")
-
-
-def parsed(data: bytes) -> list[Record]:
-    """Parse wandb's file: a log of 32 KiB blocks, as in LevelDB."""
-    found, position, parts = [], 7, b""
-    while position + 7 <= len(data):
-        if 32768 - position % 32768 < 7:  # the rest of a block
-            position += 32768 - position % 32768
-            continue
-        length, kind = (
-            int.from_bytes(data[position + 4 : position + 6], "little"),
-            data[position + 6],
-        )
-        position += 7 + length
-        parts += data[position - length : position]
-        if kind in (1, 4):  # whole, or the last part
-            found.append(Record.FromString(parts))
-            parts = b""
-    return found
 
 
 def history(folder: Path) -> list[dict[str, Any]]:

@@ -21,8 +21,8 @@ from sid_lsg.metrics.manifold import kernel_distance, overlap
 from sid_lsg.metrics.preferences import Preference
 from sid_lsg.metrics.protocol import EvaluationProtocol, clip_protocol
 from tests.helpers import forked
-from tests.metrics.test_features import DIMENSION, make_clip
-from tests.metrics.test_statistics import normal, scipy_fid, statistics
+from tests.helpers.embedders import DIMENSION, make_clip
+from tests.helpers.statistics import normal, scipy_fid, statistics
 
 PROMPTS = ["a red cat", "two dogs on a log", ""]
 NUM_IMAGES = 10

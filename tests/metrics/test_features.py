@@ -13,44 +13,15 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPModel
 
 from sid_lsg.images.pixels import to_uint8
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.features import CLIPFeatures
-from tests.teachers.test_stable_diffusion import Trap
+from tests.helpers.damage import Trap
+from tests.helpers.embedders import DIMENSION, MEAN, STD, make_clip
 
-DIMENSION = 8
-MEAN, STD = [0.5, 0.4, 0.3], [0.5, 0.6, 0.7]
 PROMPTS = ["a red cat", "two dogs on a log", ""]
-
-
-def make_clip(folder: Path, tokenizer: Path) -> Path:
-    """Write a random CLIP for 32x32 images with 8-dimensional embeddings."""
-    shutil.copytree(tokenizer, folder)
-    words = CLIPTokenizer.from_pretrained(folder)
-    tower = {
-        "hidden_size": 16, "intermediate_size": 32,
-        "num_hidden_layers": 1, "num_attention_heads": 2,
-    }  # fmt: skip
-    text = tower | {
-        "vocab_size": len(words),
-        "bos_token_id": words.bos_token_id,
-        "eos_token_id": words.eos_token_id,
-        "pad_token_id": words.pad_token_id,
-    }
-    vision = tower | {"image_size": 32, "patch_size": 8}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=DIMENSION)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = CLIPModel(config)
-    for parameter in model.parameters():
-        parameter.data *= 5  # make embeddings depend clearly on their input
-    model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps({"image_mean": MEAN, "image_std": STD})
-    )
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ import sid_lsg.metrics.pretrained
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.preference_pixels import hpsv2_pixels, image_reward_pixels
 from sid_lsg.metrics.preferences import HPSv2, ImageReward, Preference
-from tests.teachers.test_stable_diffusion import Trap
+from tests.helpers.damage import Trap
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]

@@ -16,9 +16,11 @@ from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.inception import InceptionFeatures
 from sid_lsg.metrics.protocol import clean256, clip_protocol, load_protocol
 from sid_lsg.metrics.resize import bicubic, bicubic_float, fast_bicubic, lanczos
+from tests.helpers.embedders import write_inception
+from tests.helpers.paths import DATA
 
 # Every 16th and every 13th pixel of the results of `pillow_chain` below with Pillow 13.0.
-STORED = Path(__file__).parents[1] / "data" / "clean256.safetensors"
+STORED = DATA / "clean256.safetensors"
 
 
 def picture(height: int, width: int) -> Tensor:
@@ -104,25 +106,6 @@ def test_images_of_the_right_size_are_left_alone(resize: object) -> None:
 
 
 # ---------------------------------------------------------------------- Inception
-
-
-class StandIn(nn.Module):
-    """Imitate the interface of NVIDIA's TorchScript Inception, with its own resizing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 16, 13, stride=13), nn.AdaptiveAvgPool2d(1))
-
-    def forward(self, img: Tensor, return_features: bool = False) -> Tensor:
-        img = nn.functional.interpolate(img.float(), (299, 299))  # must not be used
-        return self.layers((img - 128) / 128).flatten(1)
-
-
-def write_inception(path: Path, seed: int = 0) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        torch.jit.script(StandIn()).save(str(path))
-    return path
 
 
 @pytest.fixture(scope="module")

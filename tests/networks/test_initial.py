@@ -17,8 +17,8 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.lora import adapters, base, merged
 from sid_lsg.options.lora import LoRA
 from sid_lsg.training.module import SiDLSG
+from tests.helpers.paths import GOLDEN
 
-HERE = Path(__file__).parents[1]
 PROMPTS = ["a red cat", "two dogs running", "a blue bird", "the moon"]
 NAMES = ("fake_score", "generator")
 
@@ -34,7 +34,7 @@ def make(tiny_sd: str, **options: Any) -> SiDLSG:
 @pytest.fixture(scope="module")
 def other() -> dict[str, Tensor]:
     """Weights that are not the teacher's."""
-    return load_file(HERE / "golden" / "weights_g.safetensors")
+    return load_file(GOLDEN / "weights_g.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,6 @@ from sid_lsg.training.module import SiDLSG
 from sid_lsg.training.strategies import FSDP2Strategy, register_strategies
 from tests.helpers import forked
 
-HERE = Path(__file__).parents[1]
 PROMPTS = ["a red cat", "two dogs running", "a blue bird", "the moon"]
 SEEDS = [5, 0, 2**40, 1]
 BOTH = {"lora_fake_score": LoRA(4), "lora_generator": LoRA(2, alpha=6.0)}

@@ -24,8 +24,8 @@ from torch import nn
 
 from sid_lsg.official.inert_pickle import Record
 from sid_lsg.official.module_pickle import StoredTensor, config, read_modules, weights
+from tests.helpers.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 PROTOCOLS = [2, 3, 4, 5]
 
 
@@ -339,7 +339,7 @@ def test_no_mutation_runs_anything(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             sys.executable,
-            str(Path(__file__).parents[1] / "helpers" / "damaged_pickles.py"),
+            str(REPOSITORY / "tests/helpers/damaged_pickles.py"),
             str(tmp_path),
         ],
         capture_output=True,

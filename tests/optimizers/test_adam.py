@@ -29,6 +29,7 @@ from sid_lsg.optimizers.adam import AdamWithoutMomentum
 from sid_lsg.optimizers.adam8bit import Adam8bit
 from sid_lsg.training.alternating import AlternatingModule
 from sid_lsg.training.module import SiDLSG
+from tests.helpers.paths import CONFIGS
 
 BETAS = (0.0, 0.999)
 SHAPES = [(3, 4, 3, 3), (7,), (), (0, 2), (5, 33), (64, 8, 3, 3)]
@@ -341,7 +342,7 @@ def test_a_run_changes_its_optimizer(small_sd: str, tmp_path: Path) -> None:
 
 
 def test_the_command_line_offers_it(capsys: pytest.CaptureFixture[str]) -> None:
-    config = Path(__file__).parents[2] / "configs/demo.yaml"
+    config = CONFIGS / "demo.yaml"
     name = "sid_lsg.optimizers.AdamWithoutMomentum"
     both = [f"--model.optimizer_{which}={name}" for which in ("fake", "generator")]
     rates = [f"--model.optimizer_{which}.lr=1e-4" for which in ("fake", "generator")]

@@ -1,7 +1,6 @@
 """A teacher from a folder: what it computes, and what is refused with which words."""
 
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.memory import set_frozen_precision
 from sid_lsg.teachers.base import concatenate, expand, replace_where, select
 from sid_lsg.teachers.stable_diffusion import COMPONENTS, StableDiffusion
+from tests.helpers.damage import Trap
 
 V_SCHEDULER = {"scheduler": "../tiny_sd_v/scheduler"}
 WEIGHTS = {
@@ -487,16 +487,6 @@ def test_parts_that_do_not_make_a_stable_diffusion(
     assert message.startswith("--model.teacher: ")
     assert found in message
     assert "Give a text-to-image model of Stable Diffusion 1 or 2" in message
-
-
-class Trap:
-    """What runs a command when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.mark),)
 
 
 @pytest.mark.parametrize("part", WEIGHTS)

@@ -32,7 +32,9 @@ from sid_lsg.training.discriminator import (
     discriminator_loss,
 )
 from sid_lsg.training.module import SiDLSG
-from tests.training.test_module import PROMPTS, Poisoned, fit, part_from_teacher, relative, weights  # noqa: F401
+from tests.helpers.comparison import relative, weights
+from tests.helpers.modules import PROMPTS, Poisoned, part_from_teacher
+from tests.helpers.paths import CONFIGS
 
 TERM = RealData(fake_weight=30.0, generator_weight=0.1)
 
@@ -214,7 +216,7 @@ def test_memory_and_compilation_change_nothing(
 
 
 def test_runs_are_logged_and_resume_bitwise(
-    fit: Callable[..., SiDLSG],  # noqa: F811
+    fit: Callable[..., SiDLSG],
     photographs: str,
     tmp_path: Path,
 ) -> None:
@@ -340,7 +342,7 @@ def test_the_term_and_its_images_go_together(
     with pytest.raises(UsageError, match="--model.real_data needs real images"):
         module.phase_inputs(Phase.FAKE_SCORE, batch._replace(real=None))
     for weight, message in (("0.001", " needs real images: name a folder"), ("-1", ".generator_w")):
-        arguments = ["--config", str(Path(__file__).parents[2] / "configs/demo.yaml")]
+        arguments = ["--config", str(CONFIGS / "demo.yaml")]
         with pytest.raises(SystemExit) as end:
             main(["fit", *arguments, f"--model.real_data.generator_weight={weight}"])
         assert end.value.code == 2

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sid_lsg.callbacks import Checkpoint
-from sid_lsg.data.prompts import PromptBatch, PromptDataModule
+from sid_lsg.data.prompts import PromptBatch
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.draws import Phase
 from sid_lsg.method.ema import update_ema
@@ -24,67 +24,12 @@ from sid_lsg.teachers.base import products
 from sid_lsg.training.alternating import constant
 from sid_lsg.training.bad_samples import replace_bad
 from sid_lsg.training.module import SiDLSG
-
-PROMPTS = ["a red cat", "two dogs running", "a blue bird", "the moon", "a dancer", "an old book"]
-
-
-def adam(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=1e-4, betas=(0.0, 0.999))
+from tests.helpers.comparison import relative, weights
+from tests.helpers.modules import PROMPTS, Poisoned, part_from_teacher
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=1e-4)
-
-
-@pytest.fixture
-def fit(small_sd: str, tmp_path: Path) -> Callable[..., SiDLSG]:
-    """Return a function that trains the tiny pipeline for some iterations."""
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\n".join(PROMPTS))
-
-    def run(
-        steps: int = 2,
-        batch_size: int = 4,
-        callbacks: list[L.Callback] | None = None,
-        ckpt_path: str | None = None,
-        logger: Any = False,
-        module: type[SiDLSG] = SiDLSG,
-        real_images: str | None = None,
-        precision: Any = "32-true",
-        **options: Any,
-    ) -> SiDLSG:
-        options = {"optimizer_fake": adam, "optimizer_generator": adam} | options
-        trained = module(small_sd, **options)
-        trainer = L.Trainer(
-            accelerator="cpu",
-            precision=precision,
-            max_steps=steps,
-            max_epochs=-1,
-            callbacks=callbacks,
-            logger=logger,
-            log_every_n_steps=1,
-            default_root_dir=tmp_path,
-            enable_checkpointing=bool(callbacks),
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-        data = PromptDataModule(
-            str(prompts), batch_size=batch_size, num_workers=0, real_images=real_images
-        )
-        trainer.fit(trained, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
-        assert trainer.global_step == steps
-        return trained
-
-    return run
-
-
-def weights(network: torch.nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in network.parameters()])
-
-
-def relative(actual: Tensor, expected: Tensor) -> float:
-    return float((actual - expected).norm() / expected.norm())
 
 
 class Phases(SiDLSG):
@@ -123,14 +68,6 @@ def test_each_phase_changes_its_own_network_alone(fit: Callable[..., SiDLSG]) ->
     assert changed(before_generator, after) == {"generator", "ema"}
     # The first average is the generator itself: beta is 0 before any image has been seen.
     assert torch.equal(after["ema"], after["generator"])
-
-
-def part_from_teacher(network: torch.nn.Module) -> None:
-    """Change weights: the networks start equal, where their difference and the gradient vanish."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in network.parameters():
-            p += 0.1 * p.std().nan_to_num() * torch.randn(p.shape, generator=generator)
 
 
 def test_gradients_reach_the_generator_through_both_frozen_networks(small_sd: str) -> None:
@@ -178,19 +115,6 @@ def test_micro_batches_change_nothing(fit: Callable[..., SiDLSG], micro_batch_si
         ours, theirs = weights(getattr(parts, name)), weights(getattr(whole, name))
         assert relative(ours, theirs) < 1e-5
         assert relative(ours - start, theirs - start) < 1e-3  # of the distance moved
-
-
-class Poisoned(SiDLSG):
-    """Makes the generator's output of some global positions NaN at iteration 1."""
-
-    positions: tuple[int, ...] = (1,)
-
-    def phase_inputs(self, phase: Phase, batch: PromptBatch) -> Any:
-        inputs = super().phase_inputs(phase, batch)
-        if batch.iteration == 1:
-            for position in self.positions:
-                inputs.draws.noises[0][position] = float("nan")
-        return inputs
 
 
 class AllPoisoned(Poisoned):

@@ -5,13 +5,11 @@ the host makes a GPU's queue run dry.
 """
 
 import warnings
-from collections import Counter
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sid_lsg.benchmark.baseline import Baseline
 from sid_lsg.benchmark.runs import fit
@@ -19,48 +17,11 @@ from sid_lsg.method.guidance import Kappas
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from sid_lsg.training.module import SiDLSG
-
-# Operations that give the host a number, or a tensor whose size depends on the values.
-READS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
+from tests.helpers.operations import Operations, step_counters
 
 # One per phase: whether there is a bad sample, which decides what is computed next. It was sent to
 # the host before the phase's last backward pass.
 SENT_PER_ITERATION = 2
-
-
-class Operations(TorchDispatchMode):
-    """Counts the operations by name, and the reads of what would be on the device.
-
-    Args:
-        host: Places of tensors that are on the host whatever the device is: reading them is free.
-    """
-
-    def __init__(self, host: set[int] = frozenset()) -> None:  # type: ignore[assignment]
-        super().__init__()
-        self.count: Counter[str] = Counter()
-        self.reads = 0
-        self.host = set(host)
-        self.order: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        self.count[name] += 1
-        if name == "copy_" and (kwargs or {}).get("non_blocking", args[2:] == (True,)):
-            self.host.add(args[0].data_ptr())
-            self.order.append("sent")
-        elif name in READS and args[0].data_ptr() in self.host:
-            self.order.append("read")
-        elif name in READS:
-            self.reads += 1
-        else:
-            self.order.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-def step_counters(optimizers: list[torch.optim.Optimizer]) -> set[int]:
-    """Return the places of the optimizers' numbers of steps, which PyTorch keeps on the host."""
-    states = [state for optimizer in optimizers for state in optimizer.state.values()]
-    return {state["step"].data_ptr() for state in states if torch.is_tensor(state.get("step"))}
 
 
 class Watch(L.Callback):

@@ -11,7 +11,6 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,10 +21,11 @@ from sid_lsg.commands.consolidate import consolidate
 from sid_lsg.data.prompts import PromptDataModule, PromptDataset
 from sid_lsg.training.module import SiDLSG
 from tests.helpers import forked, strategy_runs
+from tests.helpers.comparison import same
+from tests.helpers.images import photographs
+from tests.helpers.paths import REPOSITORY
 from tests.helpers.strategy_runs import Rows, optimizer
-from tests.training.test_soak import same
 
-REPOSITORY = Path(__file__).parents[2]
 NETWORKS = ("fake_score", "generator", "ema")
 PROMPTS = [f"a {color} {thing}" for color in ("red", "blue", "old") for thing in range(20)]
 SGD = ["SGD", {"lr": 1e-4}]
@@ -86,15 +86,6 @@ def handed(steps: int, before: str | None = None, strategy: str = "auto") -> dic
 
 SGD_RUN: dict[str, Any] = {"optimizer": SGD, "steps": 5}
 WITH_REAL_IMAGES = ("ddp_multi", "fsdp2")
-
-
-def photographs(folder: Path) -> str:
-    """Make real images with captions."""
-    (folder / "photographs").mkdir()
-    for n in range(5):
-        Image.effect_noise((64, 64), 50 + 40 * n).save(folder / f"photographs/{n}.png")
-        (folder / f"photographs/{n}.txt").write_text(f"noise {n}")
-    return str(folder / "photographs")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,14 @@
+"""Real images with captions."""
+
+from pathlib import Path
+
+from PIL import Image
+
+
+def photographs(folder: Path) -> str:
+    """Make real images with captions."""
+    (folder / "photographs").mkdir()
+    for n in range(5):
+        Image.effect_noise((64, 64), 50 + 40 * n).save(folder / f"photographs/{n}.png")
+        (folder / f"photographs/{n}.txt").write_text(f"noise {n}")
+    return str(folder / "photographs")

@@ -1,0 +1,36 @@
+"""Training modules in a state that shows mistakes."""
+
+from typing import Any
+
+import torch
+
+from sid_lsg.data.prompts import PromptBatch
+from sid_lsg.method.draws import Phase
+from sid_lsg.training.module import SiDLSG
+
+PROMPTS = ["a red cat", "two dogs running", "a blue bird", "the moon", "a dancer", "an old book"]
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=1e-4, betas=(0.0, 0.999))
+
+
+def part_from_teacher(network: torch.nn.Module) -> None:
+    """Change weights: the networks start equal, where their difference and the gradient vanish."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in network.parameters():
+            p += 0.1 * p.std().nan_to_num() * torch.randn(p.shape, generator=generator)
+
+
+class Poisoned(SiDLSG):
+    """Makes the generator's output of some global positions NaN at iteration 1."""
+
+    positions: tuple[int, ...] = (1,)
+
+    def phase_inputs(self, phase: Phase, batch: PromptBatch) -> Any:
+        inputs = super().phase_inputs(phase, batch)
+        if batch.iteration == 1:
+            for position in self.positions:
+                inputs.draws.noises[0][position] = float("nan")
+        return inputs

@@ -1,0 +1,28 @@
+"""What the tests may import."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.paths import TESTS
+
+FILES = [*TESTS.rglob("*.py")]
+
+
+def imported(path: Path) -> list[str]:
+    """Return the names of the modules that a file imports, anywhere in it."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found += [node.module or "", *(f"{node.module}.{name.name}" for name in node.names)]
+        elif isinstance(node, ast.Import):
+            found += [name.name for name in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(TESTS)))
+def test_no_file_imports_a_test_module(path: Path) -> None:
+    """What several test modules need is in tests/helpers or in a conftest.py."""
+    ours = [name for name in imported(path) if name.startswith("tests.")]
+    assert [name for name in ours if not f"{name}.".startswith("tests.helpers.")] == []
