@@ -1,4 +1,4 @@
-"""The processes of a command: which one this is, and what it shares with the others."""
+"""Launch processes, split work between them, and gather their results."""
 
 from typing import TypeVar
 
@@ -12,10 +12,10 @@ Item = TypeVar("Item")
 
 
 def launch(accelerator: str, devices: int, num_nodes: int = 1) -> Fabric:
-    """Start a command's processes: one for each device.
+    """Start one process per device.
 
     Raises:
-        UsageError: If there are no such devices.
+        UsageError: If the devices are not available.
     """
     try:
         fabric = Fabric(
@@ -31,17 +31,17 @@ def launch(accelerator: str, devices: int, num_nodes: int = 1) -> Fabric:
 
 
 def process() -> tuple[int, int]:
-    """Return this process' rank, and how many there are."""
+    """Return the rank of this process and the number of processes."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def check_enough(images: int, option: str) -> None:
-    """Refuse to score fewer than two images, or fewer than there are processes.
+    """Check that there are two images for the scores, and one for each process.
 
     Raises:
-        UsageError: If there are; a process without an image could not take part in the scores.
+        UsageError: If there are fewer; a process without images cannot reduce the scores.
     """
     if images < max(2, process()[1]):
         raise UsageError(
@@ -52,19 +52,19 @@ def check_enough(images: int, option: str) -> None:
 
 
 def batches_of(total: int, size: int) -> list[range]:
-    """Cut 0..total-1 into batches of `size`, or of less if a process would be left without one."""
+    """Split range(total) into batches of `size`, or smaller if a process would have none."""
     size = max(1, min(size, total // process()[1]))
     return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
 
 def share_of(total: int, size: int) -> list[range]:
-    """Return this process' part of `batches_of`."""
+    """Return the batches of `batches_of` that belong to this process."""
     rank, world = process()
     return batches_of(total, size)[rank::world]
 
 
 def gather(items: list[Item]) -> list[Item]:
-    """Return all processes' items, in the order of the ranks."""
+    """Return the items of all processes, in the order of the ranks."""
     _, world = process()
     if world == 1:
         return items

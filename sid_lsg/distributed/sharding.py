@@ -1,8 +1,8 @@
-"""Networks whose weights are spread over all processes (FSDP2): cut apart, and put together.
+"""Shard networks over processes with FSDP2, and read and assemble sharded tensors.
 
-A sharded network's parameters are DTensors: each process stores a share of every one, and all of
-them gather a block's weights whenever it is evaluated. So all processes must evaluate it equally
-often, and whatever needs a whole tensor is for all processes together.
+The parameters of a sharded network are DTensors: each process stores a share of each parameter,
+and all processes gather the weights of a block when it runs. So all processes must run the network
+equally often, and must take part whenever a whole tensor is assembled.
 """
 
 import copy
@@ -18,17 +18,17 @@ from torch.distributed.tensor import DTensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return this process' share of a sharded tensor; any other as it is. No copy."""
+    """Return this process's share of a sharded tensor, without a copy; return others unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Put a sharded tensor together, for all processes; return any other as it is."""
+    """Gather a sharded tensor on all processes; return other tensors unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 class Pieces:
-    """A tensor whose rows lie in several tensors one after the other, which may lie in files."""
+    """A tensor stored as consecutive row blocks, which may be memory-mapped from files."""
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
         self.parts, self.dtype = list(parts), parts[0].dtype
@@ -43,11 +43,11 @@ class Pieces:
         return torch.cat(found)
 
 
-def like(value: Any, own: Tensor | None) -> Any:
-    """Take this process' rows of a whole tensor, if `own` is sharded; else all of it.
+def shard_like(value: Any, own: Tensor | None) -> Any:
+    """Shard a whole tensor like `own`; return the whole tensor if `own` is not sharded.
 
-    Nothing travels, and of a tensor in a file nothing but these rows is read. What is no tensor,
-    such as an optimizer's count of steps, is returned as it is.
+    Processes do not communicate, and only this process's rows are read from a file. Other values,
+    such as an optimizer's step count, are returned unchanged.
     """
     if not isinstance(value, Tensor | Pieces):
         return value
@@ -58,16 +58,16 @@ def like(value: Any, own: Tensor | None) -> Any:
     return value[0 : value.shape[0]] if isinstance(value, Pieces) else value
 
 
-def laid_out_as(value: Tensor, weight: Tensor) -> Tensor:
-    """Return numbers of a weight's shape in the weight's order of memory; a copy if they are not.
+def match_memory_format(value: Tensor, weight: Tensor) -> Tensor:
+    """Return a tensor in the memory format of a weight; copy it only if the formats differ.
 
-    Fused optimizers walk through memory. Weights are channels-last on a single process and plain
-    where they are sharded, and a checkpoint keeps the order of the process that wrote it.
+    Fused optimizers need equal memory formats. Weights are channels-last in a single process and
+    contiguous when sharded, and a checkpoint keeps the format of the run that wrote it.
     """
-    own, like = local(value), local(weight)
-    if own.shape != like.shape or own.stride() == like.stride():
+    own, target = local(value), local(weight)
+    if own.shape != target.shape or own.stride() == target.stride():
         return value
-    own = torch.empty_like(like, dtype=own.dtype).copy_(own)
+    own = torch.empty_like(target, dtype=own.dtype).copy_(own)
     if isinstance(value, DTensor):
         where, shape, stride = value.placements, value.shape, value.stride()
         return DTensor.from_local(own, value.device_mesh, where, shape=shape, stride=stride)
@@ -75,82 +75,83 @@ def laid_out_as(value: Tensor, weight: Tensor) -> Tensor:
 
 
 def first_of_share(tensor: Tensor) -> int:
-    """Return the place of this process' first number in the whole tensor, flattened."""
+    """Return the index of this process's first element in the flattened whole tensor."""
     if not isinstance(tensor, DTensor):
         return 0
     return _first_row(tensor) * (tensor.numel() // len(tensor))
 
 
 def _first_row(tensor: DTensor) -> int:
-    rows = -(-len(tensor) // tensor.device_mesh.size())  # as torch.chunk cuts them
+    rows = -(-len(tensor) // tensor.device_mesh.size())  # rows per process, as in torch.chunk
     return min(rows * tensor.device_mesh.get_local_rank(), len(tensor))
 
 
 def shard(network: nn.Module, mesh: DeviceMesh, half: bool = False) -> None:
-    """Spread a network's weights over the processes of a mesh, block by block, in place.
+    """Shard a network over the processes of a mesh, block by block, in place.
 
-    The root is freed after its forward pass like the blocks. It would stay whole by default, and
-    what then changes `requires_grad` or averages weights would reach temporary parameters.
+    The root is freed after its forward pass, like the blocks. By default FSDP2 would keep it
+    gathered, and later changes of `requires_grad` or EMA updates would reach temporary parameters.
 
     Args:
-        network: What to shard.
+        network: The network to shard.
         mesh: The processes.
-        half: Whether to gather weights and compute in bfloat16. The shares and the reduction of
-            gradients are in float32 either way, and so is what the network returns.
+        half: Gather weights and compute in bfloat16. Shares, gradient reduction and the network's
+            output are float32 in both cases.
     """
     inner = root = MixedPrecisionPolicy()
     if half:
         inner = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         root = dataclasses.replace(inner, output_dtype=torch.float32)
     for p in network.parameters():
-        p.data = p.data.contiguous()  # FSDP2 takes no other order, such as channels last
+        p.data = p.data.contiguous()  # FSDP2 does not support channels-last
     for block in blocks(network):
         fully_shard(block, mesh=mesh, mp_policy=inner, reshard_after_forward=True)
     fully_shard(network, mesh=mesh, mp_policy=root, reshard_after_forward=True)
-    vars(network)["_evaluations"] = []
-    network.register_forward_hook(_note_evaluation)
+    vars(network)["_forwards"] = []
+    network.register_forward_hook(_record_forward)
 
 
-def _note_evaluation(network: nn.Module, _: Any, output: Any) -> None:
-    """Remember where the backward pass of an evaluation begins, if the network is trained."""
+def _record_forward(network: nn.Module, _: Any, output: Any) -> None:
+    """Record the autograd node of a forward pass's output, if the network is trained."""
     if torch._C._current_graph_task_id() != -1:
-        return  # in a backward pass, which computes again what was noted before
+        return  # activation checkpointing repeats a recorded forward pass in the backward pass
     node = (output[0] if isinstance(output, tuple) else output).grad_fn
     if node is not None and any(p.requires_grad for p in network.parameters()):
-        vars(network)["_evaluations"].append(node)
+        vars(network)["_forwards"].append(node)
 
 
 def is_sharded(network: nn.Module) -> bool:
-    """Tell whether a network is one that `shard` has treated."""
+    """Return True if `shard` has sharded the network."""
     return isinstance(network, FSDPModule)
 
 
 def reduce_in_backward(network: nn.Module, reduce: bool) -> None:
-    """Say whether the next backward pass reduces a sharded network's gradients, or only adds them.
+    """Make the next backward pass reduce a sharded network's gradients, or only accumulate them.
 
-    FSDP2 would reduce them after every evaluation of the network. Here the first one alone does it,
-    which the backward pass comes to last, and until then each process has whole gradients.
+    FSDP2 would reduce gradients for every forward pass of the network. Here they are reduced once,
+    for the first forward pass, which the backward pass reaches last. Until then each process
+    holds whole gradients.
     """
     if isinstance(network, FSDPModule):
-        evaluations: list[Any] = vars(network)["_evaluations"]
-        network.set_requires_gradient_sync(reduce and len(evaluations) < 2)
-        if reduce and len(evaluations) > 1:
-            evaluations[0].register_prehook(lambda _: network.set_requires_gradient_sync(True))
-        evaluations.clear()
+        forwards: list[Any] = vars(network)["_forwards"]
+        network.set_requires_gradient_sync(reduce and len(forwards) < 2)
+        if reduce and len(forwards) > 1:
+            forwards[0].register_prehook(lambda _: network.set_requires_gradient_sync(True))
+        forwards.clear()
 
 
 def gather_root(network: nn.Module) -> None:
-    """Gather the weights that are in no block, if a network is sharded.
+    """Gather a sharded network's weights that belong to no block.
 
-    For a backward pass that does not begin at the network's output, where FSDP2 would do it. The
-    pass frees them as ever.
+    A backward pass needs this if it does not start at the network's output, where FSDP2 gathers
+    them. The backward pass frees them as usual.
     """
     if isinstance(network, FSDPModule):
         network.unshard()
 
 
 def skeleton(network: nn.Module) -> nn.Module:
-    """Copy a network without its numbers: FSDP2 changes a network's class, and cannot undo it."""
+    """Copy a network with weights on the meta device, since FSDP2 changes its class for good."""
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     empty = {
         id(t): nn.Parameter(t.to("meta"), False) if isinstance(t, nn.Parameter) else t.clone()
@@ -160,7 +161,7 @@ def skeleton(network: nn.Module) -> nn.Module:
 
 
 def blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """List what is gathered or compiled at a time: the members of lists, and a UNet's middle."""
+    """Yield the blocks to shard or compile: members of module lists, and a UNet's `mid_block`."""
     for name, child in network.named_children():
         if isinstance(child, nn.ModuleList):
             yield from child

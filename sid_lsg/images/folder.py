@@ -1,4 +1,4 @@
-"""Images of any origin, from a folder of files."""
+"""Read images from a folder of files."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,42 +16,47 @@ from sid_lsg.messages.errors import UsageError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-_NAMED = 10  # at most so many files in a message
+_NAMED = 10  # maximum number of files in a message
 
-# What `generate` writes beside its images: a page that shows them, and what it was asked for.
+# `generate` writes these beside its images: a sheet that shows them, and its settings.
 SHEET, MANIFEST = "contact_sheet.png", "images.json"
 
-# Pages that commands make of images, by what then lies beside them: they are none of the images.
-_PAGES = {SHEET: MANIFEST, "samples.png": "report.json", "alignment.png": "report.json"}
+# Files that commands draw from images, and the file beside them that identifies them. They do not
+# count as images.
+_DRAWN = {SHEET: MANIFEST, "samples.png": "report.json", "alignment.png": "report.json"}
 
 
 def list_images(folder: str | Path, option: str) -> list[Path]:
-    """List a folder's images, with those of its subfolders, in the order of their paths.
+    """List the images in a folder and its subfolders, sorted by path.
 
-    The contact sheet of a `generate`, and the pictures of a report, are not among them.
+    The contact sheet of `generate` and the images of a report are left out.
 
     Raises:
-        UsageError: If it is no folder or holds no image.
+        UsageError: If the folder does not exist or contains no image.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
-        raise UsageError(f"--{option}: there is no folder {str(folder)!r}. Give one of images.")
+        raise UsageError(
+            f"--{option}: there is no folder {str(folder)!r}. Give a folder of images."
+        )
     paths = sorted(
-        path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS and not _is_page(path)
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in EXTENSIONS and not _is_drawn(path)
     )
     if not paths:
         raise UsageError(
-            f"--{option}: {str(folder)!r} holds no image ({', '.join(sorted(EXTENSIONS))})."
+            f"--{option}: {str(folder)!r} contains no image ({', '.join(sorted(EXTENSIONS))})."
         )
     return paths
 
 
-def _is_page(path: Path) -> bool:
-    return path.name in _PAGES and path.with_name(_PAGES[path.name]).is_file()
+def _is_drawn(path: Path) -> bool:
+    return path.name in _DRAWN and path.with_name(_DRAWN[path.name]).is_file()
 
 
 def read_image(path: Path) -> Tensor:
-    """Read an image: [3, H, W] uint8.
+    """Read an image as [3, H, W] uint8.
 
     Raises:
         Exception: One of `READ_ERRORS`.
@@ -61,14 +66,14 @@ def read_image(path: Path) -> Tensor:
 
 
 class ImageReader:
-    """Read images ahead of their use, in threads; remember which could not be read.
+    """Prefetch images in threads, and record files that cannot be read.
 
     Attributes:
-        unreadable: Files, with what was wrong.
+        unreadable: Pairs of a file and the reason.
     """
 
     def __init__(self, paths: Sequence[Path], workers: int = 8) -> None:
-        """Take the images' files, and how many threads may read them."""
+        """Read the given files with `workers` threads."""
         self.paths = paths
         self.workers = workers
         self.unreadable: list[tuple[str, str]] = []
@@ -76,9 +81,10 @@ class ImageReader:
     def read(
         self, chunks: Sequence[range], progress: str | None = None
     ) -> Iterator[tuple[list[int], list[Tensor]]]:
-        """Yield, for each range of places in the paths, those read and their images [3, H, W].
+        """Yield for each range of indices those that could be read, and their images [3, H, W].
 
-        A range of which none could be read is passed over. `progress` names a progress bar.
+        Ranges without a readable image are skipped. `progress` is the label of a progress bar;
+        None shows none.
         """
         bar = tqdm(chunks, progress, disable=progress is None, leave=False)
         with ThreadPoolExecutor(self.workers) as pool:
@@ -103,10 +109,10 @@ class ImageReader:
             return None
 
     def check(self, option: str) -> None:
-        """Refuse what any process could not read, by name.
+        """Raise an error if any process could not read an image.
 
         Raises:
-            UsageError: If there was any.
+            UsageError: If there are unreadable files; names up to ten of them.
         """
         bad = sorted(gather(self.unreadable))
         if not bad:

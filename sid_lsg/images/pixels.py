@@ -1,4 +1,4 @@
-"""Images as pixels, and many of them as one labelled picture."""
+"""Convert between tensors and images, and draw grids, labelled tables and contact sheets."""
 
 import math
 import textwrap
@@ -34,50 +34,50 @@ def from_uint8(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1.0
 
 
-def rgb(picture: Image.Image) -> Image.Image:
-    """Make a picture of any kind one of 8 bits per channel in RGB; transparency is left out.
+def rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to 8-bit RGB; drop transparency.
 
     Raises:
-        ValueError: If it is grey in 32 bits, which do not say what is white.
+        ValueError: If the image has 32 bits per pixel, for which white is undefined.
     """
-    if picture.mode.startswith("I;16"):  # Pillow would take all from 255 on for white
-        grey = np.asarray(picture).astype(np.uint32)
-        picture = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-    elif picture.mode in ("I", "F"):
-        raise ValueError("it has 32 bits per pixel; 8 or 16 can be read")
-    return picture.convert("RGB")
+    if image.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
+        grey = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError("it has 32 bits per pixel; only 8 and 16 are supported")
+    return image.convert("RGB")
 
 
-def fitted(picture: Image.Image, size: tuple[int, int]) -> Tensor:
-    """Crop a picture about its centre to the shape of (H, W) and resize it, by LANCZOS.
+def fitted(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """Crop an image at the centre to the aspect ratio of (H, W), and resize it with LANCZOS.
 
     Returns:
-        [3, H, W] uint8; of a picture of that size its own pixels.
+        [3, H, W] uint8. An image of this size is returned unchanged.
 
     Raises:
-        ValueError: As `rgb`.
+        ValueError: If `rgb` does not support the image.
     """
-    whole = ImageOps.fit(rgb(picture), size[::-1], Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(whole)).permute(2, 0, 1)
+    cropped = ImageOps.fit(rgb(image), size[::-1], Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(cropped)).permute(2, 0, 1)
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """Make a PIL image of each of [B, 3, H, W] in [-1, 1]."""
+    """Convert images [B, 3, H, W] in [-1, 1] to PIL images."""
     return [
         Image.fromarray(pixels) for pixels in to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
     ]
 
 
 def comparison(rows: dict[str, Tensor], captions: Sequence[str], tile: int = 112) -> Image.Image:
-    """Show several samplers' images of the same prompts, one labelled row each.
+    """Draw images of several samplers for the same prompts, one labelled row per sampler.
 
     Args:
-        rows: Name of a sampler to its images [B, 3, H, W] in [-1, 1].
-        captions: B prompts, written under the columns.
-        tile: Least side of an image in the picture; small ones are enlarged by a whole factor.
+        rows: Maps a sampler's name to its images [B, 3, H, W] in [-1, 1].
+        captions: B prompts, written below the columns.
+        tile: Minimum side of a drawn image; smaller images are enlarged by an integer factor.
     """
-    pictures = {name: [_enlarge(image, tile) for image in to_pil(i)] for name, i in rows.items()}
-    width, height = next(iter(pictures.values()))[0].size
+    tiles = {name: [_enlarge(image, tile) for image in to_pil(i)] for name, i in rows.items()}
+    width, height = next(iter(tiles.values()))[0].size
     texts = [textwrap.fill(caption, max(8, width // 7)) for caption in captions]
     below = _LINE * (1 + max(text.count("\n") for text in texts)) + _MARGIN
     label = 130
@@ -85,7 +85,7 @@ def comparison(rows: dict[str, Tensor], captions: Sequence[str], tile: int = 112
     size = label + len(captions) * across + _MARGIN, len(rows) * down + _MARGIN + below
     canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
-    for row, (name, images) in enumerate(pictures.items()):
+    for row, (name, images) in enumerate(tiles.items()):
         top = _MARGIN + row * down
         draw.multiline_text((_MARGIN, top + height // 3), name, "black", _FONT)
         for column, image in enumerate(images):
@@ -97,7 +97,7 @@ def comparison(rows: dict[str, Tensor], captions: Sequence[str], tile: int = 112
 
 
 def grid(images: Tensor, tile: int = 64) -> Image.Image:
-    """Lay out images [B, 3, H, W] in [-1, 1] as close to a square as they fill."""
+    """Draw images [B, 3, H, W] in [-1, 1] in a nearly square grid."""
     tiles = [_enlarge(image, tile) for image in to_pil(images)]
     columns = math.ceil(math.sqrt(len(tiles)))
     width, height = tiles[0].width + 2, tiles[0].height + 2
@@ -109,41 +109,41 @@ def grid(images: Tensor, tile: int = 64) -> Image.Image:
 
 
 def contact_sheet(
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     captions: Sequence[str],
     columns: int | None = None,
     tile: int = 160,
 ) -> Image.Image:
-    """Show pictures with their captions, in rows.
+    """Draw images with their captions in rows.
 
     Args:
-        pictures: Of one size.
-        captions: What to write below each, in at most three lines.
-        columns: How many in a row; by default as many as make it nearly square.
-        tile: Side of a picture on the sheet, about: small ones are enlarged by a whole factor.
+        images: Images of one size.
+        captions: Text below each image, at most three lines.
+        columns: Images per row; by default the sheet is nearly square.
+        tile: Approximate side of a drawn image; smaller images are enlarged by an integer factor.
     """
-    columns = columns or math.ceil(math.sqrt(len(pictures)))
-    small = pictures[0].width < tile
-    tiles = [_enlarge(p, tile) if small else ImageOps.contain(p, (tile, tile)) for p in pictures]
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    small = images[0].width < tile
+    tiles = [_enlarge(i, tile) if small else ImageOps.contain(i, (tile, tile)) for i in images]
     width, height = tiles[0].width + _MARGIN, tiles[0].height + 3 * _LINE + _MARGIN
     rows = math.ceil(len(tiles) / columns)
     sheet = Image.new("RGB", (columns * width + _MARGIN, rows * height + _MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    for index, (picture, caption) in enumerate(zip(tiles, captions, strict=True)):
+    for index, (image, caption) in enumerate(zip(tiles, captions, strict=True)):
         left, top = index % columns * width + _MARGIN, index // columns * height + _MARGIN
-        sheet.paste(picture, (left, top))
-        lines = textwrap.wrap(caption, max(8, picture.width // 7), max_lines=3, placeholder="...")
-        draw.multiline_text((left, top + picture.height), "\n".join(lines), "black", _FONT)
+        sheet.paste(image, (left, top))
+        lines = textwrap.wrap(caption, max(8, image.width // 7), max_lines=3, placeholder="...")
+        draw.multiline_text((left, top + image.height), "\n".join(lines), "black", _FONT)
     return sheet
 
 
-def save_png(picture: Image.Image, path: Path, about: PngInfo | None = None) -> None:
-    """Write a picture with what is known about it: a whole file or none."""
+def save_png(image: Image.Image, path: Path, about: PngInfo | None = None) -> None:
+    """Write a PNG file with optional text metadata; a failed write leaves no partial file."""
     with replacing(path) as temporary:
-        picture.save(temporary, format="PNG", pnginfo=about)
+        image.save(temporary, format="PNG", pnginfo=about)
 
 
 def _enlarge(image: Image.Image, tile: int) -> Image.Image:
-    """Repeat pixels until the image is at least `tile` wide."""
+    """Enlarge an image by an integer factor to a width of at least `tile`."""
     factor = math.ceil(tile / image.width)
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sid_lsg.checkpoints.resume import ELEMENTWISE, check_weights
-from sid_lsg.distributed.sharding import is_sharded, laid_out_as, reduce_in_backward
+from sid_lsg.distributed.sharding import is_sharded, match_memory_format, reduce_in_backward
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs, Update
 from sid_lsg.networks.lora import adapters, adapters_record, check_adapters_record, is_adapter
@@ -84,7 +84,7 @@ class AlternatingModule(L.LightningModule):
             for weight, state in optimizer.state.items():
                 for name, value in state.items():
                     if name in ELEMENTWISE and torch.is_tensor(value):
-                        state[name] = laid_out_as(value, weight)
+                        state[name] = match_memory_format(value, weight)
             for group, options in zip(optimizer.param_groups, groups, strict=True):
                 for name, value in options.items():
                     if group[name] != value:

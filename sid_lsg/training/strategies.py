@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from sid_lsg.checkpoints.io import load
 from sid_lsg.checkpoints.shards import save_shares, share
-from sid_lsg.distributed.sharding import is_sharded, like, shard, skeleton, whole
+from sid_lsg.distributed.sharding import is_sharded, shard, shard_like, skeleton, whole
 
 
 class MultiNetDDPStrategy(DDPStrategy):
@@ -107,7 +107,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
         given = checkpoint["state_dict"]
-        state = {name: like(value, own.get(name)) for name, value in given.items()}
+        state = {name: shard_like(value, own.get(name)) for name, value in given.items()}
         self.lightning_module.load_state_dict(state, strict=strict)
 
     @property
@@ -132,7 +132,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             sharded = {
-                number: {name: like(value, parameters[number]) for name, value in own.items()}
+                number: {name: shard_like(value, parameters[number]) for name, value in own.items()}
                 for number, own in state["state"].items()
             }
             optimizer.load_state_dict({**state, "state": sharded})

@@ -30,7 +30,7 @@ from sid_lsg.checkpoints.shards import (
     share,
 )
 from sid_lsg.commands.consolidate import consolidate
-from sid_lsg.distributed.sharding import Pieces, like
+from sid_lsg.distributed.sharding import Pieces, shard_like
 from sid_lsg.messages.errors import UsageError
 from tests.helpers import forked
 from tests.helpers.comparison import same
@@ -102,7 +102,7 @@ def test_any_number_of_processes_reads_its_rows(folder: Path, process: tuple[int
     for name in ROWS:
         own = distribute_tensor(torch.empty_like(whole[name]), mesh, [Shard(0)], src_data_rank=None)
         for value in (found[name], whole[name]):
-            mine = like(value, own)
+            mine = shard_like(value, own)
             chunks = whole[name].chunk(world)
             expected = chunks[rank] if rank < len(chunks) else whole[name][:0]
             assert torch.equal(mine.to_local(), expected)  # type: ignore[attr-defined]
@@ -113,8 +113,10 @@ def test_any_number_of_processes_reads_its_rows(folder: Path, process: tuple[int
 
 def test_what_is_not_sharded_here_is_whole(folder: Path) -> None:
     found = open_shares(folder)["state_dict"]
-    assert torch.equal(like(found["weight"], torch.empty(7, 2)), content()["state_dict"]["weight"])
-    assert torch.equal(like(found["buffer"], None), torch.ones(2, dtype=torch.int64))
+    assert torch.equal(
+        shard_like(found["weight"], torch.empty(7, 2)), content()["state_dict"]["weight"]
+    )
+    assert torch.equal(shard_like(found["buffer"], None), torch.ones(2, dtype=torch.int64))
 
 
 def test_a_share_is_copied_off_the_file(folder: Path) -> None:

@@ -327,7 +327,7 @@ def test_two_processes_report_as_one(files: Files, tmp_path: Path) -> None:
         ({"prompts": "{tmp}/none.txt"}, "--prompts"),
         ({"model": "{tmp}/none"}, "--model: .*none"),
         ({"reference": "{tmp}/none"}, "--reference: .*none"),
-        ({"reference": "{tmp}"}, "--reference: .*holds no image"),
+        ({"reference": "{tmp}"}, "--reference: .*contains no image"),
         ({"protocol": "clean256", "inception": "{tmp}/none.pt"}, "--inception"),
         ({"protocol": "clean256"}, "--inception: the protocol needs the Inception"),
         ({"clip": "null"}, "--clip is missing"),

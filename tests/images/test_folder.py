@@ -1,4 +1,4 @@
-"""Folders of images and files of captions: read exactly, or refused by name."""
+"""Check that folders of images and caption files are read exactly, and bad files named."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from sid_lsg.messages.errors import UsageError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Five images of several kinds and sizes, one in a subfolder, and a file that is no image."""
+    """Write five images of several modes and sizes, one in a subfolder, and a text file."""
     root = tmp_path / "images"
     (root / "more").mkdir(parents=True)
     noise = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
@@ -40,7 +40,9 @@ def test_images_are_listed_in_the_order_of_their_paths(folder: Path) -> None:
 def test_pages_that_commands_make_of_images_are_none_of_them(folder: Path) -> None:
     for name in ("contact_sheet.png", "samples.png", "alignment.png"):
         (folder / name).write_bytes((folder / "b.png").read_bytes())
-    assert len(list_images(folder, "images")) == 8  # anyone's pictures of these names
+    assert (
+        len(list_images(folder, "images")) == 8
+    )  # without the identifying files they are ordinary images
     (folder / "images.json").write_text("{}")
     (folder / "report.json").write_text("{}")
     found = list_images(folder, "images")
@@ -80,7 +82,7 @@ def test_images_are_read_in_order_ahead_of_their_use(folder: Path, size: int) ->
 
 
 def test_what_cannot_be_read_is_counted_and_named(folder: Path) -> None:
-    """Truncated, empty, foreign and missing files; the readable ones are not held up."""
+    """Truncated, empty, foreign and missing files do not stop the readable ones."""
     (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:200])
     (folder / "a.JPG").write_bytes((folder / "a.JPG").read_bytes()[:-300])
     (folder / "c.png").write_bytes(b"")
@@ -115,7 +117,7 @@ def test_folders_without_images(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--reference: there is no folder .*none"):
         list_images(tmp_path / "none", "reference")
     (tmp_path / "a.txt").touch()
-    with pytest.raises(UsageError, match=r"--images: .* holds no image \(\.bmp"):
+    with pytest.raises(UsageError, match=r"--images: .* contains no image \(\.bmp"):
         list_images(tmp_path, "images")
 
 

@@ -1,4 +1,4 @@
-"""Rounding against numpy, pixels in their places, and files that are whole or not there."""
+"""Check rounding against numpy, the layout of drawn images, and complete PNG files."""
 
 import math
 from itertools import pairwise
@@ -101,7 +101,7 @@ def test_images_that_are_not_square_are_shown_whole(height: int, width: int) -> 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
 def test_grey_in_16_bits_is_rounded_to_8(kind: str, tmp_path: Path) -> None:
-    """Pillow alone would make all from 255 on white."""
+    """Pillow would turn all values from 255 into white."""
     ramp = np.linspace(0, 65535, 64 * 64).round().astype(np.uint16).reshape(64, 64)
     Image.fromarray(ramp).save(tmp_path / f"ramp.{kind}")
     expected = np.rint(ramp / 257).astype(np.uint8)
@@ -133,13 +133,13 @@ def box(shown: NDArray[Any], colour: NDArray[Any]) -> tuple[int, int, int, int]:
 
 
 def text(shown: NDArray[Any]) -> NDArray[Any]:
-    """Return which pixels are dark, as text alone is."""
+    """Return a mask of dark pixels; only text is dark."""
     dark: NDArray[Any] = shown.max(axis=-1) < 128
     return dark
 
 
 def colours(rows: int, columns: int) -> NDArray[Any]:
-    """Return [rows, columns, 3] uint8, all different and none a grey, as text is."""
+    """Return [rows, columns, 3] uint8, all different and none grey like text."""
     red, green = np.meshgrid(40 + 30 * np.arange(rows), 90 + 20 * np.arange(columns), indexing="ij")
     return np.stack([red, green, np.full_like(red, 200)], axis=-1).astype(np.uint8)
 
@@ -184,7 +184,7 @@ def test_a_contact_sheet_shows_each_picture_above_its_caption(side: int) -> None
     colours = ["red", "lime", "blue", "yellow", "cyan"]
     sheet = contact_sheet([Image.new("RGB", (side, side), c) for c in colours], colours, 2)
     seen = pixels(sheet)
-    edge = 160 if side != 100 else 200  # enlarged by a whole factor, or shrunk
+    edge = 160 if side != 100 else 200  # enlarged by an integer factor, or reduced
     assert sheet.size == (2 * (edge + 6) + 6, 3 * (edge + 6 + 3 * 16) + 6)
     for index, colour in enumerate(colours):
         left, top = 6 + index % 2 * (edge + 6), 6 + index // 2 * (edge + 6 + 48)

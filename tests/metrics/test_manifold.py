@@ -174,9 +174,7 @@ def test_one_far_outlier_spoils_its_own_ball_only() -> None:
     with_outlier = torch.cat([generated, torch.full((1, 6), -1e6).double()])
     expected = brute(with_outlier, reference)
     assert plain(overlap(with_outlier, reference)) == expected
-    assert (
-        expected[1] == 60 / 61
-    )  # known weakness of recall: the ball of the outlier contains all but one
+    assert expected[1] == 60 / 61  # known weakness of recall: one ball contains all but one point
     assert expected[3] < 0.9  # coverage is not affected
 
 

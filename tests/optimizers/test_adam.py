@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sid_lsg.checkpoints.io import SafeCheckpointIO
 from sid_lsg.cli import main
 from sid_lsg.data.prompts import PromptDataModule
-from sid_lsg.distributed.sharding import laid_out_as, local, shard
+from sid_lsg.distributed.sharding import local, match_memory_format, shard
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.optimizers import adam as optimizers
 from sid_lsg.optimizers.adam import AdamWithoutMomentum
@@ -413,9 +413,9 @@ def test_moments_of_another_order_in_memory_are_put_into_the_weights(plain: bool
     weight, moment = channels_last, torch.randn(4, 3, 3, 3)
     if plain:
         weight, moment = weight.contiguous(), moment.to(memory_format=torch.channels_last)
-    found = laid_out_as(moment, weight)
+    found = match_memory_format(moment, weight)
     assert torch.equal(found, moment)
     assert found.stride() == weight.stride() != moment.stride()
-    assert laid_out_as(found, weight) is found
+    assert match_memory_format(found, weight) is found
     step = torch.zeros(())
-    assert laid_out_as(step, weight) is step  # of another shape
+    assert match_memory_format(step, weight) is step  # of another shape

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 import sid_lsg.training.gradients
-from sid_lsg.distributed.sharding import is_sharded, like, local, shard, whole
+from sid_lsg.distributed.sharding import is_sharded, local, shard, shard_like, whole
 from sid_lsg.method.ema import update_ema
 from sid_lsg.training.gradients import (
     all_reduce_mean,
@@ -227,7 +227,7 @@ def treat_sharded(rank: int, folder: str) -> None:
         gradients = [p.grad for p in network.parameters()]
         shard(network, mesh)
         for p, gradient in zip(network.parameters(), gradients, strict=True):
-            p.grad = like(gradient, p)  # type: ignore[arg-type]
+            p.grad = shard_like(gradient, p)  # type: ignore[arg-type]
             assert local(p).numel() < 0.7 * p.numel() or p.numel() < 8
     save_file(treat(*pair), f"{folder}/rank{rank}.safetensors")
     dist.destroy_process_group()
