@@ -1,4 +1,4 @@
-"""The earlier name of `sid_lsg.optimizers.adam8bit`, which stored configs have."""
+"""Old name of `sid_lsg.optimizers.adam8bit`, for stored configs."""
 
 from sid_lsg.optimizers.adam8bit import Adam8bit
 

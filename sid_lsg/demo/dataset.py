@@ -1,4 +1,4 @@
-"""The `fashion` dataset: Fashion-MNIST photographs, coloured, on a background, with captions.
+"""The `fashion` dataset: coloured Fashion-MNIST photographs on backgrounds, with captions.
 
 Ten garments in eight colours on four backgrounds make 320 captions such as "an orange ankle boot on
 a navy background". Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017; MIT licence) is read from its
@@ -35,7 +35,7 @@ SIZE = 32
 
 
 def caption(garment: int, colour: int, background: int) -> str:
-    """Say in words what an image shows: "an orange ankle boot on a navy background"."""
+    """Return the caption of an image: "an orange ankle boot on a navy background"."""
     name = list(COLOURS)[colour]
     article = "an" if name[0] in "aeiou" else "a"
     return f"{article} {name} {GARMENTS[garment]} on a {list(BACKGROUNDS)[background]} background"
@@ -53,12 +53,12 @@ class Photographs(NamedTuple):
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """Read an IDX file of unsigned bytes, compressed or not."""
+    """Read an IDX file of unsigned bytes, plain or gzip-compressed."""
     found = next((p for p in (path, path.with_suffix(".gz")) if p.is_file()), None)
     if found is None:
         raise UsageError(
             f"--data_dir: {path}(.gz) not found. Install Debian's package `dataset-fashion-mnist`, "
-            "or download Fashion-MNIST's four IDX files and name their folder."
+            "or download Fashion-MNIST's four IDX files and give their folder."
         )
     data = gzip.decompress(found.read_bytes()) if found.suffix == ".gz" else found.read_bytes()
     if data[:3] != b"\0\0\x08":
@@ -68,7 +68,7 @@ def _read_idx(path: Path) -> np.ndarray:
 
 
 def _silhouette(grey: Tensor) -> Tensor:
-    """Mark the garment and its dark insides: what the border's black cannot reach.
+    """Return a mask of the garment, including dark areas that it encloses.
 
     Args:
         grey: [N, H, W] in [0, 1].
@@ -78,7 +78,7 @@ def _silhouette(grey: Tensor) -> Tensor:
     """
     dark = (grey < 0.04).float()[:, None]
     outside = F.pad(torch.zeros_like(dark[..., 1:-1, 1:-1]), (1, 1, 1, 1), value=1.0) * dark
-    for _ in range(2 * SIZE):  # flood the black around the garment, from the border inwards
+    for _ in range(2 * SIZE):  # flood-fill the black background from the border
         grown = torch.maximum(
             F.max_pool2d(outside, (3, 1), 1, (1, 0)), F.max_pool2d(outside, (1, 3), 1, (0, 1))
         )
@@ -90,7 +90,7 @@ def _silhouette(grey: Tensor) -> Tensor:
 
 
 def load_photographs(data_dir: str | Path, split: str) -> Photographs:
-    """Read one split of Fashion-MNIST and find the garments' silhouettes.
+    """Load one split of Fashion-MNIST and compute the garments' silhouettes.
 
     Args:
         data_dir: Folder with the IDX files.
@@ -109,7 +109,7 @@ def load_photographs(data_dir: str | Path, split: str) -> Photographs:
 def compose(photographs: Photographs, colours: Tensor, backgrounds: Tensor) -> Tensor:
     """Colour photographs and put them on backgrounds.
 
-    The garment's brightness runs from 25% to 100% of its colour with the photograph's grey.
+    The photograph's grey scales the garment's colour from 25% to 100% brightness.
 
     Args:
         photographs: N of them.

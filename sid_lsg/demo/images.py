@@ -1,9 +1,10 @@
-"""Make a folder of real images with captions from Fashion-MNIST, for the embedded teacher.
+"""Write Fashion-MNIST images with captions, as real images for the embedded teacher.
 
     python -m sid_lsg.demo.images --output runs/fashion_images
 
-It is what the embedded teacher was trained on, as --data.real_images takes it: PNG files and a
-`metadata.jsonl`. Debian's package `dataset-fashion-mnist` has the photographs.
+The folder has the format of --data.real_images: PNG files and a `metadata.jsonl`. The embedded
+teacher was trained on images of this kind. Debian's package `dataset-fashion-mnist` contains the
+photographs.
 """
 
 import json
@@ -25,10 +26,10 @@ def images(output: Path, data_dir: str = DATA_DIR, num_images: int = 3200, seed:
     """Write training photographs in random colours, on random backgrounds, with their captions.
 
     Args:
-        output: The folder to make; it must be new or empty.
+        output: Output folder; must be new or empty.
         data_dir: Folder with Fashion-MNIST's IDX files.
-        num_images: How many of the 60,000.
-        seed: Decides which, and their colours.
+        num_images: Number of images, at most 60,000.
+        seed: Seed for the choice of photographs, colours and backgrounds.
 
     Raises:
         UsageError: If an option is out of range, or a folder cannot be used.
@@ -43,11 +44,11 @@ def images(output: Path, data_dir: str = DATA_DIR, num_images: int = 3200, seed:
     chosen = torch.randperm(len(photographs.labels), generator=generator)[:num_images]
     composed, captions = draw(photographs, chosen, generator)
     rows = []
-    for number, (picture, which) in enumerate(zip(to_pil(composed), captions, strict=True)):
+    for number, (image, caption) in enumerate(zip(to_pil(composed), captions, strict=True)):
         name = f"{number:05}.png"
-        save_png(picture, output / name)
-        rows.append(json.dumps({"file_name": name, "text": CAPTIONS[which]}))
-    with replacing(output / METADATA[0]) as temporary:  # the last: without it there is no folder
+        save_png(image, output / name)
+        rows.append(json.dumps({"file_name": name, "text": CAPTIONS[caption]}))
+    with replacing(output / METADATA[0]) as temporary:  # last: without it the folder is not valid
         temporary.write_text("\n".join(rows) + "\n")
 
 

@@ -6,9 +6,9 @@
     python -m sid_lsg.demo.recipe unet --output fashion         # needs clip and vae
     python -m sid_lsg.demo.recipe statistics --output fashion   # needs clip
 
-The folder is a Stable Diffusion pipeline in diffusers' own layout, with beside it the whole
-`CLIPModel` (for the CLIP score and image features), the captions, and the reference statistics of
-the 10,000 test images. Networks are trained in float32 and stored in float16.
+The folder contains a Stable Diffusion pipeline in diffusers' layout, the complete `CLIPModel` (for
+the CLIP score and image features), the captions, and the reference statistics of the 10,000 test
+images. Networks are trained in float32 and stored in float16.
 """
 
 import json
@@ -70,7 +70,7 @@ def clip(output: Path, data_dir: str = DATA_DIR, steps: int = 3000, batch_size: 
         images, captions = next(data)
         unique, which = captions.unique(return_inverse=True)
         logits = model(input_ids=ids[unique], pixel_values=images).logits_per_image
-        # Images of one caption are all right answers to it: they share its probability.
+        # All images with a caption are correct answers to it and share its probability.
         positive = F.one_hot(which, len(unique)).T.float()
         to_image = -(positive * logits.T.log_softmax(-1)).sum(-1) / positive.sum(-1)
         return (F.cross_entropy(logits, which) + to_image.mean()) / 2
@@ -82,7 +82,7 @@ def clip(output: Path, data_dir: str = DATA_DIR, steps: int = 3000, batch_size: 
     (output / "clip" / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     encoder = CLIPTextModel.from_pretrained(output / "clip", dtype=torch.float16)
     encoder.save_pretrained(output / "text_encoder")
-    # In mixed order, so that the first few already show every kind of thing.
+    # Shuffled, so that the first few captions are varied.
     order = torch.randperm(len(CAPTIONS), generator=torch.Generator().manual_seed(0))
     (output / "prompts.txt").write_text("".join(f"{CAPTIONS[i]}\n" for i in order))
 
@@ -129,9 +129,9 @@ def vae(output: Path, data_dir: str = DATA_DIR, steps: int = 2800, batch_size: i
 def sharpen(
     output: Path, data_dir: str = DATA_DIR, steps: int = 2500, batch_size: int = 32
 ) -> None:
-    """Train the autoencoder's decoder against a discriminator of patches, for texture.
+    """Train the autoencoder's decoder against a patch discriminator, to sharpen texture.
 
-    Latents stay as they are: the encoder is frozen. As in VQGAN (Esser et al., 2021), the
+    The encoder is frozen, so latents do not change. As in VQGAN (Esser et al., 2021), the
     adversarial term is scaled to half the reconstruction's gradient at the last layer.
 
     Args:
@@ -149,8 +149,8 @@ def sharpen(
     for channels, width, stride in ((3, 48, 2), (48, 96, 2), (96, 96, 1)):
         convolution = nn.Conv2d(channels, width, 4 if stride == 2 else 3, stride, padding=1)
         layers += [nn.utils.parametrizations.spectral_norm(convolution), nn.LeakyReLU(0.2)]
-    judge = nn.Sequential(*layers, nn.Conv2d(96, 1, 1))
-    judge_optimizer = torch.optim.Adam(judge.parameters(), lr=4e-4, betas=(0.5, 0.9))
+    discriminator = nn.Sequential(*layers, nn.Conv2d(96, 1, 1))
+    optimizer = torch.optim.Adam(discriminator.parameters(), lr=4e-4, betas=(0.5, 0.9))
     last = model.decoder.conv_out.weight
     data = _batches(load_photographs(data_dir, "train"), batch_size, seed=8)
 
@@ -159,15 +159,15 @@ def sharpen(
         with torch.no_grad():
             latents = model.encode(images).latent_dist.sample()
         decoded = model.decode(latents).sample
-        fake = judge(decoded.detach())
-        hinge = F.relu(1 - judge(images)).mean() + F.relu(1 + fake).mean()
-        judge_optimizer.zero_grad()
+        fake = discriminator(decoded.detach())
+        hinge = F.relu(1 - discriminator(images)).mean() + F.relu(1 + fake).mean()
+        optimizer.zero_grad()
         hinge.backward()
-        judge_optimizer.step()
+        optimizer.step()
 
         error = decoded - images
         reconstruction = error.square().mean() + 0.2 * error.abs().mean()
-        adversarial = -judge(decoded).mean()
+        adversarial = -discriminator(decoded).mean()
         (wanted,) = torch.autograd.grad(reconstruction, last, retain_graph=True)
         (pushed,) = torch.autograd.grad(adversarial, last, retain_graph=True)
         scale = 0.5 * (wanted.norm() / (pushed.norm() + 1e-6)).clamp(max=1.0)
@@ -177,7 +177,7 @@ def sharpen(
 
 
 def unet(output: Path, data_dir: str = DATA_DIR, steps: int = 10000, batch_size: int = 64) -> None:
-    """Train the denoiser on epsilon-prediction, 10% of captions dropped, and save the pipeline.
+    """Train the denoiser with epsilon prediction and 10% prompt dropout; save the pipeline.
 
     Args:
         output: The teacher's folder, with its CLIP and autoencoder.
@@ -219,21 +219,21 @@ def unet(output: Path, data_dir: str = DATA_DIR, steps: int = 10000, batch_size:
         x_t = scheduler.add_noise(x_0, eps, t).contiguous(memory_format=torch.channels_last)
         return F.mse_loss(model(x_t, t, condition).sample, eps)
 
-    average = _optimize(model, loss, steps, lr=1e-3, decay=0.9995)
+    ema = _optimize(model, loss, steps, lr=1e-3, decay=0.9995)
     StableDiffusionPipeline(
-        vae=autoencoder, text_encoder=text_encoder, tokenizer=tokenizer, unet=average,
+        vae=autoencoder, text_encoder=text_encoder, tokenizer=tokenizer, unet=ema,
         scheduler=scheduler, safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     ).to(dtype=torch.float16).save_pretrained(output)  # fmt: skip
 
 
 def statistics(output: Path, data_dir: str = DATA_DIR, num_features: int = 2000) -> None:
-    """Store the reference of the evaluation: the 10,000 test images under the protocol `clip`.
+    """Store the reference statistics: the 10,000 test images under the protocol `clip`.
 
     Args:
         output: The teacher's folder, with its CLIP.
         data_dir: Folder with Fashion-MNIST's IDX files.
-        num_features: Of how many images to store the features themselves.
+        num_features: Number of images whose features are stored.
     """
     protocol = clip_protocol(CLIPFeatures.from_pretrained(str(output / "clip")))
     photographs = load_photographs(data_dir, "t10k")
@@ -250,7 +250,7 @@ def statistics(output: Path, data_dir: str = DATA_DIR, num_features: int = 2000)
 def _encode(
     autoencoder: AutoencoderKL, photographs: Photographs, repeats: int
 ) -> tuple[Tensor, Tensor]:
-    """Encode every photograph in `repeats` random colours and backgrounds.
+    """Encode every photograph `repeats` times, in random colours on random backgrounds.
 
     Returns:
         Scaled posterior means and deviations [N, 8, 8, 8] float16, and [N] caption indices.
@@ -267,7 +267,7 @@ def _encode(
 
 
 def _tokenize(tokenizer: CLIPTokenizer, texts: tuple[str, ...]) -> Tensor:
-    """Tokenize to the tokenizer's full length, as Stable Diffusion does."""
+    """Tokenize and pad to the tokenizer's full length, as Stable Diffusion does."""
     padded = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
     return padded.input_ids
 
@@ -275,7 +275,7 @@ def _tokenize(tokenizer: CLIPTokenizer, texts: tuple[str, ...]) -> Tensor:
 def _batches(
     photographs: Photographs, batch_size: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Compose random photographs in random colours, for ever."""
+    """Yield endless batches of random photographs in random colours."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         index = torch.randint(len(photographs.labels), (batch_size,), generator=generator)
@@ -283,12 +283,12 @@ def _batches(
 
 
 def _optimize(network: Any, loss: Callable[[], Tensor], steps: int, lr: float, decay: float) -> Any:
-    """Minimise a loss by AdamW with warm-up and cosine decay.
+    """Minimize a loss with AdamW, warm-up and cosine decay.
 
     Returns:
-        The exponential moving average of the network.
+        The EMA of the network.
     """
-    average = torch.optim.swa_utils.AveragedModel(
+    ema = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
     )
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, betas=(0.9, 0.99))
@@ -305,13 +305,13 @@ def _optimize(network: Any, loss: Callable[[], Tensor], steps: int, lr: float, d
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
-        average.update_parameters(network)
+        ema.update_parameters(network)
         total += value.item()
         if step % 100 == 0:
             seconds = time.perf_counter() - start
             print(f"step {step}/{steps}  loss {total / 100:.4f}  {seconds:.0f} s", flush=True)
             total = 0.0
-    return average.module.requires_grad_(False).eval()
+    return ema.module.requires_grad_(False).eval()
 
 
 if __name__ == "__main__":

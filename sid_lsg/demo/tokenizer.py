@@ -11,10 +11,10 @@ START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 
 def train_tokenizer(texts: list[str], max_length: int = 16) -> CLIPTokenizer:
-    """Learn byte-pair merges in which every word of the texts is one token.
+    """Train byte-pair merges so that every word of the texts is one token.
 
-    The vocabulary is laid out as CLIP's: 256 bytes, the same at a word's end, the merges, start and
-    end; so any other word can still be written, in pieces.
+    The vocabulary has CLIP's order: 256 bytes, 256 bytes at the end of a word, the merges, start
+    and end. Other words are split into several tokens.
     """
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
     tokenizer.normalizer = normalizers.Lowercase()

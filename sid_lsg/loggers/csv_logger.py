@@ -1,4 +1,4 @@
-"""Metrics as a CSV file that is whole at any moment, and that a continued run continues."""
+"""Log metrics to a CSV file that survives crashes and that a resumed run continues."""
 
 import csv
 import errno
@@ -18,13 +18,13 @@ _STEP = "step"
 
 
 class CSVLogger(LightningCSVLogger):
-    """Write `metrics.csv`, one row per logged iteration, whoever logs.
+    """Write `metrics.csv` with one row per logged iteration.
 
-    A row is appended when it is complete. Where that is not enough (a new column, more values of
-    a row that is written, the first row of a continued run) the file is written anew under another
-    name and renamed: whenever the process is killed, whole rows are left.
+    A row is appended when it is complete. If that is not enough (a new column, more values for a
+    written row, the first row of a resumed run), the file is rewritten under another name and
+    renamed. So only whole rows remain if the process is killed.
 
-    A continued run keeps the rows up to its first iteration and drops those that it does again.
+    A resumed run keeps the rows up to its first iteration and drops the rows that it repeats.
     """
 
     def __init__(self, save_dir: str = ".", name: str = "", version: str = "") -> None:
@@ -36,24 +36,24 @@ class CSVLogger(LightningCSVLogger):
             version: Subfolder of that.
         """
         super().__init__(save_dir, name, version)
-        self._row: dict[str, Any] = {}  # the newest iteration's
-        self._dirty = False  # whether it holds what the file does not
+        self._row: dict[str, Any] = {}  # of the newest iteration
+        self._dirty = False  # True if `_row` has values that are not in the file
         self._columns: list[str] = []  # of the file
-        self._end = math.inf  # the iteration of the file's last row; at first it may be any
-        self._done = math.inf  # the last iteration that is not done again
+        self._end = math.inf  # iteration of the file's last row; inf if unknown
+        self._done = math.inf  # last iteration that is not repeated
 
     @property
     def experiment(self) -> "CSVLogger":
-        """Return the logger: Lightning's own writer would delete an earlier run's file."""
+        """Return this logger: Lightning's own writer would delete an earlier run's file."""
         return self
 
     def continue_from(self, iteration: int) -> None:
-        """Let no later row of the run that is continued be a part of this one's."""
+        """Resume after an iteration: do not merge the earlier run's later rows into new rows."""
         self._done = iteration
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log a row, or more of the newest row's iteration."""
+        """Start a row, or add values to the newest row if it has the same step."""
         if step is None:
             step = int(self._row.get(_STEP, -1)) + 1
         if step != self._row.get(_STEP):
@@ -70,11 +70,11 @@ class CSVLogger(LightningCSVLogger):
         """Write the newest row.
 
         Raises:
-            UsageError: If that is impossible: the disk is full, say.
+            UsageError: If the file cannot be written, for example because the disk is full.
         """
         if not self._dirty:
             return
-        end, self._end = self._end, math.inf  # if writing fails, nobody knows what is there
+        end, self._end = self._end, math.inf  # unknown if writing fails
         step = int(self._row[_STEP])
         with writing(Path(self.log_dir), "trainer.default_root_dir"):
             if step > end and self._row.keys() <= set(self._columns):
@@ -85,11 +85,11 @@ class CSVLogger(LightningCSVLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is left."""
+        """Write the last row."""
         self.save()
 
     def log_hyperparams(self, params: Any = None) -> None:
-        """Write nothing: the run directory's `config.yaml` holds them already."""
+        """Do nothing: the run directory's `config.yaml` has the hyperparameters."""
 
     @property
     def _path(self) -> Path:
@@ -100,25 +100,25 @@ class CSVLogger(LightningCSVLogger):
         try:
             with self._path.open("ab", buffering=0) as file:
                 line = _lines([self._row], self._columns).encode()
-                if file.write(line) < len(line):  # killed before or after it, but not within
+                if file.write(line) < len(line):  # one call: a kill does not split the row
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
             os.truncate(self._path, size)
             raise
 
     def _rewrite(self, step: int) -> None:
-        """Write the rows before this iteration, and its row, in place of the file."""
+        """Replace the file by the rows before this iteration and the newest row."""
         rows = [row for row in self._read() if int(row[_STEP]) < step] + [self._row]
         self._columns = sorted(set().union(*rows, self._columns))
         for leftover in self._path.parent.glob(f".{self._path.name}.*.tmp"):
-            leftover.unlink(missing_ok=True)  # a killed process's
+            leftover.unlink(missing_ok=True)  # left by a killed process
         with replacing(self._path) as temporary:
             header = dict(zip(self._columns, self._columns, strict=True))
             text = _lines([header, *rows], self._columns)
             temporary.write_text(text, encoding="utf-8", newline="")
 
     def _read(self) -> list[dict[str, Any]]:
-        """Return the file's rows without empty fields; none that a crash has left incomplete."""
+        """Return the file's rows without empty fields; skip rows that a crash left incomplete."""
         if not self._path.is_file():
             return []
         text = self._path.read_bytes().decode(errors="replace")
@@ -132,7 +132,7 @@ class CSVLogger(LightningCSVLogger):
 
 
 def _lines(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Return rows as CSV."""
+    """Format rows as CSV."""
     text = io.StringIO()
     csv.DictWriter(text, columns).writerows(rows)
     return text.getvalue()

@@ -1,4 +1,4 @@
-"""Pictures and tables for whichever loggers can show them."""
+"""Log images and tables to the loggers that support them."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -14,28 +14,28 @@ from sid_lsg.messages.words import table
 def log_images(
     loggers: Iterable[Logger],
     key: str,
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     captions: Sequence[str] | None,
     step: int,
     whole: Image.Image | None = None,
 ) -> None:
-    """Show pictures in W&B, one by one with their captions, and in TensorBoard, as one picture.
+    """Log images to W&B, one by one with captions, and to TensorBoard as one image.
 
     Args:
-        loggers: The run's loggers; those of other kinds are passed over.
+        loggers: The run's loggers; other kinds are skipped.
         key: Name of the panel.
-        pictures: The pictures.
-        captions: One for each of them.
+        images: The images.
+        captions: One for each image.
         step: The iteration.
-        whole: All of them laid out as one picture, for TensorBoard. By default TensorBoard lays
-            them out itself, if they are of one size; otherwise it gets them one by one.
+        whole: All images drawn as one, for TensorBoard. By default TensorBoard arranges images of
+            equal size itself and gets others one by one.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             options = {} if captions is None else {"caption": list(captions)}
-            logger.log_image(key, list(pictures), step=step, **options)
+            logger.log_image(key, list(images), step=step, **options)
         elif isinstance(logger, TensorBoardLogger):
-            shown = [np.asarray(p.convert("RGB")) for p in ([whole] if whole else pictures)]
+            shown = [np.asarray(i.convert("RGB")) for i in ([whole] if whole else images)]
             if len(shown) > 1 and len({pixels.shape for pixels in shown}) == 1:
                 logger.experiment.add_images(key, np.stack(shown), step, dataformats="NHWC")
                 continue
@@ -51,13 +51,13 @@ def log_table(
     rows: Sequence[Sequence[Any]],
     step: int,
 ) -> None:
-    """Show a table in W&B, pictures included, and in TensorBoard, without them.
+    """Log a table to W&B with its images, and to TensorBoard without them.
 
     Args:
-        loggers: The run's loggers; those of other kinds are passed over.
+        loggers: The run's loggers; other kinds are skipped.
         key: Name of the panel.
         columns: Names of the columns.
-        rows: Rows of cells: text, numbers, PIL images, or what W&B has for media.
+        rows: Rows of cells: text, numbers, PIL images, or W&B media.
         step: The iteration.
     """
     for logger in loggers:
@@ -71,14 +71,14 @@ def log_table(
 
 
 def _for_wandb(cell: Any) -> Any:
-    """Wrap a picture."""
-    import wandb  # see wandb_logger.py
+    """Wrap an image for W&B; return other cells unchanged."""
+    import wandb  # slow, see wandb_logger.py
 
     return wandb.Image(cell) if isinstance(cell, Image.Image) else cell
 
 
 def _is_media(cell: Any) -> bool:
-    """Tell what a text cannot hold: a picture, or any of W&B's media, which wandb has made."""
+    """Return True for an image or W&B media, which text cannot show."""
     wandb = sys.modules.get("wandb")
     return isinstance(cell, Image.Image) or bool(
         wandb and isinstance(cell, wandb.data_types.WBValue)

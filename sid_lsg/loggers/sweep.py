@@ -1,8 +1,8 @@
-"""The run of a W&B sweep that this process is."""
+"""The W&B sweep run of this process."""
 
 import os
 
 
 def sweep_run() -> str | None:
-    """Return the id of the run that a W&B sweep agent has started this process for."""
+    """Return the run id that a W&B sweep agent gave this process; None outside a sweep."""
     return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None

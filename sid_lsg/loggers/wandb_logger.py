@@ -1,6 +1,6 @@
-"""Weights & Biases: online where that is possible, offline where not, and never waiting.
+"""Log to Weights & Biases: online if possible, otherwise offline, never waiting for input.
 
-Importing wandb takes as long as importing torch, so it is left to the runs that use it.
+Importing wandb takes as long as importing torch, so only runs that use it import it.
 """
 
 import http.client
@@ -24,15 +24,15 @@ from sid_lsg.files.run_files import CONFIG
 from sid_lsg.loggers.sweep import sweep_run
 from sid_lsg.messages.errors import UsageError
 
-_PATIENCE = 4.0  # seconds for W&B's server to answer at all
+_PATIENCE = 4.0  # seconds to wait for any answer from W&B's server
 
 
 class WandbLogger(LightningWandbLogger):
-    """Log curves over the images seen, pictures and the configuration to Weights & Biases.
+    """Log curves over the images seen, images and the configuration to Weights & Biases.
 
-    Without an API key, or where W&B's server does not answer, the run is logged offline, with a
-    warning that says how to send it later; nothing ever asks for input. WANDB_MODE (online,
-    offline, disabled), where it is set, decides instead.
+    Without an API key, or if W&B's server does not answer, the run is logged offline, and a warning
+    says how to send it later. Nothing asks for input. If WANDB_MODE (online, offline, disabled) is
+    set, it decides instead.
     """
 
     _experiment: Any
@@ -49,20 +49,19 @@ class WandbLogger(LightningWandbLogger):
         offline: bool = False,
         id: str | None = None,
     ) -> None:
-        """Describe the run; W&B is not touched before the run begins.
+        """Set the options of the W&B run; it starts when something is logged.
 
         Args:
             project: W&B project. In a sweep, project, entity and id are the sweep's.
-            name: Name of the run; by default that of the run directory, in a sweep W&B's.
+            name: Name of the run; by default the run directory's name, in a sweep W&B's.
             tags: Tags of the run.
             group: Group of runs that W&B shows together.
-            notes: A description of the run.
-            entity: User or team; by default the account's.
-            save_dir: Where the folder `wandb` is written; a relative one lies inside the run
-                directory.
-            offline: Log to that folder only, for `wandb sync` later.
-            id: W&B's identifier of a run to continue. By default a run directory that is continued
-                (--ckpt_path) continues its own run, if that was online.
+            notes: Description of the run.
+            entity: User or team; by default the account's default.
+            save_dir: Parent of the folder `wandb`; a relative path starts at the run directory.
+            offline: Log only to this folder, for `wandb sync` later.
+            id: W&B id of a run to continue. By default a resumed run (--ckpt_path) continues its
+                W&B run if that was online.
         """
         super().__init__(
             project=project,
@@ -81,20 +80,20 @@ class WandbLogger(LightningWandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """Return the W&B run; the first use begins it."""
+        """Return the W&B run; start it on first use."""
         import wandb
 
         attached = wandb.run is not None or getattr(self, "_attach_id", None) is not None
         if self._experiment is None and not attached:
-            self._experiment = self._begin()
-            # "*" is every other metric: each is drawn over the images seen.
+            self._experiment = self._start()
+            # "*" stands for every other metric: all are plotted over the images seen.
             self._experiment.define_metric("images_seen")
             self._experiment.define_metric("*", step_metric="images_seen", step_sync=True)
         return super().experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log a row; one that does not say how many images the run has seen is told by its step."""
+        """Log a row; derive `images_seen` from the step if it is missing."""
         row = dict(metrics)
         if step and "images_seen" in row:
             self._images_per_step = row["images_seen"] / step
@@ -104,27 +103,27 @@ class WandbLogger(LightningWandbLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
-        """Store the configuration, and learn from it how many images an iteration sees."""
+        """Log the configuration, and read the images per iteration from it."""
         with suppress(KeyError, TypeError):
             self._images_per_step = float(params["data"]["batch_size"])
         super().log_hyperparams(params)
 
-    # ------------------------------------------------------------------ how the run begins
+    # ------------------------------------------------------------------ start of the run
 
-    def _begin(self) -> Any:
-        """Begin the run: as it was asked for, or else online if that works."""
+    def _start(self) -> Any:
+        """Start the run in the requested mode; by default online, or offline if that fails."""
         import wandb
 
-        # Where tables' pictures wait to be sent: with the run, for an offline run is sent later.
-        # Before anything else, for wandb warns of what its environment says later.
+        # Keep images of tables with the run, because an offline run is sent later. Set this first:
+        # wandb warns about later changes of its environment variables.
         os.environ.setdefault("WANDB_DATA_DIR", str(Path(self._save_dir).absolute() / "wandb"))
-        asked = "offline" if self._asked_offline else _asked_mode()
-        if asked is not None:
+        requested = "offline" if self._asked_offline else _requested_mode()
+        if requested is not None:
             try:
-                return self._init(asked)
+                return self._init(requested)
             except wandb.errors.Error as error:
                 raise UsageError(
-                    f"WANDB_MODE is {asked!r}, but W&B did not begin a run ({_line(error)}). "
+                    f"WANDB_MODE is {requested!r}, but W&B did not start a run ({_line(error)}). "
                     "`wandb login` stores an API key; WANDB_MODE=offline logs without W&B's server."
                 ) from error
         url = wandb.setup().settings.base_url
@@ -136,18 +135,18 @@ class WandbLogger(LightningWandbLogger):
                 reason = _line(error)
         run = self._init("offline")
         rank_zero_warn(
-            f"W&B logs this run offline, since {reason}. To send it later: `wandb login`, then "
-            f"`wandb sync {Path(run.dir).parent}`. WANDB_MODE=offline makes this the choice."
+            f"W&B logs this run offline: {reason}. To send it later, run `wandb login` and "
+            f"`wandb sync {Path(run.dir).parent}`. Set WANDB_MODE=offline to avoid this warning."
         )
         return run
 
     def _init(self, mode: str) -> Any:
-        """Begin the run in one mode."""
+        """Start the run in a mode."""
         import wandb
 
         options = self._wandb_init | {"mode": mode, "resume": None}
         if sweep_run():
-            options |= {"project": None, "entity": None, "id": None}  # the agent's environment
+            options |= {"project": None, "entity": None, "id": None}  # the agent sets these
         else:
             options["name"] = options["name"] or Path(self._save_dir).absolute().name
         if mode == "online":
@@ -157,9 +156,9 @@ class WandbLogger(LightningWandbLogger):
             return wandb.init(**options)
 
     def _earlier_run(self) -> str | None:
-        """Find the online run of this run directory: only a continued run finds one here.
+        """Return the id of the run directory's online run; only a resumed run has one.
 
-        An offline run is not continued: sending its two parts would make the second replace the
+        An offline run is not continued: when both parts are sent, the second would replace the
         first.
         """
         folder = Path(self._save_dir)
@@ -168,11 +167,11 @@ class WandbLogger(LightningWandbLogger):
         return found[1] if found and (folder / CONFIG).is_file() else None
 
 
-def _asked_mode() -> str | None:
-    """Return the mode that the environment or W&B's settings ask for.
+def _requested_mode() -> str | None:
+    """Return the mode that the environment or W&B's settings request; None if there is none.
 
     Raises:
-        UsageError: If they hold what wandb does not accept.
+        UsageError: If wandb rejects the settings.
     """
     import wandb
 
@@ -180,14 +179,14 @@ def _asked_mode() -> str | None:
         mode = wandb.setup().settings.mode
     except ValueError as error:
         raise UsageError(
-            f"W&B's settings (WANDB_* variables, ~/.config/wandb/settings) are refused by wandb: "
+            f"wandb rejects its settings (WANDB_* variables, ~/.config/wandb/settings): "
             f"{_line(error)}. Correct them."
         ) from error
     return mode if os.environ.get("WANDB_MODE") or mode != "online" else None
 
 
 def _answers(url: str, seconds: float) -> bool:
-    """Ask a server for anything at all; a name server that hangs counts as no answer too."""
+    """Return True if a server answers in time; a hanging name server counts as no answer."""
     answers = []
 
     def ask() -> None:
@@ -196,7 +195,7 @@ def _answers(url: str, seconds: float) -> bool:
                 request = urllib.request.Request(url, method="HEAD")
                 urllib.request.urlopen(request, timeout=seconds).close()
             except urllib.error.URLError as error:
-                # A status, or a certificate that Python cannot check, is an answer.
+                # An HTTP status or a certificate that Python cannot verify is an answer.
                 certificate = isinstance(error.reason, ssl.SSLCertVerificationError)
                 if not (certificate or isinstance(error, urllib.error.HTTPError)):
                     return
@@ -210,7 +209,7 @@ def _answers(url: str, seconds: float) -> bool:
 
 @contextmanager
 def _no_input() -> Iterator[None]:
-    """Hide the terminal, so that wandb raises an error where it would ask for a key and wait."""
+    """Hide the terminal, so that wandb raises an error instead of waiting for a key."""
     stdin = sys.stdin
     with open(os.devnull) as sys.stdin:
         try:
@@ -220,5 +219,5 @@ def _no_input() -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """Say an error in one line, without a full stop."""
+    """Return an error's message in one line, without the final full stop."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__

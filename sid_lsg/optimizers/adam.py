@@ -1,4 +1,4 @@
-"""The paper's optimizer in less memory."""
+"""Adam with beta1 = 0, the paper's optimizer, without storing the first moment."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -11,20 +11,21 @@ from torch.optim.adam import adam
 from sid_lsg.distributed.sharding import local
 from sid_lsg.messages.errors import UsageError
 
-# So many weights at a time have temporary copies in a step that is not fused (128 MB); torch's Adam
-# would copy all. No smaller number would help Stable Diffusion 1.5: its largest weight has 29.5
-# million.
+# Maximum number of elements that have temporary copies in a step that is not fused (128 MB).
+# torch's Adam would copy all of them. A smaller value would not help Stable Diffusion 1.5: its
+# largest weight has 29.5 million elements.
 _PIECE = 2**25
 
 
 class AdamWithoutMomentum(Adam):
-    """Adam with beta1 = 0, whose first moment is the gradient: it is not stored.
+    """Adam with beta1 = 0. Its first moment equals the gradient and is not stored.
 
         v <- beta2 v + (1 - beta2) g^2
         w <- w - lr g / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 
-    Both are bit for bit those of `torch.optim.Adam`, unless two gradients in a row are further
-    apart than float32 reaches, which makes that one's weight NaN. A run can go on with this one.
+    v and w equal those of `torch.optim.Adam` bitwise, unless the difference of two successive
+    gradients overflows float32, which makes torch's weight NaN. A run that was trained with
+    `torch.optim.Adam` can be resumed with this optimizer.
     """
 
     def __init__(
@@ -36,28 +37,29 @@ class AdamWithoutMomentum(Adam):
         weight_decay: float = 0.0,
         fused: bool | None = None,
     ) -> None:
-        """Choose what torch.optim.Adam offers, as far as it goes with beta1 = 0.
+        """Set the options of torch.optim.Adam that apply to beta1 = 0.
 
         Args:
-            params: Weights, or groups of them.
+            params: Weights or parameter groups.
             lr: Learning rate.
-            betas: 0, and the weight of the old mean of squares.
+            betas: 0, and the decay rate of the mean of squares.
             eps: Added to the root of the mean of squares.
-            weight_decay: Added to the gradient, times the weights.
-            fused: One pass over the memory instead of six, by default; with other roundings, which
-                are bit for bit those of torch.optim.Adam with `fused: true`. With weight decay the
-                gradients are changed. (Not `true`, which a config's next class would inherit.)
+            weight_decay: Multiple of the weights that is added to the gradient.
+            fused: Use the fused kernel, with one pass over memory instead of six; `false` turns it
+                off. Results equal torch.optim.Adam with `fused: true` bitwise. With weight decay,
+                it changes the gradients. The default is not `true`, because a config that sets
+                another class would inherit it.
 
         Raises:
             UsageError: If beta1 is not 0.
         """
         if betas[0] != 0:
             raise UsageError(
-                f"--model.optimizer_*: AdamWithoutMomentum has betas: [0, ...], not {[*betas]}. "
-                "Momentum needs class_path: torch.optim.Adam."
+                f"--model.optimizer_*: AdamWithoutMomentum needs betas: [0, ...], got {[*betas]}. "
+                "For momentum, set class_path: torch.optim.Adam."
             )
         super().__init__(params, lr, betas, eps, weight_decay, fused=fused is not False or None)
-        # A gradient scaler is to unscale the gradients: the step below would not.
+        # The gradient scaler must unscale the gradients, because `step` does not.
         self._step_supports_amp_scaling = False
 
     @torch.no_grad()
@@ -80,7 +82,7 @@ class AdamWithoutMomentum(Adam):
             if not state:
                 state["step"] = torch.zeros((), dtype=torch.float32)
                 state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            # A checkpoint may be of a run that was fused, or was not.
+            # A checkpoint may come from a run with another value of `fused`.
             state["step"] = state["step"].to(p.device if group["fused"] else "cpu")
             weights.append(local(p))
             gradients.append(local(p.grad))  # type: ignore[arg-type]
@@ -89,7 +91,7 @@ class AdamWithoutMomentum(Adam):
         lr, beta2, eps = group["lr"], group["betas"][1], group["eps"]
         decay = group["weight_decay"]
         if group["fused"]:
-            # It writes the first moment: the gradients, where they are.
+            # The kernel writes a first moment. With beta1 = 0 it equals the gradients: use them.
             adam(weights, gradients, gradients, squares, [], steps, fused=True, amsgrad=False,
                  beta1=0.0, beta2=beta2, lr=lr, weight_decay=decay, eps=eps,
                  maximize=False)  # fmt: skip
@@ -105,24 +107,24 @@ class AdamWithoutMomentum(Adam):
         torch._foreach_addcdiv_(weights, gradients, roots, [-float(lr)] * len(weights))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state of this optimizer or of torch.optim.Adam, whose first moment is left out.
+        """Load the state of this optimizer or of torch.optim.Adam; drop the first moment.
 
         Raises:
-            UsageError: If it is another optimizer's.
+            UsageError: If the state is from another optimizer.
         """
         state = {}
         for number, own in state_dict["state"].items():
             if not {"step", "exp_avg_sq"} <= own.keys():
                 raise UsageError(
-                    "--ckpt_path: the file holds no mean of squared gradients: its optimizer was "
-                    "not Adam. Give the optimizers that it was made with, or another checkpoint."
+                    "--ckpt_path: the checkpoint has no mean of squared gradients: its optimizer "
+                    "was not Adam. Set the optimizers that wrote it, or give another checkpoint."
                 )
             state[number] = {name: own[name] for name in ("step", "exp_avg_sq")}
         super().load_state_dict({**state_dict, "state": state})
 
 
 def _pieces(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Cut a list of weights into lists of at most `_PIECE` numbers, if no weight has more."""
+    """Split weights into lists of at most `_PIECE` elements; a larger weight is its own list."""
     piece: list[Tensor] = []
     size = 0
     for p in parameters:

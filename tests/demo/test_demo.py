@@ -1,4 +1,4 @@
-"""The embedded teacher: what it is made of, that it fits in the package, that it can be trained."""
+"""Check the embedded teacher, its dataset and tokenizer, and the recipe that trains it."""
 
 import gzip
 import json
@@ -34,7 +34,7 @@ FASHION = Path(resolve("package:demo/fashion"))
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
-    """A Fashion-MNIST of 40 made-up photographs: bright rectangles with a dark hole."""
+    """Write a Fashion-MNIST of 40 synthetic photographs: bright rectangles with a dark hole."""
     generator = np.random.default_rng(0)
     for split, count in (("train", 40), ("t10k", 20)):
         images = np.zeros((count, 28, 28), np.uint8)
@@ -67,7 +67,7 @@ def test_images_are_composed_as_their_captions_say(data_dir: Path) -> None:
         assert GARMENTS[photographs.labels[i]] in CAPTIONS[captions[i]]
         corner = (images[i, :, 0, 0] + 1) / 2
         assert torch.allclose(corner, torch.tensor(BACKGROUNDS[background]), atol=1e-6)
-        # The hole inside the garment is garment, at its darkest, not background.
+        # The hole belongs to the garment, with its darkest colour, not to the background.
         hole = (images[i, :, 15, 15] + 1) / 2
         assert torch.allclose(hole, torch.tensor(COLOURS[colour]) * 0.25, atol=1e-6)
     black = compose(photographs, torch.zeros(40).long(), torch.zeros(40).long())
@@ -111,7 +111,7 @@ def test_the_tokenizer_has_a_token_for_every_word() -> None:
 
 
 def test_the_recipe_runs(data_dir: Path, tmp_path: Path) -> None:
-    """Every stage, for a step or two, ends in a folder that loads as a teacher."""
+    """Run every stage for one or two steps; the result loads as a teacher."""
     output = tmp_path / "fashion"
     options = {"data_dir": str(data_dir), "batch_size": 4}
     recipe.clip(output, steps=2, **options)
@@ -140,7 +140,7 @@ def test_the_embedded_teacher_is_small_and_complete() -> None:
 
 
 def test_the_embedded_teacher_draws_what_it_is_asked_for() -> None:
-    """In 10 steps, most of its images are nearest to their own caption's garment and colours."""
+    """With 10 steps, the caption closest to most images is their own."""
     teacher = StableDiffusion.from_pretrained("package:demo/fashion")
     clip = CLIPFeatures.from_pretrained("package:demo/fashion/clip")
     chosen = [i * 10 + 3 for i in range(32)]

@@ -1,4 +1,4 @@
-"""Tiny networks with random weights that embed images: a CLIP and an Inception."""
+"""Write tiny CLIP and Inception models with random weights."""
 
 import json
 import shutil

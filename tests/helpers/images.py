@@ -6,7 +6,7 @@ from PIL import Image
 
 
 def photographs(folder: Path) -> str:
-    """Make real images with captions."""
+    """Write five noise images with captions; return their folder."""
     (folder / "photographs").mkdir()
     for n in range(5):
         Image.effect_noise((64, 64), 50 + 40 * n).save(folder / f"photographs/{n}.png")

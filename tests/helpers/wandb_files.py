@@ -7,7 +7,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 
 def records(folder: Path) -> list[Record]:
-    """Read what an offline run would send; wandb's own process may still be writing its end."""
+    """Read the records of an offline run; wait until wandb's process has written the last one."""
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     for _ in range(300):
         found = parsed(file.read_bytes())
@@ -21,7 +21,7 @@ def parsed(data: bytes) -> list[Record]:
     """Parse wandb's file: a log of 32 KiB blocks, as in LevelDB."""
     found, position, parts = [], 7, b""
     while position + 7 <= len(data):
-        if 32768 - position % 32768 < 7:  # the rest of a block
+        if 32768 - position % 32768 < 7:  # padding at the end of a block
             position += 32768 - position % 32768
             continue
         length, kind = (
@@ -30,7 +30,7 @@ def parsed(data: bytes) -> list[Record]:
         )
         position += 7 + length
         parts += data[position - length : position]
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a whole record, or its last part
             found.append(Record.FromString(parts))
             parts = b""
     return found

@@ -1,4 +1,4 @@
-"""Curves, pictures and the configuration: the CSV file, Weights & Biases, TensorBoard."""
+"""Check what is logged to the CSV file, Weights & Biases and TensorBoard."""
 
 import csv
 import errno
@@ -49,12 +49,12 @@ def log(folder: Path, *steps: int, value: str) -> None:
 
 def test_a_continued_run_has_one_row_for_each_step(tmp_path: Path) -> None:
     log(tmp_path, 10, 20, 30, value="first")
-    log(tmp_path, 20, 30, 40, value="second")  # from a checkpoint of step 15, say
+    log(tmp_path, 20, 30, 40, value="second")  # such as from a checkpoint of step 15
     assert rows(tmp_path) == [(10, "first"), (20, "second"), (30, "second"), (40, "second")]
 
 
 def test_what_is_logged_at_one_step_is_one_row(tmp_path: Path) -> None:
-    """Scores and losses of an iteration come separately; 99 is where Lightning would flush."""
+    """Scores and losses of a step are logged separately; Lightning would flush at step 99."""
     logger = CSVLogger(str(tmp_path))
     for step in (98, 99, 100):
         logger.log_metrics({"fid": step / 2}, step=step)
@@ -63,7 +63,7 @@ def test_what_is_logged_at_one_step_is_one_row(tmp_path: Path) -> None:
         written = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
         assert len(written) == step - 98  # complete rows are on the disk
     logger.save()
-    logger.log_metrics({"fid": 1, "kid": 2}, step=100)  # the final comparison's, after a save
+    logger.log_metrics({"fid": 1, "kid": 2}, step=100)  # final scores, after a save
     logger.save()
     with (tmp_path / "metrics.csv").open() as file:
         found = [(row["step"], row["fid"], row["loss"], row["kid"]) for row in csv.DictReader(file)]
@@ -91,7 +91,7 @@ def test_new_columns_join_old_rows(tmp_path: Path) -> None:
 
 
 def test_the_final_scores_of_a_run_that_had_ended_join_its_last_row(tmp_path: Path) -> None:
-    """Killed in the final comparison, it makes up for that alone."""
+    """A run that was killed in the final comparison only repeats the comparison."""
     log(tmp_path, 1, 2, value="a")
     logger = CSVLogger(str(tmp_path))
     logger.log_metrics({"fid": 1.0}, step=2)
@@ -102,7 +102,7 @@ def test_the_final_scores_of_a_run_that_had_ended_join_its_last_row(tmp_path: Pa
 
 
 def test_a_row_that_is_done_again_has_nothing_of_the_old_one(tmp_path: Path) -> None:
-    """The run continues from iteration 2 without the scores that it had before."""
+    """The run resumes from iteration 2, and the repeated rows do not get the old scores."""
     logger = CSVLogger(str(tmp_path))
     for step in (1, 2, 3, 4):
         logger.log_metrics({"loss": 1.0, "fid": step}, step=step)
@@ -119,7 +119,7 @@ def test_a_row_that_is_done_again_has_nothing_of_the_old_one(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("lost", [1, 2, 3, 5, 6, 8, 14])
 def test_what_a_crash_has_cut_off_is_dropped(tmp_path: Path, lost: int) -> None:
-    """The numbers that are left of a row may look whole."""
+    """The remaining digits of a truncated row may look like a whole number."""
     log(tmp_path, 10, 11, value="1.25")
     path = tmp_path / "metrics.csv"
     text = path.read_bytes()
@@ -137,7 +137,7 @@ def test_a_file_without_a_whole_row_is_begun_anew(tmp_path: Path, text: str) -> 
 
 
 def test_most_rows_are_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a long log would be written thousands of times."""
+    """Otherwise a long log would be rewritten thousands of times."""
     rewritten: list[int] = []
     rewrite = CSVLogger._rewrite
     monkeypatch.setattr(
@@ -156,7 +156,7 @@ def test_most_rows_are_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_full_disk_costs_no_earlier_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str
 ) -> None:
-    """Neither where a row is appended nor where the file is written anew."""
+    """Neither appending a row nor rewriting the file loses earlier rows."""
     logger = CSVLogger(str(tmp_path))
     logger.log_metrics({"loss": "a"}, 1)
     logger.log_metrics({"loss": "a"}, 2)
@@ -176,7 +176,7 @@ def test_a_full_disk_costs_no_earlier_row(
         logger.save()
     monkeypatch.undo()
     assert rows(tmp_path)[:2] == [(1, "a"), (2, "a")]
-    logger.log_metrics({"loss": "c"}, 4)  # there is room again
+    logger.log_metrics({"loss": "c"}, 4)  # the disk has space again
     logger.save()
     assert rows(tmp_path) == [(1, "a"), (2, "a"), (3, "b"), (4, "c")]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
@@ -196,12 +196,12 @@ def test_the_configuration_is_not_written_twice(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
-# ---------------------------------------------------------------------- W&B: what a run holds
+# ---------------------------------------------------------------------- W&B: content of a run
 
 
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine without W&B's settings and key, and a wandb that reads the environment anew."""
+    """Remove W&B's settings and key, and make wandb read the environment again."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT"):
@@ -310,7 +310,7 @@ def test_pictures_and_tables_in_wandb(
     assert content["columns"] == ["prompt", "image"]
     assert content["data"][0][0] == "x"
     assert content["data"][0][1]["path"] == stored[".png"].path
-    for entry in stored.values():  # with the run: it may be sent from another machine
+    for entry in stored.values():  # inside the run: it may be sent from another machine
         assert Path(entry.local_path).is_relative_to(tmp_path / "wandb")
     assert not list(tmp_path.glob("metrics.csv"))
 
@@ -319,7 +319,7 @@ def test_pictures_and_tables_in_wandb(
 
 
 class Refuses(BaseHTTPRequestHandler):
-    """A server that answers, and accepts nobody."""
+    """A server that answers every request with 401."""
 
     def answer(self) -> None:
         self.rfile.read(int(self.headers.get("content-length") or 0))
@@ -342,7 +342,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """A server that takes connections and says nothing."""
+    """A server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
@@ -372,7 +372,7 @@ def test_without_key_or_server_the_run_goes_offline(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With one warning, which says why and what to do."""
+    """One warning says why, and how to send the run."""
     key = {"no key": None, "bad key": "short"}.get(case, "0123456789" * 4)
     url = {"no server": "http://127.0.0.1:9", "silent server": silent}.get(case, server)
     monkeypatch.setenv("WANDB_BASE_URL", url)
@@ -385,7 +385,11 @@ def test_without_key_or_server_the_run_goes_offline(
     assert run.settings.mode == "offline"
     messages = [str(w.message) for w in caught if "W&B" in str(w.message)]
     assert len(messages) == 1
-    reason = {"no key": "No API key", "bad key": "WANDB_API_KEY", "refused key": "since"}
+    reason = {
+        "no key": "No API key",
+        "bad key": "WANDB_API_KEY",
+        "refused key": "logs this run offline: ",
+    }
     assert reason.get(case, "does not answer") in messages[0]
     (folder,) = (tmp_path / "runs/x/wandb").glob("offline-run-*")
     assert f"`wandb sync {folder}`" in messages[0].replace(" runs/", f" {tmp_path}/runs/")
@@ -423,12 +427,12 @@ def test_asking_for_offline_asks_no_server(fresh: None, monkeypatch: pytest.Monk
 
 
 def test_a_terminal_is_never_asked_for_a_key(fresh: None, server: str, tmp_path: Path) -> None:
-    """W&B's server answers and there is no key: where wandb itself would ask and wait."""
+    """The server answers but there is no key: wandb itself would ask and wait."""
     script = (
         "from sid_lsg.loggers import WandbLogger\n"
         "import sys; assert sys.stdin.isatty() and sys.stderr.isatty()\n"
         "logger = WandbLogger(); logger.log_metrics({'a': 1.0}, 1)\n"
-        "assert sys.stdin.isatty(); print('went on', logger.experiment.settings.mode)\n"
+        "assert sys.stdin.isatty(); print('continues', logger.experiment.settings.mode)\n"
     )
     environment = os.environ | {"TERM": "xterm", "PYTHONPATH": str(REPOSITORY)}
     environment |= {"WANDB_BASE_URL": server, "WANDB_SILENT": "false"}
@@ -441,7 +445,7 @@ def test_a_terminal_is_never_asked_for_a_key(fresh: None, server: str, tmp_path:
     timer = threading.Timer(120, process.kill)
     timer.start()
     shown = b""
-    with suppress(OSError):  # the end of a terminal
+    with suppress(OSError):  # raised at the end of a pseudo-terminal
         while part := os.read(ours, 4096):
             shown += part
             if b"Enter your choice" in shown:
@@ -450,21 +454,21 @@ def test_a_terminal_is_never_asked_for_a_key(fresh: None, server: str, tmp_path:
     os.close(ours)
     text = shown.decode(errors="replace")
     assert process.wait(10) == 0, text
-    assert "went on offline" in text
+    assert "continues offline" in text
     assert "your choice" not in text
     assert "No API key" in text
 
 
-class Begun(list[dict[str, Any]]):
-    """Remembers how W&B runs would have been begun."""
+class Starts(list[dict[str, Any]]):
+    """Record the options with which W&B runs are started."""
 
     def __call__(self, **options: Any) -> Any:
         self.append(options)
         return SimpleNamespace(define_metric=lambda *a, **o: None, dir=".", finish=lambda: None)
 
 
-def begun(monkeypatch: pytest.MonkeyPatch, logger: WandbLogger) -> dict[str, Any]:
-    calls = Begun()
+def start_options(monkeypatch: pytest.MonkeyPatch, logger: WandbLogger) -> dict[str, Any]:
+    calls = Starts()
     monkeypatch.setattr(wandb, "init", calls)
     monkeypatch.setattr(wandb_logger, "_answers", lambda *args: True)
     assert logger.experiment is not None
@@ -478,22 +482,23 @@ def test_a_continued_run_directory_continues_its_run(
     folder.mkdir(parents=True)
     (tmp_path / "x/wandb/latest-run").symlink_to(folder.name)
     logger: dict[str, Any] = {"save_dir": str(tmp_path / "x")}
-    assert begun(monkeypatch, WandbLogger(**logger))["id"] is None  # another program's folder
+    # Another program may have made the folder.
+    assert start_options(monkeypatch, WandbLogger(**logger))["id"] is None
     (tmp_path / "x/config.yaml").touch()
-    options = begun(monkeypatch, WandbLogger(**logger))
+    options = start_options(monkeypatch, WandbLogger(**logger))
     assert (options["id"], options["resume"], options["mode"]) == ("abc-12", "allow", "online")
-    assert begun(monkeypatch, WandbLogger(**logger, id="own"))["id"] == "own"
-    options = begun(monkeypatch, WandbLogger(**logger, offline=True))
+    assert start_options(monkeypatch, WandbLogger(**logger, id="own"))["id"] == "own"
+    options = start_options(monkeypatch, WandbLogger(**logger, offline=True))
     assert (options["id"], options["resume"]) == (None, None)
     (tmp_path / "x/wandb/latest-run").unlink()
     (tmp_path / "x/wandb/latest-run").symlink_to("offline-run-20250101_000000-abc")
-    assert begun(monkeypatch, WandbLogger(**logger))["id"] is None
+    assert start_options(monkeypatch, WandbLogger(**logger))["id"] is None
 
 
 def test_a_sweep_names_its_runs(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SWEEP_ID", "s")
     monkeypatch.setenv("WANDB_RUN_ID", "r")
-    options = begun(monkeypatch, WandbLogger(tags=["t"], id="mine", entity="me"))
+    options = start_options(monkeypatch, WandbLogger(tags=["t"], id="mine", entity="me"))
     named = {name: options[name] for name in ("project", "entity", "id", "name", "tags")}
     assert named == {"project": None, "entity": None, "id": None, "name": None, "tags": ["t"]}
 
@@ -587,7 +592,7 @@ def test_a_run_in_tensorboard(
 def test_several_loggers_at_once(
     fresh: None, small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of them in the run directory, with one configuration; it can be used again elsewhere."""
+    """All loggers write to the run directory; the stored configuration has relative folders."""
     loggers = [
         {"class_path": "sid_lsg.loggers.CSVLogger"},
         {

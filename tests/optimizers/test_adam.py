@@ -1,4 +1,4 @@
-"""Adam without a first moment: the same updates as torch.optim.Adam's, in less memory."""
+"""Check that Adam without a first moment equals torch.optim.Adam and uses less memory."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +36,7 @@ SHAPES = [(3, 4, 3, 3), (7,), (), (0, 2), (5, 33), (64, 8, 3, 3)]
 
 
 def make_weights(shapes: Sequence[tuple[int, ...]], seed: int = 0) -> list[nn.Parameter]:
-    """Make weights, of convolutions with the channels last, as the networks have them."""
+    """Create weights; convolution weights are channels-last, as in the networks."""
     random = torch.Generator().manual_seed(seed)
     made = [torch.randn(shape, generator=random) for shape in shapes]
     return [
@@ -45,7 +45,7 @@ def make_weights(shapes: Sequence[tuple[int, ...]], seed: int = 0) -> list[nn.Pa
 
 
 def gradients(weight: Tensor, random: torch.Generator, low: float = -8, high: float = 2) -> Tensor:
-    """Draw gradients of all magnitudes, a few of which are zero."""
+    """Draw gradients of all magnitudes, some of them zero."""
     size, sign, kept = (torch.rand(weight.shape, generator=random) for _ in range(3))
     powers = torch.pow(10.0, size.double() * (high - low) + low).float()
     return torch.empty_like(weight).copy_(powers * (sign - 0.5).sign() * (kept > 0.1))
@@ -66,7 +66,7 @@ def train(
         for place, w in enumerate(weights):
             w.grad = gradients(w.detach().cpu(), random, **magnitudes).to(device)
             if (step + place) % 5 == 4:
-                w.grad = None  # counts as no step
+                w.grad = None  # does not count as a step
         optimizer.step()
     return weights, optimizer
 
@@ -76,7 +76,7 @@ def same(first: Tensor, second: Tensor) -> bool:
 
 
 def assert_same(first: Any, second: Any) -> None:
-    """Compare weights, mean squares and step counts bitwise; the first moment is Adam's alone."""
+    """Compare weights, mean squares and step counts bitwise; only Adam has a first moment."""
     for one, other in zip(first[0], second[0], strict=True):
         assert same(one, other)
         assert one.stride() == other.stride()
@@ -88,7 +88,7 @@ def assert_same(first: Any, second: Any) -> None:
             assert value.stride() == adams[name].stride()
 
 
-# 1e38: the difference of two gradients is still a float32; 1e-45 is the smallest denormal number.
+# Differences of gradients up to 1e38 do not overflow float32; 1e-45 is the smallest denormal.
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     shapes=st.lists(
@@ -163,7 +163,7 @@ def test_weight_decay_leaves_the_gradients_as_they_are() -> None:
 
 
 class Made(TorchDispatchMode):
-    """Remembers how many numbers the largest result of an operation has."""
+    """Record the number of elements of the largest result of an operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ def test_one_tensor_per_weight_is_kept_and_temporary_copies_are_bounded(
         w.grad = torch.ones_like(w)
     with Made() as made:
         optimizer.step()
-    assert made.largest == 2500  # a weight larger than a piece is a piece
+    assert made.largest == 2500  # a weight larger than a piece is its own piece
     assert numbers > 10_000
 
 
@@ -199,13 +199,13 @@ def test_one_tensor_per_weight_is_kept_and_temporary_copies_are_bounded(
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_goes_on_where_torchs_adam_was(fused: bool) -> None:
-    """With one more weight that has had no step yet; the file's first moment is not kept."""
+    """The first moment is dropped; a weight without steps has no state yet."""
     weights, adam = train(lambda w: Adam(w, 1e-3, BETAS, fused=fused or None), steps=4)
     saved = copy.deepcopy(adam.state_dict())
     others = copy.deepcopy(weights)
-    ours = AdamWithoutMomentum(others, 5.0, fused=not fused)  # the file's options are loaded too
+    ours = AdamWithoutMomentum(others, 5.0, fused=not fused)  # the stored options are loaded too
     ours.load_state_dict(saved)
-    assert "exp_avg" in saved["state"][0]  # what was given is not changed
+    assert "exp_avg" in saved["state"][0]  # the argument is not modified
     assert_same((others, ours), (weights, adam))
     for optimizer, updated in ((adam, weights), (ours, others)):
         for w in updated:
@@ -223,13 +223,13 @@ def test_states_of_other_optimizers_are_refused(other: Any) -> None:
 
 
 def test_momentum_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"has betas: \[0, \.\.\.\], not \[0\.9, 0\.999\]"):
+    with pytest.raises(UsageError, match=r"needs betas: \[0, \.\.\.\], got \[0\.9, 0\.999\]"):
         AdamWithoutMomentum(make_weights(SHAPES), betas=(0.9, 0.999))
 
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_gradient_scaler_unscales_before_the_step_and_skips_overflows(fused: bool) -> None:
-    """As for torch.optim.Adam by default; a fused one would let no hook see unscaled gradients."""
+    """As in torch.optim.Adam by default; if fused, hooks would never see unscaled gradients."""
     weights = [nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4)) for _ in range(2)]
     optimizers = Adam(weights[:1], 1e-2, BETAS), AdamWithoutMomentum(weights[1:], 1e-2, fused=fused)
     for weight, optimizer in zip(weights, optimizers, strict=True):
@@ -246,7 +246,7 @@ def test_a_gradient_scaler_unscales_before_the_step_and_skips_overflows(fused: b
 
 
 def test_a_module_lets_no_optimizer_unscale_in_its_step() -> None:
-    """Where torch.optim.Adam is asked to be fused: overflows would be repaired unseen."""
+    """A fused torch.optim.Adam would otherwise hide overflows from the hooks."""
     optimizer = Adam(make_weights(SHAPES), 1e-2, BETAS, fused=True)
     assert _optimizer_handles_unscaling(optimizer)
     AlternatingModule().remember_options([optimizer])
@@ -258,7 +258,7 @@ def test_a_module_lets_no_optimizer_unscale_in_its_step() -> None:
 
 @pytest.fixture
 def group(tmp_path: Path) -> Iterator[None]:
-    """One process, which is all there are."""
+    """Start a process group of one process."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -267,7 +267,7 @@ def group(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("fused", [False, True])
 def test_sharded_weights(fused: bool) -> None:
-    """Their states are sharded as they are, and counted as on one process."""
+    """States are sharded like their weights, and updates equal those of one process."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 5))
     plain = copy.deepcopy(network)
@@ -322,7 +322,7 @@ def fit(
 
 
 def test_a_run_changes_its_optimizer(small_sd: str, tmp_path: Path) -> None:
-    """An iteration with Adam and one without its first moment are two with Adam, bitwise."""
+    """One iteration with Adam and one with AdamWithoutMomentum equal two with Adam, bitwise."""
     (tmp_path / "prompts.txt").write_text("a red cat\ntwo dogs\n")
 
     def adam(parameters: Any) -> Adam:
@@ -360,7 +360,7 @@ def test_the_command_line_offers_it(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_states_in_eight_bits_resume_bitwise(small_sd: str, tmp_path: Path) -> None:
-    """Weights keep their order of memory, on which a convolution's roundings depend."""
+    """Weights keep their memory format, which affects the rounding of convolutions."""
     (tmp_path / "prompts.txt").write_text("a red cat\ntwo dogs\n")
 
     def eight_bits(parameters: Any) -> torch.optim.Optimizer:
@@ -377,7 +377,7 @@ def test_states_in_eight_bits_resume_bitwise(small_sd: str, tmp_path: Path) -> N
 
 
 def test_steps_in_eight_bits_are_near_adams() -> None:
-    """Where a block's gradients are within two orders of magnitude."""
+    """This holds if the gradients of a block are within two orders of magnitude."""
     shapes, magnitudes = SHAPES[-2:], {"low": -1.0, "high": 1.0}
     weights, ours = train(lambda w: Adam8bit(w, 1e-3, BETAS, min_8bit_size=1), shapes, **magnitudes)
     expected, _ = train(lambda w: Adam(w, 1e-3, BETAS), shapes, **magnitudes)
@@ -390,7 +390,7 @@ def test_steps_in_eight_bits_are_near_adams() -> None:
 
 
 def test_eight_bits_are_in_order_of_memory() -> None:
-    """The same numbers for the same tensor in either order, block by block."""
+    """Results do not depend on a tensor's memory format."""
     plain = nn.Parameter(torch.randn(8, 3, 3, 16, generator=torch.Generator().manual_seed(0)))
     last = nn.Parameter(
         plain.detach().permute(0, 3, 1, 2).clone(memory_format=torch.preserve_format)
@@ -408,7 +408,7 @@ def test_eight_bits_are_in_order_of_memory() -> None:
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_moments_of_another_order_in_memory_are_put_into_the_weights(plain: bool) -> None:
-    """A checkpoint of a sharded run continues on one process, and the other way round."""
+    """A sharded run can be resumed in one process, and the other way round."""
     channels_last = torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last)
     weight, moment = channels_last, torch.randn(4, 3, 3, 3)
     if plain:
