@@ -11,6 +11,7 @@ from sid_lsg.generation.folder import Picture, about_image
 from sid_lsg.generation.models import ImageModel
 from sid_lsg.images.pixels import to_pil
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.messages.words import steps
 
 MOST_CHARACTERS, MOST_SEED, MOST_IMAGES = 2000, 2**32 - 1, 16
 MOST_STEPS, MOST_TEACHER_STEPS, MOST_GUIDANCE = 8, 100, 15
@@ -108,8 +109,8 @@ def show_shots(
         total: How many there will be.
         student_seconds: What an image took the student, to compare with.
     """
-    steps, guidance = model.about["num_steps"], model.about["guidance"]
-    how = f"{steps} step{'s' * (steps > 1)}"
+    guidance = model.about["guidance"]
+    how = steps(model.about["num_steps"])
     how += "" if guidance is None else f", guidance {guidance:g}"
     seconds = sum(shot.seconds for shot in shots)
     each = seconds / len(shots) if shots else 0.0

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sid_lsg.images.pixels import comparison, save_png, to_pil
 from sid_lsg.loggers import log_images, log_table
+from sid_lsg.messages.words import steps
 from sid_lsg.method.guidance import sampling_evaluations
 from sid_lsg.metrics.evaluator import Sampler, Scores
 
@@ -53,11 +54,6 @@ def generator_sampler(module: Any, network: nn.Module, num_steps: int | None = N
     return lambda prompts, seeds: module.teacher.decode(
         module.generate(prompts, seeds, num_steps, network)
     )
-
-
-def steps(count: int) -> str:
-    """Say how many steps."""
-    return "1 step" if count == 1 else f"{count} steps"
 
 
 def save_and_log(

@@ -12,7 +12,6 @@ from sid_lsg.callbacks.comparison import (
     contestants,
     generator_sampler,
     save_and_log,
-    steps,
     table,
 )
 from sid_lsg.callbacks.export import EXPORT_FOLDER, Export
@@ -24,6 +23,7 @@ from sid_lsg.files.sources import locate
 from sid_lsg.images.pixels import to_uint8
 from sid_lsg.messages.checks import check_teacher_guidance, refuse
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.messages.words import steps
 from sid_lsg.metrics.evaluator import Evaluator, Sampler, Scores
 from sid_lsg.metrics.features import PAPER_PREFIX, CLIPFeatures
 from sid_lsg.metrics.protocol import EvaluationProtocol, ProtocolName, load_protocol

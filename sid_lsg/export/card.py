@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from sid_lsg.export import snippets
-from sid_lsg.export.facts import CARD, Facts, is_hub_id, public_name, steps_text
+from sid_lsg.export.facts import CARD, Facts, is_hub_id, public_name
 from sid_lsg.files.replacing import replacing
-from sid_lsg.messages.words import table
+from sid_lsg.messages.words import steps, table
 from sid_lsg.options.guidance import Guidance
 
 _PROTOCOLS = {
@@ -149,7 +149,7 @@ def _scores(facts: Facts) -> str:
             found.group().removeprefix("teacher_")
         ] = value
     for report in facts.reports:
-        name = f"this, {steps_text(report['num_steps'])}, {report['dtype']}, by `evaluate`"
+        name = f"this, {steps(report['num_steps'])}, {report['dtype']}, by `evaluate`"
         rows[name] = dict(report["scores"])
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))
     if not columns:
@@ -175,9 +175,9 @@ def _scores(facts: Facts) -> str:
 def _whose(key: str, end: int, summary: Mapping[str, Any]) -> str:
     """Name what a key of summary.json is a score of."""
     if key.startswith("teacher_"):
-        count = steps_text(summary["teacher_steps"])
+        count = steps(summary["teacher_steps"])
         return f"teacher, {count}, guidance {summary['teacher_guidance']:g}"
-    return f"this, {steps_text(int(key[end + 1 :].split('_')[0] or summary[_COST]))}"
+    return f"this, {steps(int(key[end + 1 :].split('_')[0] or summary[_COST]))}"
 
 
 def _limits(facts: Facts) -> str:

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, hf_hub_download
 
 from sid_lsg.export.snippets import PLACE
 from sid_lsg.files.sources import ARCHITECTURE, PREFIX, locate
+from sid_lsg.messages.words import steps
 
 if TYPE_CHECKING:
     from sid_lsg.teachers.stable_diffusion import StableDiffusion
@@ -69,7 +70,7 @@ class Facts:
     @property
     def steps(self) -> str:
         """How many steps it takes."""
-        return steps_text(self.num_steps)
+        return steps(self.num_steps)
 
 
 def facts_of(teacher: "StableDiffusion", num_steps: int, **known: Any) -> Facts:
@@ -94,11 +95,6 @@ def public_name(name: str) -> str:
     """Return a model's name without the folders of the trainer's machine."""
     kept = name.startswith((PREFIX, ARCHITECTURE)) or is_hub_id(name)
     return name if kept else Path(name).name
-
-
-def steps_text(count: int) -> str:
-    """Say how many steps."""
-    return "1 step" if count == 1 else f"{count} steps"
 
 
 def teacher_license(teacher: str, ask_hub: bool = False) -> str | None:

@@ -1,4 +1,4 @@
-"""Tables in Markdown."""
+"""Counts and tables in words."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,6 +7,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Lay out a table; each cell below the head stays one, whatever its text."""
     lines = [head, ["---"] * len(head), *(map(_cell, row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def steps(count: int) -> str:
+    """Return a number of steps in words, such as `1 step` or `25 steps`."""
+    return "1 step" if count == 1 else f"{count} steps"
 
 
 def _cell(text: str) -> str:

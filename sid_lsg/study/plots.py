@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from sid_lsg.callbacks.comparison import steps
 from sid_lsg.files.replacing import replacing
+from sid_lsg.messages.words import steps
 from sid_lsg.study.options import ErrorBars
 from sid_lsg.study.results import Row, suffix
 from sid_lsg.study.statistics import ERROR_BARS, Group, by_prompts, groups, is_teacher

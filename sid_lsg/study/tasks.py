@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sid_lsg.callbacks.comparison import steps as in_words
 from sid_lsg.files.replacing import replacing
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.messages.words import steps as in_words
 from sid_lsg.method.guidance import sampling_evaluations
 from sid_lsg.study.options import Options, Study, arguments
 from sid_lsg.study.plan import Run, slugify

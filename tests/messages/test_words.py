@@ -1,6 +1,10 @@
-"""Tables stay tables, whatever is in them."""
+"""Counts in words, and tables that stay tables, whatever is in them."""
 
-from sid_lsg.messages.words import table
+from sid_lsg.messages.words import steps, table
+
+
+def test_one_step_is_no_plural() -> None:
+    assert [steps(1), steps(2), steps(25)] == ["1 step", "2 steps", "25 steps"]
 
 
 def test_a_table_is_laid_out() -> None:
