@@ -175,6 +175,9 @@ class SiDCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
+    def _parse_ckpt_path(self) -> None:
+        """Leave the checkpoint unread: Lightning would load all of it, to find hyperparameters."""
+
     def _set_seed(self) -> None:
         """Refuse what is no seed: Lightning takes true for a random one, which nothing repeats."""
         seed = self.config[self.subcommand].seed_everything
@@ -193,7 +196,7 @@ class SiDCLI(LightningCLI):
         training_files(config.data.prompts)
         check_real_data(config.model.real_data, config.data.real_images)
         put_inside(config.trainer)
-        check_files(config)
+        self.resumed = check_files(config)
 
     def before_fit(self) -> None:
         """Check batch and optimizers, and read the prompts, before the run directory is made."""
@@ -211,9 +214,12 @@ class SiDCLI(LightningCLI):
         config, strategy = self.config[self.subcommand], self.trainer.strategy
         check_shards(self.model.configure_optimizers(), strategy)
         check_steps(optimizers_of(config.model), strategy.root_device)
-        ckpt_path, root = config.ckpt_path, self.trainer.default_root_dir
-        folder, max_steps = Path(root, "checkpoints"), self.trainer.max_steps
-        check_resume(ckpt_path, folder, self.model, batch, max_steps)
+        if self.resumed is not None:
+            check_resume(self.resumed, self.model, batch, self.trainer.max_steps)
+            for callback in self.trainer.callbacks:
+                if isinstance(callback, Checkpoint):
+                    callback.continue_from(self.resumed)
+            self.resumed = None  # a deleted file occupies the disk while it is open
 
     def fit(self, **options: Any) -> None:
         """Train in the run directory, which is this run's alone meanwhile."""

@@ -13,16 +13,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from sid_lsg.callbacks.best import Best, Mode
 from sid_lsg.callbacks.retention import delete, keep_as, on_first, point
 from sid_lsg.callbacks.throughput import Throughput
-from sid_lsg.checkpoints.io import (
-    BEST,
-    GOOD,
-    LAST,
-    SafeCheckpointIO,
-    add_record,
-    newest,
-    peek,
-    write,
-)
+from sid_lsg.checkpoints.io import SafeCheckpointIO, write
+from sid_lsg.checkpoints.opening import BEST, GOOD, LAST, OpenCheckpoint, iterations_of, newest
+from sid_lsg.checkpoints.record import add_record
 from sid_lsg.checkpoints.resume import check_optimizers
 from sid_lsg.files.replacing import remove_leftovers
 from sid_lsg.files.run_files import CONFIG
@@ -77,17 +70,25 @@ class Checkpoint(ModelCheckpoint):
         self.best = Best(best, best_mode) if best else None
         self._last_global_step_saved = -1
         self._saved: list[str] = []  # names of the files to keep, and to delete in time
+        self._opened: OpenCheckpoint | None = None  # what the run is to continue from
 
     @property
     def state_key(self) -> str:
         """Return one name, whatever the options: they may change when a run is continued."""
         return "Checkpoint"
 
+    def continue_from(self, opened: OpenCheckpoint) -> None:
+        """Let the next training load a checkpoint that has been opened already."""
+        self._opened = opened
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Save inside the run directory, in place of Lightning's way, which buffers all in RAM."""
         self._settle(trainer)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        if isinstance(trainer.strategy.checkpoint_io, SafeCheckpointIO):
+            trainer.strategy.checkpoint_io.opened = self._opened
+        self._opened = None  # a deleted file occupies the disk while it is open
         if self.best is not None:
             self.best.setup(trainer)
         if trainer.is_global_zero:
@@ -242,12 +243,9 @@ class Checkpoint(ModelCheckpoint):
         on_first(trainer, best.save, self._folder)
 
     def _good_is_of(self, step: int) -> bool:
-        """Tell whether good.ckpt is of no iteration that is to be done again."""
-        good = self._folder / GOOD
-        try:
-            return bool(good.exists() and int(peek(good)["global_step"]) <= step)
-        except (UsageError, OSError, ValueError, KeyError, TypeError):  # damaged, or not ours
-            return False
+        """Return True if good.ckpt is of no iteration that is to be done again."""
+        good = iterations_of(self._folder / GOOD)
+        return good is not None and good <= step
 
     def _is_here(self, checkpoint: str) -> bool:
         return Path(checkpoint).parent.resolve() == self._folder.resolve()
@@ -262,16 +260,17 @@ class Checkpoint(ModelCheckpoint):
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
         """Find the newest whole checkpoint where this run saves; Lightning asks for it."""
         self._settle(trainer)
-        path, damaged = newest(self._folder)
-        if path is None:
+        found = self._opened or newest(self._folder)
+        self._opened = found
+        if found is None:
             rank_zero_warn(
                 f"--ckpt_path last: there is no checkpoint in {str(self._folder)!r} yet. The "
                 "training begins afresh."
             )
             return set()
-        if damaged:
+        if found.passed_over:
             rank_zero_warn(
-                f"--ckpt_path last: {'; '.join(damaged)}. The run continues from "
-                f"{str(path.resolve())!r}."
+                f"--ckpt_path last: {'; '.join(found.passed_over)}. The run continues from "
+                f"{str(found.path.resolve())!r}."
             )
-        return {str(path)}
+        return {str(found.path)}

@@ -7,7 +7,6 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,6 +16,10 @@ import torch
 
 _CHUNK = 2**24
 _UNENDING = "is truncated or corrupted: it has no end"
+
+
+class Damaged(Exception):
+    """A checkpoint cannot be used: the message ends a sentence that begins with its name."""
 
 
 class Written(NamedTuple):
@@ -78,53 +81,63 @@ def sync(folder: Path) -> None:
 
 
 def open_file(path: Path) -> Any:
-    """Open a file without reading its tensors, as far as they are not looked at.
+    """Open a file without reading its tensors before they are used.
 
-    They stay what they are when the file is deleted or replaced, until nobody uses them.
+    Opened tensors stay as they are when the file is deleted or replaced.
+
+    Raises:
+        Damaged: If the file holds anything but plain data.
     """
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError as error:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = code[1] if code else "something"
+        raise Damaged(f"is refused: it holds {what}, which is not plain data") from error
+    except Exception as error:  # whatever a malformed file leads torch to
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise Damaged(f"is not a checkpoint ({reason})") from error
 
 
-def damage_of_records(path: Path) -> str:
-    """Say whether a file is a whole zip file, whose records have their checksums."""
+def verify_records(path: Path) -> None:
+    """Read a whole file, and compare each of its records with its checksum.
+
+    Raises:
+        Damaged: If it is not a whole zip file, or a checksum differs.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(2)
             if not zipfile.is_zipfile(file):
-                return _UNENDING if start == b"PK" else "is not a checkpoint"
+                raise Damaged(_UNENDING if start == b"PK" else "is not a checkpoint")
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 with archive.open(name) as record:
                     while record.read(_CHUNK):  # raises where the checksum differs
                         pass
+    except Damaged:
+        raise
     except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
+        raise Damaged(f"cannot be read ({error.strerror or error})") from error
     except Exception as error:  # whatever damaged headers lead zipfile to
-        return f"is corrupted ({error})"
-    return ""
+        raise Damaged(f"is corrupted ({error})") from error
 
 
-def damage_of_bytes(path: Path, written: Written) -> str:
-    """Say whether a file is the one that was written."""
+def verify_bytes(path: Path, written: Written) -> None:
+    """Read a whole file, and compare its length and checksum with those that were written.
+
+    Raises:
+        Damaged: If they differ.
+    """
     size = crc32 = 0
     try:
         with path.open("rb") as file:
             while data := file.read(_CHUNK):
                 size, crc32 = size + len(data), zlib.crc32(data, crc32)
     except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
+        raise Damaged(f"cannot be read ({error.strerror or error})") from error
     if size != written.bytes:
-        return f"is truncated or corrupted: it has {size:,} bytes, not {written.bytes:,}"
-    return "" if crc32 == written.crc32 else "is corrupted (Bad CRC-32)"
-
-
-def damage_of_content(path: Path, opening: Callable[[Path], Any]) -> str:
-    """Say whether a checkpoint holds anything but plain data."""
-    try:
-        opening(path)
-    except UnpicklingError as error:
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        return f"is refused: it holds {code[1] if code else 'something'}, which is not plain data"
-    except Exception as error:  # whatever a malformed file leads torch to
-        return f"is not a checkpoint ({str(error).splitlines()[0] if str(error) else error!r})"
-    return ""
+        expected = f"{size:,} bytes, not {written.bytes:,}"
+        raise Damaged(f"is truncated or corrupted: it has {expected}")
+    if crc32 != written.crc32:
+        raise Damaged("is corrupted (Bad CRC-32)")

@@ -1,4 +1,4 @@
-"""Whether a run can be continued from a checkpoint: told before anything of the run is changed."""
+"""Validate a checkpoint before resuming; nothing is written."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sid_lsg.checkpoints.io import BEST, RECORD, check_contents, newest, peek, verify
+from sid_lsg.checkpoints.opening import (
+    BEST,
+    CONTINUE,
+    OpenCheckpoint,
+    newest,
+    open_checkpoint,
+)
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.lora import check_adapters_record, is_adapter
 
@@ -22,60 +28,67 @@ ELEMENTWISE = frozenset(
 _CONTINUED_BY = {"AdamWithoutMomentum": "Adam"}
 
 
-def check_resume(
-    ckpt_path: str | None,
-    folder: Path,
-    module: Any = None,
-    batch_size: int | None = None,
-    max_steps: int = -1,
-) -> None:
-    """Refuse what `--ckpt_path` names, before anything is written, if it cannot be continued from.
-
-    A seed that is not the run's own is not refused, but said.
+def open_resumed(ckpt_path: str | None, folder: Path) -> OpenCheckpoint | None:
+    """Open the checkpoint that `--ckpt_path` names.
 
     Args:
         ckpt_path: The option's value.
         folder: Where `last` is looked for.
-        module: What is to continue; None looks at the file alone.
-        batch_size: That of the run; None does not look at it.
-        max_steps: The iterations of the whole run; -1 for no end.
+
+    Returns:
+        The checkpoint; None for a run that begins afresh, or is continued by Lightning (`hpc`).
 
     Raises:
-        UsageError: If there is no such file, it is not whole, it is of another model or batch, or
-            it is past the end.
+        UsageError: If there is no such file, it is damaged, or it is not of a training.
     """
     if ckpt_path in (None, "hpc"):
-        return
+        return None
     if ckpt_path == "best":
         raise UsageError(
             f"--ckpt_path best: name the file, for example {str(folder / BEST)!r}, or `last`."
         )
-    path = newest(folder)[0] if ckpt_path == "last" else Path(str(ckpt_path))
-    if path is None:
-        return
+    if ckpt_path == "last":
+        return newest(folder)
+    path = Path(str(ckpt_path))
     if not path.exists():
         raise UsageError(
             f"--ckpt_path: there is no file {str(path)!r}. Give a checkpoint of this model, or "
             "`last` for the newest one in the run directory."
         )
-    verify(path)
-    found = peek(path)
-    check_contents(found, str(path))
-    if module is not None:
-        check_weights(module.state_dict(), found["state_dict"])
-        check_adapters_record(module, found)
-        check_optimizers(
-            module.configure_optimizers(), found["optimizer_states"], found.get("optimizer_names")
-        )
-    if 0 <= max_steps < (done := found["global_step"]):
+    return open_checkpoint(path, remedy=CONTINUE)
+
+
+def check_resume(
+    found: OpenCheckpoint, module: Any, batch_size: int | None = None, max_steps: int = -1
+) -> None:
+    """Check that a run can be continued from a checkpoint; nothing is written.
+
+    Another seed than the run's own is a warning.
+
+    Args:
+        found: The checkpoint.
+        module: The module that is to continue.
+        batch_size: The batch size that it is to continue with; None for any.
+        max_steps: The iterations of the whole run; -1 for no end.
+
+    Raises:
+        UsageError: If the checkpoint is of another model or batch size, or past the end.
+    """
+    check_weights(module.state_dict(), found.content["state_dict"])
+    check_adapters_record(module, found.content)
+    check_optimizers(
+        module.configure_optimizers(),
+        found.content["optimizer_states"],
+        found.content.get("optimizer_names"),
+    )
+    if 0 <= max_steps < found.iterations:
         raise UsageError(
             f"--trainer.max_steps: the run is to end after {max_steps} iterations, and this "
-            f"checkpoint has done {done}. Give more, or begin a new run."
+            f"checkpoint has done {found.iterations}. Give more, or begin a new run."
         )
-    config = found.get(RECORD, {}).get("config") or {}
-    _check_batch(config.get("data", {}).get("batch_size"), batch_size)
-    before = config.get("seed_everything")
-    if module is not None and before not in (None, module.seed):
+    _check_batch(found.config.get("data", {}).get("batch_size"), batch_size)
+    before = found.config.get("seed_everything")
+    if before not in (None, module.seed):
         rank_zero_warn(
             f"--seed_everything: the run was made with {before} and goes on with {module.seed}, "
             f"so neither seed repeats it. Give {before} to continue it as it was begun."

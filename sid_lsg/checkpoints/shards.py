@@ -20,14 +20,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from sid_lsg.checkpoints.file import (
-    Written,
-    damage_of_bytes,
-    damage_of_content,
-    open_file,
-    save,
-    sync,
-)
+from sid_lsg.checkpoints.file import Damaged, Written, open_file, save, sync, verify_bytes
 from sid_lsg.distributed.processes import gather, process
 from sid_lsg.distributed.sharding import Pieces, local, whole
 from sid_lsg.files.replacing import remove, replacing
@@ -79,10 +72,17 @@ def save_shares(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 
 def open_shares(folder: Path) -> dict[str, Any]:
-    """Open a whole checkpoint without reading its tensors; the sharded ones are `Pieces`."""
+    """Open a whole checkpoint without reading its tensors; the sharded ones are `Pieces`.
+
+    Raises:
+        Damaged: If the shards hold anything but plain data, or are not of one checkpoint.
+    """
     trees = [open_file(folder / name) for name in _read_manifest(folder)]
-    merged = {name: _merge([tree[name] for tree in trees]) for name in _SHARDED}
-    return {**trees[0], **merged}
+    try:
+        merged = {name: _merge([tree[name] for tree in trees]) for name in _SHARDED}
+        return {**trees[0], **merged}
+    except Exception as error:  # whatever shards of other kinds lead to
+        raise Damaged(f"is not a checkpoint ({error!r})") from error
 
 
 def joined(state: Any, allocate: Allocate = torch.empty) -> Any:
@@ -94,20 +94,25 @@ def joined(state: Any, allocate: Allocate = torch.empty) -> Any:
     return [joined(value, allocate) for value in state] if isinstance(state, list) else state
 
 
-def damage_of_folder(folder: Path) -> str:
-    """Say what is wrong with a folder, as the end of a sentence; "" for nothing."""
+def verify_shares(folder: Path) -> None:
+    """Read all shards, and compare them with the manifest.
+
+    Raises:
+        Damaged: If one is missing or differs, or the manifest is missing.
+    """
     try:
         files = _read_manifest(folder)
-    except FileNotFoundError:
-        return f"is incomplete: it has no {MANIFEST}"
+    except FileNotFoundError as error:
+        raise Damaged(f"is incomplete: it has no {MANIFEST}") from error
     except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
-    except (ValueError, KeyError, TypeError):
-        return f"is damaged: {MANIFEST!r} is corrupted"
+        raise Damaged(f"cannot be read ({error.strerror or error})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"is damaged: {MANIFEST!r} is corrupted") from error
     for name, written in files.items():
-        if what := damage_of_bytes(folder / name, written):
-            return f"is damaged: {name!r} {what}"
-    return damage_of_content(folder, open_shares)
+        try:
+            verify_bytes(folder / name, written)
+        except Damaged as damage:
+            raise Damaged(f"is damaged: {name!r} {damage}") from damage
 
 
 def _name(rank: int, world: int) -> str:

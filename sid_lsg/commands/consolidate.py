@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from sid_lsg.checkpoints.io import SafeCheckpointIO, load
+from sid_lsg.checkpoints.io import SafeCheckpointIO
+from sid_lsg.checkpoints.opening import open_checkpoint
 from sid_lsg.checkpoints.shards import joined
 from sid_lsg.files.replacing import writing
 from sid_lsg.messages.errors import UsageError
@@ -43,7 +44,7 @@ def consolidate(ckpt_path: str, output: str, overwrite: bool = False) -> None:
         raise UsageError(
             f"--output: {str(target)!r} exists. Give another name, or --overwrite true."
         )
-    found = load(source)
+    found = open_checkpoint(source).content
     with writing(target.parent, "output"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=target.parent) as scratch:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from sid_lsg.checkpoints.io import peek
+from sid_lsg.checkpoints.opening import OpenCheckpoint, require_checkpoint
 from sid_lsg.export.card import write_card
 from sid_lsg.export.facts import CARD, Layout, facts_of, teacher_license
 from sid_lsg.export.folder import save_pipeline, save_unet, t_init_of
@@ -22,7 +22,7 @@ from sid_lsg.files.replacing import (
 )
 from sid_lsg.files.weights import weights_hash
 from sid_lsg.generation.models import Precision
-from sid_lsg.generation.trained import Trained, find_checkpoint, load_trained
+from sid_lsg.generation.trained import Trained, load_trained
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.lora import LORA_FOLDER, save_lora
@@ -87,7 +87,8 @@ def export(
     check_outside(root, {"ckpt_path": ckpt_path})
     check_writable(root.parent, "output")
 
-    found = load_trained(ckpt_path, teacher, resolution)
+    checkpoint = require_checkpoint(ckpt_path)
+    found = load_trained(checkpoint, teacher, resolution)
     steps = num_steps or found.num_steps
     if steps > found.t_init:
         refuse("num_steps", steps, f"at most {found.t_init}, the generator's timestep")
@@ -101,7 +102,7 @@ def export(
         license=license or teacher_license(source, ask_hub=True),
         layout=format,
         dtype=dtype,
-        **_history(ckpt_path, found),
+        **_history(checkpoint, found),
         **({"model": push_to_hub} if push_to_hub else {}),
     )
     with writing(root, "output"):
@@ -143,12 +144,10 @@ def _is_export(root: Path) -> bool:
         return False
 
 
-def _history(ckpt_path: str, found: Trained) -> dict[str, Any]:
+def _history(checkpoint: OpenCheckpoint, found: Trained) -> dict[str, Any]:
     """Read how long the training was, and the scores of just this generator in its directory."""
-    path = find_checkpoint(ckpt_path)
-    assert path is not None  # it has been loaded
-    iterations = peek(path)["global_step"]
-    run = path.absolute().parent.parent
+    iterations = checkpoint.iterations
+    run = checkpoint.path.absolute().parent.parent
     summary = _read(run / "summary.json")
     if summary.get("iterations") != iterations:
         summary = {}

@@ -8,9 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sid_lsg.checkpoints.opening import find_checkpoint
 from sid_lsg.files.weights import weights_hash
 from sid_lsg.generation import pipelines
-from sid_lsg.generation.trained import find_checkpoint, load_trained
+from sid_lsg.generation.trained import load_trained
 from sid_lsg.messages.checks import check_teacher_guidance, refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.guidance import sampling_evaluations

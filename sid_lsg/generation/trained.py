@@ -1,12 +1,11 @@
 """The generator in a checkpoint of a training, ready to be sampled or exported."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from sid_lsg.checkpoints.io import RECORD, check_contents, damage, newest, peek
+from sid_lsg.checkpoints.opening import OpenCheckpoint
 from sid_lsg.checkpoints.shards import joined
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.initial import load_network
@@ -35,34 +34,8 @@ class Trained(NamedTuple):
     adapted: nn.Module | None = None
 
 
-def find_checkpoint(path: str | Path, option: str = "ckpt_path") -> Path | None:
-    """Return the checkpoint that a path names: the file itself, or the newest of a run directory.
-
-    Args:
-        path: The path.
-        option: The option that gave it, for messages.
-
-    Returns:
-        None for any other path.
-
-    Raises:
-        UsageError: If a run directory holds no whole checkpoint.
-    """
-    path = Path(path).expanduser()
-    if path.suffix == ".ckpt":
-        return path
-    if not (path / "checkpoints").is_dir() or (path / "model_index.json").is_file():
-        return None
-    found, _ = newest(path / "checkpoints", option)
-    if found is None:
-        raise UsageError(
-            f"--{option}: {str(path)!r} holds no checkpoint yet. Train longer, or give a file."
-        )
-    return found
-
-
 def load_trained(
-    path: str | Path,
+    checkpoint: OpenCheckpoint,
     teacher: str | None = None,
     resolution: int | None = None,
     option: str = "ckpt_path",
@@ -71,30 +44,20 @@ def load_trained(
     """Load the averaged generator of a checkpoint, with its teacher's VAE and text encoder.
 
     Args:
-        path: The checkpoint, or a run directory for its newest one.
+        checkpoint: The checkpoint.
         teacher: Where the teacher lies; by default where it lay in the training.
         resolution: Pixels of an image's side; by default the training's.
         option: The option that named the checkpoint, for messages.
         teacher_option: The one that names its teacher.
 
     Raises:
-        UsageError: If there is no such file, it is damaged, or its teacher is not found.
+        UsageError: If it does not say how it was trained, or its teacher is not found or another.
     """
-    found = find_checkpoint(path, option)
-    if found is None or not found.exists():
-        raise UsageError(
-            f"--{option}: there is no checkpoint {str(path)!r}. Give a .ckpt file from a run "
-            "directory's checkpoints/, or the run directory."
-        )
-    if what := damage(found):
-        raise UsageError(f"--{option}: {str(found)!r} {what}. Give another checkpoint.")
-    checkpoint = peek(found)
-    check_contents(checkpoint, str(found), option)
-    record = checkpoint.get(RECORD) or {}
-    options = (record.get("config") or {}).get("model")
+    record, path = checkpoint.record, str(checkpoint.path)
+    options = checkpoint.config.get("model")
     if not options:
         raise UsageError(
-            f"--{option}: {str(found)!r} does not say how it was trained: it was not written by "
+            f"--{option}: {path!r} does not say how it was trained: it was not written by "
             "the command line. Give one that `fit` has written."
         )
     if teacher:
@@ -106,7 +69,7 @@ def load_trained(
         resolution = options.get("resolution")
     loaded = StableDiffusion.from_pretrained(**where, resolution=resolution, option=teacher_option)
     start = len(AVERAGE)
-    state = checkpoint["state_dict"]
+    state = checkpoint.content["state_dict"]
     average = joined({k[start:]: v for k, v in state.items() if k.startswith(AVERAGE)})
     network: Any = loaded.network
     lora = options.get("lora_generator")
@@ -114,7 +77,7 @@ def load_trained(
         if source := options.get("generator_init"):
             network = load_network(source, loaded, option)
         network = adapt(network, LoRA(**lora), seed=0, option=option)
-    check_names(adapters(network) or network.state_dict(), average, str(found), option)
+    check_names(adapters(network) or network.state_dict(), average, path, option)
     network.load_state_dict(average, strict=not lora)  # the base is not in the file
     loaded.network = merged(network)
     adapted = network if lora else None

@@ -12,7 +12,8 @@ import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from sid_lsg.checkpoints.resume import check_resume
+from sid_lsg.checkpoints.opening import OpenCheckpoint
+from sid_lsg.checkpoints.resume import open_resumed
 from sid_lsg.files.locks import check_free, held
 from sid_lsg.files.replacing import check_writable, remove_leftovers, replacing, writing
 from sid_lsg.files.run_files import CONFIG
@@ -32,11 +33,14 @@ def continue_requeued(config: Any) -> None:
         config.ckpt_path = "last"
 
 
-def check_files(config: Any) -> None:
-    """Refuse a checkpoint that cannot be used, and a run directory that cannot be made or is used.
+def check_files(config: Any) -> OpenCheckpoint | None:
+    """Open the checkpoint to continue from, and check that the run directory can be used.
 
     Args:
         config: The configuration of `fit`.
+
+    Returns:
+        The checkpoint; None for a run that begins afresh.
 
     Raises:
         UsageError: For the first of them.
@@ -45,13 +49,14 @@ def check_files(config: Any) -> None:
     if rank_zero_only.rank == 0:
         with writing(root, _OPTION):
             check_free(root, _in_use(root))
-    check_resume(config.get("ckpt_path"), root / "checkpoints")
+    found = open_resumed(config.get("ckpt_path"), root / "checkpoints")
     nearest = next(path for path in (root, *root.parents) if path.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
         raise UsageError(
             f"--{_OPTION}: cannot write to {str(root)!r}, since {str(nearest)!r} "
             "is not a directory that can be written to. Choose another directory."
         )
+    return found
 
 
 def put_inside(trainer: Any) -> None:

@@ -15,7 +15,8 @@ from torch import nn
 from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 
-from sid_lsg.checkpoints.io import load
+from sid_lsg.checkpoints.io import SafeCheckpointIO
+from sid_lsg.checkpoints.opening import open_checkpoint
 from sid_lsg.checkpoints.shards import save_shares, share
 from sid_lsg.distributed.sharding import is_sharded, shard, shard_like, skeleton, whole
 
@@ -148,7 +149,9 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
         """Open a file or a folder; loading reads this process' share of it."""
-        return load(Path(checkpoint_path))
+        io = self.checkpoint_io
+        take = io.take if isinstance(io, SafeCheckpointIO) else open_checkpoint
+        return take(Path(checkpoint_path)).content
 
     def _to_save(self, state: Mapping[str, Any]) -> Any:
         """Return this process' share; or everything to the first process, nothing to the others."""

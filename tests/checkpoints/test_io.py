@@ -22,8 +22,9 @@ import torch
 import yaml
 
 from sid_lsg.callbacks import Checkpoint, Metrics, Progress, Throughput
-from sid_lsg.checkpoints.io import RECORD, SCHEMA, SafeCheckpointIO, damage, newest
-from sid_lsg.checkpoints.resume import check_optimizers, check_resume
+from sid_lsg.checkpoints.io import SafeCheckpointIO
+from sid_lsg.checkpoints.record import RECORD, SCHEMA
+from sid_lsg.checkpoints.resume import check_optimizers, open_resumed
 from sid_lsg.cli import main
 from sid_lsg.data.prompts import PromptDataModule
 from sid_lsg.loggers import CSVLogger
@@ -31,6 +32,7 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.optimizers.adam import AdamWithoutMomentum
 from sid_lsg.training.module import SiDLSG
 from tests.helpers import forked
+from tests.helpers.checkpoints import damage, newest_path
 from tests.helpers.comparison import same
 from tests.helpers.damage import Trap, flip
 
@@ -240,7 +242,7 @@ def test_saving_counts_as_no_time_of_an_iteration(
 
 def test_a_whole_file_is_whole(run: Path) -> None:
     assert [damage(path) for path in sorted((run / "checkpoints").iterdir())] == [""] * 4
-    assert newest(run / "checkpoints") == (run / "checkpoints/last.ckpt", [])
+    assert newest_path(run / "checkpoints") == (run / "checkpoints/last.ckpt", [])
 
 
 @pytest.mark.parametrize(
@@ -281,7 +283,7 @@ def test_other_files_are_no_checkpoints(run: Path, tmp_path: Path) -> None:
     assert "No such file" in damage(tmp_path / "0000002.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "0000003.ckpt")
     with pytest.raises(UsageError, match="not a checkpoint of a training: it lacks 'optimizer_st"):
-        check_resume(str(tmp_path / "0000003.ckpt"), tmp_path)
+        open_resumed(str(tmp_path / "0000003.ckpt"), tmp_path)
 
 
 def test_last_passes_over_damaged_files(small_sd: str, run: Path, copied: Path) -> None:
@@ -304,11 +306,11 @@ def test_good_counts_and_so_does_what_a_dangling_link_leaves(copied: Path) -> No
     folder = copied / "checkpoints"
     (folder / "0000002.ckpt").rename(folder / "good.ckpt")
     (folder / "0000006.ckpt").unlink()
-    path, (what,) = newest(folder)
+    path, (what,) = newest_path(folder)
     assert path == folder / "0000004.ckpt"
     assert "0000006.ckpt' cannot be read (No such file" in what
     path.write_bytes(b"")
-    assert newest(folder)[0] == folder / "good.ckpt"
+    assert newest_path(folder)[0] == folder / "good.ckpt"
 
 
 def test_without_any_whole_checkpoint_nothing_begins(
@@ -351,7 +353,7 @@ def test_code_is_never_executed(
     with pytest.raises(UsageError, match=what):
         fit(small_sd, empty, Checkpoint(), ckpt_path=str(path), weights_only=False)
     with pytest.raises(UsageError, match=what):
-        check_resume(str(path), empty)
+        open_resumed(str(path), empty)
     assert not mark.exists()
 
 
@@ -477,7 +479,7 @@ def test_optimizers_of_another_model_are_refused(
 
 def test_best_is_not_a_name_to_continue_from(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--ckpt_path best: name the file, for example .*best.ck"):
-        check_resume("best", tmp_path)
+        open_resumed("best", tmp_path)
 
 
 # ---------------------------------------------------------------------- interrupted saves
@@ -543,7 +545,7 @@ def test_a_final_save_that_fails_is_an_error(
     assert "0000003.ckpt' (File too large); " in message
     assert "0000002.ckpt' is as it was. Make room, then continue from there with --ckpt" in message
     assert set(names(empty)) - {"good.ckpt"} == {"0000002.ckpt", "last.ckpt"}
-    assert newest(empty / "checkpoints") == (empty / "checkpoints/last.ckpt", [])
+    assert newest_path(empty / "checkpoints") == (empty / "checkpoints/last.ckpt", [])
     no_room()
     main([*command, "--ckpt_path=last"])
     assert load(empty / "checkpoints/last.ckpt")["global_step"] == 3
@@ -576,7 +578,7 @@ def test_a_process_that_is_killed_while_saving_leaves_the_checkpoint_before(
     os.kill(process.pid or 0, signal.SIGKILL)
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    assert newest(folder) == (folder / "last.ckpt", [])
+    assert newest_path(folder) == (folder / "last.ckpt", [])
     assert (folder / "last.ckpt").readlink() == Path("0000002.ckpt")
     assert len(names(empty)) == 3
     iterations = Iterations()

@@ -19,7 +19,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sid_lsg.callbacks.retention import delete, keep_as, point
 from sid_lsg.checkpoints.file import save
-from sid_lsg.checkpoints.io import SafeCheckpointIO, damage, load, newest, peek
+from sid_lsg.checkpoints.io import SafeCheckpointIO
 from sid_lsg.checkpoints.shards import (
     _make,
     _name,
@@ -33,6 +33,7 @@ from sid_lsg.commands.consolidate import consolidate
 from sid_lsg.distributed.sharding import Pieces, shard_like
 from sid_lsg.messages.errors import UsageError
 from tests.helpers import forked
+from tests.helpers.checkpoints import damage, newest_path, opened
 from tests.helpers.comparison import same
 from tests.helpers.damage import Trap, flip
 
@@ -128,10 +129,10 @@ def test_a_share_is_copied_off_the_file(folder: Path) -> None:
 
 def test_it_is_put_together_for_all_that_wants_tensors(folder: Path) -> None:
     assert same(SafeCheckpointIO().load_checkpoint(folder), content())
-    found = load(folder)
+    found = opened(folder)
     assert isinstance(found["state_dict"]["weight"], Pieces)
     assert found["state_dict"]["weight"].shape == (7, 2)
-    assert same(joined(peek(folder)), content())
+    assert same(joined(open_shares(folder)), content())
 
 
 # ---------------------------------------------------------------------- writing
@@ -147,7 +148,7 @@ def test_it_replaces_what_has_its_name(tmp_path: Path, before: str) -> None:
     elif before == "a link":
         path.symlink_to(write_folder(tmp_path / "0000001.ckpt", step=1).name)
     save_shares(rows(content(2), 0, 1), path)
-    assert same(joined(load(path)), content(2))
+    assert same(joined(opened(path)), content(2))
     assert {"manifest.json", "shard-00000-of-00001.ckpt"} == {p.name for p in path.iterdir()}
     left = {"last.ckpt"} | ({"0000001.ckpt"} if before == "a link" else set())
     assert {p.name for p in tmp_path.iterdir()} == left
@@ -156,7 +157,7 @@ def test_it_replaces_what_has_its_name(tmp_path: Path, before: str) -> None:
 def test_a_file_replaces_a_folder(folder: Path) -> None:
     SafeCheckpointIO().save_checkpoint(content(1), folder)
     assert folder.is_file()
-    assert same(load(folder), content(1))
+    assert same(opened(folder), content(1))
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
@@ -207,7 +208,7 @@ def test_a_tensor_that_all_processes_have_is_written_once() -> None:
 
 def test_a_whole_folder_is_whole(folder: Path) -> None:
     assert damage(folder) == ""
-    assert newest(folder.parent) == (folder, [])
+    assert newest_path(folder.parent) == (folder, [])
 
 
 @pytest.mark.parametrize(
@@ -239,7 +240,7 @@ def test_damage_is_seen_and_passed_over(folder: Path, harm: str, said: str) -> N
     else:
         (folder / "manifest.json").write_text('{"files": [{"bytes": 3}]}')
     assert damage(folder).startswith(said)
-    found, (what,) = newest(folder.parent)
+    found, (what,) = newest_path(folder.parent)
     assert found == older
     assert said in what
     with pytest.raises(UsageError, match=r"^--ckpt_path: '.*0000003.ckpt' is "):
@@ -353,9 +354,9 @@ def test_second_names_links_and_deletion(folder: Path) -> None:
     assert folder.exists()
     delete(folder, named=None)
     assert not folder.exists()
-    assert same(joined(load(best)), content())
+    assert same(joined(opened(best)), content())
     keep_as(newer, best)
-    assert same(joined(load(best)), content(3))
+    assert same(joined(opened(best)), content(3))
     assert {p.name for p in folder.parent.iterdir()} == {"0000003.ckpt", "best.ckpt", "last.ckpt"}
 
 
@@ -370,4 +371,4 @@ def test_without_links_it_is_copied(folder: Path, monkeypatch: pytest.MonkeyPatc
         point(last, folder)
         assert last.is_dir()
         assert not last.is_symlink()
-        assert same(joined(load(last)), content())
+        assert same(joined(opened(last)), content())

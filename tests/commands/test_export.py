@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import sid_lsg.export.hub
+from sid_lsg.checkpoints.opening import require_checkpoint
 from sid_lsg.cli import main
 from sid_lsg.commands.export import export
 from sid_lsg.export.card import card, write_card
@@ -105,7 +106,7 @@ def executed(code: str) -> Image.Image:
 
 def picture(run: Path, num_steps: int) -> Tensor:
     """Our own picture of the snippets' prompt and seed."""
-    loaded = load_trained(run)
+    loaded = load_trained(require_checkpoint(run))
     teacher = loaded.teacher
     latents = teacher.generate(
         teacher.network, ["a lighthouse at dawn"], [0], loaded.t_init, num_steps
@@ -168,7 +169,7 @@ def test_weights_are_of_the_dtype(run: Path, tmp_path: Path, dtype: str) -> None
 
 
 def test_a_weight_that_overflows_is_refused(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    loaded = load_trained(run)
+    loaded = load_trained(require_checkpoint(run))
     with torch.no_grad():
         loaded.teacher.network.conv_in.bias[0] = 1e5
     monkeypatch.setattr("sid_lsg.commands.export.load_trained", lambda *_, **__: loaded)
@@ -238,7 +239,7 @@ def test_scores_of_another_generator_are_left_out(run: Path, tmp_path: Path) -> 
     copied = Path(shutil.copytree(run, tmp_path / "run", symlinks=True))
     summary = json.loads((copied / "summary.json").read_text()) | {"iterations": 3}
     (copied / "summary.json").write_text(json.dumps(summary))
-    digest = weights_hash(load_trained(copied).teacher.network.state_dict())
+    digest = weights_hash(load_trained(require_checkpoint(copied)).teacher.network.state_dict())
     common = {"num_steps": 2, "dtype": "float32"}
     for name, found, value in (("a", digest, 12.25), ("b", "other", 99.0)):
         (copied / name).mkdir()
@@ -266,7 +267,7 @@ def facts(**options: Any) -> Facts:
 
 
 def test_a_teacher_on_the_hub_is_the_base_model(run: Path, tmp_path: Path) -> None:
-    config = load_trained(run).record["config"]
+    config = load_trained(require_checkpoint(run)).record["config"]
     config["model"]["teacher"] = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     write_card(tmp_path, facts(config=config, license="creativeml-openrail-m", model="me/mine"))
     head = front_matter(tmp_path)

@@ -8,9 +8,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
+from sid_lsg.checkpoints.opening import find_checkpoint, require_checkpoint
 from sid_lsg.cli import main
 from sid_lsg.commands.export import export
-from sid_lsg.generation.trained import find_checkpoint, load_trained
+from sid_lsg.generation.trained import load_trained
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.lora import adapters
 
@@ -39,7 +40,7 @@ def run(
 
 
 def test_it_is_the_exported_generator(run: Path, tiny_sd: str, tmp_path: Path) -> None:
-    found = load_trained(run)
+    found = load_trained(require_checkpoint(run))
     assert (found.t_init, found.num_steps) == (500, 1)
     assert found.record["config"]["model"]["teacher"] == tiny_sd
     exported, teacher = load_file(run / "generator" / UNET), load_file(f"{tiny_sd}/{UNET}")
@@ -54,7 +55,7 @@ def test_it_is_the_exported_generator(run: Path, tiny_sd: str, tmp_path: Path) -
 
 
 def test_adapters_are_kept_apart_too(run: Path, tiny_sd: str, tmp_path: Path) -> None:
-    found = load_trained(run)
+    found = load_trained(require_checkpoint(run))
     export(str(run), str(tmp_path / "out"))
     files = [folder / LORA for folder in (run / "generator", tmp_path / "out")]
     if found.adapted is None:
@@ -75,10 +76,8 @@ def test_adapters_are_kept_apart_too(run: Path, tiny_sd: str, tmp_path: Path) ->
 
 def test_paths_name_a_file_or_a_run(run: Path, tmp_path: Path) -> None:
     last = run / "checkpoints" / "last.ckpt"
-    assert find_checkpoint(last) == last
-    newest = find_checkpoint(run)
-    assert newest is not None
-    assert newest.resolve() == last.resolve()
+    assert require_checkpoint(last).path == last
+    assert require_checkpoint(run).path.resolve() == last.resolve()
     assert find_checkpoint(run / "generator") is None
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UsageError, match="--ckpt_path: .* holds no checkpoint yet"):
@@ -91,9 +90,9 @@ def test_paths_name_a_file_or_a_run(run: Path, tmp_path: Path) -> None:
 def test_what_it_cannot_be_is_said(run: Path, tiny_sd: str, tmp_path: Path) -> None:
     last = run / "checkpoints" / "last.ckpt"
 
-    def refused(path: Path, **options: str) -> str:
+    def refused(path: Path, option: str = "ckpt_path", teacher: str | None = None) -> str:
         with pytest.raises(UsageError) as error:
-            load_trained(path, **options)  # type: ignore[arg-type]
+            load_trained(require_checkpoint(path, option), teacher, option=option)
         return str(error.value)
 
     assert "there is no checkpoint" in refused(tmp_path / "none.ckpt")

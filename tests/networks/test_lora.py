@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sid_lsg.callbacks import Checkpoint
+from sid_lsg.checkpoints.opening import require_checkpoint
 from sid_lsg.checkpoints.resume import check_resume
 from sid_lsg.cli import main
 from sid_lsg.data.prompts import PromptBatch, PromptDataModule
@@ -303,11 +304,11 @@ def test_checkpoints_of_other_networks_are_refused(fit: Fit, small_sd: str, tmp_
     def refused(path: str, message: str, **options: Any) -> None:
         module = make(small_sd, **options)
         with pytest.raises(UsageError, match=message):
-            check_resume(path, tmp_path, module)
+            check_resume(require_checkpoint(path), module)
         with pytest.raises(UsageError, match=message):
             module.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
 
-    check_resume(last, tmp_path, make(small_sd, **BOTH))
+    check_resume(require_checkpoint(last), make(small_sd, **BOTH))
     names = r"fake_score\.down_blocks\.0.*lora_A\.default\.weight"
     shapes = r"is \[4, 8\] in the file and \[3, 8\].*Give the --model.lora_fake_score that"
     refused(last, f"'{names}' {shapes}", **BOTH | {"lora_fake_score": LoRA(3)})
@@ -337,10 +338,10 @@ def test_adapters_are_not_continued_on_other_weights(
     path = str(tmp_path / "checkpoints" / "last.ckpt")
     message = "adapters of 'generator' .* other weights .*--model.generator_init"
     with pytest.raises(UsageError, match=message):
-        check_resume(path, tmp_path, make(small_sd, **BOTH))
+        check_resume(require_checkpoint(path), make(small_sd, **BOTH))
     with pytest.raises(UsageError, match=message):
         fit(2, ckpt_path=path)
-    check_resume(path, tmp_path, make(small_sd, **BOTH, **own, frozen_precision="bf16"))
+    check_resume(require_checkpoint(path), make(small_sd, **BOTH, **own, frozen_precision="bf16"))
     fit(2, ckpt_path=path, **own)
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sid_lsg.checkpoints.io import _NEEDED
+from sid_lsg.checkpoints.record import _NEEDED
 from sid_lsg.cli import main
 from sid_lsg.loggers import CSVLogger
 from sid_lsg.messages.errors import UsageError

@@ -14,13 +14,14 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sid_lsg.checkpoints.io import SafeCheckpointIO, load
+from sid_lsg.checkpoints.io import SafeCheckpointIO
 from sid_lsg.checkpoints.shards import joined
 from sid_lsg.cli import main
 from sid_lsg.commands.consolidate import consolidate
 from sid_lsg.data.prompts import PromptDataModule, PromptDataset
 from sid_lsg.training.module import SiDLSG
 from tests.helpers import forked, strategy_runs
+from tests.helpers.checkpoints import opened
 from tests.helpers.comparison import same
 from tests.helpers.images import photographs
 from tests.helpers.paths import REPOSITORY
@@ -309,7 +310,7 @@ def test_shards_are_the_file_that_one_process_writes(results: Path, tmp_path: Pa
 
 def test_a_run_continues_from_shards_as_from_a_file(results: Path) -> None:
     """Bit by bit."""
-    ours, theirs = (load(results / f"from {which}/state.ckpt") for which in ("shards", "file"))
+    ours, theirs = (opened(results / f"from {which}/state.ckpt") for which in ("shards", "file"))
     for part in ("state_dict", "optimizer_states"):
         assert same(joined(ours[part]), joined(theirs[part])), part
 

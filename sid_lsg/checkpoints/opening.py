@@ -1,0 +1,180 @@
+"""Open checkpoints: each is verified, opened and checked once, and then handed on."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sid_lsg.checkpoints.file import Damaged, open_file, verify_records
+from sid_lsg.checkpoints.record import RECORD, check_contents
+from sid_lsg.checkpoints.shards import open_shares, verify_shares
+from sid_lsg.messages.errors import UsageError
+
+BEST, GOOD, LAST = "best.ckpt", "good.ckpt", "last.ckpt"
+CONTINUE = "Give another checkpoint, or `last` for the newest whole one in the run directory."
+
+_NAME = re.compile(r"(\d{7,}|last|good|best)\.ckpt")
+
+
+@dataclass(frozen=True)
+class OpenCheckpoint:
+    """A whole checkpoint of a training, whose tensors are read when they are used.
+
+    While it is referenced, its file occupies the disk, even if the file is deleted.
+
+    Attributes:
+        path: The file or folder.
+        content: What it holds; a folder's sharded tensors are `Pieces`.
+        passed_over: What is wrong with newer checkpoints, for which it stands in.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Return schema, versions and configuration; {} if it was written without them."""
+        return self.content.get(RECORD) or {}
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Return the configuration of the run that wrote it; {} if it does not hold one."""
+        return self.record.get("config") or {}
+
+    @property
+    def iterations(self) -> int:
+        """Return the number of iterations that the run had done."""
+        return int(self.content["global_step"])
+
+
+def open_checkpoint(
+    path: Path, option: str = "ckpt_path", remedy: str = "Give another checkpoint."
+) -> OpenCheckpoint:
+    """Open a checkpoint, which is verified and checked first.
+
+    Args:
+        path: The file or folder.
+        option: The option that named it, for messages.
+        remedy: What to do if it is damaged, for messages.
+
+    Raises:
+        UsageError: If it is damaged, not of a training, or of a newer version.
+    """
+    try:
+        content = _open(path)
+    except Damaged as damage:
+        raise UsageError(f"--{option}: {str(path)!r} {damage}. {remedy}") from damage
+    check_contents(content, str(path), option)
+    return OpenCheckpoint(path, content)
+
+
+def newest(folder: Path, option: str = "ckpt_path last") -> OpenCheckpoint | None:
+    """Open the newest whole checkpoint in a folder.
+
+    `last.ckpt` comes first, wherever it points: a run may have returned to an earlier checkpoint.
+
+    Args:
+        folder: The folder.
+        option: The option that named it, for messages.
+
+    Returns:
+        The checkpoint; None for an empty folder.
+
+    Raises:
+        UsageError: If none of several is whole, or the newest whole one is not of a training or of
+            a newer version.
+    """
+    found = [path for path in folder.glob("*.ckpt") if _NAME.fullmatch(path.name)]
+    found.sort(key=lambda p: (p.name == LAST, p.lstat().st_mtime_ns, p.name), reverse=True)
+    skipped: dict[Path, str] = {}  # by their own paths: last.ckpt may be a link to another one
+    for path in found:
+        if path.resolve() in skipped:
+            continue
+        try:
+            content = _open(path)
+        except Damaged as damage:
+            skipped[path.resolve()] = f"{str(path.resolve())!r} {damage}"
+            continue
+        check_contents(content, str(path), option.split()[0])
+        return OpenCheckpoint(path, content, tuple(skipped.values()))
+    if not found:
+        return None
+    raise UsageError(
+        f"--{option}: there is no whole checkpoint in {str(folder)!r}: "
+        f"{'; '.join(skipped.values())}. Put one of them back from a copy, or train afresh."
+    )
+
+
+def find_checkpoint(path: str | Path, option: str = "ckpt_path") -> OpenCheckpoint | None:
+    """Open the checkpoint that a path names: a file or folder, or the newest of a run directory.
+
+    Args:
+        path: The path.
+        option: The option that gave it, for messages.
+
+    Returns:
+        The checkpoint; None for a path that names something else.
+
+    Raises:
+        UsageError: If the checkpoint is not there, is damaged, or is of a newer version.
+    """
+    path = Path(path).expanduser()
+    if path.suffix == ".ckpt":
+        if not path.exists():
+            raise _no_checkpoint(path, option)
+        return open_checkpoint(path, option)
+    if not (path / "checkpoints").is_dir() or (path / "model_index.json").is_file():
+        return None
+    found = newest(path / "checkpoints", option)
+    if found is None:
+        raise UsageError(
+            f"--{option}: {str(path)!r} holds no checkpoint yet. Train longer, or give a file."
+        )
+    return found
+
+
+def require_checkpoint(path: str | Path, option: str = "ckpt_path") -> OpenCheckpoint:
+    """Open the checkpoint that a path names, as `find_checkpoint` does.
+
+    Raises:
+        UsageError: If the path names something else too.
+    """
+    found = find_checkpoint(path, option)
+    if found is None:
+        raise _no_checkpoint(path, option)
+    return found
+
+
+def iterations_of(path: Path) -> int | None:
+    """Return the iterations that a checkpoint's run had done, without verifying its tensors.
+
+    Returns:
+        None if it cannot be read.
+    """
+    try:
+        found = open_shares(path) if path.is_dir() else open_file(path)
+        return int(found["global_step"])
+    except (Damaged, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _open(path: Path) -> Any:
+    """Verify and open a checkpoint.
+
+    Raises:
+        Damaged: If it is not whole, or not plain data.
+    """
+    if path.is_dir():
+        verify_shares(path)
+        return open_shares(path)
+    verify_records(path)
+    return open_file(path)
+
+
+def _no_checkpoint(path: str | Path, option: str) -> UsageError:
+    return UsageError(
+        f"--{option}: there is no checkpoint {str(path)!r}. Give a .ckpt file from a run "
+        "directory's checkpoints/, or the run directory."
+    )
