@@ -15,16 +15,16 @@ from sid_lsg.checkpoints.opening import (
     newest,
     open_checkpoint,
 )
+from sid_lsg.files.weights import first_difference
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.lora import check_adapters_record, is_adapter
 
-# What an optimizer keeps for every number of a weight; other things may be of any shape.
+# The optimizer states with the shape of their weight; others may have any shape.
 ELEMENTWISE = frozenset(
     ("exp_avg", "exp_avg_sq", "exp_inf", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
 )
 
-
-# Optimizers that take up what another one has kept.
+# Optimizers that continue from the states of another class.
 _CONTINUED_BY = {"AdamWithoutMomentum": "Adam"}
 
 
@@ -96,7 +96,7 @@ def check_resume(
 
 
 def _check_batch(before: int | None, batch_size: int | None) -> None:
-    """Refuse another batch size: images seen and the order of prompts are counted in batches."""
+    """Reject another batch size: images seen and the order of prompts are counted in batches."""
     if batch_size and before not in (None, batch_size):
         raise UsageError(
             f"--data.batch_size: the run was made with {before}, not {batch_size}: its images seen "
@@ -106,30 +106,22 @@ def _check_batch(before: int | None, batch_size: int | None) -> None:
 
 
 def check_weights(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Refuse weights with anything missing, left over or misshapen.
+    """Reject weights that differ in a name or a shape from those of the module.
 
     Raises:
         UsageError: For the first of them.
     """
     _check_adapters(own, found)
-    for name in sorted(own.keys() ^ found.keys()):
-        where = "lacks" if name in own else f"holds, and this {_origin(name)[0]} has not,"
-        shape = list((own if name in own else found)[name].shape)
+    if different := first_difference(found, own):
+        kind, remedy = _origin(different.name)
         raise UsageError(
-            f"--ckpt_path: the file {where} {name!r} {shape}: it is of another model. Give the "
-            f"{_origin(name)[1]} that it was made with, or another checkpoint."
+            f"--ckpt_path: {different.between('the file', f'this {kind}')}: it is of another "
+            f"model. Give the {remedy} that it was made with, or another checkpoint."
         )
-    for name, value in own.items():
-        if value.shape != found[name].shape:
-            raise UsageError(
-                f"--ckpt_path: {name!r} is {list(found[name].shape)} in the file and "
-                f"{list(value.shape)} in this {_origin(name)[0]}: it is of another model. Give the "
-                f"{_origin(name)[1]} that it was made with, or another checkpoint."
-            )
 
 
 def _check_adapters(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Refuse adapters where all of a network is trained, and the other way round."""
+    """Reject adapters of a network that is trained whole, and all weights of one with adapters."""
     for network in dict.fromkeys(name.split(".")[0] for name in own):
         ours, theirs = (
             [is_adapter(name) for name in of if name.startswith(f"{network}.")]
@@ -149,7 +141,7 @@ def _check_adapters(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> N
 
 
 def _origin(name: str) -> tuple[str, str]:
-    """Say where a weight comes from, and what to give to have it as it was."""
+    """Return where a weight comes from, and the option that gives it back."""
     if not is_adapter(name):
         return "teacher", "teacher"
     network = name.split(".")[0].replace("ema", "generator")
@@ -161,12 +153,12 @@ def check_optimizers(
     found: Iterable[Mapping[str, Any]],
     names: Sequence[str] | None = None,
 ) -> None:
-    """Refuse optimizer states of other weights, or of another kind of optimizer.
+    """Reject optimizer states of other weights, or of another kind of optimizer.
 
     Args:
         own: The optimizers.
         found: The states.
-        names: The classes that they are of, if the file says so.
+        names: The names of the optimizers' classes in the file, if it holds them.
 
     Raises:
         UsageError: For the first difference.

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from sid_lsg.files.replacing import check_outside, check_writable, replacing, writing
+from sid_lsg.files.weights import first_difference
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.official.checkpoint import read_official
@@ -81,13 +82,13 @@ def _check_fit(
     stored: dict[str, StoredTensor], own: dict[str, torch.Tensor], checkpoint: str, base: str
 ) -> None:
     """Refuse a network of other names, shapes or precision than the base's."""
-    for name in sorted(stored.keys() | own.keys()):
-        shapes = [list(of[name].shape) if name in of else "not there" for of in (stored, own)]
-        if shapes[0] != shapes[1]:
-            raise UsageError(
-                f"--base: {quoted(name)} is {shapes[0]} in {checkpoint!r} and {shapes[1]} in the "
-                f"UNet of {base!r}. Give the model from which this generator was distilled."
-            )
+    if different := first_difference(stored, own):
+        where = repr(checkpoint), f"the UNet of {base!r}"
+        raise UsageError(
+            f"--base: {different.between(*where)}. Give the model from which this generator was "
+            "distilled."
+        )
+    for name in sorted(stored):
         kinds = stored[name].dtype, own[name].dtype
         if torch.promote_types(*kinds) != kinds[1]:
             raise UsageError(

@@ -7,6 +7,7 @@ from torch import nn
 
 from sid_lsg.checkpoints.opening import OpenCheckpoint
 from sid_lsg.checkpoints.shards import joined
+from sid_lsg.files.weights import first_difference
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.initial import load_network
 from sid_lsg.networks.lora import adapt, adapters, merged
@@ -77,23 +78,12 @@ def load_trained(
         if source := options.get("generator_init"):
             network = load_network(source, loaded, option)
         network = adapt(network, LoRA(**lora), seed=0, option=option)
-    check_names(adapters(network) or network.state_dict(), average, path, option)
+    if different := first_difference(average, adapters(network) or network.state_dict()):
+        raise UsageError(
+            f"--{option}: {different.between(repr(path), 'the teacher')}: it was made with another "
+            "one. Name that with `export --teacher`."
+        )
     network.load_state_dict(average, strict=not lora)  # the base is not in the file
     loaded.network = merged(network)
     adapted = network if lora else None
     return Trained(loaded, options["t_init"], options["num_steps"], record, adapted)
-
-
-def check_names(own: Mapping[str, Any], found: Mapping[str, Any], path: str, option: str) -> None:
-    """Refuse weights of another network.
-
-    Raises:
-        UsageError: For the first name or shape that differs.
-    """
-    for name in sorted(own.keys() | found.keys()):
-        shapes = [list(of[name].shape) if name in of else "none" for of in (found, own)]
-        if shapes[0] != shapes[1]:
-            raise UsageError(
-                f"--{option}: {name!r} is {shapes[0]} in {path!r} and {shapes[1]} in the "
-                "teacher: it was made with another one. Name that with `export --teacher`."
-            )

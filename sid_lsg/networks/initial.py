@@ -9,6 +9,7 @@ from torch import nn
 
 from sid_lsg.files.loading import explained
 from sid_lsg.files.sources import located
+from sid_lsg.files.weights import first_difference
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.lora import adapt
 from sid_lsg.options.lora import LoRA
@@ -90,14 +91,12 @@ def _locate(source: str, option: str) -> tuple[str, str | None]:
 
 
 def _check_fit(network: nn.Module, teacher: Teacher, source: str, option: str) -> None:
-    found, own = network.state_dict(), teacher.network.state_dict()
-    for name in sorted(found.keys() | own.keys()):
-        shapes = [list(of[name].shape) if name in of else "not there" for of in (found, own)]
-        if shapes[0] != shapes[1]:
-            raise UsageError(
-                f"--{option}: {name!r} is {shapes[0]} in {source!r} and {shapes[1]} in the "
-                "teacher. Give a network that was made from this teacher, or from one like it."
-            )
+    different = first_difference(network.state_dict(), teacher.network.state_dict())
+    if different:
+        raise UsageError(
+            f"--{option}: {different.between(repr(source), 'the teacher')}. Give a network that "
+            "was made from this teacher, or from one like it."
+        )
 
 
 def _check_prediction(path: str, teacher: Teacher, source: str, option: str) -> None:

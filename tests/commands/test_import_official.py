@@ -138,7 +138,7 @@ def test_networks_that_do_not_fit_the_base(
     del network.added
     network.conv_out.bias = None
     path.write_bytes(pickle.dumps({"ema": network}))
-    assert "'conv_out.bias' is not there in" in refused(path, tiny_sd)
+    assert "'conv_out.bias' is absent from" in refused(path, tiny_sd)
     path.write_bytes(pickle.dumps({"ema": trained.network.__class__.from_config(
         trained.network.config).double()}))  # fmt: skip
     assert "torch.float64, which torch.float32 cannot hold" in refused(path, tiny_sd)

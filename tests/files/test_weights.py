@@ -1,8 +1,8 @@
-"""Fingerprints tell weights apart."""
+"""Sets of weights are compared, and told apart by fingerprints."""
 
 import torch
 
-from sid_lsg.files.weights import weights_hash
+from sid_lsg.files.weights import first_difference, weights_hash
 
 
 def test_weights_are_told_apart_by_name_type_shape_and_value() -> None:
@@ -22,3 +22,16 @@ def test_weights_are_told_apart_by_name_type_shape_and_value() -> None:
     ):
         assert weights_hash(other) != expected
     assert len(weights_hash({"s": torch.tensor(1.0, dtype=torch.bfloat16)})) == 64
+
+
+def test_the_first_difference_is_named_with_both_shapes() -> None:
+    own = {"b": torch.zeros(2), "a": torch.zeros(3, 1)}
+    assert first_difference(own, {name: value + 1 for name, value in own.items()}) is None
+    for found, said in (
+        ({"b": own["b"]}, "'a' is absent from F and [3, 1] in us"),
+        (own | {"c": own["b"]}, "'c' is [2] in F and absent from us"),
+        (own | {"b": torch.tensor(0.0), "a": own["b"]}, "'a' is [2] in F and [3, 1] in us"),
+    ):
+        different = first_difference(found, own)
+        assert different is not None
+        assert different.between("F", "us") == said

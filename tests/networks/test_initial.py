@@ -159,7 +159,7 @@ def test_a_network_of_another_shape_is_refused(
     with pytest.raises(UsageError, match=rf"--model.{name}_init: {weight}"):
         make(tiny_sd, **{f"{name}_init": str(tmp_path / "wide")})
     make_unet(config | {"in_channels": 4, "time_cond_proj_dim": 8}, tmp_path / "more")
-    with pytest.raises(UsageError, match="'time_embedding.cond_proj.weight' .* and not there in"):
+    with pytest.raises(UsageError, match="'time_embedding.cond_proj.weight' .* and absent from"):
         make(tiny_sd, **{f"{name}_init": str(tmp_path / "more")})
 
 
