@@ -31,7 +31,7 @@ class CSVLogger(LightningCSVLogger):
         """Choose the folder.
 
         Args:
-            save_dir: Folder of the file; a relative one lies inside the run directory.
+            save_dir: Folder of the file; a relative path starts at the run directory.
             name: Subfolder.
             version: Subfolder of that.
         """

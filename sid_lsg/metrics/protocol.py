@@ -112,8 +112,8 @@ def load_protocol(
         name: `clean256`, `clip` or `fast`.
         clip: The CLIP model, for `clip` and `fast`.
         inception: Inception's TorchScript file, for `clean256`; None downloads it.
-        option: Name of the option for Inception, for error messages; with `clip` in place of
-            `inception` it is the option for CLIP.
+        option: Name of the option for Inception, for error messages; replacing
+            `inception` by `clip` gives the option for CLIP.
 
     Raises:
         UsageError: If the network is missing.

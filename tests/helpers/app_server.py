@@ -1,4 +1,4 @@
-"""The app in a process of its own, for the tests of the app."""
+"""Run the app in a separate process."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from tests.helpers.paths import REPOSITORY
 
 
 class Served(NamedTuple):
-    """A running app and where it is."""
+    """A running app and its URL."""
 
     process: subprocess.Popen[str]
     url: str
@@ -19,9 +19,9 @@ class Served(NamedTuple):
 
 @contextmanager
 def served(*options: str) -> Iterator[Served]:
-    """Start the app on a free port; wait for the line that says where; in the end, kill it."""
+    """Start the app on a free port, wait until it prints its URL, and kill it at the end."""
     environment = os.environ | {
-        # A proxy that leads nowhere: the app must not need one to talk to itself, or to others.
+        # An unreachable proxy: the app must not use one, not even to connect to itself.
         "HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9",
         "PYTHONPATH": str(REPOSITORY),
     }  # fmt: skip

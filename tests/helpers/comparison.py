@@ -1,4 +1,4 @@
-"""Comparing tensors, weights and checkpoints."""
+"""Compare tensors, weights and checkpoints."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def same(ours: Any, theirs: Any) -> bool:
-    """Compare what a checkpoint holds, tensors bit by bit."""
+    """Return True if the contents of two checkpoints are equal, tensors bitwise."""
     if isinstance(ours, torch.Tensor):
         return torch.equal(ours, theirs)
     if isinstance(ours, dict):

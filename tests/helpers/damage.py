@@ -1,4 +1,4 @@
-"""Damaged and malicious files."""
+"""Make damaged and malicious files."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Trap:
-    """What runs a command when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -16,7 +16,7 @@ class Trap:
 
 
 def flip(path: Path, place: int) -> None:
-    """Change one bit, in a file of its own."""
+    """Flip one bit of a file; replace the file, so that hard links keep the original."""
     data = bytearray(path.read_bytes())
     data[place] ^= 16
     path.unlink()

@@ -1,7 +1,7 @@
-"""Reads 1,000 damaged pickles under an audit hook: `python damaged_pickles.py FOLDER`, prints JSON.
+"""Read 1,000 damaged pickles under an audit hook: `python damaged_pickles.py FOLDER`.
 
-The reports: how many were refused and converted, what was raised other than UsageError, and every
-event that the interpreter announced while the files were read, but for opening and mapping them.
+Prints as JSON how many files were rejected and converted, every exception other than UsageError,
+and every audit event of the interpreter while it read the files, except mapping them.
 """
 
 import io
@@ -24,7 +24,7 @@ EVIL = ("posix system", "builtins eval", "builtins exec", "subprocess Popen", "t
 
 
 class Watch:
-    """Counts what the interpreter announces while it is on."""
+    """Count audit events of the interpreter while `on` is set."""
 
     def __init__(self) -> None:
         self.on = False
@@ -40,7 +40,7 @@ class Watch:
 
 
 def read_all(path: Path) -> bool:
-    """Read a file as the tool does, with every tensor."""
+    """Read a file as the command does, with every tensor; return False if it is rejected."""
     try:
         for tensor in read_official(str(path))[0].values():
             tensor.load()
@@ -50,7 +50,7 @@ def read_all(path: Path) -> bool:
 
 
 def evil(canary: Path, protocol: int) -> bytes:
-    """Return a pickle that Python's unpickler would run."""
+    """Return a pickle that creates the canary if Python's unpickler loads it."""
 
     class Evil:
         def __reduce__(self) -> Any:
@@ -60,7 +60,7 @@ def evil(canary: Path, protocol: int) -> bytes:
 
 
 def call_of(name: str, canary: Path) -> bytes:
-    """Return instructions that call a function with the canary's name."""
+    """Return pickle instructions that call a function with the canary's name."""
     module, function = name.split()
     text = f"touch {canary}".encode()
     argument = b"X" + len(text).to_bytes(4, "little") + text
@@ -68,7 +68,7 @@ def call_of(name: str, canary: Path) -> bytes:
 
 
 def mutate(whole: bytes, other: bytes, canary: Path, chance: random.Random) -> bytes:
-    """Damage a file in one of several ways, once or more often."""
+    """Damage a file in random ways, once or several times."""
     data = bytearray(whole)
     starts = [position for *_, position in pickletools.genops(whole)]
     for _ in range(chance.choice((1, 1, 1, 2, 8))):
@@ -92,7 +92,7 @@ def mutate(whole: bytes, other: bytes, canary: Path, chance: random.Random) -> b
 
 
 def main(folder: Path) -> None:
-    """Read them all, then show that the watch and the canary would have told."""
+    """Read all files, then check that the audit hook and the canary detect an evil pickle."""
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.GroupNorm(1, 2), nn.Linear(2, 2)))
     network.register_module("buffered", nn.BatchNorm1d(2))
     wholes = [pickle.dumps({"ema": network}, protocol) for protocol in (2, 3, 4, 5)]

@@ -1,6 +1,7 @@
-"""Real processes that have imported everything before: importing takes longer than most tests.
+"""Start processes that have already imported the libraries; imports take longer than most tests.
 
-A server that has imported it forks them. Each has an environment, streams and a status of its own.
+A fork server imports the libraries once. Each process has its own environment, streams and exit
+status.
 """
 
 import gc
@@ -29,9 +30,9 @@ _context.set_forkserver_preload(["sid_lsg.cli", "sid_lsg.loggers", "pytest", _PI
 def start(
     function: Callable[..., Any], *arguments: Any, log: Path, environment: Mapping[str, str] = {}
 ) -> ForkServerProcess:
-    """Call a function in a process of its own, which adds what it prints to a file.
+    """Call a function in a new process that appends its output to a file.
 
-    It has the present environment and what is added to it.
+    The process has the current environment and the given additions.
     """
     whole = (function, arguments, log, os.environ | environment)
     process = _context.Process(target=_become, args=whole, daemon=False)
@@ -45,9 +46,9 @@ def all_end_well(
     folder: Path,
     seconds: float = 300,
 ) -> str:
-    """Call a function in several processes at once; return what they print.
+    """Call a function in several processes at once; return their output.
 
-    Each has its arguments and what it adds to the environment.
+    A job consists of arguments and additions to the environment. All processes must exit with 0.
     """
     jobs = [*jobs]
     logs = [folder / f"log{number}" for number in range(len(jobs))]
@@ -67,19 +68,19 @@ def all_end_well(
 
 
 def launch(line: list[str]) -> None:
-    """Be `python -m sid_lsg.cli`, from which Lightning launches others, in a session of its own."""
+    """Act as `python -m sid_lsg.cli` in a new session; Lightning launches further processes."""
     os.setsid()
     sys.argv, sys.modules["__main__"].__spec__ = ["cli.py", *line], find_spec("sid_lsg.cli")
     main()
 
 
 def together(function: Callable[..., Any], *arguments: Any) -> None:
-    """Call function(rank, *arguments) in two processes; raise what one of them raises."""
+    """Call function(rank, *arguments) in two processes; re-raise their exceptions."""
     start_processes(function, arguments, nprocs=2, start_method="forkserver")
 
 
 def ranks(processes: int) -> list[dict[str, str]]:
-    """Return the environment of each of so many processes, as Lightning's own launcher sets it."""
+    """Return the environment of each process, as set by Lightning's launcher."""
     if processes == 1:
         return [{}]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
@@ -87,7 +88,7 @@ def ranks(processes: int) -> list[dict[str, str]]:
 
 
 def free_port() -> int:
-    """Return a port where processes can meet."""
+    """Return a free port for the processes' rendezvous."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -96,14 +97,16 @@ def free_port() -> int:
 def _become(
     function: Callable[..., Any], arguments: Any, log: Path, environment: dict[str, str]
 ) -> None:
-    gc.freeze()  # what the server has imported
+    gc.freeze()  # exclude what the server has imported
     with log.open("a") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
     os.environ.clear()
     os.environ.update(environment)
-    rank_zero_only.rank = _get_rank() or 0  # Lightning reads it where it is imported
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-    multiprocessing.set_start_method("fork", force=True)  # the platform's own, for the workers
+    rank_zero_only.rank = _get_rank() or 0  # Lightning read it in the server, at import
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # the platform's default, for the data workers
     torch.set_num_threads(1)
     function(*arguments)

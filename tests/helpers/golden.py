@@ -1,4 +1,4 @@
-"""The official code's numbers, recorded in a folder, and how closely to match them."""
+"""Read the recorded numbers of the official code, and define the tolerances."""
 
 import json
 from dataclasses import dataclass, field
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tests.helpers.paths import GOLDEN
 
-# Another processor's kernels round differently from those of the machine that recorded the
-# numbers, in every layer's last bits. Each bound is the index's `tolerances_measured` times this.
+# Kernels of another processor round the last bits of every layer differently from the machine that
+# recorded the numbers. Each bound is the index's `tolerances_measured` times this factor.
 OTHER_PROCESSOR = 4
 OUTPUT = 1.4e-6 * OTHER_PROCESSOR  # relative L2, any micro-batch
 LOSS = 4e-7 * OTHER_PROCESSOR  # of the sum over elements of the loss's magnitude
@@ -24,7 +24,7 @@ MOVED = 1.5e-4 * OTHER_PROCESSOR  # of the distance moved, relative L2
 
 @dataclass
 class Golden:
-    """A folder of recorded numbers; a pipeline, weights or inputs it lacks are the repository's."""
+    """A folder of recorded numbers; missing pipelines, weights and inputs are the repository's."""
 
     root: Path
     index: dict[str, Any] = field(init=False)
@@ -56,7 +56,7 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 
 def fingerprint(tensors: list[Tensor]) -> Tensor:
-    """Return [n, 2] float64: each tensor's L2 norm, and its sum against cos(0.7 i + 0.3)."""
+    """Return [n, 2] float64: each tensor's L2 norm and its dot product with cos(0.7 i + 0.3)."""
 
     def one(tensor: Tensor) -> list[float]:
         flat = tensor.double().contiguous().flatten()
@@ -67,7 +67,7 @@ def fingerprint(tensors: list[Tensor]) -> Tensor:
 
 
 def check_fingerprint(tensors: list[Tensor], expected: Tensor, tolerance: float) -> None:
-    """Compare norms relatively, and projections relatively to the norms."""
+    """Compare norms by relative error, and projections relative to the norms."""
     actual = fingerprint(tensors)
     scale = expected[:, :1].clamp(min=1e-30)
     # A projection on cosines sums over entries of size ~ norm / sqrt(n) with weights ~ 0.7.

@@ -1,4 +1,4 @@
-"""Training modules in a state that shows mistakes."""
+"""Training modules for tests: networks that differ from the teacher, and NaN samples."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
 
 
 def part_from_teacher(network: torch.nn.Module) -> None:
-    """Change weights: the networks start equal, where their difference and the gradient vanish."""
+    """Perturb weights: networks start equal, so their difference and the gradient are zero."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in network.parameters():
@@ -24,7 +24,7 @@ def part_from_teacher(network: torch.nn.Module) -> None:
 
 
 class Poisoned(SiDLSG):
-    """Makes the generator's output of some global positions NaN at iteration 1."""
+    """Make the generator's output NaN at some global positions in iteration 1."""
 
     positions: tuple[int, ...] = (1,)
 

@@ -1,4 +1,4 @@
-"""Count the operations that a step asks of the device, and its waits for the device."""
+"""Count the operations of a step on the device, and its device-to-host synchronizations."""
 
 from collections import Counter
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Operations that give the host a number, or a tensor whose size depends on the values.
+# Operations that copy a number to the host, or whose output size depends on values.
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
 
 
 class Operations(TorchDispatchMode):
-    """Counts the operations by name, and the reads of what would be on the device.
+    """Count operations by name, and reads of tensors that would be on the device.
 
     Args:
-        host: Places of tensors that are on the host whatever the device is: reading them is free.
+        host: Data pointers of tensors that are always on the host; reading them is free.
     """
 
     def __init__(self, host: set[int] = frozenset()) -> None:  # type: ignore[assignment]
@@ -40,6 +40,6 @@ class Operations(TorchDispatchMode):
 
 
 def step_counters(optimizers: list[torch.optim.Optimizer]) -> set[int]:
-    """Return the places of the optimizers' numbers of steps, which PyTorch keeps on the host."""
+    """Return the data pointers of the optimizers' step counts, which PyTorch keeps on the host."""
     states = [state for optimizer in optimizers for state in optimizer.state.values()]
     return {state["step"].data_ptr() for state in states if torch.is_tensor(state.get("step"))}

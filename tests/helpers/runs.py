@@ -1,4 +1,4 @@
-"""Training runs in real processes: start, watch and finish them, and read their logs."""
+"""Start, watch and finish training runs in real processes, and read their logs."""
 
 import csv
 import time
@@ -14,7 +14,7 @@ MEASURED = ("images_per_s", "peak_memory_gib")  # differ from run to run
 
 
 def command(small_sd: str, folder: Path) -> list[str]:
-    """Return a command with everything on."""
+    """Return a `fit` command with checkpoints, grids, metrics and health checks."""
     prompts = folder / "prompts.txt"
     prompts.write_text("a red cat\ntwo dogs\na blue bird\nthe moon\nan old book")
     options = {
@@ -51,17 +51,17 @@ def command(small_sd: str, folder: Path) -> list[str]:
 def start(
     arguments: list[str], root: Path, processes: int, strategy: str = "ddp_multi"
 ) -> list[ForkServerProcess]:
-    """Start the command; with several processes, as torchrun and its like would."""
+    """Start the command; start several processes as torchrun does."""
     arguments = [*arguments, f"--trainer.default_root_dir={root}"]
     if processes > 1:
         arguments += [f"--trainer.strategy={strategy}", f"--trainer.devices={processes}"]
     log = root.with_suffix(".log")
-    log.unlink(missing_ok=True)  # where a killed run's orphans may still complain
+    log.unlink(missing_ok=True)  # orphans of a killed run may still write to it
     return [forked.start(main, arguments, log=log, environment=e) for e in ranks(processes)]
 
 
 def finish(processes: list[ForkServerProcess], root: Path, *statuses: int) -> str:
-    """Wait for the processes to end with these statuses, by default 0; return what they said."""
+    """Wait for the processes to exit with the given statuses, by default 0; return their log."""
     for process in processes:
         process.join(300)
     log = root.with_suffix(".log").read_text()
@@ -72,7 +72,7 @@ def finish(processes: list[ForkServerProcess], root: Path, *statuses: int) -> st
 
 
 def changes(path: Path, processes: list[ForkServerProcess]) -> Iterator[None]:
-    """Wait for one change of a file or folder after another, until the run ends."""
+    """Yield at each change of a file or folder until the run ends."""
 
     def state() -> tuple[int, int]:
         found = path.stat() if path.exists() else None
@@ -87,7 +87,7 @@ def changes(path: Path, processes: list[ForkServerProcess]) -> Iterator[None]:
 
 
 def rows(root: Path) -> list[dict[str, str]]:
-    """Read what the log says of each iteration, where that is not measured."""
+    """Read the logged values of each iteration, except measured times and memory."""
     if not (root / "metrics.csv").exists():
         return []
     with (root / "metrics.csv").open(newline="") as file:
@@ -100,7 +100,7 @@ def temporary(root: Path) -> list[str]:
 
 
 def wait(processes: list[ForkServerProcess], path: Path, count: int) -> None:
-    """Wait for so many changes of a file or folder."""
+    """Wait for `count` changes of a file or folder."""
     seen = sum(1 for _ in zip(range(count), changes(path, processes), strict=False))
     assert seen == count, path.parent.with_suffix(".log").read_text()[-3000:]
 

@@ -1,7 +1,7 @@
-"""What test_strategies.py runs in real processes.
+"""Runs of test_strategies.py in real processes.
 
-A job is a JSON file {folder, prompts, teacher, runs}. Every process goes through all runs in order,
-which saves the start of the processes; results lie in the folder, by the run's name.
+A job is a JSON file {folder, prompts, teacher, runs}. Every process does all runs in order, which
+avoids starting new processes. Results are in subfolders named after the runs.
 """
 
 import json
@@ -27,14 +27,14 @@ from sid_lsg.training.strategies import register_strategies
 
 
 def size(tensors: Any) -> int:
-    """Add up the bytes of tensors in lists of lists; of anything else none."""
+    """Return the total bytes of the tensors in nested lists; other values count 0."""
     if isinstance(tensors, list):
         return sum(size(tensor) for tensor in tensors)
     return tensors.numel() * tensors.element_size() if torch.is_tensor(tensors) else 0
 
 
 class Traffic(TorchDispatchMode):
-    """Counts the bytes that collectives move, by their names; gathered or reduced, each once."""
+    """Count the bytes of collectives by name, each byte once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,13 +43,13 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = op.name()
         if name.startswith("c10d::"):
-            # Of an output and an input the larger one is the whole.
+            # The larger one of output and input is the whole tensor.
             self.bytes[name] += max(size(arg) for arg in args)
         return op(*args, **(kwargs or {}))
 
 
 class Watched(SiDLSG):
-    """May count the last iteration's traffic, which slows it down, and poisons prompts."""
+    """Optionally count the last iteration's traffic (slow) and make prompts' conditioning NaN."""
 
     counted = False
     poisoned: Sequence[str] = ()
@@ -72,7 +72,7 @@ class Watched(SiDLSG):
 
 
 class Rows(L.Callback):
-    """Keeps what each iteration logs, and samples all ranks' images at the end."""
+    """Record the logged values of each iteration, and generate latents at the end."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
@@ -89,7 +89,7 @@ def optimizer(name: str, options: dict[str, Any]) -> Any:
 
 
 def fit(job: dict[str, Any], run: dict[str, Any]) -> None:
-    """Train once, and save weights, log, traffic and warnings."""
+    """Train once; save weights, logged values, traffic and warnings."""
     name, options = run["optimizer"]
     both = {key: optimizer(name, options) for key in ("optimizer_fake", "optimizer_generator")}
     both |= {"real_data": RealData(1.0, 0.1)} if "real_images" in run else {}
@@ -140,7 +140,7 @@ def fit(job: dict[str, Any], run: dict[str, Any]) -> None:
 
 
 def main(path: Path) -> None:
-    """Go through a job."""
+    """Do all runs of a job."""
     register_strategies()
     job = json.loads(path.read_text())
     for run in job["runs"]:

@@ -1,4 +1,4 @@
-"""The studies of configs/study."""
+"""Load the studies in configs/study."""
 
 from functools import cache
 from pathlib import Path

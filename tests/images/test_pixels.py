@@ -29,9 +29,9 @@ def noise(batch: int, side: int = 8, width: int | None = None) -> Tensor:
     return torch.rand(batch, 3, side, width or side, generator=generator) * 2 - 1
 
 
-def pixels(picture: Image.Image) -> NDArray[Any]:
-    assert picture.mode == "RGB"
-    return np.asarray(picture)
+def pixels(image: Image.Image) -> NDArray[Any]:
+    assert image.mode == "RGB"
+    return np.asarray(image)
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,9 @@ def test_grey_in_16_bits_is_rounded_to_8(kind: str, tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 64 * 64).round().astype(np.uint16).reshape(64, 64)
     Image.fromarray(ramp).save(tmp_path / f"ramp.{kind}")
     expected = np.rint(ramp / 257).astype(np.uint8)
-    with Image.open(tmp_path / f"ramp.{kind}") as picture:
-        np.testing.assert_array_equal(pixels(rgb(picture)), expected[..., None].repeat(3, axis=2))
-        found = fitted(picture, (64, 64)).permute(1, 2, 0)
+    with Image.open(tmp_path / f"ramp.{kind}") as image:
+        np.testing.assert_array_equal(pixels(rgb(image)), expected[..., None].repeat(3, axis=2))
+        found = fitted(image, (64, 64)).permute(1, 2, 0)
     np.testing.assert_array_equal(found, expected[..., None].repeat(3, axis=2))
 
 
@@ -197,12 +197,12 @@ def test_a_contact_sheet_shows_each_picture_above_its_caption(side: int) -> None
 def test_a_picture_is_saved_whole_under_its_own_name_alone(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "step.000512.png"
     for seed in (1, 2):  # the second replaces the first
-        picture = to_pil(noise(seed))[0]
-        save_png(picture, path)
+        image = to_pil(noise(seed))[0]
+        save_png(image, path)
         assert [entry.name for entry in path.parent.iterdir()] == ["step.000512.png"]
         with Image.open(path) as read:
             assert read.format == "PNG"
-            np.testing.assert_array_equal(pixels(read), pixels(picture))
+            np.testing.assert_array_equal(pixels(read), pixels(image))
 
 
 def test_a_write_that_fails_leaves_the_old_picture(

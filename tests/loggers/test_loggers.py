@@ -298,8 +298,8 @@ def test_pictures_and_tables_in_wandb(
     (media,) = tmp_path.glob("wandb/offline-run-*/files/media")
     colors = []
     for name in grid["grid"]["filenames"]:
-        with Image.open(media.parent / name) as picture:
-            colors.append(picture.convert("RGB").getpixel((0, 0)))
+        with Image.open(media.parent / name) as image:
+            colors.append(image.convert("RGB").getpixel((0, 0)))
     assert colors == [(255, 0, 0), (0, 0, 255)]
     assert (table["best"]["ncols"], table["best"]["nrows"]) == (2, 1)
     (artifact,) = [
@@ -578,8 +578,8 @@ def test_a_run_in_tensorboard(
     grids = found.Images("grid")
     assert [event.step for event in grids] == [0, 1, 2]
     for event in grids:
-        with Image.open(tmp_path / f"runs/x/grids/step-{event.step:07d}.png") as picture:
-            assert np.array_equal(decoded(event), np.asarray(picture.convert("RGB")))
+        with Image.open(tmp_path / f"runs/x/grids/step-{event.step:07d}.png") as image:
+            assert np.array_equal(decoded(event), np.asarray(image.convert("RGB")))
     content = found.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 

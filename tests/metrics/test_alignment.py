@@ -33,7 +33,7 @@ SIZE = 16
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 
 
-def pictures(count: int, seed: int, size: int = SIZE) -> Tensor:
+def noise_images(count: int, seed: int, size: int = SIZE) -> Tensor:
     """Draw coloured noise [B, 3, size, size] uint8 in 40..200, with one mean per channel."""
     noise = np.random.default_rng(seed).integers(40, 161, (count, 3, size, size))
     return torch.from_numpy(noise + np.array([0, 20, 40])[:, None, None]).byte()
@@ -76,7 +76,7 @@ def ring_spectrum(images: Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [6, 15, 16])
 def test_statistics_are_those_of_numpy(size: int) -> None:
-    images = pictures(7, 1, size)
+    images = noise_images(7, 1, size)
     found = statistics(images)
     assert found.count == 7
     assert found.histogram.dtype == found.spectrum.dtype == torch.float64
@@ -102,7 +102,7 @@ def test_a_wave_has_its_power_at_its_radius() -> None:
 
 
 def test_batches_and_processes_add_up() -> None:
-    images = pictures(9, 1)
+    images = noise_images(9, 1)
     whole = statistics(images)
     shares = [PixelStatistics(SIZE) for _ in range(2)]
     shares[0].update(images[:1])
@@ -123,11 +123,11 @@ def test_batches_and_processes_add_up() -> None:
 
 def test_statistics_are_forgotten_at_reset() -> None:
     metric = PixelStatistics(SIZE)
-    metric.update(pictures(3, 1))
+    metric.update(noise_images(3, 1))
     before = copy.deepcopy(metric.compute())
     metric.reset()
-    metric.update(pictures(4, 2))
-    found, expected = metric.compute(), statistics(pictures(4, 2))
+    metric.update(noise_images(4, 2))
+    found, expected = metric.compute(), statistics(noise_images(4, 2))
     assert all(
         torch.as_tensor(a).equal(torch.as_tensor(b)) for a, b in zip(found, expected, strict=True)
     )
@@ -136,7 +136,12 @@ def test_statistics_are_forgotten_at_reset() -> None:
 
 @pytest.mark.parametrize(
     "images",
-    [pictures(2, 1).float(), pictures(2, 1, 8), pictures(2, 1)[:, :1], pictures(1, 1)[0]],
+    [
+        noise_images(2, 1).float(),
+        noise_images(2, 1, 8),
+        noise_images(2, 1)[:, :1],
+        noise_images(1, 1)[0],
+    ],
     ids=["float", "size", "channels", "dimensions"],
 )
 def test_images_that_are_not_pixels(images: Tensor) -> None:
@@ -151,7 +156,7 @@ def test_statistics_of_nothing() -> None:
     with pytest.raises(UsageError, match="^images of 5 pixels"):
         PixelStatistics(5)
     metric = PixelStatistics(SIZE)
-    metric.update(pictures(2, 1)[:0])
+    metric.update(noise_images(2, 1)[:0])
     with pytest.raises(UsageError, match="no images were added"):
         metric.compute()
 
@@ -160,7 +165,7 @@ def test_statistics_of_nothing() -> None:
 
 
 def test_pixels_are_compared_as_scipy_does() -> None:
-    mine, other = pictures(4, 1), (pictures(5, 2) * 0.7 + 20).byte()
+    mine, other = noise_images(4, 1), (noise_images(5, 2) * 0.7 + 20).byte()
     found = pixel_alignment(statistics(mine), statistics(other))
     for channel in range(3):
         x, y = (images[:, channel].double().numpy().ravel() for images in (mine, other))
@@ -186,12 +191,12 @@ def flat(found: dict) -> list[float]:
 
 
 def test_equal_pixels_differ_by_nothing() -> None:
-    pixels = statistics(pictures(4, 1))
+    pixels = statistics(noise_images(4, 1))
     assert flat(pixel_alignment(pixels, pixels)) == [0] * 10
 
 
 def test_brightness_is_a_distance_of_that_many_grey_levels() -> None:
-    images = pictures(6, 1)
+    images = noise_images(6, 1)
     brighter = images + torch.tensor([0, 3, 7]).byte()[:, None, None]
     found = pixel_alignment(statistics(brighter), statistics(images))
     assert found["wasserstein"] == pytest.approx([0, 3, 7], abs=1e-10)
@@ -202,7 +207,7 @@ def test_brightness_is_a_distance_of_that_many_grey_levels() -> None:
 
 
 def test_contrast_is_power_in_all_bands() -> None:
-    images = 2 * (pictures(6, 1) // 4)
+    images = 2 * (noise_images(6, 1) // 4)
     found = pixel_alignment(statistics(images // 2), statistics(images))
     assert list(found["power_db"].values()) == pytest.approx(
         [-20 * math.log10(2)] * 3 + [20 * math.log10(2)]
@@ -217,7 +222,7 @@ def filtered(images: Tensor, how: ImageFilter.Filter) -> Tensor:
 
 
 def test_blur_lowers_the_high_band_most() -> None:
-    images = pictures(6, 1, 32)
+    images = noise_images(6, 1, 32)
     blurred = filtered(images, ImageFilter.GaussianBlur(0.8))
     power = pixel_alignment(statistics(blurred), statistics(images))["power_db"]
     assert power["high"] < power["middle"] - 3 < power["low"] - 5
@@ -233,13 +238,13 @@ def test_blur_lowers_the_high_band_most() -> None:
 def test_flat_images_have_finite_decibels() -> None:
     plain = statistics(torch.full((3, 3, SIZE, SIZE), 90, dtype=torch.uint8))
     assert flat(pixel_alignment(plain, plain)) == [0] * 10
-    noisy = pixel_alignment(statistics(pictures(3, 1)), plain)["power_db"]
+    noisy = pixel_alignment(statistics(noise_images(3, 1)), plain)["power_db"]
     assert 30 < min(noisy.values()) < max(noisy.values()) < 60
 
 
 def test_images_of_different_sizes() -> None:
     with pytest.raises(UsageError, match="spectra of 9 and 17 radii: give images of one size"):
-        pixel_alignment(statistics(pictures(2, 1)), statistics(pictures(2, 1, 32)))
+        pixel_alignment(statistics(noise_images(2, 1)), statistics(noise_images(2, 1, 32)))
 
 
 # ---------------------------------------------------------------------- features
@@ -340,8 +345,8 @@ def test_a_reference_of_duplicates_has_no_ratio() -> None:
 
 @pytest.fixture
 def sets() -> tuple[ImageSet, ImageSet]:
-    mine = ImageSet(normal(40, 1).float(), statistics(pictures(4, 1)))
-    return mine, ImageSet(normal(60, 2).float(), statistics(pictures(6, 2)))
+    mine = ImageSet(normal(40, 1).float(), statistics(noise_images(4, 1)))
+    return mine, ImageSet(normal(60, 2).float(), statistics(noise_images(6, 2)))
 
 
 def test_the_report_holds_every_comparison(sets: tuple[ImageSet, ImageSet]) -> None:
@@ -366,16 +371,16 @@ def test_the_report_takes_known_distances(sets: tuple[ImageSet, ImageSet]) -> No
 
 def test_the_picture_shows_four_panels(sets: tuple[ImageSet, ImageSet]) -> None:
     mine, other = sets
-    picture = draw(mine, other, neighbour_distances(mine.features, other.features))
-    assert (picture.size, picture.mode) == ((1200, 900), "RGB")
-    pixels = np.asarray(picture).astype(int)
+    figure = draw(mine, other, neighbour_distances(mine.features, other.features))
+    assert (figure.size, figure.mode) == ((1200, 900), "RGB")
+    pixels = np.asarray(figure).astype(int)
     for rows in (slice(0, 450), slice(450, 900)):
         for columns in (slice(0, 600), slice(600, 1200)):
             panel = pixels[rows, columns]
             assert (np.ptp(panel, axis=2) > 60).sum() > 300  # coloured lines
             assert (panel.sum(2) > 700).mean() > 0.5  # on white
     again = draw(mine, other, neighbour_distances(mine.features, other.features))
-    assert again.tobytes() == picture.tobytes()
+    assert again.tobytes() == figure.tobytes()
 
 
 def test_degenerate_sets_are_drawn() -> None:

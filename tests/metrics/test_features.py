@@ -30,9 +30,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory, tiny_sd: str) -> str:
 
 
 @pytest.fixture
-def spoilt(clip: str, tmp_path: Path) -> Path:
+def damaged(clip: str, tmp_path: Path) -> Path:
     """Return a copy of the CLIP folder that a test may damage."""
-    return Path(shutil.copytree(clip, tmp_path / "spoilt"))
+    return Path(shutil.copytree(clip, tmp_path / "damaged"))
 
 
 def noise_images(count: int, size: int) -> Tensor:
@@ -64,17 +64,17 @@ def test_images_are_resized_as_pil_does(clip: str, size: int) -> None:
     features.images(images)
     mean, std = (torch.tensor(value)[:, None, None] for value in (MEAN, STD))
     for ours, pixels in zip(seen[0] * std + mean, to_uint8(images), strict=True):
-        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-        resized = np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC)) / 255
+        image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        resized = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)) / 255
         np.testing.assert_allclose(ours.permute(1, 2, 0), resized, atol=1.25 / 255)
 
 
-def test_the_clip_is_frozen_and_in_float32(spoilt: Path) -> None:
+def test_the_clip_is_frozen_and_in_float32(damaged: Path) -> None:
     weights = {
-        name: value.half() for name, value in load_file(spoilt / "model.safetensors").items()
+        name: value.half() for name, value in load_file(damaged / "model.safetensors").items()
     }
-    save_file(weights, spoilt / "model.safetensors", {"format": "pt"})
-    features = CLIPFeatures.from_pretrained(str(spoilt))
+    save_file(weights, damaged / "model.safetensors", {"format": "pt"})
+    features = CLIPFeatures.from_pretrained(str(damaged))
     assert {(p.dtype, p.requires_grad) for p in features.parameters()} == {(torch.float32, False)}
     assert not features.model.training
 
@@ -105,9 +105,9 @@ def test_a_clip_that_the_package_does_not_hold() -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json", "vocab.json"])
-def test_a_clip_without_one_of_its_files(spoilt: Path, name: str) -> None:
-    (spoilt / name).unlink()
-    clip_refusal(spoilt)
+def test_a_clip_without_one_of_its_files(damaged: Path, name: str) -> None:
+    (damaged / name).unlink()
+    clip_refusal(damaged)
 
 
 @pytest.mark.parametrize(
@@ -118,26 +118,26 @@ def test_a_clip_without_one_of_its_files(spoilt: Path, name: str) -> None:
         ("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0a\n"),
     ],
 )
-def test_a_clip_with_a_spoilt_file(spoilt: Path, name: str, text: str) -> None:
-    (spoilt / name).write_text(text)
-    clip_refusal(spoilt)
+def test_a_clip_with_a_spoilt_file(damaged: Path, name: str, text: str) -> None:
+    (damaged / name).write_text(text)
+    clip_refusal(damaged)
 
 
-def test_a_clip_of_another_shape_than_its_config(spoilt: Path) -> None:
-    config = json.loads((spoilt / "config.json").read_text())
-    (spoilt / "config.json").write_text(json.dumps(config | {"projection_dim": 9}))
-    clip_refusal(spoilt)
+def test_a_clip_of_another_shape_than_its_config(damaged: Path) -> None:
+    config = json.loads((damaged / "config.json").read_text())
+    (damaged / "config.json").write_text(json.dumps(config | {"projection_dim": 9}))
+    clip_refusal(damaged)
 
 
-def test_a_missing_weight_is_not_made_up(spoilt: Path) -> None:
-    weights = load_file(spoilt / "model.safetensors")
+def test_a_missing_weight_is_not_made_up(damaged: Path) -> None:
+    weights = load_file(damaged / "model.safetensors")
     del weights["visual_projection.weight"]
-    save_file(weights, spoilt / "model.safetensors", {"format": "pt"})
-    clip_refusal(spoilt)
+    save_file(weights, damaged / "model.safetensors", {"format": "pt"})
+    clip_refusal(damaged)
 
 
-def test_a_pickled_clip_is_never_opened(spoilt: Path, tmp_path: Path) -> None:
-    (spoilt / "model.safetensors").unlink()
-    (spoilt / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "unpickled")))
-    clip_refusal(spoilt)
+def test_a_pickled_clip_is_never_opened(damaged: Path, tmp_path: Path) -> None:
+    (damaged / "model.safetensors").unlink()
+    (damaged / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "unpickled")))
+    clip_refusal(damaged)
     assert not (tmp_path / "unpickled").exists()

@@ -298,11 +298,11 @@ def noise(count: int, height: int, width: int, seed: int = 0) -> Tensor:
     return (images * torch.linspace(0.3, 1, count)[:, None, None, None]).byte()
 
 
-def pixels_of(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+def pixels_of(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def picture_of(image: Tensor) -> Image.Image:
+def pil_of(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).numpy())
 
 
@@ -462,7 +462,7 @@ def test_image_reward_resizes_and_crops_images(height: int, width: int) -> None:
     for image, ours in zip(images, prepared, strict=True):
         short = min(height, width)
         shape = int(28 * width / short), int(28 * height / short)
-        resized = pixels_of(picture_of(image).resize(shape, Image.Resampling.BICUBIC))
+        resized = pixels_of(pil_of(image).resize(shape, Image.Resampling.BICUBIC))
         top, left = round((shape[1] - 28) / 2.0), round((shape[0] - 28) / 2.0)
         cropped = resized[:, top:, left:][:, :28, :28]
         assert torch.equal(ours, cropped.float() / 255)

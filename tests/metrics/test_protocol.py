@@ -23,7 +23,7 @@ from tests.helpers.paths import DATA
 STORED = DATA / "clean256.safetensors"
 
 
-def picture(height: int, width: int) -> Tensor:
+def waves(height: int, width: int) -> Tensor:
     """Draw waves with sharp edges: [3, H, W] uint8, deterministic."""
     y, x = np.mgrid[:height, :width]
     waves = [
@@ -47,7 +47,7 @@ def pillow_chain(image: Tensor) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.filterwarnings("ignore:'mode' parameter")
 @pytest.mark.parametrize("size", [512, 300, 256, 64])
 def test_the_papers_chain_is_pillows(size: int) -> None:
-    image = picture(size, size)
+    image = waves(size, size)
     small, large = pillow_chain(image)
     ours = lanczos(image[None], 256)
     assert ours.dtype == torch.uint8
@@ -60,7 +60,7 @@ def test_the_papers_chain_is_pillows(size: int) -> None:
 
 def test_the_papers_chain_is_what_is_stored() -> None:
     """Detect an installed Pillow version that resizes differently."""
-    stored, ours = load_file(STORED), lanczos(picture(512, 512)[None], 256)
+    stored, ours = load_file(STORED), lanczos(waves(512, 512)[None], 256)
     assert torch.equal(ours[0, :, ::16, ::16], stored["lanczos256"])
     found = bicubic_float(ours, 299)[0, :, ::13, ::13]
     torch.testing.assert_close(found, stored["bicubic299"], rtol=0, atol=1e-4)
@@ -68,7 +68,7 @@ def test_the_papers_chain_is_what_is_stored() -> None:
 
 @pytest.mark.parametrize("shape", [(300, 512), (512, 300), (255, 256)])
 def test_the_papers_chain_crops_the_centre(shape: tuple[int, int]) -> None:
-    image, side = picture(*shape), min(shape)
+    image, side = waves(*shape), min(shape)
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     cropped = image[:, top : top + side, left : left + side]
     assert torch.equal(lanczos(image[None], 256), lanczos(cropped[None], 256))
@@ -82,14 +82,14 @@ def test_clips_chain_is_transformers(shape: tuple[int, int]) -> None:
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32},
         do_rescale=False, do_normalize=False,
     )  # fmt: skip
-    image = picture(*shape)
+    image = waves(*shape)
     expected = processor(Image.fromarray(image.permute(1, 2, 0).numpy()))["pixel_values"][0]
     np.testing.assert_array_equal(bicubic(image[None], 32)[0], expected)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (80, 80), (16, 16), (64, 90)])
 def test_the_fast_chain_is_close_to_pillow(shape: tuple[int, int]) -> None:
-    image = picture(*shape) // 2 + 64  # avoid the values that Pillow clips between its two passes
+    image = waves(*shape) // 2 + 64  # avoid the values that Pillow clips between its two passes
     side = min(shape)
     left = (shape[1] - side) // 2
     square = Image.fromarray(image[:, :, left : left + side].permute(1, 2, 0).numpy())
@@ -101,7 +101,7 @@ def test_the_fast_chain_is_close_to_pillow(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("resize", [lanczos, bicubic, fast_bicubic])
 def test_images_of_the_right_size_are_left_alone(resize: object) -> None:
-    image = picture(32, 32)[None]
+    image = waves(32, 32)[None]
     assert torch.equal(resize(image, 32), image)  # type: ignore[operator]
 
 
@@ -116,7 +116,7 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.filterwarnings("ignore:'mode' parameter")
 def test_inception_sees_the_papers_pixels(inception_file: Path) -> None:
     protocol = clean256(InceptionFeatures.from_file(str(inception_file)))
-    images = [picture(512, 512), picture(200, 512)]
+    images = [waves(512, 512), waves(200, 512)]
     layers = torch.jit.load(inception_file).layers
     pixels = [pillow_chain(images[0])[1], pillow_chain(images[1][:, :, 156:356])[1]]
     with torch.no_grad():
@@ -212,7 +212,7 @@ def test_a_protocol_without_its_network(tmp_path: Path) -> None:
 
 def test_images_of_several_sizes_are_prepared_together(clip: CLIPFeatures) -> None:
     protocol = clip_protocol(clip)
-    images = [picture(64, 64), picture(40, 90), picture(32, 32)]
+    images = [waves(64, 64), waves(40, 90), waves(32, 32)]
     together = protocol.prepare(images)
     assert together.shape == (3, 3, 32, 32)
     for image, prepared in zip(images, together, strict=True):
