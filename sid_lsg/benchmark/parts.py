@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 import sid_lsg.training.alternating
 import sid_lsg.training.module
 from sid_lsg.method.draws import Phase
-from sid_lsg.method.ema import update_ema
 from sid_lsg.networks.compilation import as_written
+from sid_lsg.training.ema import update_ema
 from sid_lsg.training.module import SiDLSG
 
 Parts = dict[tuple[str, str], float]

@@ -13,7 +13,7 @@ from torch.export import Dim
 
 from sid_lsg.export.folder import save_tokenizer
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.method.sampling import sampling_timesteps, seeded_noises
+from sid_lsg.method.sampling import seeded_noises
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 
 GRAPH = "generator.onnx"
@@ -31,7 +31,7 @@ class Generator(nn.Module):
     def __init__(self, teacher: StableDiffusion, t_init: int, num_steps: int) -> None:
         super().__init__()
         self.teacher = teacher
-        self.timesteps = sampling_timesteps(t_init, num_steps)
+        self.times = teacher.schedule.generator_times(t_init, num_steps)
 
     def forward(self, noise: Tensor, input_ids: Tensor) -> Tensor:
         """Generate.
@@ -47,8 +47,8 @@ class Generator(nn.Module):
         condition = teacher.encode({"input_ids": input_ids})
         noises = noise.unbind(1) if noise.dim() == 5 else (noise,)
         x_g = torch.zeros_like(noises[0])
-        for z, timestep in zip(noises, self.timesteps, strict=True):
-            t = torch.tensor([timestep])
+        for z, time in zip(noises, self.times, strict=True):
+            t = torch.tensor([time], dtype=schedule.time_dtype)
             x_t = schedule.add_noise(x_g, z, t)
             x_g = schedule.x0(teacher.predict(teacher.network, x_t, t, condition), x_t, t)
         return teacher.decode(x_g)

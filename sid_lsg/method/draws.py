@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sid_lsg.method.randomness import integers, normal, random_bits, uniform
+from sid_lsg.method.randomness import normal, random_bits, uniform
+from sid_lsg.method.schedule import Schedule
 
 
 class Phase(IntEnum):
@@ -24,9 +25,9 @@ class Draws(NamedTuple):
     """The random numbers of B samples in one phase.
 
     Attributes:
-        noises: K standard normal [B, C, H, W], the generator's noises z.
-        eps: [B, C, H, W] standard normal, the noise of the diffusion.
-        t: [B] int64, uniform over tmin..tmax-1.
+        noises: K standard normal [B, ...], the generator's noises z.
+        eps: [B, ...] standard normal, the noise of the diffusion.
+        t: [B], the time of the diffusion.
         u: [B] uniform in [0, 1); the prompt is dropped where it is below the dropout probability.
     """
 
@@ -36,7 +37,7 @@ class Draws(NamedTuple):
     u: Tensor
 
     def select(self, index: Tensor | slice) -> "Draws":
-        """Take some of the samples."""
+        """Select some of the samples."""
         noises, *others = self
         return Draws([z[index] for z in noises], *(tensor[index] for tensor in others))
 
@@ -46,7 +47,8 @@ def draw(
     iteration: int,
     positions: Tensor,
     *,
-    latent_shape: tuple[int, int, int],
+    schedule: Schedule,
+    latent_shape: tuple[int, ...],
     num_steps: int,
     tmin: int,
     tmax: int,
@@ -58,8 +60,9 @@ def draw(
         phase: Each `Phase` draws its own, and so do `REAL_IMAGES`.
         iteration: The training iteration.
         positions: [B] int64, the samples' positions in the global batch.
-        latent_shape: (C, H, W).
-        num_steps: K, the generator's number of evaluations.
+        schedule: Draws t.
+        latent_shape: A latent's shape, (C, H, W) for an image.
+        num_steps: K, the number of evaluations of the generator.
         tmin: Smallest timestep.
         tmax: Largest timestep, plus one.
         seed: The seed of the run.
@@ -67,7 +70,7 @@ def draw(
     # One stream per use: three for eps, t and u, and one for each of the generator's steps.
     base, count = int(phase) << 16, math.prod(latent_shape)
     pairs = count + count % 2
-    counts = {base: pairs, base + 1: 1, base + 2: 1}
+    counts = {base: pairs, base + 1: 2, base + 2: 1}
     counts |= dict.fromkeys(range(base + 16, base + 16 + num_steps), pairs)
     eps, t, u, *noises = random_bits(counts, positions, iteration, seed)
 
@@ -77,6 +80,6 @@ def draw(
     return Draws(
         noises=[latent(bits) for bits in noises],
         eps=latent(eps),
-        t=integers(t[:, 0], tmin, tmax),
+        t=schedule.draw_times(t, tmin, tmax),
         u=uniform(u[:, 0]),
     )

@@ -1,21 +1,21 @@
-"""The average of the generator that is evaluated and exported."""
+"""The exponential moving average (EMA) of the generator, which is evaluated and exported."""
 
 from collections.abc import Sequence
 
 import torch
-from torch import nn
-
-from sid_lsg.distributed.sharding import local
+from torch import Tensor
 
 
 def ema_beta(
     batch_size: int, images_seen: int, halflife_images: float, rampup_ratio: float
 ) -> float:
-    """Return the weight of the old average: 0.5 ** (batch / min(half-life, ramp-up * images seen)).
+    """Return the weight of the old average (METHOD.md, EMA; as in EDM, Karras et al., 2022).
+
+        beta = 0.5 ** (batch / min(half-life, ramp-up * images seen))
 
     Args:
         batch_size: Global batch, images per iteration.
-        images_seen: Images seen before this iteration; at 0 the average starts as a copy.
+        images_seen: Images seen before this iteration; at 0 the average becomes a copy.
         halflife_images: Half-life of the average in images.
         rampup_ratio: The half-life is at most this share of the images seen.
     """
@@ -24,14 +24,6 @@ def ema_beta(
 
 
 @torch.no_grad()
-def update_ema(ema: Sequence[nn.Parameter], trained: Sequence[nn.Parameter], beta: float) -> None:
-    """Average what is trained, in place: ema = beta ema + (1 - beta) trained.
-
-    The averages may be on the CPU.
-    """
-    averages, weights = ([local(p) for p in parameters] for parameters in (ema, trained))
-    if averages[0].device == weights[0].device:
-        torch._foreach_lerp_(averages, weights, 1.0 - beta)
-        return
-    for average, weight in zip(averages, weights, strict=True):  # one copy at a time
-        average.lerp_(weight.to(average.device), 1.0 - beta)
+def average(averages: Sequence[Tensor], weights: Sequence[Tensor], beta: float) -> None:
+    """Update averages in place (METHOD.md, EMA): ema = beta ema + (1 - beta) weights."""
+    torch._foreach_lerp_(list(averages), list(weights), 1.0 - beta)

@@ -1,10 +1,23 @@
-"""The four guidance scales."""
+"""Classifier-free guidance, and the four scales at which the method applies it."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sid_lsg.method.conditioning import Conditioning, Predict, concatenate, expand
 
 
 class Kappas(NamedTuple):
-    """kappa_1..kappa_4 of the paper."""
+    """kappa_1..kappa_4 (SiD-LSG, arXiv 2406.01561); 1 means no guidance.
+
+    Attributes:
+        train_fake: kappa_1, on the fake score while it is trained.
+        eval_fake_2: kappa_2, on the fake score in the first factor of the generator's loss.
+        eval_fake_3: kappa_3, on the fake score in the second factor.
+        eval_real: kappa_4, on the teacher in the generator's loss.
+    """
 
     train_fake: float
     eval_fake_2: float
@@ -12,8 +25,21 @@ class Kappas(NamedTuple):
     eval_real: float
 
     @property
+    def guided(self) -> bool:
+        """Tell if any network is guided, and the empty prompt is needed."""
+        return any(kappa != 1 for kappa in self)
+
+    @property
+    def drops_prompts(self) -> bool:
+        """Tell if phase 1 drops prompts: where kappa_1 != 1 or kappa_2 != 1 (METHOD.md, phase 1).
+
+        The fake score is guided there, or will be; kappa_3 and kappa_4 do not count.
+        """
+        return self.train_fake != 1 or self.eval_fake_2 != 1
+
+    @property
     def evaluations(self) -> tuple[int, int, int]:
-        """Evaluations per image: of the fake score in phase 1 and in phase 2, and of the teacher.
+        """Return evaluations per image: fake score in phase 1 and in phase 2, teacher in phase 2.
 
         A guided network is evaluated with the prompt and without.
         """
@@ -22,10 +48,61 @@ class Kappas(NamedTuple):
 
     @property
     def sampling(self) -> float:
-        """The scale to sample the teacher at: kappa_4, or 1, below which diffusers guides not."""
+        """Return the scale to sample the teacher at: kappa_4; diffusers ignores scales below 1."""
         return max(1.0, self.eval_real)
 
 
 def sampling_evaluations(num_steps: int, guidance: float) -> int:
-    """Count a pipeline's evaluations for an image: two a step where diffusers guides."""
+    """Return a pipeline's evaluations per image: two a step at the scales that diffusers guides."""
     return num_steps * (2 if guidance > 1 else 1)
+
+
+class Prediction(NamedTuple):
+    """One network's prediction at x_t with the prompt, and without it where it is guided."""
+
+    cond: Tensor
+    uncond: Tensor | None = None
+
+    def guided(self, kappa: float) -> Tensor:
+        """Guide: f_kappa = u + kappa (c - u) (Ho & Salimans, 2022; METHOD.md, guidance).
+
+        At kappa = 1 this is c, to the bit, and u is not needed.
+        """
+        if kappa == 1:
+            return self.cond
+        assert self.uncond is not None, "guidance needs the null prompt's prediction"
+        return self.uncond + kappa * (self.cond - self.uncond)
+
+
+def predict_guided(
+    predict: Predict,
+    x_t: Tensor,
+    t: Tensor,
+    condition: Conditioning,
+    null: Conditioning | None,
+    kappas: Sequence[float],
+) -> list[Tensor]:
+    """Predict at several guidance scales from one evaluation (METHOD.md, guidance).
+
+    If every scale is 1 the network sees the prompts alone. Otherwise prompts and empty prompt go
+    through together as one doubled batch. Gradients flow through both.
+
+    Args:
+        predict: The network.
+        x_t: [B, ...].
+        t: [B].
+        condition: The prompts' conditioning.
+        null: The empty prompt's, one sample; None if every scale is 1.
+        kappas: The scales.
+
+    Returns:
+        A prediction [B, ...] for each of `kappas`.
+    """
+    if all(kappa == 1 for kappa in kappas):
+        prediction = Prediction(predict(x_t, t, condition))
+    else:
+        assert null is not None, "guidance needs the null prompt"
+        both = concatenate(condition, expand(null, len(x_t)))
+        doubled = predict(torch.cat((x_t, x_t)), torch.cat((t, t)), both)
+        prediction = Prediction(*doubled.chunk(2))
+    return [prediction.guided(kappa) for kappa in kappas]

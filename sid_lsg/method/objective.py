@@ -1,70 +1,51 @@
-"""The objective of SiD-LSG (arXiv 2406.01561): guidance, and the losses of the two networks.
+"""The losses of SiD-LSG (arXiv 2406.01561).
 
-Latents and predictions are [B, C, H, W]; a loss is [B], one sum over channels and pixels per
-sample. Whoever trains adds the samples up and divides by the batch.
+Latents and predictions are [B, ...]. A loss is [B], one sum over channels and pixels per sample,
+until `mean_over_batch`.
 """
 
-from typing import NamedTuple
-
 from torch import Tensor
+
+from sid_lsg.method.shapes import each_sample, per_sample
 
 # Where the generator meets the teacher exactly, w = |x_g - y_real| = 0: 1/w must stay finite.
 WEIGHT_FLOOR = 1e-5
 
 
-class Prediction(NamedTuple):
-    """What one network says at x_t with the prompt (`cond`) and without it (`uncond`).
-
-    `uncond` is None where no guidance scale asks for it.
-    """
-
-    cond: Tensor
-    uncond: Tensor | None = None
-
-    def guided(self, kappa: float) -> Tensor:
-        """Guide: f_kappa = u + kappa (c - u), classifier-free guidance (Ho & Salimans, 2022).
-
-        At kappa = 1 this is c, to the bit, and u is not needed.
-        """
-        if kappa == 1:
-            return self.cond
-        assert self.uncond is not None, "guidance needs the null prompt's prediction"
-        return self.uncond + kappa * (self.cond - self.uncond)
-
-
 def fake_score_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Denoising loss of the fake score at the generator's own samples (phase 1).
+    """Return the denoising loss of the fake score (METHOD.md, phase 1).
 
         sum over C, H, W of  weight * (f_psi(x_t, t; kappa_1) - target)^2
 
     Args:
-        prediction: The fake score's guided output at kappa_1.
-        target: eps, or the velocity, as the networks predict it.
-        weight: [B, 1, 1, 1], `NoiseSchedule.eps_weight`.
+        prediction: The fake score's output guided at kappa_1.
+        target: `Schedule.target`.
+        weight: [B], `Schedule.error_weight`.
 
     Returns:
         [B] loss of each sample.
     """
-    return (weight * (prediction - target).square()).sum(dim=(1, 2, 3))
+    squares = per_sample(weight, prediction) * (prediction - target).square()
+    return squares.sum(dim=each_sample(squares))
 
 
 def generator_weight(x_g: Tensor, y_real: Tensor) -> Tensor:
-    """Return w = mean over C, H, W of |x_g - y_real|, at least 1e-5, without gradient.
+    """Return w = mean over C, H, W of |x_g - y_real|, at least 1e-5 (METHOD.md, phase 2).
 
-    The generator loss is divided by it, which evens out its scale over timesteps and samples (the
-    weighting of DMD, Yin et al., 2023).
+    The generator loss is divided by it, which evens out its scale over times and samples (the
+    weighting of DMD, Yin et al., 2023). It carries no gradient.
 
     Returns:
-        [B, 1, 1, 1].
+        [B].
     """
-    distance = (x_g - y_real).detach().abs().mean(dim=(1, 2, 3), keepdim=True)
-    return distance.clamp(min=WEIGHT_FLOOR)
+    distance = (x_g - y_real).detach().abs()
+    return distance.mean(dim=each_sample(distance)).clamp(min=WEIGHT_FLOOR)
 
 
 def generator_loss(
     x_g: Tensor, y_real: Tensor, y_fake_2: Tensor, y_fake_3: Tensor, weight: Tensor, alpha: float
 ) -> Tensor:
-    """Score-identity loss of the generator (phase 2).
+    """Return the score identity loss of the generator (METHOD.md, phase 2; SiD, arXiv 2404.04057).
 
         sum over C, H, W of  (y_real - y_fake_2) * ((y_real - x_g) - alpha (y_real - y_fake_3)) / w
 
@@ -76,7 +57,7 @@ def generator_loss(
         y_real: The teacher's guided x_0-estimate at x_t (kappa_4).
         y_fake_2: The fake score's at kappa_2, for the first factor.
         y_fake_3: The fake score's at kappa_3, for the second factor.
-        weight: w, `generator_weight`.
+        weight: [B] w, `generator_weight`.
         alpha: Weight of the second term.
 
     Returns:
@@ -84,4 +65,23 @@ def generator_loss(
     """
     toward_teacher = y_real - y_fake_2
     correction = (y_real - x_g) - alpha * (y_real - y_fake_3)
-    return (toward_teacher * correction / weight).sum(dim=(1, 2, 3))
+    terms = toward_teacher * correction / per_sample(weight, x_g)
+    return terms.sum(dim=each_sample(terms))
+
+
+def mean_over_batch(losses: Tensor, batch_size: int, counted: Tensor | None = None) -> Tensor:
+    """Return a micro-batch's share of the mean loss over the batch (METHOD.md, one iteration).
+
+        sum over the micro-batch's samples that count / B
+
+    The shares of a batch's micro-batches add up to its mean. A sample that does not count leaves B
+    as it is, so that the other samples' gradients do not depend on it.
+
+    Args:
+        losses: [b] loss of each sample of the micro-batch.
+        batch_size: B, the whole batch of this process.
+        counted: [b] bool, the samples that count; by default all.
+    """
+    if counted is not None:
+        losses = losses.where(counted, 0)
+    return losses.sum() / batch_size

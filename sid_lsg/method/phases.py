@@ -1,90 +1,178 @@
-"""What goes into the two phases of an iteration, and what comes out."""
+"""The two phases of an iteration, from random numbers to the loss that is differentiated.
+
+Whoever trains chooses whose parameters require gradients: the fake score's in phase 1, the
+generator's in phase 2.
+"""
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from sid_lsg.method.adversarial import (
+    Adversary,
+    Numbers,
+    RealSamples,
+    fake_score_term,
+    generator_term,
+)
+from sid_lsg.method.conditioning import Conditioning, Predict, select
 from sid_lsg.method.draws import Draws
-from sid_lsg.teachers.base import Conditioning, select
+from sid_lsg.method.guidance import Kappas, predict_guided
+from sid_lsg.method.objective import (
+    fake_score_loss,
+    generator_loss,
+    generator_weight,
+    mean_over_batch,
+)
+from sid_lsg.method.sampling import denoiser, sample
+from sid_lsg.method.schedule import Schedule
 
-Parts = dict[str, Tensor]
-"""Further numbers of a phase's samples for the log, by name: each [B], or their mean."""
 
+class Networks(NamedTuple):
+    """The three networks as functions, and what they have in common.
 
-class RealSamples(NamedTuple):
-    """Real images for phase 1's adversarial term: [B, 3, H, W] uint8, with captions and numbers."""
+    Attributes:
+        generator: G_theta.
+        fake_score: f_psi.
+        teacher: f_phi.
+        schedule: The teacher's schedule.
+        null: The empty prompt's conditioning, one sample; None if no network is guided.
+        adversary: The fake score as a discriminator, for the optional adversarial term.
+    """
 
-    images: Tensor
-    condition: Conditioning
-    draws: Draws
-
-    def select(self, index: Tensor | slice) -> "RealSamples":
-        """Take some of the images."""
-        return RealSamples(
-            self.images[index], select(self.condition, index), self.draws.select(index)
-        )
+    generator: Predict
+    fake_score: Predict
+    teacher: Predict
+    schedule: Schedule
+    null: Conditioning | None = None
+    adversary: Adversary | None = None
 
 
 class PhaseInputs(NamedTuple):
-    """What one phase works on: B samples' conditioning and random numbers, and real images."""
+    """What one phase works on: the samples of a batch, or of one of its micro-batches.
+
+    Attributes:
+        condition: The prompts' conditioning.
+        draws: The random numbers.
+        batch_size: B, the whole batch of this process, which losses are divided by.
+        real: Real images for phase 1's adversarial term.
+        counted: [b] bool, the samples that have a part in the loss; by default all.
+    """
 
     condition: Conditioning
     draws: Draws
+    batch_size: int
     real: RealSamples | None = None
+    counted: Tensor | None = None
 
     @property
     def size(self) -> int:
-        """B."""
+        """Return b, the number of samples."""
         return len(self.draws.t)
 
     def select(self, index: Tensor | slice) -> "PhaseInputs":
-        """Take some of the samples."""
-        real = self.real.select(index) if self.real else None
-        return PhaseInputs(select(self.condition, index), self.draws.select(index), real)
+        """Select some of the samples; B stays."""
+        return PhaseInputs(
+            select(self.condition, index),
+            self.draws.select(index),
+            self.batch_size,
+            None if self.real is None else self.real.select(index),
+            None if self.counted is None else self.counted[index],
+        )
 
 
 class FakeScoreOutput(NamedTuple):
-    """Phase 1: the loss [B], its weight, the generator's sample, the guided prediction at it."""
+    """Phase 1.
+
+    Attributes:
+        loss: Scalar, to be differentiated: the share of the batch's mean.
+        losses: [b] loss of each sample.
+        weight: [b] `Schedule.error_weight`.
+        x_g: The generator's samples.
+        prediction: The fake score's guided prediction at x_t.
+        numbers: Further numbers for the log.
+    """
 
     loss: Tensor
+    losses: Tensor
     weight: Tensor
     x_g: Tensor
     prediction: Tensor
-    parts: Parts = {}  # noqa: RUF012 (read only)
+    numbers: Numbers
 
 
 class GeneratorOutput(NamedTuple):
-    """Phase 2: the loss [B], w, the sample, and both networks' guided x_0-estimates."""
+    """Phase 2.
+
+    Attributes:
+        loss: Scalar, to be differentiated: the share of the batch's mean.
+        losses: [b] loss of each sample.
+        weight: [b] w, `generator_weight`.
+        x_g: The generator's samples.
+        y_fake_2: The fake score's x_0-estimate guided at kappa_2.
+        y_fake_3: The fake score's x_0-estimate guided at kappa_3.
+        y_real: The teacher's x_0-estimate guided at kappa_4.
+        numbers: Further numbers for the log.
+    """
 
     loss: Tensor
+    losses: Tensor
     weight: Tensor
     x_g: Tensor
     y_fake_2: Tensor
     y_fake_3: Tensor
     y_real: Tensor
-    parts: Parts = {}  # noqa: RUF012
+    numbers: Numbers
 
 
-class Update(NamedTuple):
-    """What one optimizer step reports; tensors are scalars on the device.
+def fake_score_phase(
+    networks: Networks, inputs: PhaseInputs, kappas: Kappas, t_init: int
+) -> FakeScoreOutput:
+    """Evaluate phase 1: the fake score denoises the generator's samples (METHOD.md, phase 1).
 
-    Attributes:
-        loss: Mean over the batch.
-        weight: Mean over the batch.
-        parts: Means over the batch of the phase's further numbers, by name.
-        gradient_norm: After the repair, before clipping; NaN in iterations that are not measured.
-        skipped_samples: How many samples' losses were not finite, over all ranks.
-        skipped: Which of this rank's samples those were.
-        nonfinite_gradients: Share of the gradients' entries that were not finite, before the
-            repair; NaN likewise.
-        update_ratio: How far the step went, ||dw|| / ||w||; NaN likewise.
+    The samples carry no gradient. Prompts are dropped before (`drop_prompts`), so that the
+    generator sees the dropped prompt too.
     """
+    schedule, condition, (noises, eps, t, _) = networks.schedule, inputs.condition, inputs.draws
+    with torch.no_grad():
+        x_g = sample(denoiser(networks.generator, schedule, condition), schedule, noises, t_init)
+    x_t = schedule.add_noise(x_g, eps, t)
+    (prediction,) = predict_guided(
+        networks.fake_score, x_t, t, condition, networks.null, [kappas.train_fake]
+    )
+    weight = schedule.error_weight(t)
+    losses, numbers = fake_score_loss(prediction, schedule.target(x_g, eps, t), weight), Numbers()
+    if networks.adversary and inputs.real:
+        term, numbers = fake_score_term(networks.adversary, schedule, inputs.real)
+        losses = losses + term
+    loss = mean_over_batch(losses, inputs.batch_size, inputs.counted)
+    return FakeScoreOutput(loss, losses, weight, x_g, prediction, numbers)
 
-    loss: Tensor
-    weight: Tensor
-    parts: Parts
-    gradient_norm: Tensor
-    skipped_samples: int
-    skipped: list[int]
-    nonfinite_gradients: Tensor
-    update_ratio: Tensor
+
+def generator_phase(
+    networks: Networks, inputs: PhaseInputs, kappas: Kappas, t_init: int, alpha: float
+) -> GeneratorOutput:
+    """Evaluate phase 2: the score identity loss of the generator (METHOD.md, phase 2).
+
+    Gradients reach x_g directly, and through the fake score and the teacher.
+    """
+    schedule, condition, (noises, eps, t, _) = networks.schedule, inputs.condition, inputs.draws
+    x_g = sample(denoiser(networks.generator, schedule, condition), schedule, noises, t_init)
+    x_t = schedule.add_noise(x_g, eps, t)
+
+    def estimates(predict: Predict, *scales: float) -> list[Tensor]:
+        predictions = predict_guided(predict, x_t, t, condition, networks.null, scales)
+        return [schedule.x0(prediction, x_t, t) for prediction in predictions]
+
+    # The network evaluated last is differentiated first: where activations are recomputed, the
+    # fake score's are freed before the teacher's are computed again.
+    (y_real,) = estimates(networks.teacher, kappas.eval_real)
+    y_fake_2, y_fake_3 = estimates(networks.fake_score, kappas.eval_fake_2, kappas.eval_fake_3)
+    weight = generator_weight(x_g, y_real)
+    losses, numbers = generator_loss(x_g, y_real, y_fake_2, y_fake_3, weight, alpha), Numbers()
+    if networks.adversary:
+        term, numbers = generator_term(networks.adversary, x_g, weight)
+        losses = losses + term
+    loss = mean_over_batch(losses, inputs.batch_size, inputs.counted)
+    return GeneratorOutput(loss, losses, weight, x_g, y_fake_2, y_fake_3, y_real, numbers)

@@ -8,42 +8,43 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sid_lsg.method.schedule import NoiseSchedule
+from sid_lsg.method.conditioning import Conditioning, Predict
+from sid_lsg.method.schedule import Schedule
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-"""A network with its prompts: (x_t [B, C, H, W], t [B] int64) -> its estimate of x_0."""
+"""A network with its prompts: (x_t [B, ...], t [B]) -> its estimate of x_0."""
 
 
-def sampling_timesteps(t_init: int, num_steps: int) -> list[int]:
-    """Return the timesteps of a K-step generator: t_i = trunc(t_init (1 - i / K)), i = 0..K-1.
+def denoiser(predict: Predict, schedule: Schedule, condition: Conditioning) -> Denoise:
+    """Return a network's estimate of x_0 under its prompts, without guidance."""
 
-    625 in one step; 625, 312 in two; 625, 468, 312, 156 in four.
-    """
-    return [t_init * (num_steps - i) // num_steps for i in range(num_steps)]
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        return schedule.x0(predict(x_t, t, condition), x_t, t)
+
+    return denoise
 
 
-def sample(
-    denoise: Denoise, schedule: NoiseSchedule, noises: Sequence[Tensor], t_init: int
-) -> Tensor:
-    """Generate latents: start from noise at t_init, denoise, re-noise to the next timestep, ...
+def sample(denoise: Denoise, schedule: Schedule, noises: Sequence[Tensor], t_init: int) -> Tensor:
+    """Generate latents: noise at t_init, denoise, re-noise to the next time (METHOD.md, generator).
 
         x_g = 0;  for i = 0..K-1:  x_g = x_0-estimate of G at (alpha_{t_i} x_g + sigma_{t_i} z_i)
 
-    The first input is sigma_{t_init} z, that is, noise added to a zero latent. Gradients run
+    The first input is sigma_{t_init} z, that is, noise added to a zero latent. Gradients flow
     through all K evaluations. No guidance, no clipping.
 
     Args:
-        denoise: The generator under its prompts.
+        denoise: The generator under its prompts, `denoiser`.
         schedule: The teacher's schedule.
-        noises: K standard normal tensors [B, C, H, W] float32, one per step.
+        noises: K standard normal tensors [B, ...] float32, one per step.
         t_init: The first timestep.
 
     Returns:
-        x_g, [B, C, H, W] float32.
+        x_g, [B, ...] float32.
     """
     x_g = torch.zeros_like(noises[0])
-    for z, timestep in zip(noises, sampling_timesteps(t_init, len(noises)), strict=True):
-        t = torch.full((len(z),), timestep, dtype=torch.int64, device=z.device)
+    times = schedule.generator_times(t_init, len(noises))
+    for z, time in zip(noises, times, strict=True):
+        t = torch.full((len(z),), time, dtype=schedule.time_dtype, device=z.device)
         x_g = denoise(schedule.add_noise(x_g, z, t), t)
     return x_g
 
@@ -61,12 +62,12 @@ def seeded_noises(
 
     Args:
         seeds: B seeds.
-        shape: (C, H, W) of a latent.
-        num_steps: K, how many noises each image needs.
-        device: Where the noises are wanted.
+        shape: A latent's shape, (C, H, W) for an image.
+        num_steps: K, the number of noises per image.
+        device: Where to put the noises.
 
     Returns:
-        K tensors [B, C, H, W] float32.
+        K tensors [B, ...] float32.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     steps = range(num_steps)

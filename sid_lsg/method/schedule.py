@@ -1,32 +1,108 @@
-"""The forward diffusion x_t = alpha_t x_0 + sigma_t eps, and what a network says about it.
+"""The forward diffusion x_t = alpha_t x_0 + sigma_t eps, and what a network predicts at x_t.
 
-Symbols: x_0 a clean latent, eps standard normal noise, x_t the noisy latent at timestep t. For a
-variance-preserving schedule alpha_t = sqrt(abar_t) and sigma_t = sqrt(1 - abar_t), with abar the
-cumulative product of 1 - beta (`alphas_cumprod` in diffusers).
+Symbols: x_0 a clean latent, eps standard normal noise, x_t the noisy latent at time t.
+
+Options give times as integer timesteps 0..T-1, whatever the schedule; t is what the schedule itself
+counts in: the same integers, or a real number. `Schedule` is all that the method asks for, so that
+discrete diffusion and flow matching can share everything else.
 """
 
+from abc import ABC, abstractmethod
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from sid_lsg.method.randomness import integers
+from sid_lsg.method.shapes import per_sample
+
 PredictionType = Literal["epsilon", "v_prediction"]
 PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 
 
-class NoiseSchedule(nn.Module):
-    """Hold alpha_t and sigma_t at the integer timesteps 0..T-1, and convert between predictions.
+class Schedule(nn.Module, ABC):
+    """alpha_t, sigma_t, what the networks predict, and which times are used.
 
-    Every method takes latents as [B, C, H, W] and `t` as [B] int64.
+    Latents are [B, ...] of any shape and `t` is [B].
+
+    Attributes:
+        prediction_type: What the networks predict, by diffusers' name for it.
+        time_dtype: The type of `t`.
     """
 
+    prediction_type: str
+    time_dtype: torch.dtype
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return T, the number of timesteps that options count in."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return the signal scale alpha_t: [B]."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return the noise scale sigma_t: [B]."""
+
+    @abstractmethod
+    def x0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the estimate of x_0 that a network's prediction at x_t stands for."""
+
+    @abstractmethod
+    def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Return what a network should predict at x_t."""
+
+    @abstractmethod
+    def error_weight(self, t: Tensor) -> Tensor:
+        """Return the weight of the fake score's squared error: [B]."""
+
+    @abstractmethod
+    def draw_times(self, bits: Tensor, tmin: int, tmax: int) -> Tensor:
+        """Draw the times at which the losses are evaluated.
+
+        Args:
+            bits: [B, 2] int64, uniform in [0, 2**32): enough for an integer or a normal number.
+            tmin: Smallest timestep.
+            tmax: Largest timestep, plus one.
+
+        Returns:
+            [B] of `time_dtype`.
+        """
+
+    @abstractmethod
+    def generator_times(self, t_init: int, num_steps: int) -> list[float]:
+        """Return the times at which a K-step generator is evaluated, the noisiest first.
+
+        Args:
+            t_init: The first timestep.
+            num_steps: K.
+        """
+
+    def add_noise(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Diffuse: x_t = alpha_t x_0 + sigma_t eps."""
+        return per_sample(self.alpha(t), x_0) * x_0 + per_sample(self.sigma(t), eps) * eps
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """Return the time as the networks take it: t itself, unless a schedule says otherwise."""
+        return t
+
+
+class DiscreteSchedule(Schedule):
+    """Diffusion at integer timesteps (Ho et al., 2020): Stable Diffusion 1 and 2, SDXL.
+
+    For a variance-preserving schedule alpha_t = sqrt(abar_t) and sigma_t = sqrt(1 - abar_t), with
+    abar the cumulative product of 1 - beta (`alphas_cumprod` in diffusers).
+    """
+
+    time_dtype = torch.int64
     alphas: Tensor
     sigmas: Tensor
 
     def __init__(
         self, alphas: Tensor, sigmas: Tensor, prediction_type: PredictionType = "epsilon"
     ) -> None:
-        """Take the schedule.
+        """Store the schedule.
 
         Args:
             alphas: [T] signal scale at each timestep.
@@ -42,7 +118,7 @@ class NoiseSchedule(nn.Module):
     @classmethod
     def from_alphas_cumprod(
         cls, alphas_cumprod: Tensor, prediction_type: PredictionType
-    ) -> "NoiseSchedule":
+    ) -> "DiscreteSchedule":
         """Make the variance-preserving schedule of `alphas_cumprod` [T]."""
         return cls(alphas_cumprod.sqrt(), (1.0 - alphas_cumprod).sqrt(), prediction_type)
 
@@ -50,43 +126,50 @@ class NoiseSchedule(nn.Module):
         return len(self.alphas)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Return alpha_t as [B, 1, 1, 1]."""
-        return self.alphas[t][:, None, None, None]
+        """Look up alpha_t: [B]."""
+        return self.alphas[t]
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Return sigma_t as [B, 1, 1, 1]."""
-        return self.sigmas[t][:, None, None, None]
-
-    def add_noise(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """Diffuse: x_t = alpha_t x_0 + sigma_t eps."""
-        return self.alpha(t) * x_0 + self.sigma(t) * eps
+        """Look up sigma_t: [B]."""
+        return self.sigmas[t]
 
     def velocity(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Return v = alpha_t eps - sigma_t x_0 (Salimans & Ho, 2022)."""
-        return self.alpha(t) * eps - self.sigma(t) * x_0
+        return per_sample(self.alpha(t), eps) * eps - per_sample(self.sigma(t), x_0) * x_0
 
     def x0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Turn a network's prediction at x_t into its estimate of the clean latent.
+        """Return the estimate of x_0 (METHOD.md, generator); nothing is clipped.
 
-        epsilon: x_0 = (x_t - sigma_t eps) / alpha_t; v: x_0 = alpha_t x_t - sigma_t v. Nothing is
-        clipped.
+        epsilon: x_0 = (x_t - sigma_t eps) / alpha_t; v: x_0 = alpha_t x_t - sigma_t v.
         """
+        alpha, sigma = per_sample(self.alpha(t), x_t), per_sample(self.sigma(t), x_t)
         if self.prediction_type == "v_prediction":
-            return self.alpha(t) * x_t - self.sigma(t) * prediction
-        return (x_t - self.sigma(t) * prediction) / self.alpha(t)
+            return alpha * x_t - sigma * prediction
+        return (x_t - sigma * prediction) / alpha
 
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """Return what a network should predict at x_t."""
+        """Return eps, or v."""
         if self.prediction_type == "v_prediction":
             return self.velocity(x_0, eps, t)
         return eps
 
-    def eps_weight(self, t: Tensor) -> Tensor:
-        """Return the factor [B, 1, 1, 1] that turns a prediction's squared error into that of eps.
+    def error_weight(self, t: Tensor) -> Tensor:
+        """Return the factor that turns a prediction's squared error into that of eps: [B].
 
         1 for epsilon. For v at a given x_t, eps = alpha_t v + sigma_t x_t, so the error of eps is
-        alpha_t times that of v: the factor is alpha_t^2 = snr / (snr + 1).
+        alpha_t times that of v: the factor is alpha_t^2 = snr / (snr + 1) (METHOD.md, phase 1).
         """
         if self.prediction_type == "v_prediction":
             return self.alpha(t) ** 2
         return torch.ones_like(self.alpha(t))
+
+    def draw_times(self, bits: Tensor, tmin: int, tmax: int) -> Tensor:
+        """Draw t uniformly from the integers tmin..tmax-1 (METHOD.md, one iteration)."""
+        return integers(bits[:, 0], tmin, tmax)
+
+    def generator_times(self, t_init: int, num_steps: int) -> list[float]:
+        """Return t_i = trunc(t_init (1 - i / K)), i = 0..K-1 (METHOD.md, generator).
+
+        625 in one step; 625, 312 in two; 625, 468, 312, 156 in four.
+        """
+        return [t_init * (num_steps - i) // num_steps for i in range(num_steps)]

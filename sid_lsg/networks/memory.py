@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -93,14 +94,12 @@ def recomputed(memory: Memory) -> tuple[str, ...]:
     return {"fast": (), "balanced": ("teacher",), "lean": ("teacher", "generator")}[memory]
 
 
-def evaluate(again: bool, function: Callable[..., Any], *inputs: Any) -> Any:
-    """Call a function; `again` lets the backward pass call it too, in place of storing activations.
+def recompute(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that stores no activations: the backward pass evaluates it again.
 
     It computes the same numbers twice, so that gradients are the same bits.
     """
-    if not again:
-        return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
 
 
 @contextmanager

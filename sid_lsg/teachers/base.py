@@ -7,45 +7,20 @@ models (two text encoders, a flow-matching transformer) joins by a subclass of i
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from sid_lsg.method.objective import Prediction
-from sid_lsg.method.sampling import sample, seeded_noises
-from sid_lsg.method.schedule import NoiseSchedule
+from sid_lsg.method.conditioning import Conditioning
+from sid_lsg.method.sampling import denoiser, sample, seeded_noises
+from sid_lsg.method.schedule import Schedule
 
 Tokens = dict[str, Tensor]
 """What a tokenizer makes of prompts: named tensors, the first dimension over prompts."""
 
 Tokenize = Callable[[Sequence[str]], Tokens]
-
-Conditioning = dict[str, Tensor]
-"""What prompts become for the network: named tensors, the first dimension over samples."""
-
-
-def select(condition: Conditioning, index: Tensor | slice) -> Conditioning:
-    """Take some samples' conditioning."""
-    return {name: value[index] for name, value in condition.items()}
-
-
-def expand(condition: Conditioning, size: int) -> Conditioning:
-    """Repeat the conditioning of one prompt for `size` samples, without copying."""
-    return {name: value.expand(size, *value.shape[1:]) for name, value in condition.items()}
-
-
-def concatenate(first: Conditioning, second: Conditioning) -> Conditioning:
-    """Put two batches' conditioning behind each other."""
-    return {name: torch.cat((value, second[name])) for name, value in first.items()}
-
-
-def replace_where(mask: Tensor, condition: Conditioning, by: Conditioning) -> Conditioning:
-    """Replace the conditioning of the samples in `mask` [B] bool by that of one prompt."""
-    return {
-        name: torch.where(mask.view(-1, *[1] * (value.dim() - 1)), by[name], value)
-        for name, value in condition.items()
-    }
 
 
 def products(module: nn.Module) -> Iterator[nn.Linear | nn.Conv2d]:
@@ -58,7 +33,7 @@ class Teacher(nn.Module, ABC):
 
     Attributes:
         network: The denoising network, f_phi.
-        schedule: alpha_t, sigma_t and the prediction type.
+        schedule: alpha_t, sigma_t, the prediction type and the times.
         latent_shape: (C, H, W) of a latent at the chosen resolution.
         image_size: (H, W) of an image in pixels.
         products_in: The type in which the frozen weights of networks' products are stored, where
@@ -66,7 +41,7 @@ class Teacher(nn.Module, ABC):
     """
 
     network: nn.Module
-    schedule: NoiseSchedule
+    schedule: Schedule
     latent_shape: tuple[int, int, int]
     image_size: tuple[int, int]
     products_in: torch.dtype | None = None
@@ -148,7 +123,7 @@ class Teacher(nn.Module, ABC):
         """Return the empty prompt's conditioning, one sample; encoded once per run."""
         if not hasattr(self, "_null"):
             self._null = self.encode_prompts([""])
-        device = self.schedule.alphas.device
+        device = next(self.network.parameters()).device
         self._null = {name: value.to(device) for name, value in self._null.items()}
         return self._null
 
@@ -156,10 +131,7 @@ class Teacher(nn.Module, ABC):
         self, network: nn.Module, condition: Conditioning, noises: Sequence[Tensor], t_init: int
     ) -> Tensor:
         """Generate latents with a network of the generator's kind, one evaluation per noise."""
-
-        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            return self.schedule.x0(self.predict(network, x_t, t, condition), x_t, t)
-
+        denoise = denoiser(partial(self.predict, network), self.schedule, condition)
         return sample(denoise, self.schedule, noises, t_init)
 
     @torch.no_grad()
@@ -183,30 +155,6 @@ class Teacher(nn.Module, ABC):
         Returns:
             [B, C, H, W] float32 latents, for `decode`.
         """
-        device = self.schedule.alphas.device
+        device = next(self.network.parameters()).device
         noises = seeded_noises(seeds, self.latent_shape, num_steps, device)
         return self.sample(network, self.encode_prompts(prompts), noises, t_init)
-
-    def predict_guided(
-        self,
-        network: nn.Module,
-        x_t: Tensor,
-        t: Tensor,
-        condition: Conditioning,
-        kappas: Sequence[float],
-    ) -> list[Tensor]:
-        """Predict at several guidance scales from the same evaluation.
-
-        If every scale is 1 the network sees the prompts alone, otherwise prompts and null prompt
-        go through together as one doubled batch. Gradients flow through both.
-
-        Returns:
-            A [B, C, H, W] prediction for each of `kappas`.
-        """
-        if all(kappa == 1 for kappa in kappas):
-            prediction = Prediction(self.predict(network, x_t, t, condition))
-        else:
-            both = concatenate(condition, expand(self.null_condition(), len(x_t)))
-            doubled = self.predict(network, torch.cat((x_t, x_t)), torch.cat((t, t)), both)
-            prediction = Prediction(*doubled.chunk(2))
-        return [prediction.guided(kappa) for kappa in kappas]

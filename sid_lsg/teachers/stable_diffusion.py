@@ -23,8 +23,9 @@ from sid_lsg.files.sources import located
 from sid_lsg.images.pixels import from_uint8
 from sid_lsg.messages.checks import beside
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.method.schedule import PREDICTION_TYPES, NoiseSchedule
-from sid_lsg.teachers.base import Conditioning, Teacher, Tokenize, Tokens, expand
+from sid_lsg.method.conditioning import Conditioning, expand
+from sid_lsg.method.schedule import PREDICTION_TYPES, DiscreteSchedule
+from sid_lsg.teachers.base import Teacher, Tokenize, Tokens
 from sid_lsg.teachers.text import PromptEncoder, tokenize
 
 _REMEDY = (
@@ -69,7 +70,7 @@ class StableDiffusion(Teacher):
         self.vae = vae
         self.text = PromptEncoder(tokenizer, text_encoder)
         self.scheduler_config = dict(scheduler.config)
-        self.schedule = NoiseSchedule.from_alphas_cumprod(
+        self.schedule = DiscreteSchedule.from_alphas_cumprod(
             scheduler.alphas_cumprod, scheduler.config.prediction_type
         )
         height, width = _latent_size(unet, vae, resolution, beside(option, "resolution"))
@@ -154,7 +155,8 @@ class StableDiffusion(Teacher):
         """Call the UNet once, in the precision of its weights."""
         with self.precision_of(network) as dtype:
             named = {name: value.to(dtype) for name, value in condition.items()}
-            return network(x_t.to(dtype), t, return_dict=False, **named)[0].to(x_t.dtype)
+            time = self.schedule.network_time(t)
+            return network(x_t.to(dtype), time, return_dict=False, **named)[0].to(x_t.dtype)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

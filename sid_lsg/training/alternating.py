@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sid_lsg.checkpoints.resume import ELEMENTWISE, check_weights
 from sid_lsg.distributed.sharding import is_sharded, match_memory_format, reduce_in_backward
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.method.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs, Update
+from sid_lsg.method.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs
 from sid_lsg.networks.lora import adapters, adapters_record, check_adapters_record, is_adapter
 from sid_lsg.training.bad_samples import Reading, count, replace_bad
 from sid_lsg.training.gradients import (
@@ -33,8 +33,9 @@ from sid_lsg.training.gradients import (
     update_ratio,
 )
 from sid_lsg.training.strategies import FSDP2Strategy
+from sid_lsg.training.update import Update
 
-Evaluate = Callable[[PhaseInputs], FakeScoreOutput | GeneratorOutput]
+RunPhase = Callable[[PhaseInputs], FakeScoreOutput | GeneratorOutput]
 """A phase's forward pass: samples to their losses."""
 
 
@@ -122,7 +123,7 @@ class AlternatingModule(L.LightningModule):
     def update(
         self,
         inputs: PhaseInputs,
-        evaluate: Evaluate,
+        phase: RunPhase,
         network: nn.Module,
         optimizer: Any,
         measured: bool,
@@ -135,22 +136,21 @@ class AlternatingModule(L.LightningModule):
 
         Args:
             inputs: This rank's share of the batch.
-            evaluate: The phase's forward pass.
+            phase: The phase's forward pass.
             network: The network to update.
             optimizer: Its optimizer.
             measured: Whether to measure what costs two passes over all gradients and a read of
                 the weights; none of them waits for the device.
         """
-        losses, numbers, bad = self._accumulate(inputs, evaluate, network)
+        losses, numbers, bad = self._accumulate(inputs, phase, network)
         finite = losses.isfinite()
         skipped = int(bad)  # decides what all ranks compute next
-        parts = {name: values.mean() for name, values in numbers.items()}
+        means = {name: values.mean() for name, values in numbers.items()}
         if skipped:
             optimizer.zero_grad()
-            again = replace_bad(inputs, finite)
-            losses, numbers, _ = self._accumulate(again, evaluate, network, finite)
+            losses, numbers, _ = self._accumulate(replace_bad(inputs, finite), phase, network)
             good = finite.sum().clamp(min=1)
-            parts = {name: values.sum() / good for name, values in numbers.items()}
+            means = {name: values.sum() / good for name, values in numbers.items()}
         parameters = trained_by(optimizer)
         all_reduce_mean(parameters)
         unknown = losses.new_full((), torch.nan)
@@ -161,40 +161,35 @@ class AlternatingModule(L.LightningModule):
         if before is not None:
             ratio = update_ratio(before, sample_weights(parameters), is_sharded(network))
         which = (~finite).nonzero()[:, 0].tolist() if skipped else []
-        loss, weight = losses.sum() / inputs.size, parts.pop("weight")
-        return Update(loss, weight, parts, self._norm, skipped, which, self._nonfinite, ratio)
+        loss, weight = losses.sum() / inputs.size, means.pop("weight")
+        return Update(loss, weight, means, self._norm, skipped, which, self._nonfinite, ratio)
 
     def _accumulate(
-        self,
-        inputs: PhaseInputs,
-        evaluate: Evaluate,
-        network: nn.Module,
-        counted: Tensor | None = None,
+        self, inputs: PhaseInputs, phase: RunPhase, network: nn.Module
     ) -> tuple[Tensor, dict[str, Tensor], Reading]:
-        """Backpropagate the mean loss, over the `counted` [B] alone but divided by B.
+        """Backpropagate a phase's loss, micro-batch by micro-batch.
 
         Returns:
-            Every sample's loss [B], its weight and further numbers, each [B] by name, zero where
-            they do not count; and how many losses of all ranks are not finite. That is sent before
-            the last backward pass, which keeps the device busy while the host waits for it.
+            Every sample's loss [B]; its weight and further numbers, each [B] by name; all zero for
+            samples that do not count; and how many losses of all ranks are not finite. That is sent
+            before the last backward pass, which keeps the device busy while the host waits for it.
         """
         losses = inputs.draws.u.new_zeros(inputs.size)
         numbers: dict[str, Tensor] = defaultdict(partial(torch.zeros_like, losses))
         size = self.micro_batch_size or inputs.size
         for start in range(0, inputs.size, size):
             part = slice(start, start + size)
-            output = evaluate(inputs.select(part))
-            loss = output.loss if counted is None else output.loss.where(counted[part], 0)
-            losses[part] = loss.detach()
-            for name, value in {"weight": output.weight.flatten(), **output.parts}.items():
-                value = value if counted is None else value.where(counted[part], 0)
-                numbers[name][part] = value.detach()
+            samples = inputs.select(part)
+            output = phase(samples)
+            losses[part] = _counted(output.losses, samples)
+            for name, value in {"weight": output.weight, **output.numbers}.items():
+                numbers[name][part] = _counted(value, samples)
             last = start + size >= inputs.size
             if last:
                 bad = count(~losses.isfinite())
             reduce_in_backward(network, last)
             with self._without_reduction():
-                self.manual_backward(loss.sum() / inputs.size)
+                self.manual_backward(output.loss)
         return losses, numbers, bad
 
     def _without_reduction(self) -> AbstractContextManager[None]:
@@ -278,6 +273,12 @@ def constant(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 def trained_by(optimizer: Any) -> list[nn.Parameter]:
     """Return an optimizer's parameters: what `trainable` finds, without a walk over the network."""
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _counted(values: Tensor, samples: PhaseInputs) -> Tensor:
+    """Return numbers [b] without gradient, 0 for samples that do not count."""
+    values = values.detach()
+    return values if samples.counted is None else values.where(samples.counted, 0)
 
 
 def _nothing() -> None:

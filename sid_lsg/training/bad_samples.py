@@ -54,10 +54,10 @@ def count(flags: Tensor) -> Reading:
 
 
 def replace_bad(inputs: PhaseInputs, good: Tensor) -> PhaseInputs:
-    """Put a copy of a good sample in the place of every bad one.
+    """Replace every bad sample by a copy of a good one, which does not count.
 
-    A rank that has none takes zeros: an empty prompt's like, which any working network can
-    evaluate. The number of samples stays, so that every micro-batch does.
+    A rank without a good sample takes zeros, which any working network can evaluate. The number of
+    samples stays, and so do the micro-batches.
 
     Args:
         inputs: B samples.
@@ -65,11 +65,12 @@ def replace_bad(inputs: PhaseInputs, good: Tensor) -> PhaseInputs:
     """
     places = torch.arange(inputs.size, device=good.device)
     if good.any():
-        return inputs.select(torch.where(good, places, good.int().argmax()))
+        chosen = inputs.select(torch.where(good, places, good.int().argmax()))
+        return chosen._replace(counted=good)
     condition = {name: torch.zeros_like(value) for name, value in inputs.condition.items()}
     noises = [torch.zeros_like(noise) for noise in inputs.draws.noises]
     zeros = inputs.draws._replace(noises=noises, eps=torch.zeros_like(inputs.draws.eps))
-    return inputs._replace(condition=condition, draws=zeros)
+    return inputs._replace(condition=condition, draws=zeros, counted=good)
 
 
 def warn(iteration: int, prompts: Sequence[str]) -> None:

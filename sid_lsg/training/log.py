@@ -6,8 +6,8 @@ import lightning as L
 import torch
 
 from sid_lsg.data.prompts import PromptBatch
-from sid_lsg.method.phases import Update
 from sid_lsg.training.bad_samples import warn
+from sid_lsg.training.update import Update
 
 
 class IterationLog:
@@ -33,8 +33,8 @@ class IterationLog:
         optimizers = module.trainer.optimizers
         losses = {"loss_fake": fake.loss, "loss_generator": generator.loss}
         others: dict[str, Any] = {
-            **fake.parts,
-            **generator.parts,
+            **fake.numbers,
+            **generator.numbers,
             "grad_norm_fake": fake.gradient_norm,
             "grad_norm_generator": generator.gradient_norm,
             "update_ratio_fake": fake.update_ratio,

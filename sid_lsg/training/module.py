@@ -6,6 +6,7 @@ generator's average (EMA) follows.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,18 @@ from torch import Tensor, nn
 
 from sid_lsg.data.prompts import PromptBatch
 from sid_lsg.messages.checks import check_method, check_timesteps
+from sid_lsg.method.adversarial import RealSamples
+from sid_lsg.method.conditioning import Conditioning, Predict, drop_prompts
 from sid_lsg.method.draws import REAL_IMAGES, Draws, Phase, draw
-from sid_lsg.method.ema import ema_beta, update_ema
-from sid_lsg.method.objective import fake_score_loss, generator_loss, generator_weight
-from sid_lsg.method.phases import FakeScoreOutput, GeneratorOutput, Parts, PhaseInputs, RealSamples
+from sid_lsg.method.ema import ema_beta
+from sid_lsg.method.phases import (
+    FakeScoreOutput,
+    GeneratorOutput,
+    Networks,
+    PhaseInputs,
+    fake_score_phase,
+    generator_phase,
+)
 from sid_lsg.networks.compilation import as_written, compile_blocks
 from sid_lsg.networks.initial import start
 from sid_lsg.networks.lora import copy_trainable, trainable
@@ -28,7 +37,7 @@ from sid_lsg.networks.memory import (
     borrowed,
     check_ema_device,
     checkpoint_gradients,
-    evaluate,
+    recompute,
     recomputed,
     set_frozen_precision,
 )
@@ -37,10 +46,11 @@ from sid_lsg.optimizers.adam import AdamWithoutMomentum
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.lora import LoRA, check_options
 from sid_lsg.options.real_data import RealData, check_weights
-from sid_lsg.teachers.base import Conditioning, Teacher, Tokens, replace_where
+from sid_lsg.teachers.base import Teacher, Tokens
 from sid_lsg.teachers.untrained import load
 from sid_lsg.training.alternating import AlternatingModule, constant, trained_by
 from sid_lsg.training.discriminator import Discriminator, required
+from sid_lsg.training.ema import update_ema
 from sid_lsg.training.gradients import ClipAlgorithm
 from sid_lsg.training.log import IterationLog
 from sid_lsg.training.optimizer_options import make_optimizer
@@ -221,105 +231,87 @@ class SiDLSG(AlternatingModule):
                 optimizer_generator,
                 logged,
             )
-        images = len(batch.fake) * self.trainer.world_size
-        seen = batch.iteration * images
+        images, seen = len(batch.fake) * self.trainer.world_size, self.images_seen(batch)
         beta = ema_beta(images, seen, self.ema_halflife_images, self.ema_rampup_ratio)
         update_ema(self._averages, trained_by(optimizer_generator), beta)
         self.log_of_iterations.count(batch, fake, generator)
         if logged:
             self.log_of_iterations.write(self, fake, generator, seen + images)
 
+    def images_seen(self, batch: PromptBatch) -> int:
+        """Return how many images all processes have seen before this iteration."""
+        return batch.iteration * len(batch.fake) * self.trainer.world_size
+
     def phase_inputs(self, phase: Phase, batch: PromptBatch) -> PhaseInputs:
         """Encode a phase's prompts, once, and draw its random numbers.
 
-        Prompts are dropped in phase 1 alone, where kappa_1 or kappa_2 guides the fake score; the
-        generator sees the dropped prompt too. Real images are for phase 1.
+        Only phase 1 drops prompts and looks at real images.
         """
-
-        def drawn(phase: int, num_steps: int) -> Draws:
-            first = batch.position
-            return draw(
-                phase,
-                batch.iteration,
-                torch.arange(first, first + len(batch.fake), device=self.device),
-                latent_shape=self.teacher.latent_shape,
-                num_steps=num_steps,
-                tmin=self.tmin,
-                tmax=self.tmax,
-                seed=self.seed,
-            )
-
-        def encoded(prompts: Sequence[str], tokens: Tokens, draws: Draws) -> Conditioning:
-            condition = self.teacher.encode(tokens or self.teacher.tokenize(prompts))
-            guided = self.kappas.train_fake != 1 or self.kappas.eval_fake_2 != 1
-            if phase is Phase.FAKE_SCORE and guided:
-                dropped = draws.u < self.prompt_dropout
-                condition = replace_where(dropped, condition, self.teacher.null_condition())
-            return condition
-
-        draws = drawn(phase, self.num_steps)
+        draws, size = self._draw(phase, batch, self.num_steps), len(batch.fake)
         if phase is Phase.GENERATOR:
-            return PhaseInputs(encoded(batch.generator, batch.generator_tokens, draws), draws)
-        condition = encoded(batch.fake, batch.fake_tokens, draws)
-        if not self.discriminator:
-            return PhaseInputs(condition, draws)
-        images, captions, tokens = required(batch.real)
-        numbers = drawn(REAL_IMAGES, num_steps=0)
-        real = RealSamples(images, encoded(captions, tokens, numbers), numbers)
-        return PhaseInputs(condition, draws, real)
+            condition = self._encode(batch.generator, batch.generator_tokens)
+            return PhaseInputs(condition, draws, size)
+        condition = self._drop(self._encode(batch.fake, batch.fake_tokens), draws)
+        real = None
+        if self.discriminator:
+            images, captions, tokens = required(batch.real)
+            numbers = self._draw(REAL_IMAGES, batch, num_steps=0)
+            real = RealSamples(images, self._drop(self._encode(captions, tokens), numbers), numbers)
+        return PhaseInputs(condition, draws, size, real)
+
+    def _draw(self, phase: int, batch: PromptBatch, num_steps: int) -> Draws:
+        first = batch.position
+        return draw(
+            phase,
+            batch.iteration,
+            torch.arange(first, first + len(batch.fake), device=self.device),
+            schedule=self.teacher.schedule,
+            latent_shape=self.teacher.latent_shape,
+            num_steps=num_steps,
+            tmin=self.tmin,
+            tmax=self.tmax,
+            seed=self.seed,
+        )
+
+    def _encode(self, prompts: Sequence[str], tokens: Tokens) -> Conditioning:
+        return self.teacher.encode(tokens or self.teacher.tokenize(prompts))
+
+    def _drop(self, condition: Conditioning, draws: Draws) -> Conditioning:
+        if not self.kappas.drops_prompts:
+            return condition
+        null = self.teacher.null_condition()
+        return drop_prompts(condition, null, draws.u, self.prompt_dropout)
 
     def fake_score_phase(self, inputs: PhaseInputs) -> FakeScoreOutput:
-        """Evaluate phase 1: the fake score denoises the generator's samples, guided by kappa_1."""
-        schedule, (condition, draws, real) = self.teacher.schedule, inputs
-        eps, t = draws.eps, draws.t
-        with torch.no_grad():
-            x_g = self.sample(self.generator, condition, draws.noises)
-        x_t = schedule.add_noise(x_g, eps, t)
-        (prediction,) = self.teacher.predict_guided(
-            self.fake_score, x_t, t, condition, [self.kappas.train_fake]
-        )
-        target, weight = schedule.target(x_g, eps, t), schedule.eps_weight(t)
-        loss, parts = fake_score_loss(prediction, target, weight), Parts()
-        if self.discriminator and real:
-            term, parts = self.discriminator.fake_score_term(real)
-            loss = loss + term
-        return FakeScoreOutput(loss, weight, x_g, prediction, parts)
+        """Evaluate phase 1 on some samples."""
+        return fake_score_phase(self.networks(), inputs, self.kappas, self.t_init)
 
     def generator_phase(self, inputs: PhaseInputs) -> GeneratorOutput:
-        """Evaluate phase 2: the score-identity loss; gradients reach x_g through both networks."""
-        schedule, (condition, draws, _) = self.teacher.schedule, inputs
-        eps, t = draws.eps, draws.t
+        """Evaluate phase 2 on some samples."""
+        networks = self.networks(self.recomputed)
+        return generator_phase(networks, inputs, self.kappas, self.t_init, self.alpha)
 
-        again = "generator" in self.recomputed
-        x_g = evaluate(again, self.sample, self.generator, condition, draws.noises)
-        x_t = schedule.add_noise(x_g, eps, t)
+    def networks(self, recomputed: Sequence[str] = ()) -> Networks:
+        """Return the networks as functions.
 
-        def guided_x0(network: nn.Module, *kappas: float) -> list[Tensor]:
-            again = network is self.teacher.network and "teacher" in self.recomputed
-            predict = self.teacher.predict_guided
-            predictions = evaluate(again, predict, network, x_t, t, condition, kappas)
-            return [schedule.x0(prediction, x_t, t) for prediction in predictions]
+        Args:
+            recomputed: Those that recompute their activations in the backward pass.
+        """
 
-        # What is evaluated last is differentiated first, and gone when the teacher is seen again.
-        (y_real,) = guided_x0(self.teacher.network, self.kappas.eval_real)
-        y_fake_2, y_fake_3 = guided_x0(
-            self.fake_score, self.kappas.eval_fake_2, self.kappas.eval_fake_3
+        def predict(name: str, network: nn.Module) -> Predict:
+            evaluate = partial(self.teacher.predict, network)
+            return recompute(evaluate) if name in recomputed else evaluate
+
+        return Networks(
+            generator=predict("generator", self.generator),
+            fake_score=predict("fake_score", self.fake_score),
+            teacher=predict("teacher", self.teacher.network),
+            schedule=self.teacher.schedule,
+            null=self.teacher.null_condition() if self.kappas.guided else None,
+            adversary=self.discriminator,
         )
-        weight = generator_weight(x_g, y_real)
-        loss = generator_loss(x_g, y_real, y_fake_2, y_fake_3, weight, self.alpha)
-        parts = Parts()
-        if self.discriminator:
-            term, parts = self.discriminator.generator_term(x_g, weight)
-            loss = loss + term
-        return GeneratorOutput(loss, weight, x_g, y_fake_2, y_fake_3, y_real, parts)
 
     # ------------------------------------------------------------------ sampling
-
-    def sample(
-        self, network: nn.Module, condition: Conditioning, noises: Sequence[Tensor]
-    ) -> Tensor:
-        """Generate latents with a network of the generator's kind, one evaluation per noise."""
-        return self.teacher.sample(network, condition, noises, self.t_init)
 
     def generate(
         self,

@@ -22,7 +22,7 @@ from transformers import CLIPTokenizer
 from sid_lsg.export.scheduler import SiDScheduler
 from sid_lsg.generation.models import load_model
 from sid_lsg.images.pixels import to_uint8
-from sid_lsg.method.sampling import sampling_timesteps
+from sid_lsg.method.schedule import DiscreteSchedule
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from sid_lsg.training.module import SiDLSG
 
@@ -208,10 +208,10 @@ def test_the_scheduler_needs_diffusers_and_torch_alone() -> None:
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 7])
 def test_the_scheduler_has_the_samplers_timesteps(num_steps: int) -> None:
-    scheduler = SiDScheduler(num_steps=num_steps)
-    assert scheduler.timesteps.tolist() == sampling_timesteps(625, num_steps)
+    scheduler, schedule = SiDScheduler(num_steps=num_steps), DiscreteSchedule(*torch.ones(2, 1000))
+    assert scheduler.timesteps.tolist() == schedule.generator_times(625, num_steps)
     scheduler.set_timesteps(5)
-    assert scheduler.timesteps.tolist() == sampling_timesteps(625, 5)
+    assert scheduler.timesteps.tolist() == schedule.generator_times(625, 5)
     scheduler.set_timesteps()
     assert scheduler.num_inference_steps == num_steps
 

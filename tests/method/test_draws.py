@@ -11,10 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sid_lsg.method.draws import Draws, Phase, draw
+from sid_lsg.method.schedule import DiscreteSchedule
+
+SCHEDULE = DiscreteSchedule(torch.ones(1000), torch.ones(1000))
 
 
 def drawn(phase: Phase, iteration: int, positions: Tensor, **options: Any) -> Draws:
     defaults: dict[str, Any] = {
+        "schedule": SCHEDULE,
         "latent_shape": (4, 4, 4),
         "num_steps": 2,
         "tmin": 20,

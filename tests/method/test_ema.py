@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sid_lsg.method.ema import ema_beta, update_ema
+from sid_lsg.method.ema import average, ema_beta
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_the_average_is_updated_in_place(beta: float) -> None:
     ema, network = networks()
     old, new = (copy.deepcopy(x.state_dict()) for x in (ema, network))
     places = [p.data_ptr() for p in ema.parameters()]
-    update_ema([*ema.parameters()], [*network.parameters()], beta)
+    average([*ema.parameters()], [*network.parameters()], beta)
     assert [p.data_ptr() for p in ema.parameters()] == places
     for name, value in ema.state_dict().items():
         torch.testing.assert_close(value, beta * old[name] + (1 - beta) * new[name])
@@ -69,12 +69,12 @@ def test_the_average_is_updated_in_place(beta: float) -> None:
 
 def test_at_beta_zero_the_average_is_a_copy_to_the_bit() -> None:
     ema, network = (x.float() for x in networks())
-    update_ema([*ema.parameters()], [*network.parameters()], 0.0)
+    average([*ema.parameters()], [*network.parameters()], 0.0)
     for a, b in zip(ema.parameters(), network.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_no_gradient_is_recorded() -> None:
     ema, network = networks()
-    update_ema([*ema.parameters()], [*network.parameters()], 0.5)
+    average([*ema.parameters()], [*network.parameters()], 0.5)
     assert all(p.is_leaf and p.requires_grad and p.grad is None for p in ema.parameters())

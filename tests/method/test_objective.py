@@ -1,7 +1,6 @@
 """The losses against numbers worked out by hand, closed forms and the identities behind them."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -9,13 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sid_lsg.method.guidance import Prediction
 from sid_lsg.method.objective import (
     WEIGHT_FLOOR,
-    Prediction,
     fake_score_loss,
     generator_loss,
     generator_weight,
+    mean_over_batch,
 )
+from sid_lsg.method.shapes import per_sample
 
 bounded = settings(max_examples=40, deadline=None, derandomize=True)
 seeds = st.integers(0, 999)
@@ -30,39 +31,6 @@ def one(value: float) -> Tensor:
     return torch.full((1, 1, 1, 1), value, dtype=torch.float64)
 
 
-# ---------------------------------------------------------------------- guidance
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_kappa_one_is_the_conditional_to_the_bit_without_the_null_prompt(dtype: Any) -> None:
-    cond, uncond = (x.to(dtype) for x in latents(2))
-    assert not torch.equal(uncond + 1.0 * (cond - uncond), cond)  # the formula would round
-    assert torch.equal(Prediction(cond).guided(1), cond)
-    assert torch.equal(Prediction(cond, uncond).guided(1.0), cond)
-
-
-def test_guidance_extrapolates_from_the_null_prompt() -> None:
-    prediction = Prediction(cond=one(5.0), uncond=one(3.0))
-    for kappa, expected in ((0.0, 3.0), (0.5, 4.0), (1.0, 5.0), (1.5, 6.0), (4.5, 12.0)):
-        assert prediction.guided(kappa).item() == expected
-
-
-@bounded
-@given(kappa=st.floats(-5, 10).filter(lambda k: k != 1), seed=seeds)
-def test_gradients_reach_both_predictions(kappa: float, seed: int) -> None:
-    cond, uncond = latents(2, seed)
-    cond.requires_grad_()
-    uncond.requires_grad_()
-    Prediction(cond, uncond).guided(kappa).sum().backward()
-    torch.testing.assert_close(cond.grad, torch.full_like(cond, kappa))
-    torch.testing.assert_close(uncond.grad, torch.full_like(cond, 1 - kappa))
-
-
-def test_guidance_without_the_null_prompts_prediction_is_a_programming_error() -> None:
-    with pytest.raises(AssertionError, match="null prompt"):
-        Prediction(one(1.0)).guided(1.5)
-
-
 # ---------------------------------------------------------------------- phase 1
 
 
@@ -71,7 +39,7 @@ def test_fake_score_loss_sums_each_sample() -> None:
         torch.zeros(2, 1, 2, 2),
         torch.tensor([[[[1.0, 2], [3, 4]]], [[[5, 0]] * 2]]),
     )
-    weight = torch.tensor([1.0, 0.5])[:, None, None, None]
+    weight = torch.tensor([1.0, 0.5])
     assert fake_score_loss(prediction, target, weight).tolist() == [30.0, 25.0]
 
 
@@ -79,14 +47,14 @@ def test_fake_score_loss_sums_each_sample() -> None:
 @given(seed=seeds)
 def test_fake_score_loss_and_gradient(seed: int) -> None:
     prediction, target = latents(2, seed)
-    weight = torch.tensor([1.0, 0.25, 0.0], dtype=torch.float64)[:, None, None, None]
+    weight = torch.tensor([1.0, 0.25, 0.0], dtype=torch.float64)
     prediction.requires_grad_()
     loss = fake_score_loss(prediction, target, weight)
     difference = (prediction - target).detach()
-    expected = weight.flatten() * torch.linalg.vector_norm(difference, dim=(1, 2, 3)) ** 2
+    expected = weight * torch.linalg.vector_norm(difference, dim=(1, 2, 3)) ** 2
     torch.testing.assert_close(loss.detach(), expected)
     loss.sum().backward()
-    torch.testing.assert_close(prediction.grad, 2 * weight * difference)
+    torch.testing.assert_close(prediction.grad, 2 * per_sample(weight, difference) * difference)
 
 
 # ---------------------------------------------------------------------- phase 2
@@ -95,13 +63,13 @@ def test_fake_score_loss_and_gradient(seed: int) -> None:
 def test_generator_weight_is_the_mean_distance_of_each_sample() -> None:
     x_g = torch.zeros(2, 1, 2, 2)
     y_real = torch.tensor([[[[1.0, -3], [0, 4]]], [[[-0.5, 0.5]] * 2]])
-    assert generator_weight(x_g, y_real).tolist() == [[[[2.0]]], [[[0.5]]]]
+    assert generator_weight(x_g, y_real).tolist() == [2.0, 0.5]
 
 
 def test_generator_weight_is_floored_and_keeps_a_nan() -> None:
     x_g = torch.tensor([1.0, 1.0, math.nan])[:, None, None, None]
     y_real = torch.tensor([1.0, 1.0 + 2e-5, 1.0])[:, None, None, None]
-    at_floor, above, bad = generator_weight(x_g, y_real).flatten().tolist()
+    at_floor, above, bad = generator_weight(x_g, y_real).tolist()
     assert at_floor == pytest.approx(1e-5)
     assert above == pytest.approx(2e-5, rel=0.01)
     assert math.isnan(bad)  # or the sample would be trained on instead of skipped
@@ -174,7 +142,7 @@ def test_the_loss_is_the_distance_less_alpha_times_the_distance_of_the_scores(
 
     first = y_real - y_2
     expected = dot(first, y_real - x_g) - alpha * dot(first, y_real - y_3)
-    loss = generator_loss(x_g, y_real, y_2, y_3, weight, alpha) * weight.flatten()
+    loss = generator_loss(x_g, y_real, y_2, y_3, weight, alpha) * weight
     torch.testing.assert_close(loss, expected)
 
 
@@ -183,13 +151,14 @@ def test_gradients_into_every_input_with_the_weight_held_constant(alpha: float) 
     x_g, y_real, y_2, y_3 = (x.requires_grad_() for x in latents(4))
     weight = generator_weight(x_g, y_real)
     generator_loss(x_g, y_real, y_2, y_3, weight, alpha).sum().backward()
+    w = per_sample(weight, x_g)
     with torch.no_grad():
         first, second = y_real - y_2, (y_real - x_g) - alpha * (y_real - y_3)
         expected = {
-            "x_g": -first / weight,
-            "y_real": (second + (1 - alpha) * first) / weight,
-            "y_fake_2": -second / weight,
-            "y_fake_3": alpha * first / weight,
+            "x_g": -first / w,
+            "y_real": (second + (1 - alpha) * first) / w,
+            "y_fake_2": -second / w,
+            "y_fake_3": alpha * first / w,
         }
     for x, (name, gradient) in zip((x_g, y_real, y_2, y_3), expected.items(), strict=True):
         torch.testing.assert_close(x.grad, gradient, msg=name)
@@ -217,7 +186,44 @@ def test_the_score_identity(alpha: float, share: float) -> None:
         return mean + gain * (x_t - a * mean)
 
     y_real, y_fake = posterior_mean(0.0, 1.0), posterior_mean(1.0, 0.5)
-    loss = generator_loss(x_g, y_real, y_fake, y_fake, torch.ones(1, 1, 1, 1), alpha)
+    loss = generator_loss(x_g, y_real, y_fake, y_fake, torch.ones(1), alpha)
     fisher = float((y_real - y_fake).square().mean())
     assert fisher > 0.1
     assert float(loss.mean()) == pytest.approx(share * fisher, abs=4 * float(loss.std()) / 632)
+
+
+# ---------------------------------------------------------------------- latents of any shape
+
+
+@pytest.mark.parametrize("shape", [(3, 24), (3, 4, 6), (3, 2, 3, 2, 2)])
+def test_packed_latents_and_videos_have_the_losses_of_images(shape: tuple[int, ...]) -> None:
+    x_g, y_real, y_2, y_3 = latents(4)
+    weight = generator_weight(x_g, y_real)
+    other = [x.reshape(shape) for x in (x_g, y_real, y_2, y_3)]
+    torch.testing.assert_close(generator_weight(*other[:2]), weight)
+    loss = generator_loss(*other, weight, 1.2)
+    torch.testing.assert_close(loss, generator_loss(x_g, y_real, y_2, y_3, weight, 1.2))
+    losses = (fake_score_loss(a, b, weight) for a, b in ((x_g, y_2), (other[0], other[2])))
+    torch.testing.assert_close(*losses)
+
+
+# ---------------------------------------------------------------------- the mean over the batch
+
+
+@bounded
+@given(seed=seeds, size=st.integers(1, 7))
+def test_the_shares_of_micro_batches_add_up_to_the_mean(seed: int, size: int) -> None:
+    losses = torch.randn(7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    shares = [mean_over_batch(part, 7) for part in losses.split(size)]
+    torch.testing.assert_close(sum(shares), losses.mean())
+
+
+def test_a_sample_that_does_not_count_has_no_part_in_loss_and_gradient() -> None:
+    losses = torch.tensor([1.0, math.nan, 4.0], requires_grad=True)
+    counted = torch.tensor([True, False, True])
+    loss = mean_over_batch(losses, 3, counted)
+    assert loss.item() == pytest.approx(5 / 3)
+    loss.backward()
+    assert losses.grad is not None
+    assert losses.grad.tolist() == pytest.approx([1 / 3, 0, 1 / 3])
+    assert mean_over_batch(losses, 3, counted & False).item() == 0

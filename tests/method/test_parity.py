@@ -21,8 +21,9 @@ from sid_lsg.data.prompts import PromptBatch
 from sid_lsg.images.pixels import to_uint8
 from sid_lsg.method.draws import Draws, Phase
 from sid_lsg.method.ema import ema_beta
-from sid_lsg.method.sampling import sampling_timesteps, seeded_noises
-from sid_lsg.method.schedule import NoiseSchedule
+from sid_lsg.method.sampling import seeded_noises
+from sid_lsg.method.schedule import DiscreteSchedule
+from sid_lsg.method.shapes import per_sample
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.training.gradients import gradient_norm
 from sid_lsg.training.module import SiDLSG
@@ -190,12 +191,12 @@ def run_static(
 def loss_magnitude(module: Recorder, name: str, entry: dict[str, Any]) -> float:
     """Return the loss with every element's magnitude in place of its value."""
     if name == "fake":
-        return float(module.output(name, "loss").sum()) / entry["batch"]
+        return float(module.output(name, "losses").sum()) / entry["batch"]
     x_g, y_2, y_3, y_real, w = (
         module.output(name, field) for field in ("x_g", "y_fake_2", "y_fake_3", "y_real", "weight")
     )
     correction = (y_real - x_g) - entry["alpha"] * (y_real - y_3)
-    return float(((y_real - y_2) * correction / w).abs().sum()) / entry["batch"]
+    return float(((y_real - y_2) * correction / per_sample(w, x_g)).abs().sum()) / entry["batch"]
 
 
 def test_case(golden: Golden, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,11 +210,11 @@ def test_case(golden: Golden, case: str, monkeypatch: pytest.MonkeyPatch) -> Non
     if entry["kappa2"] == entry["kappa3"]:
         assert error(module.output("g", "y_fake_3"), expected["phase2.y_fake"]) < OUTPUT
     assert error(module.output("g", "y_real"), expected["phase2.y_real"]) < OUTPUT
-    assert error(module.output("g", "weight"), expected["phase2.weight_factor"]) < OUTPUT
+    assert error(module.output("g", "weight"), expected["phase2.weight_factor"].flatten()) < OUTPUT
 
     batch, rounds = entry["batch"], entry["rounds"]
     for phase, name in (("phase1", "fake"), ("phase2", "g")):
-        per_round = module.output(name, "loss").double().view(rounds, -1).sum(1) / batch
+        per_round = module.output(name, "losses").double().view(rounds, -1).sum(1) / batch
         recorded = expected[f"{phase}.loss_rounds"]
         # The generator's loss is a small difference of large terms, whose size sets its error.
         size = loss_magnitude(module, name, entry)
@@ -292,7 +293,7 @@ def test_trajectory(golden: Golden, trajectory: str, monkeypatch: pytest.MonkeyP
 
     steps, batch = entry["iterations"], entry["batch"]
     for name, tolerance in (("fake", LOSS_FAKE_TRAJECTORY), ("g", LOSS_G_TRAJECTORY)):
-        losses = module.output(name, "loss").double().view(steps, -1).sum(1) / batch
+        losses = module.output(name, "losses").double().view(steps, -1).sum(1) / batch
         totals = expected[f"loss_{name}_rounds"].sum(1)
         if name == "fake":
             assert error(losses, totals) < tolerance
@@ -339,13 +340,13 @@ def test_sampler(golden: Golden) -> None:
             lambda _, args: seen.append((args[0].detach(), args[1]))  # noqa: B023
         )
         noises = [inputs["phase1.z"], *(inputs[f"phase1.extra{i}"] for i in range(1, steps))]
-        x_g = module.sample(module.generator, condition, noises)
+        x_g = module.teacher.sample(module.generator, condition, noises, module.t_init)
         hook.remove()
         assert error(x_g, expected[f"train{steps}.x_g"]) < OUTPUT
         assert error(x_g, expected[f"eval{steps}.latents"]) < OUTPUT
         x_t, t = (torch.stack(values) for values in zip(*seen, strict=True))
         assert torch.equal(t, expected[f"train{steps}.timesteps"])
-        assert t[:, 0].tolist() == sampling_timesteps(625, steps)
+        assert t[:, 0].tolist() == module.teacher.schedule.generator_times(625, steps)
         assert error(x_t, expected[f"train{steps}.unet_inputs"]) < OUTPUT
         module.generator.zero_grad()
         (x_g * expected["w"]).sum().backward()
@@ -373,7 +374,7 @@ def test_schedule(golden: Golden) -> None:
     expected = golden.tensors("schedule")
     t, x_t, output = expected["t"], expected["x_t"], expected["model_output"]
     for prediction_type, name in (("epsilon", "eps"), ("v_prediction", "v")):
-        schedule = NoiseSchedule.from_alphas_cumprod(
+        schedule = DiscreteSchedule.from_alphas_cumprod(
             expected["alphas_cumprod"],
             prediction_type,  # type: ignore[arg-type]
         )
@@ -381,7 +382,7 @@ def test_schedule(golden: Golden) -> None:
         assert error(schedule.x0(output, x_t, t), expected[f"x0_from_{name}"]) < 1e-6
     velocity = schedule.velocity(expected["x0"], expected["eps"], t)
     assert error(velocity, expected["velocity"]) < 1e-6
-    weight = schedule.eps_weight(t).flatten()
+    weight = schedule.error_weight(t)
     assert error(weight, expected["snr"] / (expected["snr"] + 1)) < 1e-6
     teacher = SiDLSG(str(golden.path("tiny_sd"))).teacher
     assert torch.equal(teacher.schedule.alphas, expected["alphas_cumprod"].sqrt())

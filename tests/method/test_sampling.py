@@ -1,8 +1,5 @@
 """Sampling against a loop in plain float64, and noises that are each image's own."""
 
-from fractions import Fraction
-from math import floor
-
 import numpy as np
 import pytest
 import torch
@@ -10,16 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sid_lsg.method.sampling import sample, sampling_timesteps, seeded_noises
-from sid_lsg.method.schedule import NoiseSchedule
+from sid_lsg.method.sampling import sample, seeded_noises
+from sid_lsg.method.schedule import DiscreteSchedule
 
 ABAR = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
 SHAPE = (2, 4, 3, 3)
 
 
 @pytest.fixture
-def schedule() -> NoiseSchedule:
-    return NoiseSchedule.from_alphas_cumprod(torch.from_numpy(ABAR), "epsilon")
+def schedule() -> DiscreteSchedule:
+    return DiscreteSchedule.from_alphas_cumprod(torch.from_numpy(ABAR), "epsilon")
 
 
 def noises(count: int) -> list[Tensor]:
@@ -27,24 +24,7 @@ def noises(count: int) -> list[Tensor]:
     return list(torch.randn(count, *SHAPE, generator=generator, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(
-    ("num_steps", "expected"), [(1, [625]), (2, [625, 312]), (4, [625, 468, 312, 156])]
-)
-def test_the_methods_timesteps(num_steps: int, expected: list[int]) -> None:
-    assert sampling_timesteps(625, num_steps) == expected
-
-
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(data=st.data(), t_init=st.integers(1, 999))
-def test_timesteps_are_exact_and_fall_from_t_init(data: st.DataObject, t_init: int) -> None:
-    count = data.draw(st.integers(1, min(t_init, 50)))
-    timesteps = sampling_timesteps(t_init, count)
-    assert timesteps == [floor(t_init * (1 - Fraction(i, count))) for i in range(count)]
-    assert timesteps[0] == t_init
-    assert all(a > b for a, b in zip(timesteps, [*timesteps[1:], 0], strict=True))
-
-
-def test_one_step_from_a_noise_prediction(schedule: NoiseSchedule) -> None:
+def test_one_step_from_a_noise_prediction(schedule: DiscreteSchedule) -> None:
     """x_T = sqrt(1 - abar) z;  x_g = (x_T - sqrt(1 - abar) eps(x_T)) / sqrt(abar)."""
     (z,) = noises(1)
     x_g = sample(lambda x, t: schedule.x0(torch.tanh(x), x, t), schedule, [z], 625)
@@ -54,7 +34,7 @@ def test_one_step_from_a_noise_prediction(schedule: NoiseSchedule) -> None:
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
-def test_k_steps_equal_a_loop_in_float64(schedule: NoiseSchedule, num_steps: int) -> None:
+def test_k_steps_equal_a_loop_in_float64(schedule: DiscreteSchedule, num_steps: int) -> None:
     """The denoiser of Gaussian data N(0.3, 0.7^2): E[x_0 | x_t]."""
     seen: list[int] = []
 
@@ -76,10 +56,10 @@ def test_k_steps_equal_a_loop_in_float64(schedule: NoiseSchedule, num_steps: int
         prior, seen_precision = 1 / 0.7**2, abar / (1 - abar)
         x = (prior * 0.3 + seen_precision * x_t / np.sqrt(abar)) / (prior + seen_precision)
     np.testing.assert_allclose(x_g, x, rtol=1e-5, atol=1e-6)
-    assert seen == sampling_timesteps(625, num_steps)
+    assert seen == schedule.generator_times(625, num_steps)
 
 
-def test_the_gradient_runs_through_all_steps(schedule: NoiseSchedule) -> None:
+def test_the_gradient_runs_through_all_steps(schedule: DiscreteSchedule) -> None:
     """With the denoiser theta x_t, three steps are a cubic in theta."""
     z = noises(3)
     theta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
@@ -94,7 +74,7 @@ def test_the_gradient_runs_through_all_steps(schedule: NoiseSchedule) -> None:
     assert float(gradient) == pytest.approx(3 * 0.49 * cubic + 2 * 0.7 * square + linear, rel=1e-5)
 
 
-def test_gradients_of_a_nonlinear_generator(schedule: NoiseSchedule) -> None:
+def test_gradients_of_a_nonlinear_generator(schedule: DiscreteSchedule) -> None:
     weight = torch.tensor([0.4, -0.9], dtype=torch.float64, requires_grad=True)
 
     def generate(w: Tensor) -> Tensor:
@@ -103,7 +83,7 @@ def test_gradients_of_a_nonlinear_generator(schedule: NoiseSchedule) -> None:
     torch.autograd.gradcheck(generate, (weight,))
 
 
-def test_samples_do_not_mix(schedule: NoiseSchedule) -> None:
+def test_samples_do_not_mix(schedule: DiscreteSchedule) -> None:
     zs = [x.float() for x in noises(2)]
 
     def generate(noises: list[Tensor]) -> Tensor:

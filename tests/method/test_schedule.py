@@ -1,5 +1,7 @@
 """The schedule against numpy in float64; eps, v and x_0 say the same thing."""
 
+from fractions import Fraction
+from math import floor
 from typing import Any
 
 import numpy as np
@@ -10,15 +12,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sid_lsg.method.schedule import PREDICTION_TYPES, NoiseSchedule
+from sid_lsg.method.schedule import PREDICTION_TYPES, DiscreteSchedule
+from sid_lsg.method.shapes import per_sample
 
 ABAR: NDArray[Any] = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
 T = 1000
 FLOAT32: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6}  # the schedule's own precision
 
 
-def make(prediction_type: Any, abar: NDArray[Any] = ABAR) -> NoiseSchedule:
-    return NoiseSchedule.from_alphas_cumprod(torch.from_numpy(abar), prediction_type)
+def make(prediction_type: Any, abar: NDArray[Any] = ABAR) -> DiscreteSchedule:
+    return DiscreteSchedule.from_alphas_cumprod(torch.from_numpy(abar), prediction_type)
 
 
 def latents(seed: int, count: int = 2, batch: int = 5) -> Tensor:
@@ -33,9 +36,9 @@ bounded = settings(max_examples=40, deadline=None, derandomize=True)
 def test_coefficients_are_the_roots_of_the_cumulative_product() -> None:
     schedule, t = make("epsilon"), torch.arange(T)
     assert len(schedule) == T
-    assert schedule.alpha(t).shape == schedule.sigma(t).shape == (T, 1, 1, 1)
-    np.testing.assert_allclose(schedule.alpha(t).flatten(), np.sqrt(ABAR), rtol=1e-6)
-    np.testing.assert_allclose(schedule.sigma(t).flatten(), np.sqrt(1 - ABAR), rtol=1e-6)
+    assert schedule.alpha(t).shape == schedule.sigma(t).shape == (T,)
+    np.testing.assert_allclose(schedule.alpha(t), np.sqrt(ABAR), rtol=1e-6)
+    np.testing.assert_allclose(schedule.sigma(t), np.sqrt(1 - ABAR), rtol=1e-6)
 
 
 def test_the_schedule_is_in_no_checkpoint_and_follows_the_module() -> None:
@@ -74,7 +77,8 @@ def test_the_target_gives_back_the_clean_latent(t: Tensor, seed: int, prediction
 def test_eps_and_v_of_the_same_network_give_the_same_clean_latent(t: Tensor, seed: int) -> None:
     x_t, v = latents(seed)
     of_eps, of_v = make("epsilon"), make("v_prediction")
-    eps = of_v.alpha(t) * v + of_v.sigma(t) * x_t  # rotates (x_t, v) back to (x_0, eps)
+    a, s = (per_sample(scale, v) for scale in (of_v.alpha(t), of_v.sigma(t)))
+    eps = a * v + s * x_t  # rotates (x_t, v) back to (x_0, eps)
     torch.testing.assert_close(of_eps.x0(eps, x_t, t), of_v.x0(v, x_t, t), rtol=3e-5, atol=3e-5)
 
 
@@ -84,17 +88,50 @@ def test_the_weighted_error_of_v_is_the_error_of_eps(t: Tensor, seed: int) -> No
     schedule = make("v_prediction")
     x_0, eps, wrong = latents(seed, count=3)
     x_t, v = schedule.add_noise(x_0, eps, t), schedule.velocity(x_0, eps, t)
-    a, s = schedule.alpha(t), schedule.sigma(t)
+    a, s = (per_sample(scale, v) for scale in (schedule.alpha(t), schedule.sigma(t)))
     eps_error = (a * (v + wrong) + s * x_t) - (a * v + s * x_t)
-    torch.testing.assert_close(schedule.eps_weight(t) * wrong**2, eps_error**2)
+    weight = per_sample(schedule.error_weight(t), wrong)
+    torch.testing.assert_close(weight * wrong**2, eps_error**2)
 
 
 @pytest.mark.parametrize("t", [0, 20, 625, 979, 999])
-def test_eps_weight_is_snr_over_snr_plus_one(t: int) -> None:
+def test_the_weight_of_v_is_snr_over_snr_plus_one(t: int) -> None:
     snr = ABAR[t] / (1 - ABAR[t])
     at = torch.tensor([t])
-    assert make("v_prediction").eps_weight(at).item() == pytest.approx(snr / (snr + 1), rel=1e-6)
-    assert make("epsilon").eps_weight(at).tolist() == [[[[1.0]]]]
+    assert make("v_prediction").error_weight(at).item() == pytest.approx(snr / (snr + 1), rel=1e-6)
+    assert make("epsilon").error_weight(at).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 16, 64), (5, 16, 3, 4, 4)])
+def test_latents_may_have_any_shape(shape: tuple[int, ...]) -> None:
+    """Packed tokens and videos: the same numbers as for images."""
+    t = torch.tensor([0, 20, 625, 979, 999])
+    generator = torch.Generator().manual_seed(0)
+    x_0, eps = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+    for prediction_type in PREDICTION_TYPES:
+        schedule = make(prediction_type)
+        images = [x.reshape(5, -1, 1, 1) for x in (x_0, eps)]
+        x_t, target = schedule.add_noise(x_0, eps, t), schedule.target(x_0, eps, t)
+        assert torch.equal(x_t.reshape_as(images[0]), schedule.add_noise(*images, t))
+        assert torch.equal(target.reshape_as(images[0]), schedule.target(*images, t))
+        torch.testing.assert_close(schedule.x0(target, x_t, t), x_0, **FLOAT32)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "expected"), [(1, [625]), (2, [625, 312]), (4, [625, 468, 312, 156])]
+)
+def test_the_methods_timesteps(num_steps: int, expected: list[int]) -> None:
+    assert make("epsilon").generator_times(625, num_steps) == expected
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(data=st.data(), t_init=st.integers(1, 999))
+def test_timesteps_are_exact_and_fall_from_t_init(data: st.DataObject, t_init: int) -> None:
+    count = data.draw(st.integers(1, min(t_init, 50)))
+    timesteps = make("epsilon").generator_times(t_init, count)
+    assert timesteps == [floor(t_init * (1 - Fraction(i, count))) for i in range(count)]
+    assert timesteps[0] == t_init
+    assert all(a > b for a, b in zip(timesteps, [*timesteps[1:], 0], strict=True))
 
 
 def test_nothing_is_clipped() -> None:

@@ -23,7 +23,6 @@ from sid_lsg.cli import main
 from sid_lsg.data.prompts import PromptBatch, PromptDataModule
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.draws import Phase
-from sid_lsg.method.ema import update_ema
 from sid_lsg.networks.lora import (
     LORA_FILE,
     adapt,
@@ -35,6 +34,7 @@ from sid_lsg.networks.lora import (
 )
 from sid_lsg.options.lora import LoRA
 from sid_lsg.training.alternating import constant
+from sid_lsg.training.ema import update_ema
 from sid_lsg.training.module import SiDLSG
 from sid_lsg.training.strategies import FSDP2Strategy, register_strategies
 from tests.helpers import forked
@@ -170,10 +170,10 @@ def test_moving_to_a_gpu_keeps_the_tensors_shared(small_sd: str) -> None:
 def gradients(module: SiDLSG, phase: Phase, network: nn.Module) -> dict[str, Tensor]:
     inputs = module.phase_inputs(phase, PromptBatch(0, 0, PROMPTS, PROMPTS))
     if phase is Phase.FAKE_SCORE:
-        module.fake_score_phase(inputs).loss.sum().backward()
+        module.fake_score_phase(inputs).loss.backward()
     else:
         with constant(trainable(module.fake_score)):
-            module.generator_phase(inputs).loss.sum().backward()
+            module.generator_phase(inputs).loss.backward()
     assert all(p.grad is None for p in module.teacher.parameters())
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 
 import sid_lsg.files.sources
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.conditioning import expand
+from sid_lsg.method.guidance import predict_guided
+from sid_lsg.method.shapes import per_sample
 from sid_lsg.networks.memory import set_frozen_precision
-from sid_lsg.teachers.base import concatenate, expand, replace_where, select
 from sid_lsg.teachers.stable_diffusion import COMPONENTS, StableDiffusion
 from tests.helpers.damage import Trap
 
@@ -212,6 +215,14 @@ def test_prompts_become_the_last_hidden_states(teacher: StableDiffusion) -> None
     torch.testing.assert_close(embeddings[0], expected)
 
 
+def guided(
+    teacher: StableDiffusion, x_t: Tensor, t: Tensor, condition: Any, kappas: list[float]
+) -> list[Tensor]:
+    """Predict with the teacher's own network."""
+    predict = partial(teacher.predict, teacher.network)
+    return predict_guided(predict, x_t, t, condition, teacher.null_condition(), kappas)
+
+
 @pytest.mark.parametrize("kappas", [[1], [1.0, 1]])
 def test_without_guidance_one_call_of_the_batch(
     teacher: StableDiffusion, inputs: Inputs, kappas: list[float], monkeypatch: pytest.MonkeyPatch
@@ -219,7 +230,7 @@ def test_without_guidance_one_call_of_the_batch(
     network, (x_t, t, condition) = teacher.network, inputs
     expected = network(x_t, t, **condition).sample
     sizes = seen_by(network, monkeypatch)
-    predictions = teacher.predict_guided(network, x_t, t, condition, kappas)
+    predictions = guided(teacher, x_t, t, condition, kappas)
     assert sizes == [2]
     assert len(predictions) == len(kappas)
     assert all(torch.equal(prediction, expected) for prediction in predictions)
@@ -233,7 +244,7 @@ def test_with_guidance_one_call_of_the_doubled_batch(
     empty = teacher.encode_prompts(["", ""])
     c, u = (network(x_t, t, **prompts).sample for prompts in (condition, empty))
     sizes = seen_by(network, monkeypatch)
-    predictions = teacher.predict_guided(network, x_t, t, condition, kappas)
+    predictions = guided(teacher, x_t, t, condition, kappas)
     assert sizes == [4]
     for kappa, prediction in zip(kappas, predictions, strict=True):
         torch.testing.assert_close(prediction, u + kappa * (c - u), rtol=1e-4, atol=1e-5)
@@ -249,11 +260,11 @@ def test_gradients_pass_through_the_frozen_weights_to_the_inputs(
     def gradient(output: Tensor) -> Tensor:
         return torch.autograd.grad(output.square().sum() / 2, x_t)[0]
 
-    (guided,) = teacher.predict_guided(network, x_t, t, condition, [kappa])
+    (prediction,) = guided(teacher, x_t, t, condition, [kappa])
     c, u = (network(x_t, t, **prompts).sample for prompts in (condition, empty))
     expected = gradient(u + kappa * (c - u))
     assert expected.abs().max() > 1e-3
-    torch.testing.assert_close(gradient(guided), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient(prediction), expected, rtol=1e-4, atol=1e-5)
     assert all(p.grad is None for p in teacher.parameters())
 
 
@@ -274,7 +285,7 @@ def test_the_null_prompt_is_encoded_once(tiny_sd: str, monkeypatch: pytest.Monke
     condition = expand({"encoder_hidden_states": expected}, 2)
     x_t, t = torch.zeros(2, 4, 8, 8), torch.tensor([5, 5])
     for _ in range(3):
-        teacher.predict_guided(teacher.network, x_t, t, condition, [2.0])
+        guided(teacher, x_t, t, condition, [2.0])
         assert torch.equal(teacher.null_condition()["encoder_hidden_states"], expected)
     assert calls == [1]
 
@@ -301,9 +312,9 @@ def test_the_teacher_samples_by_ddim(
     with torch.no_grad():
         for now, then in pairwise(steps):
             t, after = torch.full((2,), now), torch.full((2,), then)
-            (raw,) = teacher.predict_guided(teacher.network, x, t, condition, [guidance])
+            (raw,) = guided(teacher, x, t, condition, [guidance])
             x_0 = schedule.x0(raw, x, t)
-            eps = (x - schedule.alpha(t) * x_0) / schedule.sigma(t)
+            eps = (x - per_sample(schedule.alpha(t), x) * x_0) / per_sample(schedule.sigma(t), x)
             x = schedule.add_noise(x_0, eps, after)
     state = torch.get_rng_state()
     images = teacher.sample_reference(["a cat", "a dog"], [7, 3], 2, guidance)
@@ -340,18 +351,6 @@ def test_pictures_of_the_teacher_leave_the_trainings_empty_prompt_alone(tiny_sd:
             found.append(teacher.null_condition()["encoder_hidden_states"])
     assert torch.equal(*found)
     assert not torch.equal(found[0], teacher.encode_prompts([""])["encoder_hidden_states"])
-
-
-def test_conditioning_is_selected_expanded_joined_and_replaced_by_sample() -> None:
-    condition = {"states": torch.arange(12.0).view(3, 2, 2), "pooled": torch.arange(3.0)}
-    null = {"states": torch.full((1, 2, 2), -1.0), "pooled": torch.full((1,), -1.0)}
-    assert select(condition, torch.tensor([2, 0]))["pooled"].tolist() == [2, 0]
-    assert expand(null, 3)["states"].shape == (3, 2, 2)
-    assert concatenate(condition, null)["pooled"].tolist() == [0, 1, 2, -1]
-    replaced = replace_where(torch.tensor([True, False, True]), condition, null)
-    assert replaced["pooled"].tolist() == [-1, 1, -1]
-    assert replaced["states"].amax((1, 2)).tolist() == [-1, 7, -1]
-    assert torch.equal(replaced["states"][1], condition["states"][1])
 
 
 # ---------------------------------------------------------------------- resolution

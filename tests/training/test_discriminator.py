@@ -18,6 +18,7 @@ from sid_lsg.commands.benchmark import benchmark
 from sid_lsg.data.prompts import PromptBatch
 from sid_lsg.data.real_images import RealImages
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.adversarial import adversarial_loss, discriminator_loss
 from sid_lsg.method.draws import Phase
 from sid_lsg.method.phases import PhaseInputs
 from sid_lsg.networks.compilation import compile_blocks
@@ -26,11 +27,6 @@ from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.lora import LoRA
 from sid_lsg.options.real_data import RealData, check_real_data, check_weights
 from sid_lsg.training.alternating import constant
-from sid_lsg.training.discriminator import (
-    adversarial_loss,
-    discriminator_logits,
-    discriminator_loss,
-)
 from sid_lsg.training.module import SiDLSG
 from tests.helpers.comparison import relative, weights
 from tests.helpers.modules import PROMPTS, Poisoned, part_from_teacher
@@ -69,34 +65,7 @@ def gradient(network: torch.nn.Module, loss: Tensor) -> Tensor:
     return torch.cat([g.flatten() for g in found])
 
 
-# ---------------------------------------------------------------------- the mathematics
-
-
-def test_losses_and_their_gradients_are_those_of_a_classifier() -> None:
-    """Against the probability sigmoid(D), and the closed forms of its gradients, in float64."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (3, 5, 2, 4)
-    features = [3 * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2)]
-    real, generated = (discriminator_logits(f.requires_grad_()) for f in features)
-    torch.testing.assert_close(real, features[0].sum(1) / 5)
-    p_real, p_generated = (1 / (1 + torch.exp(-d)) for d in (real, generated))
-    places = 2 * 4
-
-    loss = discriminator_loss(real, generated)
-    expected = -(torch.log(p_real) + torch.log(1 - p_generated)).sum((1, 2)) / places / 2
-    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
-    of_real, of_generated = torch.autograd.grad(loss.sum(), features, retain_graph=True)
-    for found, closed in ((of_real, p_real - 1), (of_generated, p_generated)):
-        wanted = (closed / (2 * places * 5))[:, None].expand(shape)
-        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)
-
-    loss = adversarial_loss(generated)
-    expected = -torch.log(p_generated).sum((1, 2)) / places
-    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
-    (found,) = torch.autograd.grad(loss.sum(), features[1])
-    wanted = ((p_generated - 1) / (places * 5))[:, None].expand(shape)
-    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)
-    assert discriminator_logits(torch.ones(1, 2, 1, 1).bfloat16()).dtype == torch.float32
+# ---------------------------------------------------------------------- in both phases
 
 
 def encoded(module: SiDLSG, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
@@ -122,8 +91,8 @@ def test_both_phases_add_the_term_to_the_data_free_loss(
     term, module.discriminator = module.discriminator, None
     without = module.fake_score_phase(first), module.generator_phase(second)
     assert term is not None
-    assert not without[0].parts
-    assert not without[1].parts
+    assert not without[0].numbers
+    assert not without[1].numbers
 
     def logits(x_0: Tensor, inputs: Any) -> Tensor:
         x_t = module.teacher.schedule.add_noise(x_0, inputs.draws.eps, inputs.draws.t)
@@ -134,13 +103,13 @@ def test_both_phases_add_the_term_to_the_data_free_loss(
     x_0 = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
     loss = discriminator_loss(logits(x_0, first.real), logits(with_term[0].x_g, first))
     close = torch.testing.assert_close
-    close(with_term[0].loss, without[0].loss + 30.0 * loss)
-    close(with_term[0].parts["loss_adversarial_fake"], loss)
-    close(with_term[0].parts["logit_real"], logits(x_0, first.real).mean((1, 2)))
+    close(with_term[0].losses, without[0].losses + 30.0 * loss)
+    close(with_term[0].numbers["loss_adversarial_fake"], loss)
+    close(with_term[0].numbers["logit_real"], logits(x_0, first.real).mean((1, 2)))
     loss = adversarial_loss(logits(with_term[1].x_g, second))
-    per_latent = 0.1 * x_0[0].numel() * loss / without[1].weight.flatten()
-    close(with_term[1].loss, without[1].loss + per_latent)
-    close(with_term[1].parts["loss_adversarial_generator"], loss)
+    per_latent = 0.1 * x_0[0].numel() * loss / without[1].weight
+    close(with_term[1].losses, without[1].losses + per_latent)
+    close(with_term[1].numbers["loss_adversarial_generator"], loss)
 
 
 def test_the_discriminator_trains_the_encoder_and_the_generator_alone_is_to_fool_it(
@@ -156,10 +125,10 @@ def test_the_discriminator_trains_the_encoder_and_the_generator_alone_is_to_fool
         module.zero_grad()
         return found
 
-    module.fake_score_phase(first).parts["loss_adversarial_fake"].sum().backward()
+    module.fake_score_phase(first).numbers["loss_adversarial_fake"].sum().backward()
     assert reached() == {"fake conv_in", "fake time_embedding", "fake down_blocks"}
     with constant(trainable(module.fake_score)):
-        module.generator_phase(second).parts["loss_adversarial_generator"].sum().backward()
+        module.generator_phase(second).numbers["loss_adversarial_generator"].sum().backward()
     whole = {name.split(".")[0] for name, _ in module.generator.named_parameters()}
     assert reached() == {f"generator {name}" for name in whole}
 
@@ -176,7 +145,7 @@ def gradients_of(module: SiDLSG, batch: PromptBatch, size: int) -> list[Tensor]:
     ]
     return [
         sum(
-            gradient(network, phase(part.select(slice(i, i + size))).loss.sum())
+            gradient(network, phase(part.select(slice(i, i + size))).loss)
             for i in range(0, 4, size)
         )
         for part, (phase, network) in zip(inputs, phases, strict=True)

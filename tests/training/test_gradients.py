@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import sid_lsg.training.gradients
 from sid_lsg.distributed.sharding import is_sharded, local, shard, shard_like, whole
-from sid_lsg.method.ema import update_ema
+from sid_lsg.training.ema import update_ema
 from sid_lsg.training.gradients import (
     all_reduce_mean,
     clip_gradients,

@@ -14,7 +14,6 @@ from sid_lsg.callbacks import Checkpoint
 from sid_lsg.data.prompts import PromptBatch
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.draws import Phase
-from sid_lsg.method.ema import update_ema
 from sid_lsg.method.phases import PhaseInputs
 from sid_lsg.networks.lora import trainable
 from sid_lsg.networks.memory import borrowed
@@ -23,6 +22,7 @@ from sid_lsg.options.lora import LoRA
 from sid_lsg.teachers.base import products
 from sid_lsg.training.alternating import constant
 from sid_lsg.training.bad_samples import replace_bad
+from sid_lsg.training.ema import update_ema
 from sid_lsg.training.module import SiDLSG
 from tests.helpers.comparison import relative, weights
 from tests.helpers.modules import PROMPTS, Poisoned, part_from_teacher
@@ -85,7 +85,7 @@ def test_gradients_reach_the_generator_through_both_frozen_networks(small_sd: st
 
         module.teacher.predict = without  # type: ignore[method-assign]
         module.generator.zero_grad()
-        module.generator_phase(inputs).loss.sum().backward()
+        module.generator_phase(inputs).loss.backward()
         del module.teacher.predict
         return torch.cat([p.grad.flatten() for p in module.generator.parameters()])
 
@@ -172,9 +172,9 @@ def test_steps_and_gradients_are_measured_where_they_are_logged(
                 self.bad = parameters[0].numel() / sum(p.numel() for p in parameters)
             super().on_before_optimizer_step(optimizer)
 
-        def update(self, inputs: Any, evaluate: Any, network: Any, *rest: Any) -> Any:
+        def update(self, inputs: Any, phase: Any, network: Any, *rest: Any) -> Any:
             before, self.bad = weights(network), 0.0
-            update = super().update(inputs, evaluate, network, *rest)
+            update = super().update(inputs, phase, network, *rest)
             if self.iteration == 0:
                 assert update.update_ratio.isnan()
                 assert update.nonfinite_gradients.isnan()
@@ -327,17 +327,17 @@ def test_good_samples_gradients_are_exact_beside_bad_ones(small_sd: str) -> None
     inputs = module.phase_inputs(Phase.GENERATOR, PromptBatch(0, 0, PROMPTS[:3], PROMPTS[:3]))
     good = torch.tensor([True, False, True])
 
-    def gradient(chosen: PhaseInputs, counted: Tensor) -> Tensor:
+    def gradient(chosen: PhaseInputs) -> Tensor:
         module.generator.zero_grad()
-        (module.generator_phase(chosen).loss.where(counted, 0).sum() / 3).backward()
+        module.generator_phase(chosen).loss.backward()
         return torch.cat([p.grad.flatten() for p in module.generator.parameters()])
 
     with constant(trainable(module.fake_score)):
-        alone = sum(gradient(inputs.select(slice(i, i + 1)), torch.tensor([True])) for i in (0, 2))
+        alone = sum(gradient(inputs.select(slice(i, i + 1))) for i in (0, 2))
         inputs.draws.noises[0][1] = float("nan")
         replaced = replace_bad(inputs, good)
-        assert relative(gradient(replaced, good), alone) < 1e-5
-        nothing = gradient(replace_bad(inputs, ~good & False), ~good & False)
+        assert relative(gradient(replaced), alone) < 1e-5
+        nothing = gradient(replace_bad(inputs, ~good & False))
     assert torch.equal(nothing, torch.zeros_like(nothing))
     assert torch.equal(replaced.draws.noises[0][1], inputs.draws.noises[0][0])
 
