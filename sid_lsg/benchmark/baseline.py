@@ -1,10 +1,10 @@
-"""One iteration in the manner of the method's first implementation: the same numbers, more slowly.
+"""A baseline iteration that works as the official code does: the same numbers, more slowly.
 
-What it computes is what `SiDLSG` computes. How: eight calls of the text encoder per iteration,
-since every evaluation of a network encodes its prompts, and the empty one for each sample, again;
-x_0-estimates one sample at a time through a diffusers scheduler; parameters one by one for the
-gradients' repair and the average; memory in PyTorch's plain order; and a full garbage collection
-at the end. It is what `--benchmark.compare_official` measures against, and nothing else uses it.
+It computes what `SiDLSG` computes, with these differences: the text encoder is called eight times
+per iteration, since each network call encodes its prompts and, for each sample, the empty prompt;
+x_0 is estimated one sample at a time through a diffusers scheduler; gradient repair and EMA loop
+over the parameters; tensors have PyTorch's contiguous memory format; and the iteration ends with a
+full garbage collection. Only `--benchmark.compare_official` uses it.
 """
 
 import copy
@@ -22,7 +22,7 @@ from sid_lsg.teachers.stable_diffusion import StableDiffusion
 
 
 class Noise(NamedTuple):
-    """The random numbers of a phase: z and eps [B, C, H, W], t [B] int64."""
+    """Random numbers of a phase: z and eps [B, C, H, W], t [B] int64."""
 
     z: Tensor
     eps: Tensor
@@ -30,7 +30,7 @@ class Noise(NamedTuple):
 
 
 class Baseline:
-    """The networks, optimizers and average of a run, in float32 on the teacher's device.
+    """Networks, optimizers and EMA of a run, in float32 on the teacher's device.
 
     Attributes:
         collect: Whether an iteration ends with a garbage collection.
@@ -49,10 +49,10 @@ class Baseline:
         lr: float = 1e-6,
         collect: bool = True,
     ) -> None:
-        """Copy a teacher's networks; the arguments are those of `SiDLSG`.
+        """Copy the teacher's network; the arguments are those of `SiDLSG`.
 
         Raises:
-            ValueError: If kappa_2 and kappa_3 differ, which is not for one guidance scale.
+            ValueError: If kappa_2 and kappa_3 differ: the baseline has one scale for both.
         """
         if kappas.eval_fake_2 != kappas.eval_fake_3:
             raise ValueError("the baseline has one guidance scale for kappa_2 and kappa_3")
@@ -76,7 +76,7 @@ class Baseline:
         self.images_seen = 0
 
     def iteration(self, fake: Sequence[str], generator: Sequence[str]) -> tuple[float, float]:
-        """Train on B prompts for each phase; return both phases' losses."""
+        """Train on B prompts per phase and return both phases' losses."""
         guided = self.kappas.train_fake != 1 or self.kappas.eval_fake_2 != 1
         dropout = self.prompt_dropout if guided else 0.0
         kept = ["" if float(u) < dropout else p for u, p in zip(torch.rand(len(fake)), fake)]  # noqa: B905
@@ -102,7 +102,7 @@ class Baseline:
     # ------------------------------------------------------------------ the two phases
 
     def fake_score_phase(self, prompts: Sequence[str], noise: Noise) -> float:
-        """Phase 1 with its optimizer step."""
+        """Run phase 1 and its optimizer step; return the loss."""
         self.fake_score.requires_grad_(True)
         total = 0.0
         for part, (z, eps, t) in self._micro_batches(prompts, noise):
@@ -126,7 +126,7 @@ class Baseline:
         return total
 
     def generator_phase(self, prompts: Sequence[str], noise: Noise) -> float:
-        """Phase 2 with its optimizer step."""
+        """Run phase 2 and its optimizer step; return the loss."""
         self.generator.requires_grad_(True)
         total = 0.0
         for part, (z, eps, t) in self._micro_batches(prompts, noise):
@@ -162,7 +162,7 @@ class Baseline:
         ]
 
     def _step(self, network: nn.Module) -> None:
-        """Repair the gradients one by one, and let the optimizer step."""
+        """Replace non-finite gradients, one parameter at a time, and step the optimizer."""
         for p in network.parameters():
             if p.grad is not None:
                 torch.nan_to_num(p.grad, nan=0, posinf=1e5, neginf=-1e5, out=p.grad)
@@ -172,9 +172,9 @@ class Baseline:
 
     @torch.no_grad()
     def update_ema(self, beta: float) -> None:
-        """Average the generator's parameters one by one."""
-        for average, p in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
-            average.copy_(p.detach().lerp(average, beta))
+        """Update the EMA of the generator, one parameter at a time."""
+        for ema, p in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
+            ema.copy_(p.detach().lerp(ema, beta))
 
     # ------------------------------------------------------------------ networks and text
 
@@ -192,13 +192,13 @@ class Baseline:
         t = torch.full((len(z),), self.t_init, dtype=torch.int64, device=self.device)
         x_t = self.scheduler.add_noise(torch.zeros_like(z), z, t)
         prediction = self.generator(x_t, t, encoder_hidden_states=condition).sample
-        # All samples have the same timestep: one call.
+        # All samples have the same timestep, so one call is enough.
         return self.scheduler.step(prediction, self.t_init, x_t).pred_original_sample
 
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, prompts: Sequence[str], kappa: float
     ) -> Tensor:
-        """Evaluate a network under guidance: prompts and empty prompts as one doubled batch."""
+        """Predict with guidance: prompts and empty prompts in one doubled batch."""
         condition = self.encode(prompts)
         if kappa == 1:
             return network(x_t, t, encoder_hidden_states=condition).sample
@@ -210,7 +210,7 @@ class Baseline:
         return uncond + kappa * (cond - uncond)
 
     def x0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Estimate the clean latents, one sample at a time: a step takes a single timestep."""
+        """Estimate x_0 one sample at a time, since `scheduler.step` takes a single timestep."""
         return torch.cat(
             [
                 self.scheduler.step(

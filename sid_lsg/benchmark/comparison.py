@@ -1,4 +1,4 @@
-"""Iterations of a run and of the baseline, taking turns on one machine."""
+"""Compare a run's iterations with the baseline's, alternating on one machine."""
 
 import statistics
 from collections import defaultdict
@@ -25,18 +25,17 @@ def compare(
     save: Callable[[dict[str, Any]], None],
     **trainer: Any,
 ) -> None:
-    """Time iterations of the module in a Trainer and of `Baseline`, in turns, in float32.
+    """Time iterations of the module in a Trainer and of `Baseline` alternately, in float32.
 
-    The result has for each the seconds (`machine.clock`): median, quartiles, values; and how many
-    times more iterations in the same time ours makes than the baseline, with and without its
-    garbage collection.
+    The result holds the seconds (`machine.clock`) of each: median, quartiles and values. It also
+    holds the speedup over the baseline, with and without the baseline's garbage collection.
 
     Args:
-        module: What a config makes. It is trained.
+        module: The module to compare, which is trained.
         batch_size: B.
-        iterations: How many of each are measured.
-        warmup: How many are not.
-        save: Takes the result so far, after each turn that is measured.
+        iterations: Number of measured iterations of each.
+        warmup: Number of iterations of each before those.
+        save: Called with the result so far after each measured turn.
         trainer: Options of the Trainer.
     """
     turns = _Turns(module, warmup, save)
@@ -55,17 +54,17 @@ def _ratio(theirs: list[float], ours: list[float]) -> dict[str, Any]:
 
 
 class _Turns(L.Callback):
-    """Lets the baseline take its turns between the Trainer's iterations, and times all."""
+    """Run and time the baseline between the Trainer's iterations, which are timed too."""
 
     def __init__(self, module: SiDLSG, warmup: int, save: Callable[[dict[str, Any]], None]) -> None:
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self._warmup, self._save = warmup, save
         self._started: float | None = None
         self._step, self._module = module.training_step, module
-        setattr(module, "training_step", self._timed_step)  # noqa: B010 (not for the class)
+        setattr(module, "training_step", self._timed_step)  # noqa: B010 (on the instance)
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Make the baseline of the same networks, on the same device."""
+        """Build the baseline from the same networks, on the same device."""
         m = self._module
         m.teacher.to(trainer.strategy.root_device)
         self._baseline = Baseline(
@@ -82,7 +81,7 @@ class _Turns(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch, batch_idx: int
     ) -> None:
-        """End one turn of ours, which includes what the Trainer does between two; take theirs."""
+        """End one turn of ours, which includes the Trainer's work, and run the baseline's turns."""
         if self._started is not None:
             self.seconds[_OURS].append(self._now() - self._started)
             if len(self.seconds[_OURS]) > self._warmup:
@@ -95,7 +94,7 @@ class _Turns(L.Callback):
         self._started = self._now()
 
     def on_train_end(self, *_: Any) -> None:
-        """Give the module back as it was."""
+        """Restore the module's `training_step`."""
         del self._module.training_step
 
     def _timed_step(self, *args: Any) -> None:

@@ -1,4 +1,4 @@
-"""The machine that a measurement was made on, and the most that it can do."""
+"""The machine of a measurement: its clock, description and peak FLOP/s."""
 
 import platform
 import statistics
@@ -13,11 +13,11 @@ from torch import Tensor
 
 
 def clock(device: torch.device) -> Callable[[], float]:
-    """Return what tells the seconds of work.
+    """Return a function that returns the current time in seconds, for a device.
 
-    On a GPU those are seconds, read when the device has done all its work. On a CPU with one thread
-    they are CPU seconds, which other programs disturb less; with more they are seconds, since
-    threads that wait for each other count as working.
+    On a GPU it synchronizes first. On a CPU with one thread it returns CPU time, which other
+    programs disturb less. With more threads it returns wall-clock time, since threads that wait for
+    each other use CPU time.
     """
     if device.type != "cuda":
         return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
@@ -31,7 +31,7 @@ def clock(device: torch.device) -> Callable[[], float]:
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """Let this many threads of the CPU work."""
+    """Set the number of CPU threads within the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -41,7 +41,7 @@ def threads(number: int) -> Iterator[None]:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Name the device and the libraries."""
+    """Return the names of the device and the versions of the libraries."""
     about: dict[str, Any] = {
         "device": _cpu(),
         "threads": torch.get_num_threads(),
@@ -60,7 +60,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """Name the processor, as the operating system does."""
+    """Return the operating system's name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
@@ -69,15 +69,14 @@ def _cpu() -> str:
 
 
 def matmul_ceiling(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """Measure the most that square matrix products reach, in FLOP/s.
+    """Measure the peak FLOP/s of square matrix products, with the current TF32 setting.
 
-    That is the best of several sizes, each by the median of its repetitions, under the settings for
-    TF32 that hold.
+    It is the best of several sizes, each with the median time of its repetitions.
 
     Args:
-        device: Where.
-        dtype: Of the factors and the product.
-        seconds: How long each size is repeated.
+        device: The device.
+        dtype: The dtype of the factors and the product.
+        seconds: How long to repeat each size.
     """
     now, best = clock(device), 0.0
     for n in (4096, 8192) if device.type == "cuda" else (512, 1024):

@@ -1,4 +1,4 @@
-"""What an iteration holds in memory, by category."""
+"""Measure the memory of an iteration by category."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,14 +13,15 @@ from sid_lsg.training.module import SiDLSG
 
 @contextmanager
 def measured_memory(module: SiDLSG) -> Iterator[dict[str, int]]:
-    """Measure an iteration's peak memory: bytes by category, complete when the context ends.
+    """Measure the peak bytes of an iteration by category; complete when the context ends.
 
-    "activations" are all that is neither a weight, a gradient of one, an optimizer's state nor the
-    average. "all" is the most at any time, which may be less than their sum. On a CUDA device
-    "allocator" is the most that its allocator gave out in this iteration.
+    "activations" are all tensors that are no weights, gradients, optimizer states or EMA. "all" is
+    the peak of their sum, which may be less than the sum of their peaks. "allocator", on a CUDA
+    device, is the peak of PyTorch's allocator.
 
-    The tensors inside a compiled program are not seen: with compiled networks "activations" are
-    what the allocator gave out beyond the rest, and on a CPU the networks run as they are written.
+    Tensors inside a compiled graph cannot be counted. With compiled networks on a CUDA device,
+    "activations" is the allocator's peak minus the other categories; on a CPU the networks run
+    eagerly.
     """
     cuda = module.device.type == "cuda"
     by_allocator = cuda and module.compiled

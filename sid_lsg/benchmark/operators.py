@@ -1,4 +1,4 @@
-"""Which kinds of operators an iteration's time and work go to: the floor that code cannot lower."""
+"""Time and FLOPs of an iteration by kind of operator."""
 
 import re
 import time
@@ -9,13 +9,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 Operators = dict[str, dict[str, float]]
-"""By kind: `seconds`, `calls` and `flops`; the last kind is the time that is in no operator."""
+"""`seconds`, `calls` and `flops` by kind; the last kind is the time outside operators."""
 
 _REST = "elementwise and other"
 
-# By what an operator's name contains; the first kind that fits.
+# Patterns of operators' names; the first match counts.
 _KINDS = {
-    # First: Inductor names a kernel after all that it has put into it.
+    # Comes first: Inductor's kernel names contain the operators that it fused.
     "compiled by torch.compile": "^triton_|compiled",
     "convolutions": "conv",
     "attention": "attention",
@@ -30,9 +30,9 @@ _OUTSIDE = {"cpu": "Python and launches", "cuda": "the device waits"}
 
 @contextmanager
 def measured_operators(device: torch.device) -> Iterator[Operators]:
-    """Profile an iteration: one row, complete when the context ends.
+    """Profile an iteration by kind of operator; complete when the context ends.
 
-    The seconds are those of the device: on a GPU its kernels', on a CPU those inside the operators.
+    Seconds are those of the device: of kernels on a GPU, of operators on a CPU.
     """
     kind = device.type if device.type in _OUTSIDE else "cpu"
     activities = [ProfilerActivity.CPU]
@@ -49,7 +49,7 @@ def measured_operators(device: torch.device) -> Iterator[Operators]:
     found: Operators = {name: {"seconds": 0.0, "calls": 0} for name in _KINDS}
     kernels = 0.0
     for event in profiled.key_averages():
-        if event.device_type.name == "CPU":  # an operator has the time of the kernels it launches
+        if event.device_type.name == "CPU":  # an operator, with the time of the kernels it launches
             spent = event.self_device_time_total if kind == "cuda" else event.self_cpu_time_total
             own = found[kind_of(event.key)]
             own["seconds"] += spent / 1e6
@@ -64,11 +64,11 @@ def measured_operators(device: torch.device) -> Iterator[Operators]:
 
 
 def waiting(measured: Operators, seconds: float) -> Operators:
-    """Correct how long a GPU waits: the profiler makes the host, but not the kernels, slower.
+    """Correct the time that a GPU waits: the profiler slows down the host, but not the kernels.
 
     Args:
-        measured: What `measured_operators` found.
-        seconds: What an iteration takes without the profiler.
+        measured: The result of `measured_operators`.
+        seconds: The time of an iteration without the profiler.
     """
     name = _OUTSIDE["cuda"]
     if name not in measured:
@@ -78,7 +78,7 @@ def waiting(measured: Operators, seconds: float) -> Operators:
 
 
 def with_flops(measured: Operators, flops: Mapping[str, float]) -> Operators:
-    """Add the work of each operator, by its name, to the times of its kind."""
+    """Add the operators' FLOPs, given by name, to their kinds."""
     kinds = {kind: {**own, "flops": 0.0} for kind, own in measured.items()}
     for operator, number in flops.items():
         kinds[kind_of(operator)]["flops"] += number
@@ -86,5 +86,5 @@ def with_flops(measured: Operators, flops: Mapping[str, float]) -> Operators:
 
 
 def kind_of(operator: str) -> str:
-    """Return the kind of an operator, by its name."""
+    """Return the kind of an operator from its name."""
     return next(kind for kind, names in _KINDS.items() if re.search(names, operator.lower()))

@@ -1,4 +1,4 @@
-"""Where an iteration's time or work goes, part by part."""
+"""Time and FLOPs of an iteration by part."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -25,10 +25,10 @@ _OUTSIDE = "iteration"
 
 
 class Meter:
-    """Adds up what a clock shows, for the innermost part that has begun and not ended.
+    """Sum a counter's increments by part; the innermost open part gets them.
 
     Args:
-        now: The clock: seconds, or floating-point operations so far.
+        now: Returns the counter: seconds or FLOPs so far.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -38,12 +38,12 @@ class Meter:
         self._last = now()
 
     def enter(self, phase: str) -> None:
-        """Let what comes belong to a phase."""
+        """Start a phase."""
         self._turn()
         self.phase = phase
 
-    def begin(self, part: str) -> None:
-        """Begin a part: what is around it pauses."""
+    def start(self, part: str) -> None:
+        """Start a part and pause the enclosing one."""
         self._turn()
         self._open.append(part)
 
@@ -58,11 +58,11 @@ class Meter:
         self._last = now
 
     def around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Make a function a part."""
+        """Wrap a function so that its calls count as a part."""
 
         @wraps(function)
         def measured(*args: Any, **kwargs: Any) -> Any:
-            self.begin(part)
+            self.start(part)
             try:
                 return function(*args, **kwargs)
             finally:
@@ -73,10 +73,10 @@ class Meter:
 
 @contextmanager
 def measured_parts(module: SiDLSG, now: Callable[[], float]) -> Iterator[Parts]:
-    """Measure what an iteration does inside: one row, complete when the context ends.
+    """Measure an iteration by part; complete when the context ends.
 
-    Parts are told apart by the public methods and functions that the step calls, which are wrapped
-    meanwhile; what belongs to none of them is "other".
+    The public methods and functions that the training step calls are wrapped within the context.
+    Everything else in the step is "other".
     """
     meter = Meter(now)
 
@@ -111,18 +111,18 @@ def measured_parts(module: SiDLSG, now: Callable[[], float]) -> Iterator[Parts]:
         for owner, name, part in wrapped:
             function = meter.around(part, getattr(owner, name))
             stack.enter_context(mock.patch.object(owner, name, function))
-        inputs = of_phase(None, "draws", module.phase_inputs)  # and what is not the text encoder
+        inputs = of_phase(None, "draws", module.phase_inputs)  # the text encoder counts as "text"
         stack.enter_context(mock.patch.object(module, "training_step", whole_step))
         stack.enter_context(mock.patch.object(module, "phase_inputs", inputs))
         stack.enter_context(mock.patch.object(sid_lsg.training.module, "update_ema", ema))
         row: Parts = {}
         yield row
-        meter.begin("end")  # closes what is open
+        meter.start("end")  # adds the time of the open part
         row.update(meter.parts)
 
 
 class Flops(NamedTuple):
-    """An iteration's floating-point operations, by part and by operator's name."""
+    """FLOPs of an iteration, by part and by operator's name."""
 
     parts: Parts
     operators: dict[str, float]
@@ -130,9 +130,9 @@ class Flops(NamedTuple):
 
 @contextmanager
 def counted_flops(module: SiDLSG) -> Iterator[Flops]:
-    """Count an iteration's floating-point operations, as written; matrix products alone count."""
+    """Count the FLOPs of matrix products, convolutions and attention in an eager iteration."""
     aten = torch.ops.aten
-    ours = {  # which PyTorch's own list lacks
+    ours = {  # missing in PyTorch's list
         aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     }

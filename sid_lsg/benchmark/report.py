@@ -1,4 +1,4 @@
-"""A benchmark's numbers, to read."""
+"""Format a benchmark's result as Markdown."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,16 +8,16 @@ from sid_lsg.benchmark.settings import setting_name
 from sid_lsg.messages.words import table
 
 Table = tuple[list[str], list[list[str]]]
-"""A head and rows."""
+"""Column heads and rows."""
 
 _GIB = 2**30
 
-# What a comparison's numbers depend on most; a micro-batch of null is the whole batch.
+# The options that a comparison depends on most; a micro-batch of null is the whole batch.
 _DECISIVE = ("micro_batch_size", "compile")
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """Write what `benchmark` saves as Markdown: the settings' table, then each one's parts."""
+    """Format the result of `benchmark` as Markdown: a table of all settings, then each in parts."""
     about = result["machine"]
     lines = [
         f"# {result['teacher']} on {about['device']}",

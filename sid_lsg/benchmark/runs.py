@@ -1,4 +1,4 @@
-"""Iterations under a real Trainer, without prompts of one's own, loggers or callbacks."""
+"""Run and measure iterations in a Trainer, with fixed prompts and without loggers or callbacks."""
 
 import logging
 import statistics
@@ -19,7 +19,7 @@ from sid_lsg.benchmark.parts import Parts, counted_flops, measured_parts
 from sid_lsg.data.prompts import Iterations, PromptDataset, StatelessDataLoader
 from sid_lsg.training.module import SiDLSG
 
-# Of ordinary lengths; what they say makes no difference to the cost.
+# Prompts of common lengths; their content does not affect the cost.
 _PROMPTS = tuple(
     f"{subject} {place}, {style}"
     for subject in ("a red bicycle", "two dogs", "an old man reading a newspaper", "a bowl of soup")
@@ -38,17 +38,17 @@ def fit(
     progress: str | None = None,
     **trainer: Any,
 ) -> None:
-    """Train for some iterations, with the given callbacks alone.
+    """Train for some iterations with only the given callbacks.
 
-    The loader has no workers: what they would do counts.
+    The loader has no workers, so that its work is included in the measurement.
 
     Args:
-        module: What to train.
+        module: The module to train.
         batch_size: B.
-        iterations: How many.
-        callbacks: What measures.
-        progress: Name for a progress bar; none by default.
-        trainer: Options of the Trainer: accelerator, precision.
+        iterations: Number of iterations.
+        callbacks: The callbacks, which measure.
+        progress: Title of a progress bar; by default there is none.
+        trainer: Options of the Trainer, such as accelerator and precision.
     """
     dataset = PromptDataset(_PROMPTS, batch_size, seed=0, tokenize=module.teacher.tokenize)
     loader: TRAIN_DATALOADERS = StatelessDataLoader(
@@ -73,7 +73,7 @@ def fit(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let Lightning say nothing of devices and ends of training meanwhile."""
+    """Silence Lightning's messages below warnings within the context."""
     logger = logging.getLogger("lightning.pytorch")
     before = logger.level
     logger.setLevel(logging.WARNING)
@@ -86,14 +86,14 @@ def _quiet() -> Iterator[None]:
 def measure(
     module: SiDLSG, batch_size: int, iterations: int, warmup: int, **trainer: Any
 ) -> dict[str, Any]:
-    """Measure a module's iterations: time, its parts, floating-point operations and memory.
+    """Measure a module's iterations: time, time by part, FLOPs and memory.
 
-    The time of a whole iteration is measured in iterations of their own, without the waiting that
-    telling its parts apart takes on a GPU.
+    Whole iterations and parts are timed in separate iterations, since timing parts synchronizes a
+    GPU.
 
     Returns:
-        Images per second; seconds of an iteration (median, quartiles, values); medians of its
-        parts' seconds; FLOPs of its parts; both by kind of operator; bytes by category.
+        Images per second; seconds of an iteration (median, quartiles, values); median seconds and
+        FLOPs by part; seconds and FLOPs by kind of operator; bytes by category.
     """
     seconds: list[float] = []
     parts: list[Parts] = []
@@ -111,8 +111,9 @@ def measure(
             yield
         parts.append(row)
 
-    flops, memory = _Kept(lambda: counted_flops(module)), _Kept(lambda: measured_memory(module))
-    operators = _Kept(lambda: measured_operators(module.device))
+    flops = _Recorded(lambda: counted_flops(module))
+    memory = _Recorded(lambda: measured_memory(module))
+    operators = _Recorded(lambda: measured_operators(module.device))
     once: list[Measure] = [flops, operators, memory]
     plan: list[Measure] = [*[nullcontext] * warmup, *[timed, parted] * iterations, *once]
     micro_batch_size = module.micro_batch_size or batch_size
@@ -137,11 +138,11 @@ def measure(
 
 
 def peak_bytes(module: SiDLSG, batch_size: int, **trainer: Any) -> int:
-    """Return the most memory that an iteration takes, when the optimizers have their states.
+    """Return the peak bytes of an iteration once the optimizers have their states.
 
-    On a GPU that is what its allocator gave out, with what libraries take beside the tensors.
+    On a GPU it is the allocator's peak, which includes the libraries' workspaces.
     """
-    memory = _Kept(lambda: measured_memory(module))
+    memory = _Recorded(lambda: measured_memory(module))
     name = f"trying, micro-batch {module.micro_batch_size or batch_size}"
     plan: list[Measure] = [nullcontext, memory]
     fit(module, batch_size, len(plan), [_Plan(plan)], progress=name, **trainer)
@@ -149,7 +150,7 @@ def peak_bytes(module: SiDLSG, batch_size: int, **trainer: Any) -> int:
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Return the median, the quartiles, and the values."""
+    """Return the median, the quartiles and the values."""
     first, median, third = (
         statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
     )
@@ -157,12 +158,12 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _clock(module: SiDLSG) -> Callable[[], float]:
-    """Return the clock of the device that the module is on when it is asked."""
+    """Return the clock of the module's device, which is looked up at each call."""
     return lambda: clock(module.device)()
 
 
-class _Kept:
-    """A measurement that remembers its row."""
+class _Recorded:
+    """A measurement that stores its result in `row`."""
 
     def __init__(self, measure: Measure) -> None:
         self.measure, self.row = measure, {}  # type: ignore[var-annotated]
@@ -174,7 +175,7 @@ class _Kept:
 
 
 class _Plan(L.Callback):
-    """Measures each iteration in its own way, with what the Trainer does until the next one."""
+    """Measure each iteration as planned, including the Trainer's work until the next one."""
 
     def __init__(self, plan: Sequence[Measure]) -> None:
         self._plan = iter(plan)

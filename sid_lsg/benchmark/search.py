@@ -1,4 +1,4 @@
-"""The largest micro-batch that fits."""
+"""Search the largest micro-batch that fits into memory."""
 
 import gc
 from collections.abc import Callable
@@ -8,11 +8,11 @@ from lightning.pytorch.utilities.memory import is_oom_error
 
 
 def largest(fits: Callable[[int], bool], limit: int = 4096) -> int:
-    """Find the largest number that fits: double, then halve the interval. 0 if 1 does not fit.
+    """Return the largest number that fits, by doubling and bisection; 0 if 1 does not fit.
 
     Args:
-        fits: Whether a number does; if it does, all smaller ones do.
-        limit: Where to stop.
+        fits: Returns whether a number fits; if it does, all smaller ones do.
+        limit: The largest number to try.
     """
     good, bad = 0, 1
     while bad <= limit and fits(bad):
@@ -27,16 +27,19 @@ def largest(fits: Callable[[int], bool], limit: int = 4096) -> int:
 
 
 def without_memory_error(attempt: Callable[[], object]) -> bool:
-    """Tell whether something can be done in the device's memory; leave nothing of it there."""
+    """Return whether a call succeeds within the device's memory, and free the memory it used.
+
+    Errors other than out of memory are raised.
+    """
     try:
         attempt()
         done = True
-    except RuntimeError as error:  # libraries have their own ways to say it
+    except RuntimeError as error:  # libraries report it with their own messages
         text = str(error)
         if not (is_oom_error(error) or "out of memory" in text or "ALLOC_FAILED" in text):
             raise
         done = False
-    gc.collect()  # outside of the handler, whose exception holds the failed step's tensors
+    gc.collect()  # after the handler, since the exception references the failed step's tensors
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return done

@@ -1,4 +1,4 @@
-"""The settings that `benchmark` measures: a precision and a way to use memory, by their names."""
+"""The settings that `benchmark` measures: a precision and a memory mode, by name."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +18,7 @@ MemoryUse = Literal[
     "lean-checkpointing",
 ]
 
-# The Trainer's precision, and options of `--model.`.
+# The Trainer's precision, and changed options of `--model.`.
 _PRECISIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "fp32": ("32-true", {"tf32": False}),
     "tf32": ("32-true", {"tf32": True}),
@@ -30,13 +30,13 @@ _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
 @dataclass(frozen=True)
 class Setting:
-    """What differs between two measurements of a config.
+    """A precision and a memory mode for which a config is measured.
 
     Attributes:
-        precision: Name of the precision, or "config" for the config's own.
-        memory: Name of the choice of `--model.memory`, with "-checkpointing" if all networks
-            compute their activations again; or "config".
-        own_precision: The config's, as the Trainer names it.
+        precision: Name of the precision, or "config" for the config's.
+        memory: Value of `--model.memory`, with "-checkpointing" for activation checkpointing in all
+            networks; or "config" for the config's.
+        own_precision: The config's precision, as the Trainer names it.
     """
 
     precision: Precision
@@ -45,7 +45,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """What tells it from others."""
+        """The name of the setting."""
         return setting_name(self.precision, self.memory)
 
     @property
@@ -55,21 +55,21 @@ class Setting:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type in which most is computed, whose ceiling counts."""
+        """The dtype of matrix products, whose peak FLOP/s is the ceiling."""
         own = self.trainer_precision
         return next((t for name, t in _DTYPES.items() if own.startswith(name)), torch.float32)
 
     @property
     def changes(self) -> dict[str, Any]:
-        """The options of `--model.` that it changes."""
+        """The changed options of `--model.`."""
         changes = dict(_PRECISIONS.get(self.precision, ("", {}))[1])
         if self.memory != "config":
-            memory, _, again = self.memory.partition("-")
-            networks = [*CHECKPOINTED] if again else None
+            memory, _, checkpointing = self.memory.partition("-")
+            networks = [*CHECKPOINTED] if checkpointing else None
             changes |= {"memory": memory, "gradient_checkpointing": networks}
         return changes
 
 
 def setting_name(precision: str, memory: str) -> str:
-    """Name a precision and a way to use memory; only the precision, if that is as configured."""
+    """Return a setting's name; the memory mode is omitted if it is the config's."""
     return precision + (f", {memory}" if memory != "config" else "")

@@ -1,4 +1,4 @@
-"""The memory that operations take: the bytes of the tensors that live, by category."""
+"""Track the bytes of live tensors by category."""
 
 import weakref
 from collections import defaultdict
@@ -13,15 +13,15 @@ GRADIENTS, ACTIVATIONS = "gradients", "activations"
 
 
 class Allocations(TorchDispatchMode):
-    """Counts the bytes of the tensors that live, as operations make them and Python frees them.
+    """Count the bytes of live tensors as operations create them and Python frees them.
 
-    It is the same on every device: PyTorch keeps no account of the CPU. What a kernel takes for
-    itself while it runs is not seen.
+    This works on every device, also on the CPU, for which PyTorch has no memory statistics.
+    Workspace that a kernel allocates internally is not counted.
 
     Attributes:
-        live: Bytes by category now.
-        peak: The most at any time, by category.
-        peak_of_all: The most at any time, all together.
+        live: Current bytes by category.
+        peak: Peak bytes by category.
+        peak_of_all: Peak bytes of all categories together.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Allocations(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Run an operation, and note the memory of what it returns that is new."""
+        """Run an operation and record the memory of the new tensors that it returns."""
         out = func(*args, **(kwargs or {}))
         given = {_key(t) for t in tensors((args, kwargs))}
         for tensor in tensors(out):
@@ -43,7 +43,7 @@ class Allocations(TorchDispatchMode):
         return out
 
     def note(self, tensor: Tensor, category: str) -> None:
-        """Put a tensor's memory into a category."""
+        """Assign a tensor's memory to a category."""
         storage, key = tensor.untyped_storage(), _key(tensor)
         known = self._category.get(key)
         if known == category:
@@ -63,7 +63,7 @@ class Allocations(TorchDispatchMode):
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
-    """List the tensors in arguments or results."""
+    """Iterate over the tensors in arguments or results."""
     return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 

@@ -1,4 +1,4 @@
-"""Well-known cards: peak FLOP/s, the share of it that a run reaches, and memory."""
+"""GPUs by name: peak TFLOP/s, memory, and the share of the peak that a run reaches."""
 
 from typing import Literal, NamedTuple
 
@@ -9,7 +9,7 @@ GPU = Literal[
 
 
 class Card(NamedTuple):
-    """A card's peak TFLOP/s without sparsity, sums in float32; and its memory in GiB."""
+    """A GPU's peak TFLOP/s (dense, float32 accumulation) and its memory in GiB."""
 
     float32: float
     tf32: float
@@ -17,10 +17,10 @@ class Card(NamedTuple):
     memory_gib: float
 
 
-# NVIDIA's data sheets and architecture white papers, which give many of these with sparsity, that
-# is doubled; memory as nvidia-smi reports it.
+# From NVIDIA's data sheets and architecture white papers. Many of them state the peak with
+# sparsity, which is twice the dense one. Memory is what nvidia-smi reports.
 CARDS: dict[str, Card] = {
-    "b200": Card(75.0, 1125.0, 2250.0, 178.0),  # DGX B200 data sheet, an eighth
+    "b200": Card(75.0, 1125.0, 2250.0, 178.0),  # DGX B200 data sheet, one of its eight GPUs
     "h200": Card(66.9, 494.7, 989.4, 140.0),  # H200 data sheet (SXM)
     "h100": Card(66.9, 494.7, 989.4, 79.6),  # H100 white paper, SXM5
     "h100-pcie": Card(51.2, 378.0, 756.0, 79.6),  # H100 white paper, PCIe
@@ -34,8 +34,9 @@ CARDS: dict[str, Card] = {
     "3090": Card(35.6, 35.6, 71.0, 24.0),  # Ampere GA102 white paper
 }
 
-# Shares of an H200's peaks that Stable Diffusion 1.5's iteration reached at 512 px, with all that
-# lies between the products, where the device did not wait (docs/benchmarks/sd15_h200_*): fp32 at
-# micro-batch 4, TF32 at 8, bf16 at 16. Compiled float32 has not been measured.
+# Share of an H200's peak that an iteration of Stable Diffusion 1.5 reached at 512 px, all
+# operations included, at micro-batches large enough that the GPU did not wait for the host: fp32 at
+# micro-batch 4, TF32 at 8, bf16 at 16 (docs/benchmarks/sd15_h200_*). Compiled float32 has not been
+# measured.
 REACHED = {"float32": 0.39, "tf32": 0.13, "half": 0.19}
 REACHED_COMPILED = REACHED | {"half": 0.29}

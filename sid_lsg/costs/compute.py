@@ -1,4 +1,4 @@
-"""The FLOPs of an iteration by part, and the time that they take."""
+"""FLOPs of an iteration by part, and the time of an iteration."""
 
 from functools import lru_cache
 
@@ -12,17 +12,18 @@ from sid_lsg.costs.plan import PlannedRun
 def iteration_flops(run: PlannedRun) -> dict[str, float]:
     """Count an iteration's FLOPs per image, by part.
 
-    With K steps of the generator and g = 2 for a guided network, else 1: phase 1 evaluates the
-    generator K and the fake score g times, and goes back to the weights of the latter; phase 2
-    evaluates the generator K, fake score and teacher g times each, and goes back through both to
-    their inputs and to the generator's weights; `balanced` and `lean` evaluate some once more.
+    Let K be the generator's number of steps, and g be 2 for a network with guidance, else 1.
+    Phase 1 runs the generator K times and the fake score g times, and backpropagates to the weights
+    of the fake score. Phase 2 runs the generator K times and the fake score and the teacher g times
+    each, and backpropagates through both to their inputs and to the generator's weights. The memory
+    modes `balanced` and `lean` run some of these forward passes a second time.
     """
     plan, (fake_1, fake_2, real) = run.plan, run.plan.kappas.evaluations
     trained = run.evaluation("fake_score", "weights")
     fake, teacher = (run.evaluation(name, "inputs") for name in ("fake_score", "teacher"))
     first = run.evaluation("generator", "weights")
     backward = first.backward
-    if plan.num_steps > 1:  # later steps lead back to earlier ones
+    if plan.num_steps > 1:  # later steps also backpropagate to earlier ones
         later = run.evaluation("generator", "both").backward
         backward += later * (plan.num_steps - 1)
     through = fake.backward * fake_2 + teacher.backward * real
@@ -31,7 +32,8 @@ def iteration_flops(run: PlannedRun) -> dict[str, float]:
     if plan.real_data:
         image = torch.empty(1, 3, *run.teacher.image_size, dtype=torch.uint8, device="meta")
         vae, _ = call_cost(lambda: run.teacher.encode_images(image))
-        whole = trained.forward + trained.backward  # less the decoder's backward pass
+        # An upper bound: real images need no backward pass through the UNet's decoder.
+        whole = trained.forward + trained.backward
         real_images = {"real images, at most": text + vae + whole}
     return real_images | {
         "text encoder": 2 * text,
@@ -47,42 +49,42 @@ def iteration_flops(run: PlannedRun) -> dict[str, float]:
 
 
 def iteration_seconds(run: PlannedRun, speed: float, micro_batch_size: int | None = None) -> float:
-    """Return the time of an iteration: its FLOPs, or its launches where these take longer.
+    """Return the seconds of an iteration: computing, or launching kernels if that takes longer.
 
-    A device computes one micro-batch's kernels while the host launches the next ones; at small
-    micro-batches it waits for the host. Optimizers and averages are left out: they move some 60
-    bytes per weight and iteration, which takes 17 ms for Stable Diffusion 1.5 on an H100.
+    The device computes one micro-batch's kernels while the host launches the next; at small
+    micro-batches the device waits for the host. Optimizers and EMA are not counted: they move about
+    60 bytes per weight and iteration, which takes 17 ms for Stable Diffusion 1.5 on an H100.
 
     Args:
         run: The run.
         speed: FLOP/s that a device reaches.
-        micro_batch_size: By default the plan's.
+        micro_batch_size: Samples per micro-batch; by default the plan's.
     """
     size = micro_batch_size or run.plan.micro_batch_size
     computing = size * sum(iteration_flops(run).values()) / speed
     return run.plan.share / size * max(computing, launching_seconds(run))
 
 
-# Seconds in which a host launches a weight's share of a pass forward or backward. Measured on an
-# H200's: 0.75 s for the 9 passes of Stable Diffusion 1.5, which has 686 tensors of weights, at
-# micro-batches of 1 and of 8 (docs/benchmarks/sd15_h200_*). Compiled networks need less; how much
-# has not been measured.
+# Seconds to launch the kernels of a forward or backward pass, per weight tensor. Measured on the
+# host of an H200: 0.75 s for the 9 passes of Stable Diffusion 1.5, which has 686 weight tensors, at
+# micro-batches of 1 and 8 (docs/benchmarks/sd15_h200_*). Compiled networks need less; how much has
+# not been measured.
 _PER_WEIGHT_S = 0.75 / 9 / 686
 
 
 def launching_seconds(run: PlannedRun) -> float:
-    """Return the time in which the host launches a micro-batch's kernels, whatever its size."""
+    """Return the seconds to launch a micro-batch's kernels, which do not depend on its size."""
     plan = run.plan
     forward = {
         "generator": plan.num_steps * (1 + run.evaluated("generator")),
         "fake_score": 2 + plan.real_data,
         "teacher": run.evaluated("teacher"),
     }
-    # Of real images too, though they go back through the encoder alone.
+    # Real images count as a full backward pass, although they need only the UNet's encoder.
     backward = {"generator": plan.num_steps, "fake_score": forward["fake_score"], "teacher": 1}
     seconds = 0.0
     for name, passes in forward.items():
-        again = backward[name] if name in plan.gradient_checkpointing else 0
+        checkpointed = backward[name] if name in plan.gradient_checkpointing else 0
         weights = len(list(run.network(name).parameters()))
-        seconds += (passes + backward[name] + again) * weights * _PER_WEIGHT_S
+        seconds += (passes + backward[name] + checkpointed) * weights * _PER_WEIGHT_S
     return seconds

@@ -1,9 +1,8 @@
-"""What evaluating networks costs, counted and not timed: FLOPs, and bytes held.
+"""FLOPs and bytes of a network's forward and backward pass, counted on the meta device.
 
-Networks are evaluated on PyTorch's `meta` device, where tensors have shapes and no numbers: that
-takes a second, needs no memory, and allocates tensor by tensor what a CUDA device would. What the
-device's libraries need inside an operation (workspaces, other orders of the same numbers) is not
-counted.
+Tensors on PyTorch's `meta` device have shapes but no data: a pass takes a second, needs no memory,
+and allocates tensor by tensor what a CUDA device would. Memory that libraries use inside an
+operation (workspaces, copies in another memory format) is not counted.
 """
 
 from collections.abc import Callable
@@ -21,18 +20,18 @@ from sid_lsg.networks.lora import trainable
 from sid_lsg.teachers.base import Teacher
 
 Gradient = Literal["weights", "inputs", "both"]
-"""What an evaluation's backward pass computes."""
+"""What the backward pass computes gradients for."""
 
 
 # ---------------------------------------------------------------------- measuring
 
 
 class Meter(Allocations):
-    """Count operations' FLOPs, beside the bytes of the tensors that they make.
+    """Count FLOPs in addition to the bytes of live tensors.
 
     Attributes:
-        flops: Of products and convolutions, forward and backward; two for a multiplication with an
-            addition.
+        flops: FLOPs of matrix products and convolutions, forward and backward; a multiply-add
+            counts as two.
     """
 
     def __init__(self) -> None:
@@ -42,7 +41,7 @@ class Meter(Allocations):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Run one operation and count it."""
+        """Run an operation and count it."""
         out = super().__torch_dispatch__(func, types, args, kwargs)
         packet = func._overloadpacket
         if packet in flop_registry:
@@ -51,11 +50,11 @@ class Meter(Allocations):
 
 
 class AsOnCuda(TorchFunctionMode):
-    """Let operations on the meta device be those of a CUDA device.
+    """Make operations on the meta device behave as on a CUDA device.
 
-    Attention is fused: scores are never stored, and computed again in the backward pass. In mixed
-    precision products are in 16 bits and normalisations in float32, and weights are cast wherever
-    they are used, as Lightning does it.
+    Attention is fused: its scores are not stored but recomputed in the backward pass. In mixed
+    precision, matrix products and convolutions run in 16 bits and normalizations in float32, and
+    weights are cast at each use, as in Lightning.
     """
 
     def __init__(self, half: torch.dtype | None = None) -> None:
@@ -65,7 +64,7 @@ class AsOnCuda(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call one function."""
+        """Call a function with its arguments cast as autocast would."""
         kwargs = kwargs or {}
         dtype = self.half if func in _IN_HALF else torch.float32
         if self.half is not None and (func in _IN_HALF or func in _IN_FLOAT):
@@ -87,20 +86,20 @@ def _cast(value: Any, dtype: torch.dtype | None) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-# ---------------------------------------------------------------------- an evaluation of a network
+# ---------------------------------------------------------------------- one pass of a network
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one evaluation of a network costs, for any number of samples.
+    """Costs of a network's forward and backward pass, for any number of samples.
 
-    All costs grow by the same amount with each sample, which the first two show.
+    Bytes grow linearly with the number of samples, so they are counted for one and for two.
 
     Attributes:
         forward: FLOPs per sample.
-        backward: FLOPs per sample, with those of what is computed again.
-        kept_bytes: What its graph holds between forward and backward, for one sample and for two.
-        peak_bytes: The most that exists at a time, its graph included, likewise.
+        backward: FLOPs per sample, including recomputation by activation checkpointing.
+        kept_bytes: Bytes of the graph between forward and backward, for one and for two samples.
+        peak_bytes: Peak bytes including the graph, for one and for two samples.
     """
 
     forward: float
@@ -109,11 +108,11 @@ class Evaluation:
     peak_bytes: tuple[int, int]
 
     def kept(self, samples: int) -> int:
-        """Return the bytes of its graph."""
+        """Return the bytes of the graph."""
         return _extended(self.kept_bytes, samples)
 
     def peak(self, samples: int) -> int:
-        """Return the most bytes at a time."""
+        """Return the peak bytes."""
         return _extended(self.peak_bytes, samples)
 
 
@@ -124,16 +123,16 @@ def _extended(first: tuple[int, int], samples: int) -> int:
 def evaluation(
     teacher: Teacher, network: nn.Module, gradient: Gradient, half: torch.dtype | None = None
 ) -> Evaluation:
-    """Count one evaluation of a network and its backward pass.
+    """Count the FLOPs and bytes of a network's forward and backward pass.
 
-    The gradients of its weights exist before, as in every micro-batch but the first, so that they
-    do not count as its own.
+    The weights' gradients exist beforehand, as in every micro-batch but the first, and so are not
+    counted.
 
     Args:
         teacher: A teacher on the meta device.
-        network: It, or a network of its kind, likewise.
-        gradient: What the backward pass computes.
-        half: The type of products in mixed precision.
+        network: The teacher's network or one of the same architecture, on the meta device.
+        gradient: What the backward pass computes gradients for.
+        half: The 16-bit dtype of mixed precision; None for float32.
     """
     parameters = trainable(network)
     before = [p.requires_grad for p in parameters]
@@ -154,7 +153,7 @@ def _passes(
     half: torch.dtype | None,
     samples: int,
 ) -> tuple[float, float, int, int]:
-    """Evaluate once: FLOPs forward and backward, bytes kept between them, and most bytes."""
+    """Return the FLOPs of forward and backward, the bytes kept between them, and peak bytes."""
     null = teacher.null_condition()
     condition = {name: v.new_empty(samples, *v.shape[1:]) for name, v in null.items()}
     x_t = torch.empty(samples, *teacher.latent_shape, device="meta")
@@ -163,15 +162,15 @@ def _passes(
     with AsOnCuda(half), Meter() as meter:
         out = teacher.predict(network, x_t, t, condition)
         forward, kept = meter.flops, sum(meter.live.values())
-        # Of an edge, not of a tensor, since functions of tensors leave `AsOnCuda`: what is
-        # checkpointed is evaluated in here once more.
+        # Start from an edge: tensor functions such as `out.backward` switch `AsOnCuda` off, and
+        # activation checkpointing recomputes the forward pass in here.
         edge = torch.autograd.graph.get_gradient_edge(out)
         torch.autograd.backward(edge, torch.empty_like(out))
     return forward, meter.flops - forward, kept, meter.peak_of_all
 
 
 def call_cost(call: Callable[[], Any]) -> tuple[float, int]:
-    """Count a call without gradients, on the meta device: FLOPs, and the most bytes at a time."""
+    """Return the FLOPs and peak bytes of a call without gradients, on the meta device."""
     with torch.no_grad(), AsOnCuda(), Meter() as meter:
         call()
     return meter.flops, meter.peak_of_all

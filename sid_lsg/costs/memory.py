@@ -1,4 +1,4 @@
-"""The bytes of a run on each device, by what holds them."""
+"""Bytes of a run on each device, by part."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -14,10 +14,10 @@ from sid_lsg.training.optimizer_options import MakeOptimizer
 
 
 def standing_bytes(run: PlannedRun) -> dict[str, int]:
-    """Count what is there all the time.
+    """Count the bytes that are held during the whole run.
 
-    One network has gradients at a time. Of a sharded run each device holds a share of the UNets'
-    weights, gradients and optimizers, and the text encoder and the VAE whole.
+    One network has gradients at a time. In a sharded run each device holds a shard of the UNets'
+    weights, gradients and optimizer states, and all of the text encoder and the VAE.
     DistributedDataParallel holds a copy of both networks' gradients.
     """
     plan, seen = run.plan, set[int]()
@@ -26,11 +26,11 @@ def standing_bytes(run: PlannedRun) -> dict[str, int]:
         "teacher": run.teacher.network,
         "fake score": run.fake_score,
         "generator": run.generator,
-        "average (EMA)": run.ema,
+        "EMA": run.ema,
     }
     found = {name: _stored([network], seen) // parts for name, network in networks.items()}
     if plan.ema_device:
-        found["average (EMA)"] = 0
+        found["EMA"] = 0
     others = [part for part in run.teacher.children() if part is not run.teacher.network]
     found["VAE, text encoder"] = _stored(others, seen)
     trained = [_numbers(trainable(network)) for network in (run.fake_score, run.generator)]
@@ -45,10 +45,10 @@ def standing_bytes(run: PlannedRun) -> dict[str, int]:
 
 
 def _gathered(run: PlannedRun) -> int:
-    """Count what FSDP2 gathers: two blocks' weights, and their whole gradients.
+    """Count the bytes that FSDP2 gathers: two blocks' weights and their unsharded gradients.
 
-    The next block is on its way while one computes. With several micro-batches, or evaluations of
-    a network, all of its gradients are whole until the last one.
+    FSDP2 prefetches the next block while one computes. With several micro-batches or generator
+    steps, all gradients of the network stay unsharded until the last backward pass.
     """
     plan, network = run.plan, run.fake_score
     two = sum(sorted(_numbers(block.parameters()) for block in blocks(network))[-2:])
@@ -58,21 +58,21 @@ def _gathered(run: PlannedRun) -> int:
 
 
 def passing_bytes(run: PlannedRun, micro_batch_size: int | None = None) -> dict[str, int]:
-    """Count what comes and goes, at its most, by what needs it; one after the other.
+    """Count the peak bytes of each part of an iteration; the parts run one after the other.
 
     Args:
         run: The run.
-        micro_batch_size: By default the plan's.
+        micro_batch_size: Samples per micro-batch; by default the plan's.
     """
     return _phase_bytes(run, micro_batch_size or run.plan.micro_batch_size) | _other_bytes(run)
 
 
 def _phase_bytes(run: PlannedRun, size: int) -> dict[str, int]:
-    """Count what the phases of a micro-batch of this size hold.
+    """Count the peak bytes of both phases for a micro-batch of this size.
 
-    Phase 1 holds the graph of the fake score. Phase 2 holds those of the generator and the teacher,
-    unless they are computed again, and that of the fake score, which is the first to go; what is
-    computed again has its graph when its turn comes, the teacher's before the generator's.
+    Phase 1 holds the graph of the fake score. Phase 2 holds those of the generator, the teacher and
+    the fake score; the backward pass frees the fake score's first. A network that is recomputed has
+    a graph only during its own backward pass: the teacher's comes before the generator's.
     """
     plan = run.plan
     fake_1, fake_2, real = (size * times for times in plan.kappas.evaluations)
@@ -87,15 +87,17 @@ def _phase_bytes(run: PlannedRun, size: int) -> dict[str, int]:
         held + teacher.peak(real),
         steps - generator.kept(size) + generator.peak(size),
     )
-    phase_1 = trained.peak(fake_1 + size * plan.real_data)  # the real images' decoder as well
+    # An upper bound with real images: their decoder's graph is not kept.
+    phase_1 = trained.peak(fake_1 + size * plan.real_data)
     return {"phase 1": phase_1, "phase 2": max(phase_2)}
 
 
 @lru_cache(maxsize=1)
 def _other_bytes(run: PlannedRun) -> dict[str, int]:
-    """Count what does not depend on the micro-batch.
+    """Count the peak bytes of the parts that do not depend on the micro-batch.
 
-    Of text encoder and pictures, what exceeds the gradients: these are not there then.
+    There are no gradients while text is encoded or images are decoded, so only the bytes in excess
+    of the gradients count.
     """
     plan, teacher = run.plan, run.teacher
     parts = plan.devices if plan.sharded else 1
@@ -109,21 +111,24 @@ def _other_bytes(run: PlannedRun) -> dict[str, int]:
     ]
     gradients = standing_bytes(run)["gradients"]
     found = {"text encoder": max(text - gradients, 0), "an optimizer's step": round(max(steps))}
-    if plan.pictures:
-        latents = torch.empty(plan.pictures, *teacher.latent_shape, device="meta")
+    if plan.images_at_once:
+        latents = torch.empty(plan.images_at_once, *teacher.latent_shape, device="meta")
         _, decoding = call_cost(lambda: teacher.decode(latents))  # sampling them takes less
         borrowed = _stored([run.ema], set()) if plan.ema_device else 0
-        found[f"{plan.pictures} pictures"] = max(borrowed + decoding - gradients, 0)
+        found[f"{plan.images_at_once} images"] = max(borrowed + decoding - gradients, 0)
     return found
 
 
 def total_bytes(run: PlannedRun, micro_batch_size: int | None = None) -> int:
-    """Count the most bytes on a device at a time."""
+    """Return the peak bytes on a device."""
     return sum(standing_bytes(run).values()) + max(passing_bytes(run, micro_batch_size).values())
 
 
 def largest_micro_batch(run: PlannedRun, capacity: float) -> int | None:
-    """Find the largest micro-batch that fits into so many bytes and divides a device's share."""
+    """Return the largest micro-batch that fits into `capacity` bytes and divides a device's share.
+
+    None if none fits.
+    """
     share, others = run.plan.share, max(_other_bytes(run).values())
     room = capacity - sum(standing_bytes(run).values())
     for size in (size for size in range(share, 0, -1) if share % size == 0):
@@ -134,11 +139,11 @@ def largest_micro_batch(run: PlannedRun, capacity: float) -> int | None:
 
 @lru_cache(maxsize=8)
 def optimizer_bytes(make: MakeOptimizer) -> tuple[float, float]:
-    """Measure an optimizer: bytes that it holds, and needs for a moment, per number it trains.
+    """Measure an optimizer's bytes per trained number: its state, and its step's temporary memory.
 
-    Adam holds 8, two moments in float32, and its step on a CUDA device needs 4 more, unless it is
-    fused. Any optimizer is measured so, on a small tensor; one that works in pieces needs less
-    for a moment than that.
+    Adam's state takes 8 (two moments in float32), and its step on a CUDA device 4 more unless it is
+    fused. The step is measured on one small tensor; an optimizer that works through large tensors
+    in pieces needs less than that.
     """
     p = nn.Parameter(torch.zeros(1024, 1024))
     optimizer = make([p])
@@ -146,7 +151,7 @@ def optimizer_bytes(make: MakeOptimizer) -> tuple[float, float]:
         if "foreach" in group and group["foreach"] is None and not group.get("fused"):
             group["foreach"] = True  # the default on CUDA devices
     p.grad = torch.ones_like(p)
-    optimizer.step()  # which makes the states
+    optimizer.step()  # creates the states
     with Meter() as meter:
         optimizer.step()
     states = [s for s in optimizer.state[p].values() if torch.is_tensor(s) and s.numel() > 1]

@@ -1,4 +1,4 @@
-"""From the options of `fit` to what decides its costs."""
+"""Read the options of `fit` that decide a run's costs, and list options that would change them."""
 
 from dataclasses import asdict
 from typing import Any
@@ -17,16 +17,16 @@ from sid_lsg.training.optimizer_options import check_steps, optimizers_of
 
 
 def plan_of(config: Any, gpus: int | None = None) -> Plan:
-    """Read what decides a run's costs from the options of `fit`.
+    """Return the plan of a run from the options of `fit`.
 
     Raises:
-        UsageError: If one of the method's numbers is out of range, an optimizer takes no step, or
-            devices and micro-batches do not divide the batch.
+        UsageError: If one of the method's numbers is out of range, an optimizer fails to step, or
+            the batch is not divisible by the devices and the micro-batch.
     """
     model, trainer = config.model, config.trainer
     check_method(model)
     optimizers = optimizers_of(model)
-    check_steps(optimizers, torch.device("cpu"))  # where their memory is measured
+    check_steps(optimizers, torch.device("cpu"))  # optimizer_bytes measures them on the CPU
     devices = gpus or _devices(trainer.devices) * int(trainer.num_nodes or 1)
     batch = config.data.batch_size
     if devices < 1 or batch % devices:
@@ -63,13 +63,13 @@ def plan_of(config: Any, gpus: int | None = None) -> Plan:
         tf32=model.tf32,
         strategy=strategy,
         devices=devices,
-        pictures=_pictures(config),
+        images_at_once=_images_at_once(config),
         real_data=model.real_data is not None,
     )
 
 
 def _devices(asked: Any) -> int:
-    """Count the devices that --trainer.devices asks for, which is text on a command line."""
+    """Return the number of devices that --trainer.devices requests, possibly as text."""
     if isinstance(asked, str) and "," in asked:
         asked = [part for part in asked.split(",") if part.strip()]
     if isinstance(asked, list | tuple):
@@ -82,7 +82,7 @@ def _devices(asked: Any) -> int:
         number = -1
     if number < 0:
         raise UsageError(
-            f"--trainer.devices: {asked!r} does not say how many devices there will be. Give "
+            f"--trainer.devices: {asked!r} does not tell the number of devices. Give "
             "--estimate.gpus."
         )
     return number
@@ -96,8 +96,8 @@ def _lora(value: Any) -> LoRA | None:
     return LoRA(**_plain(value)) if value else None
 
 
-def _pictures(config: Any) -> int:
-    """Find the most images that are made at a time while training."""
+def _images_at_once(config: Any) -> int:
+    """Return the largest number of images decoded at a time during training."""
     grid, metrics, health = config.image_grid, config.metrics, config.health
     scored = metrics.clip or metrics.protocol == "clean256"
     return max(
@@ -108,7 +108,7 @@ def _pictures(config: Any) -> int:
 
 
 def levers(plan: Plan) -> dict[str, dict[str, Any]]:
-    """List options that would change the costs, as a user writes them."""
+    """Return options that would change the costs, as typed by a user, with the plan's changes."""
     found: dict[str, dict[str, Any]] = {}
     if plan.half is None:
         found["--trainer.precision bf16-mixed"] = {"precision": "bf16-mixed"}
@@ -140,5 +140,5 @@ def levers(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def _stores_gradients(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether an optimizer is Adam with a first moment that equals the gradient."""
+    """Return whether an optimizer is Adam with beta_1 = 0, whose first moment is the gradient."""
     return type(optimizer) is torch.optim.Adam and optimizer.defaults["betas"][0] == 0

@@ -1,4 +1,4 @@
-"""The part of a run's options that decides its costs, and its networks on the meta device."""
+"""The options that decide a run's costs, and the run's networks on the meta device."""
 
 import copy
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ from sid_lsg.training.optimizer_options import MakeOptimizer
 
 @dataclass(frozen=True)
 class Plan:
-    """What of a run's options decides its costs; the names are the options'.
+    """The options that decide a run's costs, under the names of the options of `fit`.
 
     Attributes:
-        own_bases: Networks that start with weights of their own, which adapters do not share.
-        devices: On all machines together; they divide the batch.
-        pictures: Most images that are sampled and decoded at a time.
-        real_data: Whether phase 1 evaluates the fake score on real images too.
+        own_bases: Networks with their own initial weights, whose base is not shared.
+        devices: Number of devices on all machines; divides the batch.
+        images_at_once: Largest number of images sampled and decoded at a time.
+        real_data: Whether phase 1 also runs the fake score on real images.
     """
 
     kappas: Kappas
@@ -53,42 +53,42 @@ class Plan:
     tf32: bool = False
     strategy: str = "auto"
     devices: int = 1
-    pictures: int = 0
+    images_at_once: int = 0
     real_data: bool = False
 
     @property
     def share(self) -> int:
-        """Images of an iteration on one device."""
+        """Images per iteration on one device."""
         return self.batch_size // self.devices
 
     @property
     def sharded(self) -> bool:
-        """Whether weights, gradients and optimizers are spread over the devices."""
+        """Whether weights, gradients and optimizer states are sharded over the devices."""
         return "fsdp2" in self.strategy.lower()
 
     @property
     def half(self) -> torch.dtype | None:
-        """The type of products in mixed precision."""
+        """The 16-bit dtype of mixed precision, if any."""
         return {"bf16": torch.bfloat16, "16-m": torch.float16}.get(self.precision[:4])
 
     @property
     def frozen_half(self) -> torch.dtype | None:
-        """The type of the teacher's products, where it is stored so."""
+        """The 16-bit dtype of the teacher's linear and convolution weights, if any."""
         return torch.bfloat16 if self.frozen_precision == "bf16" else None
 
 
 class PlannedRun:
-    """A plan's networks, which have shapes and no numbers."""
+    """A plan with its networks on the meta device."""
 
     def __init__(
         self, plan: Plan, teacher: Teacher, known: dict[Any, Evaluation] | None = None
     ) -> None:
-        """Make the networks, as `SiDLSG` does.
+        """Build the networks as `SiDLSG` does.
 
         Args:
             plan: The plan.
-            teacher: Its teacher, on the meta device; it is left as it is.
-            known: What other plans for this teacher have counted, to which this one adds.
+            teacher: Its teacher, on the meta device; not modified.
+            known: Cache of counted passes, shared by the plans for this teacher.
         """
         self.plan, self.teacher = plan, copy.deepcopy(teacher)
         self.known = {} if known is None else known
@@ -108,33 +108,33 @@ class PlannedRun:
         return adapt(network, lora, 0) if lora else network.requires_grad_(True)
 
     def network(self, name: str) -> nn.Module:
-        """Return `teacher`, `fake_score` or `generator`."""
+        """Return the network `teacher`, `fake_score` or `generator`."""
         network: nn.Module = self.teacher.network if name == "teacher" else getattr(self, name)
         return network
 
     def evaluation(self, name: str, gradient: Gradient) -> Evaluation:
-        """Count an evaluation of `teacher`, `fake_score` or `generator`."""
+        """Count a forward and backward pass of `teacher`, `fake_score` or `generator`."""
         plan, network = self.plan, self.network(name)
         half, dtype = plan.half, next(network.parameters()).dtype
         lora = repr(getattr(plan, f"lora_{name}", None))
         if dtype == plan.frozen_half:
             half = dtype
-        elif plan.sharded and half:  # FSDP2 gathers weights in this type: no autocast
+        elif plan.sharded and half:  # FSDP2 gathers weights in this dtype, without autocast
             dtype, half = half, None
         key = (gradient, half, dtype, lora, name in plan.gradient_checkpointing)
         if key not in self.known:
             teacher = self.teacher
             if dtype != next(network.parameters()).dtype:
                 network, teacher = copy.deepcopy(network).to(dtype), copy.copy(teacher)
-                teacher.products_in = None  # all of the network is in this type
+                teacher.products_in = None  # the whole network has this dtype
             self.known[key] = evaluation(teacher, network, gradient, half)
         return self.known[key]
 
     def evaluated(self, name: str) -> int:
-        """Return how often phase 2 evaluates `teacher` or `generator` forward: once, or again."""
+        """Return the forward passes of `teacher` or `generator` in phase 2: 2 if recomputed."""
         return 1 + (name in recomputed(self.plan.memory))
 
     def encode(self, prompts: int) -> None:
-        """Encode so many prompts."""
+        """Encode a number of prompts."""
         ids = torch.empty(prompts, self.tokens, dtype=torch.long, device="meta")
         self.teacher.encode({"input_ids": ids})

@@ -1,8 +1,8 @@
-"""Networks that run as compiled programs (torch.compile), block by block.
+"""Compile networks block by block with torch.compile.
 
-A block is compiled once for each way in which it is used: with gradients for its weights, for its
-inputs alone, or without. So all programs exist after the first iteration. The parameters, their
-names and checkpoints stay as they are, and a copy of a network is not compiled.
+A block is compiled once for each way it is used: with gradients for its weights, only for its
+inputs, and without gradients. All graphs are compiled in the first iteration. Parameters, their
+names and checkpoints do not change. A copy of a compiled network is not compiled.
 """
 
 import inspect
@@ -16,13 +16,13 @@ from sid_lsg.messages.errors import UsageError
 
 _BACKEND = "inductor"
 
-# PyTorch counts the programs of all blocks of a class together, and gives up at 8 by default.
-_PROGRAMS = 512
+# PyTorch counts the graphs of all blocks of a class together and stops compiling at 8 by default.
+_RECOMPILE_LIMIT = 512
 
-# Where PyTorch can (2.13), a block looks for its program among its own alone. Among those of all
-# blocks of its class, in three networks, the search took a fifth of the time of calling Stable
-# Diffusion's UNet; a GPU at a small micro-batch waits for the CPU.
-_APART = (
+# With PyTorch 2.13 or later, a block looks up its graph only among its own. Searching the graphs of
+# all blocks of its class, in three networks, took a fifth of the time of calling Stable Diffusion's
+# UNet, and at small micro-batches the GPU waits for the CPU.
+_ISOLATED = (
     {"isolate_recompiles": True}
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters
     else {}
@@ -30,30 +30,32 @@ _APART = (
 
 
 def compile_blocks(*networks: nn.Module) -> None:
-    """Compile networks' blocks, for the shapes that they meet; each as one graph, or not at all.
+    """Compile the networks' blocks with static shapes, each as one graph without graph breaks.
 
     Raises:
         UsageError: If a network is sharded: its weights are gathered within the blocks.
     """
     if any(is_sharded(network) for network in networks):
         raise UsageError(
-            "--model.compile cannot compile networks that fsdp2 spreads over the devices. Choose "
+            "--model.compile: networks sharded by fsdp2 cannot be compiled. Choose "
             "--trainer.strategy ddp_multi, or leave the option out."
         )
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _PROGRAMS)
+    torch._dynamo.config.recompile_limit = max(
+        torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT
+    )
     for network in networks:
         for block in blocks(network):
-            block.compile(fullgraph=True, dynamic=False, backend=_BACKEND, **_APART)
+            block.compile(fullgraph=True, dynamic=False, backend=_BACKEND, **_ISOLATED)
 
 
 def as_written(compiled: bool) -> AbstractContextManager[None]:
-    """Run compiled networks as they are written.
+    """Run compiled networks eagerly within the context.
 
-    Pictures come in batches of other sizes, each of which would be compiled again, longer than the
-    pictures take. What counts operations sees none of those inside a program.
+    Images are generated in batches of other sizes; compiling for each would take longer than
+    generating them. Counting operations also needs eager mode.
 
     Args:
-        compiled: Whether there is a compiled network.
+        compiled: Whether any network is compiled.
     """
     if not compiled:
         return nullcontext()

@@ -1,8 +1,8 @@
-"""LoRA: small adapters are trained beside a network's weights, which stay as they are.
+"""LoRA: train small adapters of a network's frozen weights.
 
-An adapter of rank r adds (alpha / r) B A to a layer's weight. Networks on one base share its
-tensors, so that three of them take little more memory than one. What is trained, averaged and saved
-of a network is `trainable`: its adapters, or all its weights where it has none.
+An adapter of rank r adds (alpha / r) B A to a layer's weight. Networks with the same base share its
+tensors, so three of them take little more memory than one. `trainable` lists the weights of a
+network that are trained, averaged and saved: its adapters, or all weights if it has none.
 """
 
 import copy
@@ -22,50 +22,53 @@ from sid_lsg.options.lora import LoRA, check_options
 LORA_FOLDER = "lora"  # in an exported folder
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 
-_ADAPTER = "default"  # peft's name for a network's only one
-_HASHED = 4096  # so many numbers of a weight tell it from another model's
+_ADAPTER = "default"  # peft's name of a network's only adapter
+_HASHED = 4096  # numbers per weight that enter the fingerprint, at most
 
 
-# ---------------------------------------------------------------------- what is trained
+# ---------------------------------------------------------------------- adapters and base
 
 
 def is_adapter(name: str) -> bool:
-    """Tell whether a weight's name is that of an adapter."""
+    """Return whether a weight's name is that of an adapter."""
     return ".lora_" in name
 
 
 def adapters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Return a network's adapters by their names in its state; none where all of it is trained."""
+    """Return a network's adapter weights by name; empty if it has no adapters."""
     return {name: p for name, p in network.named_parameters() if is_adapter(name)}
 
 
 def trainable(network: nn.Module) -> list[nn.Parameter]:
-    """Return what is trained or averaged of a network, whether it is being trained or not."""
+    """Return the weights that are trained and averaged, whatever their `requires_grad`.
+
+    The adapters of a network that has some, else all weights.
+    """
     named = dict(network.named_parameters())
     return [p for name, p in named.items() if is_adapter(name)] or [*named.values()]
 
 
 def base(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the weights under a network's adapters; none where all of it is trained."""
+    """Return the frozen weights under a network's adapters; empty if it has no adapters."""
     named = dict(network.named_parameters())
     own = adapters(network)
     return {name: p for name, p in named.items() if name not in own} if own else {}
 
 
-# ---------------------------------------------------------------------- making such networks
+# ---------------------------------------------------------------------- adding adapters
 
 
 def adapt(network: nn.Module, options: LoRA, seed: int, option: str = "lora") -> nn.Module:
-    """Copy a diffusers network and add adapters; the copy shares all the network's own weights.
+    """Copy a diffusers network and add adapters; the copy shares the network's weights.
 
-    Until it is trained it computes what the network does: A is random, B zero. The global random
-    state is as before.
+    A is random and B is zero, so the copy initially computes the same as the network. The global
+    random state is not changed.
 
     Args:
-        network: The base. It is frozen.
+        network: The base, which is frozen in place.
         options: The adapters.
         seed: Seed of A.
-        option: The option that asked for them, for messages.
+        option: The option to name in an error.
 
     Raises:
         UsageError: If peft is not installed, or the network has no such layers.
@@ -77,7 +80,7 @@ def adapt(network: nn.Module, options: LoRA, seed: int, option: str = "lora") ->
     for target in options.targets:
         if not any(f".{name}".endswith(f".{target}") for name in layers):
             raise UsageError(
-                f"--{option}.targets: no layer's name ends with {target!r}. Give the ends of names "
+                f"--{option}.targets: no layer's name ends with {target!r}. Give suffixes of names "
                 f"such as {next((n for n in layers if n.endswith('to_q')), layers[-1])!r}."
             )
     network.requires_grad_(False)
@@ -94,19 +97,19 @@ def adapt(network: nn.Module, options: LoRA, seed: int, option: str = "lora") ->
 
 
 def copy_trainable(network: nn.Module) -> nn.Module:
-    """Copy a network without gradients; the copy shares the base under its adapters, if any."""
+    """Copy a network with `requires_grad` off; the copy shares the base under adapters, if any."""
     copied = copy.deepcopy(network, {id(p): p for p in base(network).values()})
     return copied.requires_grad_(False)
 
 
-# ---------------------------------------------------------------------- without adapters
+# ---------------------------------------------------------------------- merging and saving
 
 
 @torch.no_grad()
 def merged(network: nn.Module) -> nn.Module:
-    """Add adapters to the weights they are for: a plain network on the CPU, in float32.
+    """Return a copy with the adapters merged into its weights, on the CPU in float32.
 
-    Its weights have the base's names. A network without adapters is returned as it is.
+    Its weights have the base's names. A network without adapters is returned unchanged.
     """
     if not adapters(network):
         return network
@@ -121,10 +124,9 @@ def merged(network: nn.Module) -> nn.Module:
 
 
 def save_lora(network: nn.Module, folder: str | Path) -> None:
-    """Write a network's adapters for `StableDiffusionPipeline.load_lora_weights(folder)`.
+    """Save a network's adapters for `StableDiffusionPipeline.load_lora_weights(folder)`.
 
-    B is written with alpha / rank in it, so that readers need not know alpha: without it they take
-    a scale of 1.
+    B is saved multiplied by alpha / rank: without a stored alpha, loaders use a scale of 1.
     """
     weights = {}
     for name, value in adapters(network).items():
@@ -135,19 +137,19 @@ def save_lora(network: nn.Module, folder: str | Path) -> None:
         save_file(weights, temporary, metadata={"format": "pt"})
 
 
-# ---------------------------------------------------------------------- a continued run
+# ---------------------------------------------------------------------- resuming
 
 
 def scale(network: nn.Module) -> float:
-    """Return alpha / rank of a network's adapters; 1 without any."""
+    """Return alpha / rank of a network's adapters; 1 if it has none."""
     config: Any = getattr(network, "peft_config", {}).get(_ADAPTER)
     return config.lora_alpha / config.r if config else 1.0
 
 
 def base_hash(network: nn.Module) -> str | None:
-    """Return a fingerprint of the weights under a network's adapters; None without any.
+    """Return a fingerprint of the weights under a network's adapters; None if it has none.
 
-    Of some numbers of each weight, rounded to bfloat16, in which they may be stored.
+    It hashes some numbers of each weight, rounded to bfloat16, since the base may be stored so.
     """
     some = {}
     for name, p in base(network).items():
@@ -157,7 +159,7 @@ def base_hash(network: nn.Module) -> str | None:
 
 
 def adapters_record(module: nn.Module) -> dict[str, Any]:
-    """Return what the adapters' weights do not show, for a checkpoint: scales and bases."""
+    """Return the adapters' scales and the fingerprints of their bases, for a checkpoint."""
     networks = dict(module.named_children())
     return {
         "lora_scales": {name: scale(network) for name, network in networks.items()},
@@ -166,27 +168,27 @@ def adapters_record(module: nn.Module) -> dict[str, Any]:
 
 
 def check_adapters_record(module: nn.Module, found: Mapping[str, Any]) -> None:
-    """Refuse to continue with adapters that count for more or less, or are on other weights.
+    """Reject a checkpoint whose adapters have another scale or base than the module's.
 
     Args:
-        module: What is to continue; its networks have their names in the options.
-        found: The checkpoint. An old one does not say all.
+        module: The module that resumes; its networks are named as in the options.
+        found: The checkpoint. What an old one does not record is not checked.
 
     Raises:
-        UsageError: For the first that differs.
+        UsageError: For the first difference.
     """
     own = adapters_record(module)
     for name, now in own["lora_scales"].items():
         if now != (before := found.get("lora_scales", {}).get(name, now)):
             raise UsageError(
-                f"--model.lora_{name}.alpha is {now:g} times the rank, and in the checkpoint "
-                f"{before:g} times. Give the alpha that it was made with, or another checkpoint."
+                f"--model.lora_{name}.alpha is {now:g} times the rank, but the checkpoint has "
+                f"{before:g} times. Give the checkpoint's alpha, or another checkpoint."
             )
     for name, now in own["lora_bases"].items():
         if now != found.get("lora_bases", {}).get(name, now):
             option = f"model.{name.replace('ema', 'generator')}_init"
             raise UsageError(
-                f"--ckpt_path: the LoRA adapters of {name!r} in the file are for other weights "
-                f"than these. Give the --{option} and --model.teacher that it was made with, or "
+                f"--ckpt_path: the LoRA adapters of {name!r} were trained on other weights than "
+                f"this run's. Give the --{option} and --model.teacher of the checkpoint's run, or "
                 "another checkpoint."
             )

@@ -1,4 +1,4 @@
-"""Options that give precision or time for memory, network by network."""
+"""Options that save memory at the cost of precision or time, per network."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,17 +19,18 @@ Memory = Literal["fast", "balanced", "lean"]
 FrozenPrecision = Literal["32", "bf16"]
 EMADevice = Literal["cpu"]
 
-CHECKPOINTED = ("fake_score", "generator", "teacher")  # all networks that may be
+CHECKPOINTED = ("fake_score", "generator", "teacher")  # all that support activation checkpointing
 
 
 def set_frozen_precision(
     precision: FrozenPrecision, teacher: Teacher, *networks: nn.Module
 ) -> None:
-    """Store the weights of a teacher's products in bfloat16, if asked, and compute with them so.
+    """Store the frozen linear and convolution weights in bfloat16 if `precision` is bf16.
 
-    Mixed precision (bf16-mixed) would round them to the same bits in every evaluation; its norms
-    stay in float32, as there. So it is with the weights under other networks' adapters, which may
-    be the teacher's. The VAE and the text encoder, which are small and are exported, stay whole.
+    These are the teacher's weights and those under the networks' adapters, which may be the
+    teacher's. Their layers compute in bfloat16: bf16-mixed would round the weights to the same bits
+    in every forward pass. Norms stay in float32, as in mixed precision. The VAE and the text
+    encoder, which are small and exported, stay in float32.
     """
     if precision not in ("32", "bf16"):
         refuse("model.frozen_precision", precision, "32 or bf16")
@@ -39,22 +40,22 @@ def set_frozen_precision(
         stored = {id(p) for p in (*own, *(p for n in networks for p in base(n).values()))}
         for network in (teacher.network, *networks):
             for p in (p for layer in products(network) for p in layer.parameters(recurse=False)):
-                if id(p) in stored:  # not what is trained
+                if id(p) in stored:  # frozen
                     p.data = p.data.to(torch.bfloat16)
 
 
 def checkpoint_gradients(networks: Mapping[str, nn.Module], names: Sequence[str]) -> None:
-    """Let some networks compute activations again in the backward pass, in place of storing them.
+    """Enable activation checkpointing in some networks.
 
-    Diffusers does that wherever gradients are recorded, so that a frozen network through which they
-    flow does it too, and in evaluation mode: dropout stays off.
+    Diffusers checkpoints whenever gradients are recorded. This includes frozen networks that
+    gradients flow through, and evaluation mode, where dropout stays off.
 
     Args:
-        networks: By the names that the option may have.
-        names: Which of them.
+        networks: The networks by the names that the option accepts.
+        names: The networks to checkpoint.
 
     Raises:
-        UsageError: If there is no such network, or it cannot do it.
+        UsageError: If there is no such network, or it does not support checkpointing.
     """
     for name in names:
         if name not in networks:
@@ -63,31 +64,32 @@ def checkpoint_gradients(networks: Mapping[str, nn.Module], names: Sequence[str]
         enable = getattr(networks[name], "enable_gradient_checkpointing", None)
         if enable is None:
             raise UsageError(
-                f"--model.gradient_checkpointing: {type(networks[name]).__name__} cannot compute "
-                "activations again. Leave the option out, and lower --model.micro_batch_size."
+                f"--model.gradient_checkpointing: {type(networks[name]).__name__} does not support "
+                "it. Leave the option out, and lower --model.micro_batch_size."
             )
         enable()
 
 
 def check_ema_device(device: EMADevice | None, ema: nn.Module) -> None:
-    """Refuse to keep an average apart that is not whole, or not alone.
+    """Reject `ema_device` for a sharded EMA and for one that holds only LoRA adapters.
 
     Raises:
-        UsageError: If it is one of these.
+        UsageError: If a device is given for such an EMA.
     """
-    reason = "fsdp2 spreads the average over all devices already" if is_sharded(ema) else ""
+    reason = "fsdp2 already shards the EMA over all devices" if is_sharded(ema) else ""
     if adapters(ema):
-        reason = "the average is of LoRA adapters, which are small, on weights that it shares"
+        reason = "the EMA holds only LoRA adapters, which are small; their base is shared"
     if device and reason:
         raise UsageError(f"--model.ema_device {device}: {reason}. Leave the option out.")
 
 
 def recomputed(memory: Memory) -> tuple[str, ...]:
-    """Return the networks that the generator's phase evaluates twice, to keep fewer activations.
+    """Return the networks whose forward pass phase 2 recomputes to store fewer activations.
 
-    The phase stores what the generator, the teacher and the fake score are to be differentiated
-    with. `fast` keeps all of it; `balanced` evaluates the teacher again when the fake score's is
-    done with, so that one of the two is held at a time; `lean` the generator too, last of all.
+    Phase 2 backpropagates through the fake score, the teacher and the generator, in this order.
+    `fast` stores the activations of all three. `balanced` recomputes the teacher's after the fake
+    score's are freed, so that only one of the two is held at a time. `lean` also recomputes the
+    generator's, last.
     """
     if memory not in get_args(Memory):
         refuse("model.memory", memory, "fast, balanced or lean")
@@ -95,16 +97,16 @@ def recomputed(memory: Memory) -> tuple[str, ...]:
 
 
 def recompute(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that stores no activations: the backward pass evaluates it again.
+    """Wrap a function in activation checkpointing.
 
-    It computes the same numbers twice, so that gradients are the same bits.
+    The recomputed numbers are the same, so gradients are bitwise equal.
     """
     return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
 
 
 @contextmanager
 def borrowed(network: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-    """Use a network on a device, and put it back where it was."""
+    """Move a network to a device within the context, then move it back."""
     home = next(network.parameters()).device
     if home == device:
         yield network

@@ -1,7 +1,7 @@
-"""TF32: float32 products and convolutions whose factors keep 10 bits of 23, on GPUs that have it.
+"""TF32: float32 matrix products and convolutions with 10 instead of 23 mantissa bits.
 
-PyTorch's own default has it for convolutions and not for other products. Here float32 is float32
-unless TF32 is asked for, as in the official code.
+PyTorch enables it by default for convolutions, but not for matrix products. Here it is off for both
+unless the user enables it, as in the official code.
 """
 
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ _BACKENDS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Let products and convolutions in float32 use TF32 or not, in all of this process."""
+    """Enable or disable TF32 for matrix products and convolutions in this process."""
     for backend in _BACKENDS:
         backend.allow_tf32 = allowed
 
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Do so for a while; leave things as they were, whatever is allowed meanwhile."""
+    """Enable or disable TF32 within the context, then restore the previous state."""
     before = [backend.allow_tf32 for backend in _BACKENDS]
     allow_tf32(allowed)
     try:

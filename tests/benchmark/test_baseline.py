@@ -1,4 +1,4 @@
-"""The baseline computes what is compared: the recorded numbers, in the manner that it says."""
+"""The baseline: golden numbers, and the calls that make it slower."""
 
 import gc
 from typing import Any
@@ -14,12 +14,12 @@ from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from tests.helpers.golden import GRADIENT, LOSS, Golden, check_fingerprint, error
 from tests.helpers.paths import GOLDEN
 
-# Single evaluations per micro-batch, K = 1: the baseline has no K-step sampler.
+# Cases with K = 1, since the baseline has no K-step sampler.
 CASES = ["case_eps_k2_2_2_a1", "case_eps_k1_1_4.5_a1", "case_eps_k2_2_2_a1_rounds2"]
 
 
 class Recorder(Baseline):
-    """The baseline, remembering the gradients that its optimizers were given."""
+    """A baseline that records the gradients passed to its optimizers."""
 
     gradients: list[list[torch.Tensor]]
 
@@ -66,7 +66,7 @@ def test_golden_numbers(golden: Golden, case: str) -> None:
     for (name, loss), gradients in zip(
         zip(("phase1", "phase2"), losses, strict=True), baseline.gradients, strict=True
     ):
-        # The generator's loss is a difference of terms some ten times as large.
+        # The generator's loss is a difference of terms about ten times as large.
         assert loss == pytest.approx(entry[f"{name}_loss_total"], rel=LOSS * 100)
         check_fingerprint(gradients, expected[f"{name}.grad_fingerprint"], GRADIENT)
         for parameter, gradient in zip(golden.names, gradients, strict=True):
@@ -75,7 +75,7 @@ def test_golden_numbers(golden: Golden, case: str) -> None:
 
 
 def test_counts(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight calls of the text encoder, 2B + 2 of the scheduler, one collection."""
+    """Eight text encoder calls, 2B + 2 scheduler calls, one garbage collection."""
     baseline = make(golden, kappas=Kappas(2.0, 2.0, 2.0, 2.0))
     calls = {"text": 0, "step": 0, "collect": 0}
 
@@ -98,7 +98,7 @@ def test_counts(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_average(golden: Golden) -> None:
-    """The average starts as a copy and moves toward the generator."""
+    """The EMA starts as a copy and moves toward the generator."""
     baseline = make(golden, kappas=Kappas(1.0, 1.0, 1.0, 1.0), lr=1e-3)
     baseline.iteration(["a cat"] * 2, ["a dog"] * 2)
     first = [p.clone() for p in baseline.generator.parameters()]

@@ -1,4 +1,4 @@
-"""What `benchmark` compares: each name is the options that it says."""
+"""The settings of `benchmark`: each name stands for its options."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_memories(memory: MemoryUse) -> None:
 def test_each_memory_is_measured(
     tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Activations fall in the known order, and what is trained is the same size."""
+    """Activations decrease in the known order; weights have the same size."""
     memories = ["fast", "balanced", "lean", "lean-checkpointing"]
     output = tmp_path / "numbers.json"
     benchmark(

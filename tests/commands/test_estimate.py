@@ -80,7 +80,7 @@ def test_a_config_says_what_decides_the_costs() -> None:
     assert (plan.precision, plan.strategy) == ("bf16-mixed", "ddp_multi")
     assert plan.lora_generator == LoRA(8)
     assert plan.ema_device == "cpu"
-    assert plan.pictures == 16
+    assert plan.images_at_once == 16
     optimizer = plan.optimizer_fake([torch.nn.Parameter()])
     assert list(optimizer.defaults["betas"]) == [0.0, 0.999]
 

@@ -1,4 +1,4 @@
-"""What is counted on shapes is what runs: FLOPs and bytes, compared with real ones."""
+"""FLOPs and bytes counted on the meta device, compared with those of real runs."""
 
 import itertools
 import json
@@ -37,12 +37,12 @@ from tests.helpers.paths import REPOSITORY
 
 GUIDED = Kappas(1.5, 1.5, 1.5, 1.5)
 BENCHMARKS = REPOSITORY / "docs/benchmarks"
-H200: dict[Any, Any] = {}  # evaluations, counted once
+H200: dict[Any, Any] = {}  # cache of counted passes
 
 
 @contextmanager
 def allocations() -> Any:
-    """Note what PyTorch's CPU allocator gives out: the most at a time, and what is left."""
+    """Record the peak and the remaining bytes of PyTorch's CPU allocator."""
     found: dict[str, int] = {}
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         yield found
@@ -52,15 +52,15 @@ def allocations() -> Any:
     found |= {"peak": max(sums), "left": sums[-1]}
 
 
-# ---------------------------------------------------------------------- one evaluation
+# ---------------------------------------------------------------------- one pass of a network
 
 
 def test_stable_diffusion_costs_what_is_published() -> None:
-    """METHOD: 803 GFLOP forward, a multiply-add being two."""
+    """METHOD: 803 GFLOP forward, counting a multiply-add as two."""
     teacher = build("sd15", "meta")
     cost = evaluation(teacher, teacher.network, "weights")
     assert cost.forward == pytest.approx(803e9, rel=1e-3)
-    # Twice that, and attention's scores once more, which no graph keeps.
+    # Twice that, plus attention's scores, which are recomputed.
     assert cost.backward == pytest.approx(2.075 * 803e9, rel=1e-2)
 
 
@@ -127,7 +127,7 @@ def test_attention_keeps_no_scores() -> None:
 
 
 class Iteration(L.Callback):
-    """Notes what the second iteration allocates."""
+    """Record what the second iteration allocates."""
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step == 1:
@@ -148,7 +148,7 @@ class Iteration(L.Callback):
 
 @pytest.fixture
 def trained(tiny_sd: str) -> Callable[..., tuple[SiDLSG, dict[str, int]]]:
-    """Return a function that runs two iterations, and gives the module and what it allocated."""
+    """Return a function that runs two iterations and returns the module and its allocations."""
 
     def run(**options: Any) -> tuple[SiDLSG, dict[str, int]]:
         module, iteration = SiDLSG(tiny_sd, **options), Iteration()
@@ -193,14 +193,14 @@ def test_a_run_holds_what_is_counted(
     guidance: Guidance,
     options: dict[str, Any],
 ) -> None:
-    """Weights, gradients and optimizers to the byte; what comes and goes within a tenth."""
+    """Weights, gradients and optimizer states match to the byte, temporary memory within 10 %."""
     module, found = trained(guidance=guidance, micro_batch_size=16, **options)
     if names := options.get("gradient_checkpointing"):
         options = options | {"gradient_checkpointing": tuple(names)}
     run = plan(kappas=guidance.kappas, micro_batch_size=16, **options)
     standing = standing_bytes(run)
 
-    weights = ("teacher", "fake score", "generator", "average (EMA)", "VAE, text encoder")
+    weights = ("teacher", "fake score", "generator", "EMA", "VAE, text encoder")
     networks = (module.teacher, module.fake_score, module.generator, module.ema)
     tensors = [t for net in networks for t in (*net.parameters(), *net.buffers())]
     assert sum(standing[name] for name in weights) == sizes(*tensors)
@@ -208,17 +208,17 @@ def test_a_run_holds_what_is_counted(
     states = [s for o in module.trainer.optimizers for p in o.state.values() for s in p.values()]
     assert standing["optimizers"] == sizes(*(s for s in states if s.numel() > 1))
 
-    # Gradients go after each step, and so are allocated in every iteration too.
+    # Gradients are freed after each step and so are allocated in every iteration too.
     most = standing["gradients"] + max(passing_bytes(run).values())
-    if run.plan.frozen_half:  # a CPU's autocast leaves norms in 16 bits, and keeps less of them
+    if run.plan.frozen_half:  # autocast on the CPU keeps norms in 16 bits, so it stores less
         assert 0.7 * most < found["peak"] < most
     else:
         assert found["peak"] == pytest.approx(most, rel=0.1)
 
 
 def test_flops_follow_the_method(tiny_sd: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """METHOD: 18 evaluations per image with guidance, a backward being 1, and 1 for weights."""
-    # Attention's backward costs the same whatever it leads to: convolutions show the rule.
+    """METHOD: 18 units per image with guidance; backward costs 1 for inputs and 1 for weights."""
+    # Attention's backward costs the same for inputs and weights, so only convolutions are counted.
     convolutions = {op: count for op, count in flop_registry.items() if "convolution" in str(op)}
     monkeypatch.setattr("sid_lsg.costs.evaluation.flop_registry", convolutions)
     teacher, known = outline(tiny_sd), dict[Any, Any]()
@@ -274,16 +274,16 @@ def test_the_largest_micro_batch_fits_and_divides(plan: Callable[..., PlannedRun
     assert largest_micro_batch(run, 1e6) is None
 
 
-def test_pictures_are_made_while_there_are_no_gradients(plan: Callable[..., PlannedRun]) -> None:
+def test_images_are_decoded_while_there_are_no_gradients(plan: Callable[..., PlannedRun]) -> None:
     few, many, elsewhere = (
-        passing_bytes(plan(pictures=n, ema_device=device))[f"{n} pictures"]
+        passing_bytes(plan(images_at_once=n, ema_device=device))[f"{n} images"]
         for n, device in ((1, None), (64, None), (64, "cpu"))
     )
     standing = standing_bytes(plan())
     assert few == 0
     decoding = (many + standing["gradients"]) / 64
     assert 3 * 4 * 64**2 < decoding < 100 * 4 * 64**2
-    assert elsewhere - many == standing["average (EMA)"]
+    assert elsewhere - many == standing["EMA"]
 
 
 def test_time_is_work_over_speed(plan: Callable[..., PlannedRun]) -> None:
@@ -293,7 +293,7 @@ def test_time_is_work_over_speed(plan: Callable[..., PlannedRun]) -> None:
 
 
 def test_a_fast_device_waits_for_the_host(plan: Callable[..., PlannedRun]) -> None:
-    """9 passes forward and backward; those that are done again count once more."""
+    """9 forward and backward passes; recomputed ones count once more."""
     fast = float("inf")
     run = plan(devices=2)
     launching = launching_seconds(run)

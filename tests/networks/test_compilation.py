@@ -1,4 +1,4 @@
-"""Compiled blocks: the same numbers, no graph break, and no new program after an iteration."""
+"""Compiled blocks: the same numbers, no graph break, no new graph after the first iteration."""
 
 import copy
 import warnings
@@ -23,7 +23,7 @@ from sid_lsg.training.module import SiDLSG
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Trace blocks and run what was traced; machine code for a CPU would take minutes."""
+    """Use the eager backend: generating machine code for a CPU would take minutes."""
     monkeypatch.setattr("sid_lsg.networks.compilation._BACKEND", "eager")
     torch._dynamo.reset()
     counters.clear()
@@ -32,7 +32,7 @@ def _quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Programs(L.Callback):
-    """Counts the programs that there are when an iteration ends."""
+    """Record the number of compiled graphs at the end of each iteration."""
 
     def __init__(self) -> None:
         self.counts: list[int] = []
@@ -42,7 +42,7 @@ class Programs(L.Callback):
 
 
 def sgd(parameters: object) -> torch.optim.Optimizer:
-    """Adam would make a step of the sign of a gradient that is nearly zero."""
+    """Make an SGD optimizer: Adam would step by the sign of a gradient that is nearly zero."""
     return torch.optim.SGD(parameters, lr=1e-4)  # type: ignore[arg-type]
 
 
@@ -76,8 +76,8 @@ def test_the_same_run(small_sd: str, options: dict[str, object]) -> None:
     plain, _ = trained(small_sd, **options)
     compiled, programs = trained(small_sd, compile=True, **options)
     first, second = programs.counts
-    # Of a block five: the generator's with gradients and without, the fake score's with gradients
-    # for its weights and for its inputs, the teacher's; one more where it is computed again.
+    # Five graphs per block: the generator's with and without gradients, the fake score's with
+    # gradients for weights and for inputs, the teacher's. Recomputation adds one.
     number = len([*blocks(compiled.teacher.network)])
     assert second == first
     assert 5 * number <= first <= (6 if options else 5) * number
@@ -85,13 +85,13 @@ def test_the_same_run(small_sd: str, options: dict[str, object]) -> None:
     assert plain.state_dict().keys() == compiled.state_dict().keys()
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-5, atol=1e-6)
-    # Pictures, in batches of another size, need no new programs.
+    # Generating images, in batches of another size, compiles no new graphs.
     compiled.generate(["a cat"] * 3, range(3), network=compiled.generator)
     compiled.sample_teacher(["a cat"] * 3, range(3), 2, 1.5)
     assert counters["stats"]["unique_graphs"] == first
 
 
-def test_only_pictures_are_made_as_written() -> None:
+def test_as_written_runs_eagerly() -> None:
     function = torch.compile(lambda x: x + 1, backend="eager")
     with as_written(True):
         function(torch.ones(2))
@@ -111,7 +111,7 @@ def test_a_copy_has_weights_of_its_own(tiny_sd: str) -> None:
 
 def test_sharded_networks_are_refused(tiny_sd: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sid_lsg.networks.compilation.is_sharded", lambda _: True)
-    with pytest.raises(UsageError, match="--model.compile cannot .*ddp_multi"):
+    with pytest.raises(UsageError, match="--model.compile: .*cannot be compiled.*ddp_multi"):
         compile_blocks(SiDLSG(tiny_sd).generator)
 
 
@@ -144,8 +144,8 @@ def test_the_benchmark_measures_the_programs(
         run.clear()
         module = SiDLSG(small_sd, optimizer_fake=sgd, optimizer_generator=sgd, compile=compiled)  # type: ignore[arg-type]
         rows[compiled] = measure(module, 2, iterations=1, warmup=1, accelerator="cpu")
-    # Warm-up, whole, in parts, operations, operators, memory: programs run but where operations or
-    # tensors are counted one by one.
+    # Warm-up, whole, in parts, operations, operators, memory: compiled graphs run except where
+    # operations or tensors are counted one by one.
     warmup, whole, parts, operations, operators, memory = run
     assert warmup == whole == parts == operators > 0
     assert operations == memory == 0

@@ -1,4 +1,4 @@
-"""Adapters on shared weights: what is trained, kept, refused and written for diffusers."""
+"""LoRA adapters on shared weights: training, checkpoints, refusals and export to diffusers."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def fit(small_sd: str, tmp_path: Path) -> Fit:
 
 
 def stir(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Give adapters values as after a training: at the start B is zero."""
+    """Set the adapters to values as after training, since B is initially zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in adapters(network).items():
@@ -115,7 +115,7 @@ def test_networks_start_as_the_teacher_on_its_tensors(small_sd: str) -> None:
     after = torch.get_rng_state()
     torch.set_rng_state(state)
     module = make(small_sd, **BOTH)
-    assert torch.equal(torch.get_rng_state(), after)  # the adapters have drawn nothing from it
+    assert torch.equal(torch.get_rng_state(), after)  # adapters do not use the global random state
     own = places(module.teacher.network.parameters())
     images = call(plain, plain.ema)
     for network, rank in ((module.fake_score, 4), (module.generator, 2), (module.ema, 2)):
@@ -327,7 +327,7 @@ def test_checkpoints_of_other_networks_are_refused(fit: Fit, small_sd: str, tmp_
 def test_adapters_are_not_continued_on_other_weights(
     fit: Fit, small_sd: str, tmp_path: Path
 ) -> None:
-    """Names and shapes are the same: nothing else would tell."""
+    """Names and shapes are the same, so only the recorded fingerprint shows the difference."""
     teacher = make(small_sd).teacher
     with torch.no_grad():
         for p in teacher.network.parameters():
@@ -345,12 +345,12 @@ def test_adapters_are_not_continued_on_other_weights(
     fit(2, ckpt_path=path, **own)
 
 
-# ---------------------------------------------------------------------- what it becomes
+# ---------------------------------------------------------------------- merging and saving
 
 
 @pytest.fixture
 def trained(tiny_sd: str) -> SiDLSG:
-    """A module whose averaged generator is far from the teacher."""
+    """Return a module whose EMA is far from the teacher."""
     module = make(tiny_sd, **BOTH)
     stir(module.ema)
     assert relative(call(module, module.ema), call(module, module.teacher.network)) > 0.05
@@ -366,11 +366,11 @@ def test_merged_is_a_plain_network_of_the_teachers_kind(trained: SiDLSG) -> None
     assert [type(m) for m in plain.modules()] == [type(m) for m in teacher.modules()]
     assert plain.config == teacher.config
     assert relative(call(trained, plain), call(trained, trained.ema)) < 1e-5
-    # Nothing of it is the module's, which is as it was.
+    # It shares no tensor with the module, and the module has not changed.
     own = places(p for net in (trained.ema, teacher) for p in net.parameters())
     assert own.isdisjoint(places(plain.parameters()))
     assert all(torch.equal(p, before[name]) for name, p in trained.ema.named_parameters())
-    # To the rounding of one addition, the weights are W_0 + (alpha / r) B A.
+    # The weights are W_0 + (alpha / r) B A, up to the rounding of one addition.
     key = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     a, b = (before[f"{key}.lora_{which}.default.weight"].double() for which in "AB")
     exact = teacher.state_dict()[f"{key}.weight"].double() + 3 * b @ a
@@ -491,7 +491,7 @@ def test_the_command_line_refuses_adapters_that_are_none(
 )
 @pytest.mark.parametrize("name", ["fake_score", "generator"])
 def test_adapters_that_do_nothing_are_refused(name: str, options: Any, message: str) -> None:
-    """Before the teacher, which may have to be downloaded, is loaded."""
+    """They are refused before the teacher is loaded, which may need a download."""
     with pytest.raises(UsageError, match=rf"--model\.lora_{name}\.{message}"):
         SiDLSG("nobody/nothing", **{f"lora_{name}": LoRA(**options)})
 
@@ -539,7 +539,7 @@ def test_a_shared_base_is_neither_moved_nor_sharded(small_sd: str) -> None:
 
 
 def train_in_processes(root: str, small_sd: str, *strategies: str) -> None:
-    """Train 3 iterations under each strategy and save the state; for the processes below."""
+    """Train 3 iterations with each strategy and save the state; run by the processes below."""
 
     def sgd(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=1e-3)
@@ -562,7 +562,7 @@ def train_in_processes(root: str, small_sd: str, *strategies: str) -> None:
 
 @pytest.fixture(scope="module")
 def several(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train in one process, and in two that are started as torchrun starts them."""
+    """Train in one process, and in two started as torchrun does."""
     folder = tmp_path_factory.mktemp("several")
     (folder / "prompts.txt").write_text("\n".join(f"a {n} {t}" for n in "abcd" for t in PROMPTS))
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(forked.free_port())}

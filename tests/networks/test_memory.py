@@ -1,4 +1,4 @@
-"""The generator's phase in pieces: the same bits with fewer activations."""
+"""Recomputation in phase 2: bitwise equal gradients with fewer stored activations."""
 
 from collections.abc import Callable
 from itertools import accumulate
@@ -18,7 +18,7 @@ GUIDED = Guidance("lsg", 2.0)
 
 
 def made(source: str, memory: Memory, **options: object) -> SiDLSG:
-    """A module whose networks differ, so that gradients are not zero."""
+    """Return a module whose networks differ, so that gradients are not zero."""
     module = SiDLSG(source, memory=memory, **options)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -36,7 +36,7 @@ def backward(module: SiDLSG, batch: int) -> None:
 
 
 def peak(call: Callable[[], None]) -> int:
-    """Return the most bytes that torch has allocated at a time during a call."""
+    """Return the peak bytes that torch allocated during a call."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         call()
     events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -59,14 +59,14 @@ def test_gradients_are_the_same_bits(tiny_sd: str, guidance: Guidance, num_steps
 
 @pytest.mark.parametrize("source", ["tiny", "architecture:sd15-small"])
 def test_fewer_activations_are_held(tiny_sd: str, source: str) -> None:
-    """`lean` at most 60% of `fast`; measured by torch's own accounting."""
+    """`lean` needs at most 60 % of `fast`, by torch's profiler."""
     options = {} if source == "tiny" else {"resolution": 64}
     peaks = {}
     for memory in ("fast", "balanced", "lean"):
         module = made(tiny_sd if source == "tiny" else source, memory, guidance=GUIDED, **options)  # type: ignore[arg-type]
         for p in module.generator.parameters():
-            p.grad = torch.zeros_like(p)  # they are no activations
-        backward(module, 1)  # what is made once: the null prompt
+            p.grad = torch.zeros_like(p)  # allocated beforehand: gradients are not activations
+        backward(module, 1)  # caches the null prompt
         peaks[memory] = peak(lambda module=module: backward(module, 4))
     assert peaks["lean"] < 0.6 * peaks["fast"]
     assert peaks["lean"] < peaks["balanced"] < 0.8 * peaks["fast"]

@@ -1,4 +1,4 @@
-"""Float32 is float32 on a GPU, unless TF32 is asked for."""
+"""TF32 is off on a GPU unless enabled."""
 
 from collections.abc import Iterator
 from typing import Any
