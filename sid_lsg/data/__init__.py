@@ -1,4 +1,4 @@
-"""Prompts, captions and real images: from files to batches.
+"""Read prompts, captions and real images from files and batch them.
 
 May import teachers, images, distributed, files, messages, method.
 """

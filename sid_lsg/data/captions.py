@@ -1,4 +1,4 @@
-"""The captions of a folder of images."""
+"""Read the captions of a folder of images."""
 
 import csv
 import json
@@ -20,20 +20,23 @@ def read_captions(
     root: Path,
     option: str = "captions",
 ) -> list[str]:
-    """Read each image's caption from a text file (a line each) or a table (.jsonl, .csv).
+    """Read one caption per image from a text file (one per line) or a table (.jsonl, .csv).
 
-    A table with the column `file_name` names its images by their path in the folder; all else is in
-    the order of the images.
+    A table with the column `file_name` refers to images by their path in the folder. Otherwise
+    captions are in the order of the images.
 
     Args:
         path: The file of captions.
         column: The table's column of captions; by default `caption`, `text` or `prompt`.
-        images: The images to be captioned, in order.
+        images: The images, in order.
         root: Their folder.
         option: The option to name in an error.
 
+    Returns:
+        The captions, in the order of the images.
+
     Raises:
-        UsageError: If an image is left without a caption, or a caption without an image.
+        UsageError: If an image has no caption, or a caption has no image.
     """
     try:
         rows = _rows(Path(path).expanduser())
@@ -41,10 +44,10 @@ def read_captions(
         raise UsageError(f"--{option}: cannot read {path!r}: {error}.") from error
     column = column or next((name for name in COLUMNS if rows and name in rows[0]), COLUMNS[0])
     if any(column not in row for row in rows):
-        found = ", ".join(filter(None, rows[0]))  # None are fields beyond the header's
-        named = f"The captions' must be called {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}"
+        found = ", ".join(filter(None, rows[0]))  # None stands for fields beyond the header
+        named = f"Name the captions' column {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}"
         if option == "captions":
-            named = "Name that of the captions by --column"
+            named = "Give the captions' column as --column"
         raise UsageError(f"--{option}: {path!r} has the columns {found}. {named}.")
     captions = [_characters(str(row[column] or "").strip()) for row in rows]
     if rows and FILE_NAME in rows[0]:
@@ -53,36 +56,36 @@ def read_captions(
         if lacking := [name for name in names if name not in by_name]:
             raise UsageError(
                 f"--{option}: {path!r} has no caption for {len(lacking)} of {len(names)} images, "
-                f"the first of them {lacking[0]!r}. Add them, or remove the images."
+                f"such as {lacking[0]!r}. Add the captions, or remove the images."
             )
         captions = [by_name[name] for name in names] + captions[len(names) :]
     if len(captions) != len(images):
         raise UsageError(
             f"--{option}: {path!r} holds {len(captions)} captions and {str(root)!r} {len(images)} "
-            "images. Give one for each image, in the order of the files' names."
+            "images. Give one caption per image, in the order of the file names."
         )
     if "" in captions:
         raise UsageError(
             f"--{option}: caption {captions.index('') + 1} of {path!r} is blank. Every image needs "
-            "one."
+            "a caption."
         )
     return captions
 
 
 def _characters(text: str) -> str:
-    """Put "?" for half of a surrogate pair, which JSON can spell, as `read_corpus` does."""
+    """Replace lone surrogates, which JSON allows, by "?", as `read_corpus` does."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """Read a file's rows; a text file's lines are rows of one column."""
+    """Read a file's rows; each line of a text file is a row with one column."""
     kind = path.suffix.lower()
     if kind == ".txt":
         return [{COLUMNS[0]: line} for line in read_lines(path)]
     if kind == ".csv":
         return list(csv.DictReader(read_lines(path), strict=True))
     if kind != ".jsonl":
-        raise ValueError("it is none of .txt, .jsonl and .csv")
+        raise ValueError("it is not a .txt, .jsonl or .csv file")
     rows = [json.loads(line) for line in read_lines(path) if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("its lines are not all JSON objects")

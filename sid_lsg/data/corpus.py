@@ -1,7 +1,7 @@
-"""Prompt files: which ones an option names, and their prompts as one sequence.
+"""Find prompt files and open them as one sequence of prompts.
 
-A .txt file is not read at the start: one scan finds where its lines begin, and a prompt is decoded
-when it is asked for. The tables (.jsonl, .csv, .parquet) are read once; only the prompts are kept.
+A .txt file is not loaded: one scan finds where its lines start, and a prompt is decoded when it is
+accessed. Tables (.jsonl, .csv, .parquet) are read once; only the prompts are kept in memory.
 """
 
 import csv
@@ -17,29 +17,29 @@ from sid_lsg.messages.errors import UsageError
 
 
 def find_files(patterns: str | Sequence[str], option: str) -> list[Path]:
-    """List the files that paths and globs name, each glob's in alphabetical order.
+    """List the files that paths and globs match, each glob's in alphabetical order.
 
     Args:
-        patterns: Paths or globs, relative to the working directory; `package:` begins one that is
-            relative to the installed package.
+        patterns: Paths or globs, relative to the working directory, or to the installed package if
+            they start with `package:`.
         option: The option to name in an error, such as `--data.prompts`.
 
     Raises:
-        UsageError: A path is not a file, or a glob matches none.
+        UsageError: If a path is not a file, or a glob matches no file.
     """
     files: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         name = resolve(pattern)
         if os.path.isdir(name):
             raise UsageError(f"{option}: {pattern} is a directory; give files, as '{name}/*.txt'.")
-        if os.path.exists(name):  # also a file that is called a[1].txt
+        if os.path.exists(name):  # first, since the name of a file may look like a glob: a[1].txt
             files.append(Path(name))
             continue
         matches = [path for path in sorted(glob.glob(name, recursive=True)) if os.path.isfile(path)]
         if not matches:
             found = "no file matches" if glob.has_magic(name) else "there is no file"
             raise UsageError(
-                f"{option}: {found} {pattern!r}; check the path (a relative one starts at the "
+                f"{option}: {found} {pattern!r}; check the path (relative paths start at the "
                 f"working directory, {Path.cwd()})."
             )
         files += map(Path, matches)
@@ -49,24 +49,24 @@ def find_files(patterns: str | Sequence[str], option: str) -> list[Path]:
 def read_corpus(
     files: Sequence[Path], column: str | None, option: str, column_option: str | None = "--column"
 ) -> Corpus:
-    """Open prompt files: .txt (a prompt per line), .jsonl, .csv or .parquet (a column of prompts).
+    """Open prompt files: .txt (one prompt per line), or a column of .jsonl, .csv or .parquet.
 
     Args:
         files: The files.
-        column: Which column of the tables holds the prompts.
+        column: The column of the tables that holds the prompts.
         option: The option to name in an error, such as `--data.prompts`.
-        column_option: The one that gave the column; None if there is none.
+        column_option: The option that set the column; None if there is none.
 
     Raises:
-        UsageError: A file cannot be read, is malformed, has no such column or holds no prompt.
+        UsageError: If a file cannot be read, is malformed, has no such column or holds no prompt.
     """
     parts = []
     for path in files:
         try:
             parts.append(_read(path, column))
         except NoColumn as error:
-            remedy = f"Give {column_option} one of text." if column_option else "Give a .txt file."
-            raise UsageError(f"{option}: {error} {remedy}") from None
+            kind = f"{column_option} a column of text" if column_option else "a .txt file"
+            raise UsageError(f"{option}: {error} Give {kind}.") from None
         except UsageError as error:
             raise UsageError(f"{option}: {error}") from None
         except OSError as error:
@@ -81,9 +81,13 @@ def _read(path: Path, column: str | None) -> Lines | Packed:
     elif kind in _TABLES:
         part = Packed(_TABLES[kind](path, column), f"{path}, column {column!r}")
     else:
-        raise UsageError(f"{path} is none of .txt, .jsonl, .csv and .parquet; convert it to one.")
+        raise UsageError(
+            f"{path} is not a .txt, .jsonl, .csv or .parquet file; convert it to one of them."
+        )
     if not len(part):
-        raise UsageError(f"{path} holds no prompt ({part.blank} blank rows); remove it or fill it.")
+        raise UsageError(
+            f"{path} holds no prompt ({part.blank} blank rows); remove it or add prompts."
+        )
     return part
 
 
@@ -134,7 +138,7 @@ def _parquet_rows(path: Path, column: str | None) -> Iterator[object]:
                 yield from batch.column(0).to_pylist()
     except pyarrow.ArrowException as error:
         raise UsageError(f"{path}: not a readable parquet file ({error}).") from None
-    except UnicodeDecodeError as error:  # writers do not check what they call text
+    except UnicodeDecodeError as error:  # writers of .parquet do not check their text
         raise UsageError(
             f"{path}, column {column!r}: a prompt is not UTF-8 ({error.reason}); save it as UTF-8."
         ) from None

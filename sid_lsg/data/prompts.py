@@ -1,8 +1,8 @@
-"""Training data: prompts, drawn in an order that depends on the seed and nothing else.
+"""Training prompts, in an order that depends only on the seed.
 
-Iteration i draws 2B prompts, B for each phase. The n-th draw of a run is the prompt at place n % N
-of the permutation number n // N of the N training prompts, so each prompt is seen once before any
-is seen twice, and neither workers, nor the number of ranks, nor a restart change what comes next.
+Iteration i draws 2B prompts, B for each phase. The n-th draw of a run is prompt n % N of
+permutation n // N of the N training prompts. So every prompt is seen once before any is seen twice,
+and the order does not depend on workers, the number of ranks or restarts.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,25 +31,25 @@ class PromptBatch(NamedTuple):
     """One rank's prompts for one iteration."""
 
     iteration: int
-    position: int  # of this rank's first sample in the global batch
-    fake: list[str]  # for the fake score's phase
-    generator: list[str]  # for the generator's phase
+    position: int  # index of this rank's first sample in the global batch
+    fake: list[str]  # for phase 1, the fake score
+    generator: list[str]  # for phase 2, the generator
     fake_tokens: Tokens = {}  # noqa: RUF012 (read only)
     generator_tokens: Tokens = {}  # noqa: RUF012
-    real: RealBatch | None = None  # images for the fake score's phase, if they are asked for
+    real: RealBatch | None = None  # real images for phase 1, with --data.real_images
 
 
 class PromptDataset(Dataset[PromptBatch]):
-    """The batch of every iteration, as a function of the iteration.
+    """Map an iteration's number to its batch.
 
     Args:
         prompts: The training prompts.
         batch_size: B, prompts per phase over all ranks; a multiple of `world_size`.
         seed: The seed of the order.
-        rank: Which contiguous share of the global batch to give.
-        world_size: The number of shares.
-        tokenize: What turns prompts into tokens; None leaves that to the training process.
-        real: Gives real images to go with the prompts: which one is the first, and how many.
+        rank: The rank, which gets the contiguous share of the global batch with this index.
+        world_size: The number of ranks.
+        tokenize: Tokenizes prompts; if None, the training process does.
+        real: Returns real images, given the number of the first and the count.
     """
 
     def __init__(
@@ -88,14 +88,14 @@ class PromptDataset(Dataset[PromptBatch]):
 
 
 class Iterations(DistributedSampler[int]):
-    """The iterations still to do.
+    """The numbers of the remaining iterations.
 
-    Lightning leaves a `DistributedSampler` alone and would deal the iterations of any other out to
-    the ranks. Here every rank visits every iteration; the dataset gives each its share.
+    Every rank visits every iteration, and the dataset returns its share. It is a
+    `DistributedSampler` because Lightning would split any other sampler among the ranks.
 
     Args:
-        done: Returns how many iterations are done; asked whenever an epoch of the Trainer begins.
-        total: How many there are in the whole run; None means no end.
+        done: Returns the number of finished iterations; called at the start of each epoch.
+        total: Number of iterations of the whole run; None means no end.
     """
 
     def __init__(self, done: Callable[[], int], total: int | None) -> None:
@@ -107,52 +107,51 @@ class Iterations(DistributedSampler[int]):
         return iter(count(first) if self.total is None else range(first, self.total))
 
     def __len__(self) -> int:
-        """Return the total, done ones included: a resumed Trainer counts those as fetched."""
+        """Return the total with the finished ones, which a resumed Trainer counts as fetched."""
         if self.total is None:
-            raise TypeError("endless")  # what Lightning takes for "no length"
+            raise TypeError("endless")  # tells Lightning that there is no length
         return self.total
 
 
 class StatelessDataLoader(DataLoader[PromptBatch]):
-    """A loader that has no state to save: its order continues from the iteration alone.
+    """A data loader without state: its order depends only on the iteration.
 
-    Lightning warns about resuming within an epoch unless the loader has these two methods.
+    Lightning warns about resuming within an epoch if the loader lacks these two methods.
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Accept nothing."""
+        """Ignore the state."""
 
 
 class PromptDataModule(L.LightningDataModule):
-    """The prompts to train on, and those kept apart for image grids and metrics.
+    """Training prompts, and held-out prompts for image grids and metrics.
 
     Args:
-        prompts: The training prompts: a file or a glob, or a list of them. A .txt file has one
-            prompt per line (UTF-8); .jsonl, .csv and .parquet files have them in `column`. Blank
-            prompts are skipped. Relative paths start at the working directory; the prefix
-            `package:` means a file that is installed with sid_lsg, for example
-            `package:demo/fashion/prompts.txt`.
-        column: Which column holds the prompts of .jsonl, .csv and .parquet files.
-        batch_size: Prompts per phase and iteration, over all processes together, so that a run
-            on more GPUs is the same run. Must be a multiple of the number of processes.
-        num_workers: Processes per rank that read and tokenize prompts ahead of the training; 0
-            does it in the training process. One is plenty for text.
-        heldout: Prompts for image grids and metrics: files as for `prompts`. They are not
-            compared with the training prompts; keep them apart yourself.
-        num_heldout: Instead of `heldout`: take this many prompts, chosen by `seed`, out of the
-            training prompts, together with every duplicate of them. With neither option, grids
-            and metrics use the training prompts.
-        seed: Determines the order of the prompts and the choice of `num_heldout`.
-        real_images: A folder of real images with captions, for --model.real_data: a metadata.jsonl
-            or metadata.csv with the columns file_name and text, or cat.txt beside cat.png. They
-            are cropped about their centre and resized to the teacher's resolution.
+        prompts: Training prompts: a file, a glob or a list of them. A .txt file has one prompt per
+            line (UTF-8); .jsonl, .csv and .parquet files have them in `column`. Blank prompts are
+            skipped. Relative paths start at the working directory; the prefix `package:` means a
+            file installed with sid_lsg, for example `package:demo/fashion/prompts.txt`.
+        column: Column of .jsonl, .csv and .parquet files that holds the prompts.
+        batch_size: Prompts per phase and iteration over all processes, so that a run does not
+            depend on the number of GPUs. Must be a multiple of the number of processes.
+        num_workers: Processes per rank that read and tokenize prompts in advance; 0 does it in the
+            training process. One is enough for text.
+        heldout: Prompts for image grids and metrics: files as for `prompts`. They are not checked
+            for overlap with the training prompts.
+        num_heldout: Hold out this many training prompts, chosen by `seed`, with all their
+            duplicates; an alternative to `heldout`. With neither option, grids and metrics use the
+            training prompts.
+        seed: Seed of the order of prompts and of the choice of `num_heldout`.
+        real_images: Folder of real images with captions, for --model.real_data: a metadata.jsonl or
+            metadata.csv with the columns file_name and text, or a cat.txt for each cat.png. Images
+            are center-cropped and resized to the teacher's resolution.
 
     Raises:
-        UsageError: An option has an impossible value, or (in `setup`) a file cannot be used.
+        UsageError: If an option is out of range, or (in `setup`) a file cannot be used.
     """
 
     def __init__(
@@ -192,11 +191,11 @@ class PromptDataModule(L.LightningDataModule):
 
     @property
     def heldout_prompts(self) -> Sequence[str]:
-        """The held-out prompts or, when none were asked for, the training prompts."""
+        """The held-out prompts, or the training prompts if none are held out."""
         return self._heldout_prompts or self.train_prompts
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the prompt files and find the images, once; `stage` makes no difference."""
+        """Open the prompt files and find the images, once; `stage` is ignored."""
         if len(self.train_prompts):
             return
         if self.batch_size % self._world_size:
@@ -231,7 +230,7 @@ class PromptDataModule(L.LightningDataModule):
             rank_zero_info(f"{len(self._real):,} real images from {self.real_images}.")
 
     def train_dataloader(self) -> DataLoader[PromptBatch]:
-        """Return a loader of one `PromptBatch` per iteration, from the Trainer's step onwards."""
+        """Return a loader with one `PromptBatch` per iteration, starting at the Trainer's step."""
         trainer = self.trainer
         rank = trainer.global_rank if trainer else 0
         total = trainer.max_steps if trainer and trainer.max_steps >= 0 else None
@@ -252,11 +251,11 @@ class PromptDataModule(L.LightningDataModule):
                 tokenize,
                 real,
             ),
-            batch_size=None,  # an item of the dataset is a batch already
+            batch_size=None,  # the dataset's items are batches
             sampler=Iterations(lambda: trainer.global_step if trainer else 0, total),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=self._on_gpu,  # tokens then travel without a wait
+            pin_memory=self._on_gpu,  # for asynchronous copies of the tokens
         )
 
     @property
@@ -270,10 +269,10 @@ class PromptDataModule(L.LightningDataModule):
 
 
 def training_files(prompts: str | list[str] | None) -> list[Path]:
-    """Return the files that `--data.prompts` names.
+    """Return the files of `--data.prompts`.
 
     Raises:
-        UsageError: If it names none, or one that is not there.
+        UsageError: If the option is not given, or a file does not exist.
     """
     if not prompts:
         raise UsageError(
@@ -286,7 +285,7 @@ def training_files(prompts: str | list[str] | None) -> list[Path]:
 def _hold_out(
     prompts: Sequence[str], num_heldout: int, seed: int
 ) -> tuple[Sequence[str], Sequence[str]]:
-    """Return the training prompts and the held-out ones, which have no text in common."""
+    """Split prompts into training and held-out prompts without common texts."""
     heldout: list[str] = []
     if num_heldout < len(prompts):
         places = permute(torch.arange(num_heldout), len(prompts), seed, _HELDOUT_EPOCH)

@@ -1,9 +1,9 @@
-"""Real images with captions, from a folder, for the optional adversarial term.
+"""Real images with captions from a folder, for the optional adversarial term.
 
-The folder is as Hugging Face's `imagefolder` wants it: images, and a `metadata.jsonl` or
-`metadata.csv` with the columns `file_name` and `text`; or a text file of its name beside every
-image, such as `cat.png` and `cat.txt`. The n-th image that a run needs is one at place n % N of the
-permutation number n // N of the folder's N, as for prompts.
+The folder has the layout of Hugging Face's `imagefolder`: images and a `metadata.jsonl` or
+`metadata.csv` with the columns `file_name` and `text`. Alternatively every image has a text file of
+the same name, such as `cat.png` and `cat.txt`. The n-th draw of a run is image n % N of permutation
+n // N of the folder's N images, as for prompts.
 """
 
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ from sid_lsg.teachers.base import Tokenize, Tokens
 OPTION = "data.real_images"
 METADATA = ("metadata.jsonl", "metadata.csv")
 
-_FIRST_EPOCH = 1 << 31  # of the permutations: the prompts' count from 0
-_LOOKED_AT = 1000  # images that are opened at the start, of a large folder evenly spaced ones
+_FIRST_EPOCH = 1 << 31  # first permutation; those of prompts count from 0
+_CHECKED = 1000  # images to open at the start, at most, evenly spaced
 
 
 class RealBatch(NamedTuple):
-    """One rank's real images for one iteration: [B, 3, H, W] uint8, captions and their tokens."""
+    """One rank's real images for one iteration: [B, 3, H, W] uint8, captions and tokens."""
 
     images: Tensor
     captions: list[str]
@@ -38,23 +38,23 @@ class RealBatch(NamedTuple):
 
 
 class RealImages:
-    """A folder's images and captions; a file is read when its image is asked for.
+    """Images and captions of a folder; an image is read when it is accessed.
 
     Args:
         folder: The folder.
 
     Raises:
-        UsageError: If there is no such folder, an image lacks its caption or a caption its image,
-            or an image is found to be none.
+        UsageError: If there is no such folder, images and captions do not match, or an image
+            cannot be read.
     """
 
     def __init__(self, folder: str) -> None:
         self._root = Path(folder).expanduser()
         paths = list_images(folder, OPTION)
-        # Packed, as the prompts are: a loader's workers then share the memory.
+        # Packed, so that the loader's workers share the memory.
         self.captions: Sequence[str] = Packed(self._captions(paths), folder)
         self._names = Packed([str(path.relative_to(self._root)) for path in paths], folder)
-        for path in paths[:: -(-len(paths) // _LOOKED_AT)]:
+        for path in paths[:: -(-len(paths) // _CHECKED)]:
             _open(path).close()
 
     def _captions(self, paths: Sequence[Path]) -> list[str]:
@@ -66,8 +66,8 @@ class RealImages:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(
                 f"--{OPTION}: {str(self._root)!r} has no captions: neither {METADATA[0]} nor "
-                f"{METADATA[1]}, with the columns file_name and text, nor a text file beside every "
-                f"image ({error})."
+                f"{METADATA[1]} with the columns file_name and text, nor a text file for every "
+                f"image ({error}). Add one of them."
             ) from error
         if "" in captions:
             path = paths[captions.index("")].with_suffix(".txt")
@@ -80,14 +80,14 @@ class RealImages:
     def batch(
         self, first: int, share: int, seed: int, size: tuple[int, int], tokenize: Tokenize | None
     ) -> RealBatch:
-        """Read the images that a run needs from the first one on, counted from its start.
+        """Read consecutive draws of a run.
 
         Args:
-            first: Which one is the first.
-            share: How many.
+            first: The number of the first draw, counted from the start of the run.
+            share: The number of draws.
             seed: The seed of the order.
-            size: (H, W) to crop and resize them to.
-            tokenize: What turns captions into tokens; None leaves that to the training process.
+            size: (H, W) to crop and resize images to.
+            tokenize: Tokenizes captions; if None, the training process does.
         """
         n = first + torch.arange(share)
         places = permute(n % len(self), len(self), seed, _FIRST_EPOCH + n // len(self)).tolist()
@@ -100,12 +100,12 @@ class RealImages:
         with _open(path) as picture:
             try:
                 return fitted(picture, size)
-            except READ_ERRORS as error:  # the file's end is missing, for example
+            except READ_ERRORS as error:  # for example a truncated file
                 raise _unreadable(path, error) from error
 
 
 def _open(path: Path) -> Image.Image:
-    """Read an image's head."""
+    """Open an image, reading only its header."""
     try:
         return Image.open(path)
     except READ_ERRORS as error:

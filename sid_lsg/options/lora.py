@@ -1,4 +1,4 @@
-"""LoRA adapters to train in place of a network's weights."""
+"""Options of LoRA adapters."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,12 +9,13 @@ from sid_lsg.messages.errors import UsageError
 
 @dataclass(frozen=True)
 class LoRA:
-    """Adapters to train in place of a network's weights.
+    """LoRA adapters to train instead of a network's weights.
 
     Args:
         rank: Rank of an adapter's two factors.
-        alpha: An adapter's output is multiplied by alpha / rank; by default alpha is the rank.
-        targets: The ends of the names of the layers that get one; by default the attention's
+        alpha: Scale of the adapters: their output is multiplied by alpha / rank. By default the
+            rank.
+        targets: Suffixes of the names of the layers to adapt; by default the attention's
             projections.
     """
 
@@ -24,10 +25,10 @@ class LoRA:
 
 
 def check_options(option: str, adapters: LoRA | None) -> None:
-    """Refuse adapters that would do nothing, or that this installation cannot make.
+    """Validate LoRA options, if given, and that peft is installed.
 
     Raises:
-        UsageError: Named by the option, if it is given.
+        UsageError: If an option is out of range or peft is not installed.
     """
     if adapters is None:
         return
@@ -36,7 +37,7 @@ def check_options(option: str, adapters: LoRA | None) -> None:
     if adapters.alpha is not None and not (math.isfinite(adapters.alpha) and adapters.alpha > 0):
         refuse(f"{option}.alpha", adapters.alpha, "a positive number")
     if not adapters.targets:
-        refuse(f"{option}.targets", adapters.targets, "the ends of layers' names")
+        refuse(f"{option}.targets", adapters.targets, "suffixes of layers' names")
     try:
         import peft  # noqa: F401
     except ImportError as error:

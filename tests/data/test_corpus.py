@@ -1,4 +1,4 @@
-"""Every format, the ways to name files, and a message for each way to get them wrong."""
+"""Prompt files: formats, ways to name them, and error messages."""
 
 import json
 import sys
@@ -50,9 +50,9 @@ def test_a_missing_column_lists_those_that_are_there(
     tmp_path: Path, write: Writer, column: str | None
 ) -> None:
     files = [write(tmp_path)]
-    with pytest.raises(UsageError, match="--data.prompts: .*are: id, text. Give --data.column one"):
+    with pytest.raises(UsageError, match="--data.prompts: .*are: id, text. Give --data.column a"):
         read_corpus(files, column, "--data.prompts", "--data.column")
-    with pytest.raises(UsageError, match="--prompts: .*are: id, text. Give --column one"):
+    with pytest.raises(UsageError, match="--prompts: .*are: id, text. Give --column a"):
         read_corpus(files, column, "--prompts")
     with pytest.raises(UsageError, match="--examples: .*are: id, text. Give a .txt file"):
         read_corpus(files, column, "--examples", column_option=None)
@@ -72,7 +72,7 @@ def test_several_files_make_one_corpus(tmp_path: Path) -> None:
     corpus = read_corpus([write_csv(tmp_path), lines], "text", "--data.prompts")
     assert list(corpus) == [*PROMPTS, "last"]
     assert corpus.blank == 4
-    assert [corpus.row(position) for position in range(5)] == [0, 1, 2, 3, 7]  # three blank ones
+    assert [corpus.row(position) for position in range(5)] == [0, 1, 2, 3, 7]  # three blank rows
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_several_files_make_one_corpus(tmp_path: Path) -> None:
         ("empty.csv", b"", "empty.csv holds no prompt"),
         ("header.csv", b"text\n", "header.csv holds no prompt"),
         ("empty.jsonl", b"\n", "empty.jsonl holds no prompt .1 blank"),
-        ("prompts.docx", b"x", "none of .txt, .jsonl, .csv and .parquet"),
+        ("prompts.docx", b"x", "not a .txt, .jsonl, .csv or .parquet file"),
         ("latin.txt", b"caf\xe9", "latin.txt, line 1: byte 3 .* save the file as UTF-8"),
         ("latin.csv", b"text\nok\ncaf\xe9", "latin.csv, line 3: byte 11 "),
         ("latin.jsonl", b'{"text": "caf\xe9"}', "latin.jsonl, line 1: byte 13 "),

@@ -1,4 +1,4 @@
-"""The order of the prompts is a function of the seed and the iteration, whatever runs it."""
+"""The order of prompts depends only on the seed and the iteration."""
 
 import logging
 import warnings
@@ -36,7 +36,7 @@ def ready(prompts: str | list[str], trainer: Any = None, **options: Any) -> Prom
 
 
 def at(step: int = 0, steps: int = -1, rank: int = 0, world: int = 1) -> SimpleNamespace:
-    """Return as much of a Trainer as the data module looks at."""
+    """Return the parts of a Trainer that the data module uses."""
     return SimpleNamespace(global_step=step, max_steps=steps, global_rank=rank, world_size=world)
 
 
@@ -49,7 +49,7 @@ def test_a_batch_holds_both_phases_and_its_place(prompts: str) -> None:
     assert isinstance(batch, PromptBatch)
     assert (batch.iteration, batch.position) == (0, 0)
     assert len(batch.fake) == len(batch.generator) == 4
-    assert set(batch.fake).isdisjoint(batch.generator)  # 8 draws from 10 prompts: all different
+    assert set(batch.fake).isdisjoint(batch.generator)  # 8 of 10 prompts, all different
 
 
 @settings(max_examples=25, deadline=None)
@@ -126,7 +126,7 @@ def test_ranks_share_the_global_batch(prompts: str) -> None:
 
 def test_held_out_prompts_are_never_trained_on(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
-    path.write_text("\n".join(f"prompt {n % 15}" for n in range(20)))  # five of them twice
+    path.write_text("\n".join(f"prompt {n % 15}" for n in range(20)))  # five appear twice
     chosen = []
     for seed in (0, 0, 1):
         data = ready(str(path), num_heldout=4, seed=seed)
@@ -177,7 +177,7 @@ def test_bad_options_are_named(prompts: str, options: dict[str, Any], message: s
 
 
 class Recorder(L.LightningModule):
-    """Steps one optimizer per iteration and remembers the batches."""
+    """Step one optimizer per iteration and record the batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class Recorder(L.LightningModule):
 
 
 def fit(prompts: str, steps: int, resume: str | None = None, **options: Any) -> Recorder:
-    """Train to a step and leave a checkpoint beside the prompts."""
+    """Train to a step and save a checkpoint beside the prompts."""
     module = Recorder()
     trainer = L.Trainer(
         max_steps=steps,

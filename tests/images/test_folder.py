@@ -175,7 +175,7 @@ def test_file_names_decide_whatever_the_order(folder: Path) -> None:
         ("c.jsonl", "{", None, "cannot read"),
         ("c.jsonl", "[1]", None, "not all JSON objects"),
         ("c.jsonl", '{"file_name": ["a.JPG"], "text": "x"}', None, "no caption for 5 of 5 images"),
-        ("c.json", "{}", None, "none of .txt, .jsonl and .csv"),
+        ("c.json", "{}", None, "it is not a .txt, .jsonl or .csv file"),
         ("c.csv", 'a,caption\n1,"x', None, "cannot read"),
     ],
 )
