@@ -1,4 +1,4 @@
-"""The page of `app`: a student's images beside its teacher's, in Gradio."""
+"""The Gradio page of `app`: images of a student and its teacher side by side."""
 
 import html
 import random
@@ -24,9 +24,9 @@ from sid_lsg.app.panels import (
 from sid_lsg.generation.models import AtSettings, ImageModel
 from sid_lsg.messages.errors import UsageError
 
-_TEACHER_STEPS, _TEACHER_GUIDANCE = 25, 1.5  # what the page begins with
+_TEACHER_STEPS, _TEACHER_GUIDANCE = 25, 1.5  # initial values
 
-THEME = gr.themes.Default(  # fonts that every machine has, so that nothing is downloaded
+THEME = gr.themes.Default(  # with system fonts, so that nothing is downloaded
     primary_hue="indigo",
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
@@ -57,15 +57,15 @@ def build_page(
     examples: Sequence[str],
     run: Callable[[Callable[[], Shot]], Shot],
 ) -> gr.Blocks:
-    """Lay out the page.
+    """Build the page.
 
     Args:
         student: The model to try.
-        teacher: What to show beside it, or nothing.
-        guidance: The student's; None for a generator, which has none.
-        num_steps: The student's at first; by default its own.
+        teacher: The model to compare with, if any.
+        guidance: The student's guidance scale; None for a generator.
+        num_steps: Initial number of the student's steps; by default the model's.
         examples: Prompts to choose from.
-        run: Calls a function where images are sampled, and returns what it returns.
+        run: Calls a function in the main thread and returns its result.
     """
     first = student(num_steps, guidance)
     first_steps = first.about["num_steps"]
@@ -88,7 +88,7 @@ def build_page(
         teacher_steps: float = _TEACHER_STEPS,
         teacher_guidance: float = _TEACHER_GUIDANCE,
     ) -> Iterator[list[str]]:
-        """Sample the images one by one, the student's first; show each when it is made."""
+        """Sample images one by one, the student's first, and show each when it is finished."""
         try:
             text = check_prompt(prompt)
             total = int(check_number("Images", images, 1, MOST_IMAGES))
@@ -115,7 +115,7 @@ def build_page(
         with gr.Row(equal_height=True):
             prompt = gr.Textbox(
                 label="Prompt",
-                placeholder="What the picture is to show",
+                placeholder="Describe the image",
                 elem_id="prompt",
                 scale=5,
                 max_lines=4,
@@ -144,7 +144,7 @@ def build_page(
             make,
             fields,
             [notice, *panels],
-            preprocess=False,  # whose messages do not name the field; `make` checks everything
+            preprocess=False,  # `make` checks the fields and names them in messages
             show_progress="minimal",
             show_progress_on=notice,
             api_name="generate",
@@ -160,22 +160,22 @@ def build_page(
 
 
 def _slider(label: str, least: float, most: float, value: float, step: float = 1) -> gr.Slider:
-    """Make a slider, found by its label in lower case."""
+    """Make a slider with its label in lower case as element id."""
     name = label.lower().replace("'s ", "-")
     return gr.Slider(least, most, value, step=step, label=label, elem_id=name, buttons=[])
 
 
 def _introduction(student: ImageModel, teacher: ImageModel | None) -> str:
-    """Say what the page shows."""
+    """Return the introduction in Markdown."""
     text = (
-        "# SiD-LSG: one step from noise to picture\n"
-        "The **student** makes a picture in one evaluation of its network (more steps are "
+        "# SiD-LSG: one step from noise to image\n"
+        "The **student** generates an image with one network evaluation (more steps are "
         f"possible): `{student.about['model']}`."
     )
     if teacher:
         text += (
             f" The **teacher** (`{teacher.about['model']}`) is the diffusion model from which it "
-            "was distilled; it needs many evaluations. Both start from the same noise for the same "
-            "seed. Images are made one at a time, so the times compare."
+            "was distilled; it needs many network evaluations. For the same seed, both start from "
+            "the same noise. Images are generated one at a time, so their times are comparable."
         )
     return text

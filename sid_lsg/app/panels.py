@@ -1,4 +1,4 @@
-"""What the page of `app` accepts, samples and shows, without its layout."""
+"""Check the inputs of the `app` page, sample its images and render its panels."""
 
 import base64
 import html
@@ -15,11 +15,11 @@ from sid_lsg.messages.words import steps
 
 MOST_CHARACTERS, MOST_SEED, MOST_IMAGES = 2000, 2**32 - 1, 16
 MOST_STEPS, MOST_TEACHER_STEPS, MOST_GUIDANCE = 8, 100, 15
-_SHOWN = 192  # pixels of the screen to which smaller images are enlarged, at least
+_SHOWN = 192  # minimum width on the screen, in pixels; smaller images are enlarged
 
 
 class Shot(NamedTuple):
-    """An image: its PNG file, which is shown and downloaded, and what sampling it took."""
+    """An image as the PNG file that is shown and downloaded, and the seconds of sampling it."""
 
     seed: int
     width: int
@@ -28,10 +28,10 @@ class Shot(NamedTuple):
 
 
 def take(model: ImageModel, prompt: str, seed: int) -> Shot:
-    """Sample one image, alone, as `generate` does: not one bit depends on other images.
+    """Sample one image as `generate` does, in a batch of its own, so it depends on no other.
 
     Raises:
-        UsageError: If it is not finite.
+        UsageError: If the image is not finite.
     """
     start = time.perf_counter()
     images = model.sample([prompt], [seed]).cpu()
@@ -41,36 +41,36 @@ def take(model: ImageModel, prompt: str, seed: int) -> Shot:
             f"The image of seed {seed} is not finite in {model.about['dtype']}. Start the app with "
             "--dtype float32 or bfloat16."
         )
-    (picture,) = to_pil(images)
+    (image,) = to_pil(images)
     file = io.BytesIO()
     about = about_image(Picture("", prompt, seed), model.about["model"])
-    picture.save(file, format="PNG", pnginfo=about)
-    return Shot(seed, picture.width, file.getvalue(), seconds)
+    image.save(file, format="PNG", pnginfo=about)
+    return Shot(seed, image.width, file.getvalue(), seconds)
 
 
 def check_prompt(prompt: object) -> str:
     """Return the prompt as `generate` takes it.
 
     Raises:
-        UsageError: If it is empty, too long, or no text.
+        UsageError: If it is empty, too long, or not text.
     """
     text = prompt.strip() if isinstance(prompt, str) else ""
     if not text:
-        raise UsageError("The prompt is empty. Say what the picture is to show.")
+        raise UsageError("The prompt is empty. Describe the image.")
     if len(text) > MOST_CHARACTERS:
-        raise UsageError(f"The prompt has {len(text)} characters; at most {MOST_CHARACTERS} fit.")
+        raise UsageError(f"The prompt has {len(text)} characters. Give at most {MOST_CHARACTERS}.")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UsageError("The prompt holds half of a character. Type it again.") from None
+        raise UsageError("The prompt holds a broken character. Type it again.") from None
     return text
 
 
 def check_number(name: str, value: object, least: int, most: int, whole: bool = True) -> float:
-    """Return a number that is in range; one that is to be whole, as an int.
+    """Return a number if it is in range; as an int if it must be whole.
 
     Raises:
-        UsageError: If it is anything else.
+        UsageError: If it is not such a number.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     # The comparison is false for NaN and comes before float(), which huge integers overflow.
@@ -81,14 +81,14 @@ def check_number(name: str, value: object, least: int, most: int, whole: bool = 
 
 
 def show_cuts(models: Mapping[str, ImageModel], prompt: str) -> str:
-    """Say what of a prompt is too long for each model's text encoder; "" if nothing."""
-    blind: dict[str, list[str]] = {}
+    """Return a notice of the part of a prompt that models' text encoders cut off; "" if none."""
+    cuts: dict[str, list[str]] = {}
     for name, model in models.items():
-        blind.setdefault(model.cut_off(prompt), []).append(f"the {name}")
+        cuts.setdefault(model.cut_off(prompt), []).append(f"the {name}")
     return "".join(
         f'<p class="sid-notice">The prompt is too long. Not seen by {" and ".join(names)}: '
         f"<q>{_text(cut)}</q></p>"
-        for cut, names in blind.items()
+        for cut, names in cuts.items()
         if cut
     )
 
@@ -100,14 +100,14 @@ def show_shots(
     total: int,
     student_seconds: float | None = None,
 ) -> str:
-    """Show a model's images with their times.
+    """Render a model's images with their times as HTML.
 
     Args:
         name: Student or teacher.
-        model: What made them.
-        shots: The images made so far.
-        total: How many there will be.
-        student_seconds: What an image took the student, to compare with.
+        model: The model.
+        shots: The finished images.
+        total: The number of requested images.
+        student_seconds: The student's seconds per image, to compare with.
     """
     guidance = model.about["guidance"]
     how = steps(model.about["num_steps"])
@@ -122,19 +122,19 @@ def show_shots(
     plural = "s" * (model.evaluations > 1)
     return (
         f'<section class="sid-panel"><h3>{name.capitalize()}</h3>'
-        f"<p>{how} ({model.evaluations} evaluation{plural} of the network)</p>"
+        f"<p>{how} ({model.evaluations} network evaluation{plural})</p>"
         f'<p class="sid-times">{lines}</p>'
         f'<div class="sid-shots">{"".join(_figure(name, shot) for shot in shots)}</div></section>'
     )
 
 
 def show_time(seconds: float) -> str:
-    """Write a duration in milliseconds or seconds."""
+    """Format a duration in milliseconds or seconds."""
     return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.2f} s"
 
 
 def _figure(name: str, shot: Shot) -> str:
-    """Show an image by its true pixels, enlarged by a whole factor if it is small."""
+    """Render an image pixel by pixel, enlarged by an integer factor if it is small."""
     url = "data:image/png;base64," + base64.b64encode(shot.png).decode()
     factor = -(-_SHOWN // shot.width)
     pixels = ' class="sid-pixels"' if factor > 1 else ""

@@ -1,4 +1,4 @@
-"""Plan and run grids of fits, and turn their scores into tables and plots.
+"""Plan and run grids of fits, and make tables and plots of their scores.
 
 May import training, data, files, messages, method.
 """

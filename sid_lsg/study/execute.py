@@ -1,4 +1,4 @@
-"""Run tasks as processes of their own, several at a time; tell how far they are; end them."""
+"""Run tasks as subprocesses, several at a time, show their progress and end them."""
 
 import csv
 import os
@@ -19,20 +19,20 @@ from sid_lsg.files.locks import held
 from sid_lsg.study.tasks import Task
 
 _POLL_S = 0.2
-_LOOK_S = 5.0  # how often to see how far the running fits are
-_PATIENCE_S = 120.0  # in which a fit that is told to end can finish its iteration and save it
+_PROGRESS_S = 5.0  # interval between looks at the progress of running fits
+_END_S = 120.0  # time for a fit that is told to end to finish its iteration and save
 
 
 def alone(output: Path) -> AbstractContextManager[int]:
-    """Hold a study's folder, and give the lock to pass on to the processes that are started.
+    """Lock a study's folder; the context yields the lock to pass on to subprocesses.
 
-    While one of them lives the folder stays held, even if this process has been killed.
+    The folder stays locked while one of them runs, even if this process is killed.
 
     Raises:
-        UsageError: If another process holds it.
+        UsageError: If another process holds the lock.
     """
     refusal = (
-        f"--output: {str(output)!r} is in use by another study, or by a run that a killed one has "
+        f"--output: {str(output)!r} is in use by another study, or by a run that a killed study "
         "left behind. Wait for it, end it, or choose another folder."
     )
     return held(output, refusal, inherited=True)
@@ -40,31 +40,31 @@ def alone(output: Path) -> AbstractContextManager[int]:
 
 @dataclass
 class _Child:
-    """A task that is running."""
+    """A running task."""
 
     task: Task
     rest: Sequence[Task]
     number: int
     process: subprocess.Popen[bytes]
-    begun: float
-    share: float = 0.0  # of its work that is done
-    before: float = 0.0  # that was done when it was started
+    started: float
+    share: float = 0.0  # finished share of its work
+    before: float = 0.0  # share that was finished when it started
 
 
 @dataclass
 class Board:
-    """What is told while tasks run: which of how many, how far, how long still.
+    """Progress of the tasks: counts, finished work and remaining time.
 
     Args:
-        jobs: All of them, the finished ones too.
+        jobs: All jobs, including finished ones.
     """
 
     jobs: Sequence[Sequence[Task]]
-    begun: float = field(default_factory=time.monotonic)
-    done_now: float = 0.0  # work of this session's finished tasks
+    started: float = field(default_factory=time.monotonic)
+    done_now: float = 0.0  # work of the tasks that this process finished
 
     def __post_init__(self) -> None:
-        """Count."""
+        """Count tasks and work, and open the progress bar."""
         tasks = [task for job in self.jobs for task in job]
         self.count, self.total = len(tasks), sum(task.cost for task in tasks)
         self.finished = sum(task.finished for task in tasks)
@@ -72,21 +72,21 @@ class Board:
         self.bar = tqdm(
             total=self.total,
             initial=self.total - self.left,
-            disable=None,  # where nobody looks
+            disable=None,  # if the output is not a terminal
             leave=False,
             bar_format="{percentage:3.0f}%|{bar}| {desc}",
         )
 
     def tell(self, text: str) -> None:
-        """Print a line."""
+        """Print a line above the progress bar."""
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 
     def remaining(self, running: Sequence[_Child]) -> str:
-        """Say how long it still takes, from what was done in this session."""
+        """Update the bar; return the remaining time, at the speed since this process started."""
         going = sum((child.share - child.before) * child.task.cost for child in running)
         known = sum(child.share * child.task.cost for child in running)
-        done, elapsed = self.done_now + going, time.monotonic() - self.begun
+        done, elapsed = self.done_now + going, time.monotonic() - self.started
         self.bar.n = min(self.total, self.total - self.left + known)
         if done <= 0:
             return ""
@@ -96,7 +96,7 @@ class Board:
 
 
 def duration(seconds: float) -> str:
-    """Say how long, as coarsely as is useful."""
+    """Format a duration in seconds, minutes or hours."""
     seconds = max(0.0, seconds)
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -111,19 +111,19 @@ def execute(
     lock: int,
     finished: Callable[[Task], None],
 ) -> list[str]:
-    """Run what is not finished; the tasks of a job one after the other.
+    """Run all unfinished tasks; those of a job run one after the other.
 
-    Ctrl-C and SIGTERM end what is running: fits save first.
+    Ctrl-C and SIGTERM end the running tasks; fits save first.
 
     Args:
         jobs: Lists of tasks.
-        processes: How many at a time.
-        threads: Of each; None leaves that to torch.
-        lock: What the processes are to hold.
-        finished: Called when a task is done.
+        processes: Number of tasks at a time.
+        threads: CPU threads per task; None leaves the number to torch.
+        lock: The study's lock, which subprocesses inherit.
+        finished: Called after each finished task.
 
     Returns:
-        What failed, in words.
+        A message for each failed task.
     """
     board = Board(jobs)
     failures: list[str] = []
@@ -141,14 +141,14 @@ def execute(
                         f"[{number}/{board.count}] {child.task.title}{board.remaining(running)}"
                     )
             time.sleep(_POLL_S)
-            if time.monotonic() - looked > _LOOK_S:
+            if time.monotonic() - looked > _PROGRESS_S:
                 looked = time.monotonic()
                 for child in running:
                     child.share = max(child.share, done_share(child.task))
                 board.remaining(running)
             for child in [child for child in running if child.process.poll() is not None]:
                 running.remove(child)
-                took = duration(time.monotonic() - child.begun)
+                took = duration(time.monotonic() - child.started)
                 if child.process.returncode == 0 and child.task.finished:
                     board.finished += 1
                     board.left -= child.task.cost
@@ -169,7 +169,7 @@ def execute(
 
 
 def done_share(task: Task) -> float:
-    """Return how much of a fit is done, by the last whole row of its metrics.csv."""
+    """Return the finished share of a fit, from the last complete row of its metrics.csv."""
     try:
         lines = (task.folder / "metrics.csv").read_text().splitlines()
         step = dict(zip(*csv.reader([lines[0], lines[-1]]), strict=True))["step"]
@@ -196,7 +196,7 @@ def _start(job: Sequence[Task], number: int, threads: int | None, lock: int) -> 
             stderr=subprocess.STDOUT,
             env=environment,
             pass_fds=[lock],
-            start_new_session=True,  # Ctrl-C is for this process, which tells the others
+            start_new_session=True,  # so that only this process gets Ctrl-C; it ends the tasks
         )
     return _Child(task, rest, number, process, time.monotonic(), before, before)
 
@@ -209,18 +209,18 @@ def _failure(child: _Child) -> str:
 
 
 def _end(running: Sequence[_Child]) -> None:
-    """Tell what is running to end, and wait until it has."""
+    """Tell the running tasks to end, and wait for them."""
     if not running:
         return
     try:
         for child in running:
             child.process.terminate()
-        what = f"{len(running)} running, which save{'s' if len(running) == 1 else ''} first"
-        print(f"\nending {what}; once more to end at once", file=sys.stderr, flush=True)
-        deadline = time.monotonic() + _PATIENCE_S
+        what = f"{len(running)} running task{'s' if len(running) > 1 else ''}; fits save first"
+        print(f"\nending {what}. Interrupt again to kill.", file=sys.stderr, flush=True)
+        deadline = time.monotonic() + _END_S
         for child in running:
             child.process.wait(max(0.1, deadline - time.monotonic()))
-    except BaseException as error:  # Ctrl-C again, or out of patience
+    except BaseException as error:  # Ctrl-C again, or a timeout
         for child in running:
             if child.process.poll() is None:
                 os.killpg(child.process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What a study is made of, as its config says it; and options of `fit` by their dotted names."""
+"""Options of a study, and options of `fit` by dotted names."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ Options = dict[str, Any]
 
 @dataclass
 class Series:
-    """Fits that belong together: a line in the plots.
+    """A series of fits, drawn as one line in the plots.
 
     Args:
-        points: The fits by their labels: options of `fit` by dotted names, for example
+        points: Options of `fit` by dotted names for each fit's label, for example
             {"1.5": {model.guidance.scale: 1.5}}.
-        options: Options of all of them.
-        images: Images that each sees; by default the study's.
+        options: Options of all fits of the series.
+        images: Images that each fit trains on; by default the study's.
     """
 
     points: dict[str, dict[str, Any]]
@@ -34,7 +34,7 @@ class Series:
 
 @dataclass
 class Teacher:
-    """The settings at which the teacher itself is sampled by DDIM and scored: all pairs of these.
+    """Settings for scoring the teacher, sampled with DDIM: all pairs of steps and guidance.
 
     Args:
         num_steps: Numbers of steps.
@@ -45,15 +45,15 @@ class Teacher:
     guidance: list[float] = field(default_factory=lambda: [1.0])
 
     def __post_init__(self) -> None:
-        """Write 1 as 1.0 in every table, wherever it comes from."""
+        """Convert scales to float, so that tables show 1.0 for 1."""
         self.guidance = [float(scale) for scale in self.guidance]
 
 
 @dataclass
 class Study:
-    """A study's options, checked as far as no fit has to be read.
+    """Options of a study; they are checked without those of its fits.
 
-    The attributes are the arguments of `sid_lsg.commands.study.study`.
+    The attributes are arguments of `sid_lsg.commands.study.study`.
     """
 
     output: Path
@@ -67,39 +67,43 @@ class Study:
     accelerator: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is missing or out of range."""
+        """Check that options are present and in range.
+
+        Raises:
+            UsageError: For the first that is not.
+        """
         for name, value in (("base", self.base), ("series", self.series), ("seeds", self.seeds)):
             if not value:
-                raise UsageError(f"--{name} is missing: give it, or a config of configs/study.")
+                raise UsageError(f"--{name} is missing. Give it, or a --config of configs/study.")
         for path in self.base:
             if not Path(path).is_file():
                 raise UsageError(
-                    f"--base: there is no file {path!r}; a relative path starts at the working "
+                    f"--base: there is no file {path!r}. Relative paths start at the working "
                     f"directory, {Path.cwd()}."
                 )
         if len(set(self.seeds)) < len(self.seeds):
-            refuse("seeds", self.seeds, "numbers that differ")
+            refuse("seeds", self.seeds, "different numbers")
         for label, series in self.series.items():
             if not series.points:
-                raise UsageError(f"--series: {label!r} has no points; give it some, or remove it.")
+                raise UsageError(f"--series: {label!r} has no points. Add some, or remove it.")
             if (series.images or self.images) < 1:
                 refuse("images", series.images or self.images, "at least 1")
         for count in [*self.generator_steps, *(self.teacher.num_steps if self.teacher else [])]:
             if count < 1:
                 refuse("generator_steps and --teacher.num_steps", count, "at least 1 each")
         for scale in self.teacher.guidance if self.teacher else []:
-            if scale:  # 0 is none too
+            if scale:  # 0 also means no guidance
                 check_teacher_guidance("teacher.guidance", scale)
 
 
 def check_series(arguments: Sequence[str]) -> None:
-    """Refuse `--series NAME`: the option makes series, and does not choose among a config's.
+    """Reject `--series NAME`: the option defines series; it does not select among a config's.
 
     Args:
-        arguments: The command's, whose configs can be read.
+        arguments: The command's arguments, with readable configs.
 
     Raises:
-        UsageError: Naming the series that there are.
+        UsageError: If a name is given; the message lists the configs' series.
     """
     known: list[object] = []
     for option, value in pairs(arguments):
@@ -110,14 +114,14 @@ def check_series(arguments: Sequence[str]) -> None:
         elif option == "--series" and _is_name(value):
             there = f" (those of the configs are {', '.join(map(str, known))})" if known else ""
             raise UsageError(
-                f"--series: {value!r} does not say what its points are. The option makes series, "
-                f"as configs/study do, and chooses none{there}. To run some alone, keep only those "
-                "in a copy of the config."
+                f"--series: {value!r} has no points. The option defines series, as configs/study "
+                f"do; it does not select any{there}. To run only some series, keep those in a copy "
+                "of the config."
             )
 
 
 def _is_name(value: str) -> bool:
-    """Tell a word from series in YAML, and from what is no YAML, of which the parser tells."""
+    """Return whether a value is a single word; invalid YAML is left to the parser's message."""
     try:
         return isinstance(yaml.safe_load(value), str)
     except yaml.YAMLError:
@@ -125,7 +129,7 @@ def _is_name(value: str) -> bool:
 
 
 def merge(*parts: Mapping[str, Any]) -> Options:
-    """Merge options by dotted names: the last one wins, over its own parts too.
+    """Merge options by dotted names; the last one wins.
 
     `a: {...}` after `a.b: 1` replaces it, as on the command line.
     """
@@ -139,7 +143,7 @@ def merge(*parts: Mapping[str, Any]) -> Options:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Options:
-    """Return a config's options by dotted names; lists and empty sections stay values."""
+    """Return a config's options by dotted names; lists and empty sections are values."""
     flat: Options = {}
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:
@@ -150,7 +154,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Options:
 
 
 def explicit(base: Sequence[str], options: Options) -> Options:
-    """Return all that a fit's configs and options say, without the defaults.
+    """Return all options that a fit's configs and arguments set, without defaults.
 
     Raises:
         UsageError: If a config is not a YAML file of options.
@@ -174,7 +178,7 @@ def explicit(base: Sequence[str], options: Options) -> Options:
 
 
 def arguments(base: Sequence[str], options: Options) -> list[str]:
-    """Write configs and options as they stand on a command line."""
+    """Return configs and options as command line arguments."""
     return [
         *(f"--config={path}" for path in base),
         *(f"--{name}={in_words(value)}" for name, value in options.items()),
@@ -182,5 +186,5 @@ def arguments(base: Sequence[str], options: Options) -> list[str]:
 
 
 def in_words(value: Any) -> str:
-    """Write an option's value: text as it is, all else as JSON, which is YAML."""
+    """Format an option's value: text unchanged, anything else as JSON, which is valid YAML."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""From a study's options to its runs: one for each point and seed, and each only once."""
+"""Plan a study's runs: one per point and seed, without duplicates."""
 
 import json
 import re
@@ -13,9 +13,9 @@ from sid_lsg.study.options import Options, Study, arguments, explicit, merge
 from sid_lsg.study.prompts import check_names, located
 
 Read = Callable[[Sequence[str]], Any]
-"""The arguments of a fit -> its options, checked, with all defaults."""
+"""Maps the arguments of a fit to its checked options with all defaults."""
 
-# Options that the study sets, and its own that decide them.
+# Options of fits that the study sets, and the study's options that decide them.
 _RESERVED = {
     "seed_everything": "seeds",
     "trainer.max_steps": "images",
@@ -29,14 +29,14 @@ class Run:
     """One fit.
 
     Attributes:
-        name: Of its folder.
-        labels: The (series, point) that it is; several, if they are of the same options.
+        name: Name of its folder.
+        labels: Its (series, point); several if points have the same options.
         seed: Its seed.
-        options: What is said after the base configs, but for the folder.
-        explicit: All that is said, the base configs included.
-        config: All options.
-        images: Images that it sees.
-        scored_prompts: The prompts of its scores, as the options name them.
+        options: Options after the base configs, without the folder.
+        explicit: All explicitly set options, including the base configs'.
+        config: All options with defaults.
+        images: Images that it trains on.
+        scored_prompts: The files of the prompts that it is scored on, as given in the options.
     """
 
     name: str
@@ -55,45 +55,46 @@ class Run:
 
     @property
     def iterations(self) -> int:
-        """Return how many iterations make its images."""
+        """Return the number of iterations."""
         return int(self.images // self.config.data.batch_size)
 
     @property
     def evaluations(self) -> int:
-        """Return how many evaluations of a network the fit takes."""
+        """Return the network evaluations of the fit, in units of one forward pass."""
         model = self.config.model
         real_data = model.real_data is not None
         return self.images * evaluations_per_image(self.kappas, model.num_steps, real_data)
 
     @property
     def title(self) -> str:
-        """Name it for people."""
+        """Return a title with series, point and seed."""
         (series, point), *_ = self.labels
         return f"{series}, {point}, seed {self.seed}"
 
 
 def evaluations_per_image(kappas: Kappas, num_steps: int = 1, real_data: bool = False) -> int:
-    """Count an iteration's evaluations per image, in units of one forward pass.
+    """Count the network evaluations of an iteration per image, in units of one forward pass.
 
-    A pass back to the inputs costs as much as one forward, and to the weights once more. Of a real
-    image it takes a forward pass, and those back through the encoder, less than half of a network.
+    Gradients for inputs cost as much as a forward pass, and gradients for weights the same again. A
+    real image takes a forward pass and a backward pass through the encoder, which is less than half
+    of the network.
     """
     fake_1, fake_23, real = kappas.evaluations
     return num_steps + 3 * fake_1 + 3 * num_steps + 2 * fake_23 + 2 * real + 2 * real_data
 
 
 def plan(study: Study, read: Read, prompt_files: set[str]) -> list[Run]:
-    """List a study's runs: the seeds of a point one after the other.
+    """List a study's runs, with the seeds of a point one after the other.
 
-    Points that say the same options are one run.
+    Points with the same options share a run.
 
     Args:
         study: The study.
         read: Reads the options of `fit`.
-        prompt_files: The names of the files that the study makes.
+        prompt_files: The names of the prompt files that the study creates.
 
     Raises:
-        UsageError: If a run's options are wrong, or would not be scored like the others'.
+        UsageError: If a run's options are wrong, or its scores would not be comparable.
     """
     runs: dict[str, Run] = {}
     names: dict[str, tuple[str, str]] = {}
@@ -118,7 +119,7 @@ def plan(study: Study, read: Read, prompt_files: set[str]) -> list[Run]:
             own = options | {"seed_everything": seed}
             key = json.dumps([config.as_dict(), images, seed], sort_keys=True, default=str)
             said = explicit(study.base, own)
-            said.pop("trainer.default_root_dir", None)  # the study's own decides
+            said.pop("trainer.default_root_dir", None)  # the study sets it
             labels = (*(runs[key].labels if key in runs else ()), (label, point))
             name = runs[key].name if key in runs else f"{slug}-seed{seed}"
             prompts = where if isinstance(where, str) else ", ".join(where or ())
@@ -127,7 +128,7 @@ def plan(study: Study, read: Read, prompt_files: set[str]) -> list[Run]:
 
 
 def _points(study: Study) -> Iterator[tuple[str, str, Options, int]]:
-    """Go through the points with all their options."""
+    """Iterate over the points with all their options."""
     for label, series in study.series.items():
         for point, own in series.points.items():
             options = merge(study.options, series.options, own)
@@ -135,7 +136,7 @@ def _points(study: Study) -> Iterator[tuple[str, str, Options, int]]:
                 for reserved, instead in _RESERVED.items():
                     if name == reserved or reserved.startswith(f"{name}."):
                         raise UsageError(
-                            f"--series: {label!r}, {point!r} sets {name}, which the study decides. "
+                            f"--series: {label!r}, {point!r} sets {name}, which the study sets. "
                             f"Use --{instead}."
                         )
             yield str(label), str(point), options, series.images or study.images
@@ -149,35 +150,35 @@ def _check(
     study: Study,
     scored: dict[tuple[Any, ...], str],
 ) -> None:
-    """Refuse a point that cannot be run as it is asked for, or compared with the others."""
+    """Reject a point that cannot run as requested, or whose scores would not be comparable."""
     where = f"{label!r}, {point!r}"
     if images % config.data.batch_size:
         raise UsageError(
-            f"--images: {images} are no whole number of iterations of {config.data.batch_size} "
+            f"--images: {images} is not a multiple of the batch size {config.data.batch_size} "
             f"({where}). Give a multiple of every batch size."
         )
     metrics = config.metrics
     if not metrics.clip and metrics.protocol != "clean256":
         raise UsageError(
-            f"--base: metrics.clip is not set ({where}), so nothing would be scored. Name a CLIP "
-            "model in a config, or in --options."
+            f"--base: metrics.clip is not set ({where}), so nothing would be scored. Set it to a "
+            "CLIP model in a config or in --options."
         )
     if config.data.num_heldout and (study.teacher or study.generator_steps):
         option = "teacher" if study.teacher else "generator_steps"
         raise UsageError(
-            f"--{option}: data.num_heldout is {config.data.num_heldout} ({where}); what is scored "
-            "beside the runs is scored on prompts in files alone. Give data.heldout in its place."
+            f"--{option}: data.num_heldout is {config.data.num_heldout} ({where}), but "
+            "evaluations outside the runs need prompts in files. Give data.heldout instead."
         )
     scored.setdefault((metrics.protocol, metrics.num_images), where)
     if len(scored) > 1:
         raise UsageError(
-            f"--series: {where} is scored with {metrics.num_images} images, protocol "
-            f"{metrics.protocol}, unlike {next(iter(scored.values()))}: such scores do not "
-            "compare. Set metrics.num_images and metrics.protocol in --options."
+            f"--series: {where} is scored with {metrics.num_images} images and protocol "
+            f"{metrics.protocol}, unlike {next(iter(scored.values()))}; such scores are not "
+            "comparable. Set metrics.num_images and metrics.protocol in --options."
         )
 
 
 def slugify(*parts: str) -> str:
-    """Make a file's name of labels."""
+    """Make a file name from labels."""
     words = (re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-.") for part in parts)
     return "-".join(word or "x" for word in words)

@@ -1,4 +1,4 @@
-"""A study's scores as pictures, PNG and SVG."""
+"""Plot a study's scores as PNG and SVG."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +18,7 @@ from sid_lsg.study.statistics import ERROR_BARS, Group, by_prompts, groups, is_t
 
 _NAMES = {"fid": "FID", "clip_score": "CLIP score", "precision": "precision", "recall": "recall"}
 _STYLE: Any = {
-    "svg.hashsalt": "sid_lsg",  # the same file for the same rows
+    "svg.hashsalt": "sid_lsg",  # makes files reproducible
     "svg.fonttype": "none",
     "font.size": 9,
     "axes.spines.top": False,
@@ -32,10 +32,10 @@ _MARKERS = "os^Dv<>Pp*X"
 
 
 def draw(rows: Sequence[Row], kind: ErrorBars, folder: Path) -> list[Path]:
-    """Draw all that the rows can show, as PNG and SVG.
+    """Draw all plots that the rows have data for, as PNG and SVG.
 
-    What the teacher makes in too few steps is drawn over the steps alone: elsewhere it would press
-    all others into a corner.
+    Scores of the teacher with too few steps appear only in the plot over steps; elsewhere they
+    would dominate the axes.
 
     Returns:
         The files.
@@ -55,7 +55,7 @@ def draw(rows: Sequence[Row], kind: ErrorBars, folder: Path) -> list[Path]:
     for name, figure in figures.items():
         paths = [folder / f"{name}.{ending}" for ending in ("png", "svg")]
         if figure is None:
-            for path in paths:  # of other rows, drawn earlier
+            for path in paths:  # drawn earlier from other rows
                 path.unlink(missing_ok=True)
             continue
         figure.suptitle(f"{suffix(rows)}  {note}", x=0.99, ha="right", fontsize=7)
@@ -68,7 +68,7 @@ def draw(rows: Sequence[Row], kind: ErrorBars, folder: Path) -> list[Path]:
 
 
 def across(found: Sequence[Group], x: str, y: str) -> Figure | None:
-    """Draw one score against another: a line for each series, and the teacher's by its steps."""
+    """Plot one score over another: a line per series, and per number of steps for the teacher."""
     panels = by_prompts(g for g in found if x in g.scores and y in g.scores)
 
     def panel(axes: Axes, same: Sequence[Group]) -> None:
@@ -98,7 +98,7 @@ def across(found: Sequence[Group], x: str, y: str) -> Figure | None:
 
 
 def over_images(curves: Sequence[Group], teachers: Sequence[Group]) -> Figure | None:
-    """Draw the FID over the images seen, a panel for each series."""
+    """Plot the FID over the images seen, with a panel per series."""
     panels: dict[str, list[Group]] = {}
     several = len({g.scored_prompts for g in curves}) > 1
     for group in curves:
@@ -135,7 +135,7 @@ def over_images(curves: Sequence[Group], teachers: Sequence[Group]) -> Figure | 
 
 
 def over_steps(found: Sequence[Group]) -> Figure | None:
-    """Draw the FID over the steps of sampling, if something was sampled in several."""
+    """Plot the FID over the sampling steps, if any model was scored with several."""
     scored = [g for g in found if "fid" in g.scores]
     if len({(g.series, g.point, g.scored_prompts) for g in scored}) == len(scored):
         return None
@@ -169,7 +169,7 @@ def over_steps(found: Sequence[Group]) -> Figure | None:
 
 
 def by_point(found: Sequence[Group]) -> Figure | None:
-    """Draw each score of all groups, one under the other."""
+    """Plot each score with one row per group."""
     shown = [name for name in _NAMES if any(name in g.scores for g in found)]
     if not shown:
         return None
@@ -185,8 +185,8 @@ def by_point(found: Sequence[Group]) -> Figure | None:
             for place, group in enumerate(found):
                 if name in group.scores:
                     value, error = group.scores[name]
-                    colour = "black" if is_teacher(group) else "C0"
-                    axes.errorbar(value, place, xerr=error or 0, fmt="o", ms=4, color=colour)
+                    color = "black" if is_teacher(group) else "C0"
+                    axes.errorbar(value, place, xerr=error or 0, fmt="o", ms=4, color=color)
             axes.set_yticks(range(len(found)), labels if name == shown[0] else [""] * len(found))
             axes.set_ylim(len(found) - 0.5, -0.5)
             axes.set_xlabel(_NAMES[name])
@@ -194,7 +194,7 @@ def by_point(found: Sequence[Group]) -> Figure | None:
 
 
 def _near(found: Sequence[Group]) -> list[Group]:
-    """Leave the teacher out where its FID is over three times the worst generator's."""
+    """Drop the teacher's groups whose FID is over three times the worst generator's."""
     scored = [g for g in found if "fid" in g.scores]
     fids = [g.scores["fid"].value for g in scored if not is_teacher(g)]
     limit = 3 * max(fids, default=math.inf)
@@ -203,7 +203,7 @@ def _near(found: Sequence[Group]) -> list[Group]:
 
 
 def _lines(same: Iterable[Group]) -> dict[str, list[Group]]:
-    """Sort groups into lines: a series in one number of steps."""
+    """Group by line: a series with one number of steps."""
     same = [*same]
     lines: dict[str, list[Group]] = {}
     for group in same:
@@ -212,7 +212,7 @@ def _lines(same: Iterable[Group]) -> dict[str, list[Group]]:
 
 
 def _sampled(group: Group, among: Iterable[Group]) -> str:
-    """Say the number of steps, where one does not go without saying."""
+    """Return a label's suffix with the number of steps, if it is not the same for all."""
     counts = {g.num_steps for g in among if is_teacher(g) == is_teacher(group)}
     if len(counts) < 2 and not is_teacher(group):
         return ""
@@ -220,7 +220,7 @@ def _sampled(group: Group, among: Iterable[Group]) -> str:
 
 
 def _scale_fid(axes: Axes, values: Sequence[float]) -> None:
-    """Make the FID's axis logarithmic where it spans much, with plain numbers."""
+    """Use a logarithmic FID axis with plain numbers if values span more than a factor of 4."""
     axes.set_ylabel("FID")
     if min(values) > 0 and max(values) / min(values) > 4:
         axes.set_yscale("log")

@@ -1,4 +1,4 @@
-"""Prompt files that a study makes of another one: fewer prompts, other words, some kept apart."""
+"""Prompt files that a study derives from other ones by filtering and changing prompts."""
 
 import random
 from collections.abc import Sequence
@@ -10,22 +10,22 @@ from sid_lsg.files.replacing import replacing
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
 
-PREFIX = "study:"  # begins the path of a file in the study's own folder
+PREFIX = "study:"  # prefix of paths in the study's folder
 FOLDER = "prompts"
 
 
 @dataclass
 class PromptFile:
-    """How a prompt file is made of another one. What is given is done in this order.
+    """A prompt file derived from another one; the operations are applied in this order.
 
     Args:
         source: The prompts, as for --data.prompts.
-        having: Keep the prompts in which one of these phrases stands.
-        lacking: Keep the prompts in which none of these stands.
-        share: Keep this share of the prompts, drawn at random, in their order.
-        drop_words: Leave out each word with this probability, but never all of a prompt.
-        shuffle_words: Put the words of each prompt into random order.
-        seed: Decides what is drawn.
+        having: Keep prompts that contain one of these phrases.
+        lacking: Keep prompts that contain none of these phrases.
+        share: Keep this fraction of the prompts, chosen at random, in their order.
+        drop_words: Drop each word with this probability, but never all words of a prompt.
+        shuffle_words: Shuffle the words of each prompt.
+        seed: Seed of the random choices.
     """
 
     source: str
@@ -37,17 +37,21 @@ class PromptFile:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse shares that are none."""
+        """Check that fractions are in range.
+
+        Raises:
+            UsageError: If one is not.
+        """
         if not 0 < self.share <= 1:
-            refuse("prompt_files: share", self.share, "a share, above 0 and at most 1")
+            refuse("prompt_files: share", self.share, "above 0 and at most 1")
         if not 0 <= self.drop_words < 1:
             refuse("prompt_files: drop_words", self.drop_words, "a probability below 1")
 
     def make(self, prompts: Sequence[str]) -> list[str]:
-        """Make the prompts; the same ones on any machine.
+        """Return the derived prompts, which are the same on any machine.
 
         Raises:
-            UsageError: If none is left.
+            UsageError: If no prompt is left.
         """
         kept = [
             prompt
@@ -55,13 +59,13 @@ class PromptFile:
             if (not self.having or any(phrase in prompt for phrase in self.having))
             and not any(phrase in prompt for phrase in self.lacking)
         ]
-        draw = random.Random(self.seed)  # of its methods, Python promises to keep random() alone
+        draw = random.Random(self.seed)  # use only random(), which Python keeps reproducible
         order = sorted(range(len(kept)), key=lambda _: draw.random())
         kept = [kept[i] for i in sorted(order[: round(self.share * len(kept))])]
         if not kept:
             raise UsageError(
                 f"--prompt_files: nothing is left of {self.source!r} with having {self.having}, "
-                f"lacking {self.lacking}, share {self.share}. Ask for more."
+                f"lacking {self.lacking} and share {self.share}. Filter less, or raise share."
             )
         return [self._changed(prompt.split(), draw) for prompt in kept]
 
@@ -74,12 +78,12 @@ class PromptFile:
 
 
 def names(files: dict[str, PromptFile]) -> set[str]:
-    """Return what options call these files: study:prompts/NAME.txt."""
+    """Return the files' names for options: study:prompts/NAME.txt."""
     return {f"{PREFIX}{FOLDER}/{name}.txt" for name in files}
 
 
 def located(value: object, output: Path) -> object:
-    """Put the study's folder into an option's value, in place of the prefix."""
+    """Replace the prefix in an option's value by the study's folder."""
     if isinstance(value, str) and value.startswith(PREFIX):
         return str(output / value.removeprefix(PREFIX))
     if isinstance(value, list):
@@ -88,24 +92,24 @@ def located(value: object, output: Path) -> object:
 
 
 def check_names(value: object, known: set[str]) -> None:
-    """Refuse an option that names a file of the study which it does not make.
+    """Reject an option's value that refers to a prompt file that the study does not create.
 
     Raises:
-        UsageError: For the first one.
+        UsageError: For the first such file.
     """
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, str) and item.startswith(PREFIX) and item not in known:
             raise UsageError(
-                f"--series: {item!r} is none of the --prompt_files ({', '.join(sorted(known))}). "
-                "Add it there, or name a file."
+                f"--series: {item!r} is not one of --prompt_files ({', '.join(sorted(known))}). "
+                "Add it there, or give another file."
             )
 
 
 def write_prompts(files: dict[str, PromptFile], output: Path) -> None:
-    """Write the prompt files into the study's folder; leave those alone that are there.
+    """Write the prompt files into the study's folder, unless they exist.
 
     Raises:
-        UsageError: If a file is there that holds other prompts.
+        UsageError: If an existing file holds other prompts.
     """
     for name, file in files.items():
         source = find_files(file.source, "--prompt_files")
@@ -117,6 +121,6 @@ def write_prompts(files: dict[str, PromptFile], output: Path) -> None:
                 temporary.write_text(text, encoding="utf-8")
         elif path.read_text(encoding="utf-8") != text:
             raise UsageError(
-                f"--prompt_files: {name!r} would not be what {str(path)!r} holds, which runs have "
-                "been trained on. Give it another name, or choose another --output."
+                f"--prompt_files: {name!r} differs from {str(path)!r}, which runs were trained on. "
+                "Give it another name, or choose another --output."
             )

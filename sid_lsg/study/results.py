@@ -1,4 +1,4 @@
-"""A study's results: one row for each run and evaluation, in one CSV file."""
+"""Collect a study's results into one CSV file with a row per evaluation."""
 
 import csv
 import io
@@ -31,8 +31,8 @@ _SCORE = re.compile(rf"((?:{'|'.join(SCORES)})_\w+?)(?:_(\d+)_steps?)?")
 def collect(study: Study, runs: Sequence[Run]) -> list[Row]:
     """Read what a study's runs and evaluations have written so far.
 
-    A row is an evaluation: of the teacher, or of a run's averaged generator while it is trained
-    and at its end (`final` is 1 then), in `num_steps` steps.
+    A row is an evaluation in `num_steps` steps: of the teacher, or of a run's EMA during training
+    or at its end (`final` = 1).
     """
     rows = []
     for (task,) in teacher_jobs(study, runs):
@@ -53,7 +53,7 @@ def collect(study: Study, runs: Sequence[Run]) -> list[Row]:
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    """Read a file, if it is there."""
+    """Read a JSON file; None if it does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
@@ -75,7 +75,7 @@ def _evaluated(report: Mapping[str, Any]) -> Row:
 
 
 def _facts(run: Run) -> Row:
-    """Return what all rows of a run share."""
+    """Return the columns that are the same in all rows of a run."""
     return {
         "kind": GENERATOR,
         "seed": run.seed,
@@ -86,7 +86,7 @@ def _facts(run: Run) -> Row:
 
 
 def _fit_rows(study: Study, run: Run) -> list[Row]:
-    """Read a run's evaluations: those of metrics.csv, and the last one of summary.json too."""
+    """Read a run's evaluations from metrics.csv, and the last one also from summary.json."""
     folder, own = study.output / RUNS / run.name, run.config.model.num_steps
     found: dict[tuple[int, int], Row] = {}
     speeds = []
@@ -116,7 +116,7 @@ def _fit_rows(study: Study, run: Run) -> list[Row]:
 
 
 def split(values: Mapping[str, Any]) -> dict[int | None, dict[str, float]]:
-    """Find the scores among logged values, by the number of steps that they name (or None)."""
+    """Find the scores among logged values, by the number of steps in their name, or None."""
     found: dict[int | None, dict[str, float]] = {None: {}}
     for name, value in values.items():
         match = _SCORE.fullmatch(name)
@@ -127,7 +127,7 @@ def split(values: Mapping[str, Any]) -> dict[int | None, dict[str, float]]:
 
 
 def read_whole_rows(path: Path) -> list[dict[str, str]]:
-    """Read a CSV file that is being written: its complete rows, none if it is not there."""
+    """Read the complete rows of a CSV file that is being written; none if it does not exist."""
     if not path.is_file():
         return []
     text = path.read_bytes().decode(errors="replace")
@@ -136,7 +136,7 @@ def read_whole_rows(path: Path) -> list[dict[str, str]]:
 
 
 def write_results(rows: Iterable[Row], path: Path) -> None:
-    """Write rows; numbers are read back as they are, to the last bit."""
+    """Write rows; numbers are read back bitwise equal."""
     rows = [*rows]
     scores = sorted({name for row in rows for name in row if _SCORE.fullmatch(name)}, key=_order)
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -146,17 +146,17 @@ def write_results(rows: Iterable[Row], path: Path) -> None:
 
 
 def read_results(paths: Sequence[str]) -> list[Row]:
-    """Read rows from one file or several of this kind.
+    """Read rows from one or several results files.
 
     Raises:
-        UsageError: If a file is not of this kind, or their scores do not compare.
+        UsageError: If a file is no results file, or the files' scores are not comparable.
     """
     rows: list[Row] = []
     for path in paths:
         try:
             found = read_whole_rows(Path(path)) if Path(path).is_file() else None
             if not found or not {*_TEXTS, *_NUMBERS} <= found[0].keys():
-                raise ValueError("it has no rows" if found == [] else "it is not such a file")
+                raise ValueError("it has no rows" if found == [] else "it is not a results file")
             rows += [
                 {n: v if n in _TEXTS else float(v) for n, v in row.items() if v != ""}
                 for row in found
@@ -171,7 +171,7 @@ def read_results(paths: Sequence[str]) -> list[Row]:
 
 
 def _check_once(rows: Iterable[Row]) -> None:
-    """Refuse an evaluation that is there twice: a mean would take it for another seed's."""
+    """Reject an evaluation that appears twice, since a mean would count it as another seed."""
     seen = set()
     for row in rows:
         if row["kind"] == GENERATOR:
@@ -180,17 +180,17 @@ def _check_once(rows: Iterable[Row]) -> None:
             if key in seen:
                 raise UsageError(
                     f"--results: {row['series']}, {row['point']}, seed {row.get('seed', 0):g} is "
-                    f"in them twice, after {row.get('images_seen', 0):g} images. Give the files of "
-                    "one study, each once, or of other seeds."
+                    f"in them twice, after {row.get('images_seen', 0):g} images. Give each file "
+                    "of a study once, or files with different seeds."
                 )
             seen.add(key)
 
 
 def suffix(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return what follows the plain names of the rows' scores: protocol and number of images.
+    """Return the suffix of the scores' names: protocol and number of images.
 
     Raises:
-        UsageError: If there are several: such scores do not compare.
+        UsageError: If there are several suffixes, since such scores are not comparable.
     """
     found = sorted(
         {
@@ -203,7 +203,7 @@ def suffix(rows: Iterable[Mapping[str, Any]]) -> str:
     )
     if len(found) > 1:
         raise UsageError(
-            f"--results: scores of {' and '.join(found)} do not compare. Give files of one "
+            f"--results: scores of {' and '.join(found)} are not comparable. Give files of one "
             "protocol and number of images."
         )
     return found[0] if found else ""

@@ -1,4 +1,4 @@
-"""Means over seeds, with their spread."""
+"""Means over seeds with error bars."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,24 +11,24 @@ ERROR_BARS = {"std": "standard deviation", "sem": "standard error of the mean"}
 
 
 class Mean(NamedTuple):
-    """A mean over seeds, and its error bar, which a single seed has not."""
+    """A mean over seeds and its error bar, which is None for a single seed."""
 
     value: float
     error: float | None
 
 
 class Group(NamedTuple):
-    """The rows of one thing that was evaluated, over its seeds.
+    """Scores of one evaluated model, averaged over seeds.
 
     Attributes:
-        scored_prompts: What it was scored on.
+        scored_prompts: The prompts that it was scored on.
         kind: `teacher` or `generator`.
         series: Its series.
         point: Its label.
-        num_steps: Steps that it was sampled in.
-        images_seen: Images of its training; 0 for a teacher.
-        seeds: How many seeds.
-        scores: The mean scores, by their plain names.
+        num_steps: Number of sampling steps.
+        images_seen: Images seen in training; 0 for a teacher.
+        seeds: Number of seeds.
+        scores: The mean scores by name, without suffix.
     """
 
     scored_prompts: str
@@ -42,7 +42,7 @@ class Group(NamedTuple):
 
 
 def mean(values: Sequence[float], kind: ErrorBars) -> Mean:
-    """Return mean and error bar: the sample's standard deviation, or that of the mean."""
+    """Return the mean with the sample standard deviation or the standard error of the mean."""
     average = math.fsum(values) / len(values)
     if len(values) < 2:
         return Mean(average, None)
@@ -52,12 +52,12 @@ def mean(values: Sequence[float], kind: ErrorBars) -> Mean:
 
 
 def groups(rows: Iterable[Row], kind: ErrorBars, final: bool = True) -> list[Group]:
-    """Average over the seeds, in the order in which the rows first name each group.
+    """Average over the seeds; groups are in the order of their first rows.
 
     Args:
         rows: Rows of results.
         kind: The error bars.
-        final: Whether to take ends of finished runs alone, or all evaluations while training.
+        final: Use only the ends of finished runs instead of all evaluations.
     """
     rows = [*rows]
     protocol = suffix(rows)
@@ -82,13 +82,13 @@ def _scores(same: Sequence[Row], protocol: str, kind: ErrorBars) -> dict[str, Me
 
 
 def by_prompts(found: Iterable[Group]) -> dict[str, list[Group]]:
-    """Sort groups by what they were scored on: scores on other prompts do not compare."""
-    sorted_out: dict[str, list[Group]] = {}
+    """Group by prompts, since scores on different prompts are not comparable."""
+    grouped: dict[str, list[Group]] = {}
     for group in found:
-        sorted_out.setdefault(group.scored_prompts, []).append(group)
-    return sorted_out
+        grouped.setdefault(group.scored_prompts, []).append(group)
+    return grouped
 
 
 def is_teacher(group: Group) -> bool:
-    """Tell whether a group is of the teacher."""
+    """Return whether a group is the teacher's."""
     return group.kind == TEACHER

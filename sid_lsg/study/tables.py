@@ -1,4 +1,4 @@
-"""A study's scores as Markdown."""
+"""Format a study's scores as Markdown tables."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ _SHOWN = {"fid": "FID", "clip_score": "CLIP", "precision": "precision", "recall"
 
 
 def markdown(rows: Sequence[Row], kind: ErrorBars) -> str:
-    """Lay out all finished evaluations: a table for each set of prompts that was scored on."""
+    """Format all finished evaluations: a table per set of scored prompts."""
     found = groups(rows, kind)
     if not found:
         return "No run has finished yet.\n"
@@ -25,7 +25,7 @@ def markdown(rows: Sequence[Row], kind: ErrorBars) -> str:
 
 
 def table(found: Sequence[Group]) -> str:
-    """Lay out groups, a row each, the teacher first."""
+    """Format groups as a table with a row per group, the teacher first."""
     shown = [name for name in _SHOWN if any(name in group.scores for group in found)]
     head = ["series", "point", "steps", "images seen", "seeds", *(_SHOWN[name] for name in shown)]
     body = [
@@ -43,7 +43,7 @@ def table(found: Sequence[Group]) -> str:
 
 
 def number(mean: Mean | None) -> str:
-    """Write a mean with its error bar."""
+    """Format a mean with its error bar."""
     if mean is None:
         return "-"
     return f"{mean.value:.3f}" + ("" if mean.error is None else f" ± {mean.error:.3f}")

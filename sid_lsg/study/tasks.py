@@ -1,4 +1,4 @@
-"""From runs to commands of this project, each with the file that it leaves when it is done."""
+"""The commands of a study's runs, each with the file that marks it as finished."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ from sid_lsg.study.plan import Run, slugify
 from sid_lsg.study.prompts import located
 
 RUNS, EVALUATIONS = "runs", "evaluations"
-_SAID = 6  # changed options that a message names
+_SHOWN = 6  # changed options that a message lists, at most
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Task:
     """A command.
 
     Attributes:
-        title: Its name for people.
+        title: Its name in messages.
         folder: The folder that it writes.
-        result: The file there that it leaves when it is done.
-        command: What follows `python -m sid_lsg.cli`.
-        options: What its results depend on.
-        cost: About how many evaluations of a network it takes.
-        iterations: How many rows at most its metrics.csv counts; 0 if it has none.
+        result: The file in the folder that marks it as finished.
+        command: Its arguments after `python -m sid_lsg.cli`.
+        options: The options that its results depend on.
+        cost: Approximate number of network evaluations.
+        iterations: Its last step in metrics.csv; 0 if it does not write one.
     """
 
     title: str
@@ -42,35 +42,35 @@ class Task:
 
     @property
     def finished(self) -> bool:
-        """Tell whether it is done."""
+        """Return whether the task is finished."""
         return self.result.is_file()
 
     @property
     def beside(self) -> Path:
-        """Return the file beside its folder that holds its options."""
+        """Return the file beside the folder that records the options."""
         return self.folder.with_name(f"{self.folder.name}.json")
 
     @property
     def log(self) -> Path:
-        """Return the file beside its folder that holds what it prints."""
+        """Return the file beside the folder that receives the command's output."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
     def continued(self) -> "Task":
-        """Return the command that goes on, where it was interrupted."""
+        """Return the task with a command that resumes an interrupted fit."""
         resumes = self.command[0] == "fit" and self.folder.exists()
         return replace(self, command=(*self.command, "--ckpt_path=last")) if resumes else self
 
     def record(self) -> None:
-        """Write the options down."""
+        """Record the options beside the folder."""
         with replacing(self.beside) as temporary:
             text = json.dumps(self.options, indent=2, ensure_ascii=False)
             temporary.write_text(f"{text}\n", encoding="utf-8")
 
     def check(self) -> None:
-        """Refuse to go on with other options than the ones that were written down.
+        """Check that the recorded options are the same.
 
         Raises:
-            UsageError: Naming what differs.
+            UsageError: If they differ or are missing; the message lists the differences.
         """
         if not self.folder.exists():
             return
@@ -78,12 +78,12 @@ class Task:
             before = json.loads(self.beside.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UsageError(
-                f"--output: {str(self.folder)!r} is there, but not the file {self.beside.name!r} "
-                "beside it that says how it was made. Give another --output, or delete that folder."
+                f"--output: {str(self.folder)!r} exists, but the file {self.beside.name!r} beside "
+                "it with its options does not. Give another --output, or delete that folder."
             ) from error
         if changes := differences(before, json.loads(json.dumps(self.options))):
-            if len(changes) > _SAID:
-                changes[_SAID:] = [f"and {len(changes) - _SAID} more"]
+            if len(changes) > _SHOWN:
+                changes[_SHOWN:] = [f"and {len(changes) - _SHOWN} more"]
             state = "finished" if self.finished else "interrupted"
             raise UsageError(
                 f"--output: {state} {str(self.folder)!r} was made with other options: "
@@ -93,7 +93,7 @@ class Task:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say which options differ, and how."""
+    """List the options that differ, with both values."""
     nothing = "not given"
     return [
         f"{name} was {before.get(name, nothing)!r}, is {now.get(name, nothing)!r}"
@@ -103,16 +103,16 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def jobs(study: Study, runs: Iterable[Run]) -> list[list[Task]]:
-    """List what is to be done: tasks that follow on each other, in lists that do not.
+    """List a study's jobs: independent lists of tasks that run one after the other.
 
-    All points with the first seed come first: an interrupted study shows the whole range already.
+    All points with the first seed come first, so an interrupted study already covers all points.
     """
     runs = sorted(runs, key=lambda run: study.seeds.index(run.seed))
     return [*teacher_jobs(study, runs), *([fit(study, r), *at_steps(study, r)] for r in runs)]
 
 
 def fit(study: Study, run: Run) -> Task:
-    """Make the command of a run."""
+    """Return the task of a run."""
     folder = study.output / RUNS / run.name
     options = {name: located(value, study.output) for name, value in run.options.items()}
     options |= {"trainer.default_root_dir": str(folder), "progress.refresh_rate": 0}
@@ -124,7 +124,7 @@ def fit(study: Study, run: Run) -> Task:
 
 
 def teacher_jobs(study: Study, runs: Iterable[Run]) -> list[list[Task]]:
-    """Make the commands that score the teacher, once on each kind of prompts and scores."""
+    """Return the tasks that score the teacher, once per setting, prompts and metrics."""
     found: dict[str, list[Task]] = {}
     for run in runs if study.teacher else ():
         assert study.teacher
@@ -142,7 +142,7 @@ def teacher_jobs(study: Study, runs: Iterable[Run]) -> list[list[Task]]:
                     name = slugify(f"teacher-{Path(run.scored_prompts).stem}")
                     same = {task.folder.name for (task,) in found.values()}
                     name = f"{name}-steps{steps}-guidance{guidance:g}"
-                    while name in same:  # prompts of one file name, in several folders
+                    while name in same:  # prompt files of the same name in several folders
                         name += "x"
                     title = f"teacher, {in_words(steps)}, guidance {guidance:g}"
                     cost = scored["num_images"] * sampling_evaluations(steps, guidance)
@@ -151,7 +151,7 @@ def teacher_jobs(study: Study, runs: Iterable[Run]) -> list[list[Task]]:
 
 
 def at_steps(study: Study, run: Run) -> list[Task]:
-    """Make the commands that score a run's generator at other numbers of steps."""
+    """Return the tasks that score a run's generator with other numbers of steps."""
     folder = study.output / RUNS / run.name
     made = []
     for steps in study.generator_steps:
@@ -163,14 +163,14 @@ def at_steps(study: Study, run: Run) -> list[Task]:
             }
             title, name = f"{run.title}, {in_words(steps)}", f"{run.name}-steps{steps}"
             task = _evaluation(study, name, title, scored, scored["num_images"] * steps)
-            # Wherever the study lies, the generator is that of the run: by how it was trained.
+            # Record how the generator was trained instead of its path, which may change.
             trained = {f"fit: {name}": value for name, value in run.explicit.items()}
             made.append(replace(task, options=task.options | {"model": run.name} | trained))
     return made
 
 
 def _scored(run: Run) -> dict[str, Any]:
-    """Return the options of `evaluate` that score as the run does."""
+    """Return the options of `evaluate` for scoring as the run does."""
     data, metrics = run.config.data, run.config.metrics
     same = ("reference", "protocol", "inception", "clip", "clip_prefix", "num_images", "batch_size")
     return {

@@ -1,9 +1,10 @@
-"""Samples whose loss is not finite: all ranks learn of them together, and they have no effect.
+"""Exclude samples whose loss is not finite, on all ranks together.
 
-Masking such a loss would not do: 0 * NaN is NaN in the backward pass and would spoil the whole
-micro-batch. So the phase is evaluated again with finite samples in their places, whose losses are
-masked. Every rank does that if one of them must: networks that are sharded communicate in every
-forward and backward pass, and ranks that disagreed on the number of passes would wait for ever.
+Masking such a loss is not enough: 0 * NaN is NaN in the backward pass and would spoil the whole
+micro-batch. Instead the phase runs again with copies of good samples for bad ones, and their losses
+are masked. If one rank has a bad sample, all ranks run the phase again: sharded networks
+communicate in every forward and backward pass, so ranks with different numbers of passes would
+deadlock.
 """
 
 from collections.abc import Sequence
@@ -20,10 +21,10 @@ _SHOWN = 3  # prompts in the warning
 
 
 class Reading:
-    """Whole numbers on their way from the device, which goes on working meanwhile."""
+    """Integers that are copied asynchronously from the device to the host."""
 
     def __init__(self, numbers: Tensor) -> None:
-        """Send them to the host, behind what the device has been told to do so far."""
+        """Queue the copy after the work that the device already has."""
         self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=numbers.is_cuda)
         self._numbers.copy_(numbers, non_blocking=True)
         self._sent = torch.cuda.Event() if numbers.is_cuda else None
@@ -31,11 +32,11 @@ class Reading:
             self._sent.record()
 
     def __int__(self) -> int:
-        """Wait for the only one; not for what the device was told to do later."""
+        """Wait for the copy, but not for work queued after it; return the only number."""
         return int(self._arrived())
 
     def tolist(self) -> list[int]:
-        """Wait for several in the same way."""
+        """Wait for the copy, but not for work queued after it; return all numbers."""
         found: list[int] = self._arrived().tolist()
         return found
 
@@ -46,7 +47,7 @@ class Reading:
 
 
 def count(flags: Tensor) -> Reading:
-    """Count the true flags of all ranks together."""
+    """Count the true flags over all ranks. Collective."""
     total = flags.sum()
     if process()[1] > 1:
         dist.all_reduce(total)
@@ -54,10 +55,10 @@ def count(flags: Tensor) -> Reading:
 
 
 def replace_bad(inputs: PhaseInputs, good: Tensor) -> PhaseInputs:
-    """Replace every bad sample by a copy of a good one, which does not count.
+    """Replace every bad sample by a copy of a good one, whose loss is masked.
 
-    A rank without a good sample takes zeros, which any working network can evaluate. The number of
-    samples stays, and so do the micro-batches.
+    A rank without good samples uses zeros, for which a working network's output is finite. The
+    number of samples does not change, so micro-batches stay the same.
 
     Args:
         inputs: B samples.
@@ -74,11 +75,11 @@ def replace_bad(inputs: PhaseInputs, good: Tensor) -> PhaseInputs:
 
 
 def warn(iteration: int, prompts: Sequence[str]) -> None:
-    """Name the prompts of all ranks' bad samples. For all ranks."""
+    """Warn about the bad samples of all ranks with their prompts. Collective."""
     found = gather(list(prompts))
     shown = ", ".join(repr(prompt) for prompt in found[:_SHOWN])
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     rank_zero_warn(
         f"Iteration {iteration}: the loss of {len(found)} sample(s) was not finite: {shown}{more}. "
-        "They had no part in the step. Further ones are counted in the log as skipped_samples."
+        "They were excluded from the step. The log counts further ones as skipped_samples."
     )

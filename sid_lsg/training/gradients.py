@@ -1,4 +1,4 @@
-"""What happens to gradients between the backward pass and the optimizer's step."""
+"""Reduce, repair, clip and measure gradients between backward pass and optimizer step."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,24 +13,26 @@ from sid_lsg.distributed.sharding import first_of_share, local, whole
 
 ClipAlgorithm = Literal["norm", "value"]
 
-# Gradients are reduced in pieces of this many numbers: large enough for the network's full speed,
-# small enough not to need a second copy of all gradients.
+# Numbers per all-reduce: enough for full bandwidth, without a second copy of all gradients.
 _BUCKET = 2**24
 
-# So many weights show how far a step went (to 0.1 %); a copy of all of them, before the step, would
-# take 3.4 GB for Stable Diffusion 1.5.
+# Weights that `sample_weights` copies. They give the update ratio to 0.1 %; copying all weights
+# before the step would take 3.4 GB for Stable Diffusion 1.5.
 _SAMPLED = 2**20
 
 
 def all_reduce_mean(parameters: Sequence[nn.Parameter]) -> None:
-    """Average the gradients over all ranks, in flat buckets; a missing gradient counts as zero.
+    """Average the gradients over all ranks in flat buckets; a missing gradient counts as zero.
 
-    Every rank runs the same collectives whatever its data did, so ranks cannot get out of step.
-    Sharded gradients were averaged in the backward pass.
+    Every rank runs the same collectives whatever its data. Sharded gradients are already averaged
+    by the backward pass.
 
     The reduction does not overlap the backward pass. It took 2 to 6 % of an iteration of the
-    embedded teacher (two CPU processes, 32 images each in one micro-batch), which is the most that
-    overlapping could save, and micro-batches make it less. Several GPUs have not been measured.
+    embedded teacher (two CPU processes, 32 images each in one micro-batch). Overlapping could save
+    at most that, and less with several micro-batches. Several GPUs have not been measured.
+
+    Raises:
+        RuntimeError: If a sharded network has no gradients.
     """
     if all(p.grad is None for p in parameters) and any(isinstance(p, DTensor) for p in parameters):
         raise RuntimeError(
@@ -54,17 +56,17 @@ def all_reduce_mean(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def repair_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace NaN by 0 and +-inf by +-1e5, in place: one overflow must not end a run of days."""
+    """Replace NaN by 0 and +-inf by +-1e5 in place, so that one overflow does not ruin a run."""
     for p in parameters:
         if p.grad is not None:
             torch.nan_to_num_(local(p.grad), nan=0.0, posinf=1e5, neginf=-1e5)
 
 
 def nonfinite_share(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Return the share of gradient entries that are NaN or infinite: a scalar on the device."""
+    """Return the fraction of gradient entries that are NaN or infinite: a scalar on the device."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     total = sum(g.numel() for g in gradients)
-    # Counted in integers: in float32 one entry of a billion would be lost.
+    # Count in integers: float32 would lose one entry in a billion.
     finite = torch.stack([local(g).isfinite().sum() for g in gradients]).sum()
     if any(isinstance(g, DTensor) for g in gradients):
         dist.all_reduce(finite)
@@ -72,15 +74,15 @@ def nonfinite_share(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 def sample_weights(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Copy every n-th weight of a network, about 2^20 of them and always the same: [N] float32.
+    """Copy every n-th weight of a network, about 2^20 in all, always the same: [N] float32.
 
-    n is odd: the layers' sizes are not, so that the sample goes through all channels. Of sharded
-    weights each process takes those in its share.
+    n is odd and layer sizes are even, so the sample covers all channels. Of sharded weights, each
+    process copies those in its shard.
     """
     stride = (sum(p.numel() for p in parameters) // _SAMPLED) | 1
     first, parts = 0, []
     for p in parameters:
-        # Copied one by one: a flat channels-last weight is a copy itself, which need not live on.
+        # Flattening a channels-last weight copies it; clone the sample so that this copy is freed.
         own = local(p.detach()).flatten()
         parts.append(own[(first - first_of_share(p)) % stride :: stride].float().clone())
         first = (first - p.numel()) % stride
@@ -88,12 +90,12 @@ def sample_weights(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 def update_ratio(before: Tensor, after: Tensor, sharded: bool = False) -> Tensor:
-    """Return how far a step moved the weights: ||after - before|| / ||before||, a scalar.
+    """Return the size of a step relative to the weights: ||after - before|| / ||before||, a scalar.
 
     Args:
-        before: Weights.
+        before: Weights before the step.
         after: The same weights after the step.
-        sharded: Whether these are this process' share of them.
+        sharded: Whether the weights are this process' shard.
     """
     squares = torch.stack([(after - before).square().sum(), before.square().sum()])
     if sharded:
@@ -105,7 +107,7 @@ def update_ratio(before: Tensor, after: Tensor, sharded: bool = False) -> Tensor
 def clip_gradients(
     parameters: Sequence[nn.Parameter], limit: float, algorithm: ClipAlgorithm
 ) -> None:
-    """Scale the gradients to a total norm of at most `limit`, or cut each entry to +-`limit`."""
+    """Scale gradients to a total norm of at most `limit`, or clamp each entry to +-`limit`."""
     if algorithm == "norm":
         nn.utils.clip_grad_norm_(parameters, limit)
     else:
@@ -115,5 +117,5 @@ def clip_gradients(
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Return the L2 norm of all gradients together: a scalar."""
+    """Return the total L2 norm of all gradients: a scalar."""
     return whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))

@@ -1,4 +1,4 @@
-"""Data parallelism for several networks that are trained in turn."""
+"""Trainer strategies for data parallelism with several networks trained in turn."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,24 +22,24 @@ from sid_lsg.distributed.sharding import is_sharded, shard, shard_like, skeleton
 
 
 class MultiNetDDPStrategy(DDPStrategy):
-    """One process per device and no `DistributedDataParallel` wrapper.
+    """DDP without the `DistributedDataParallel` wrapper.
 
-    The wrapper reduces both networks' gradients in every backward pass and holds a copy of them;
-    the module reduces one network's per phase instead.
+    The wrapper reduces both networks' gradients in every backward pass and holds a copy of them.
+    Instead, the module reduces one network's gradients per phase.
     """
 
     def configure_ddp(self) -> None:
-        """Give every rank the weights of rank 0."""
+        """Broadcast the weights of rank 0 to all ranks."""
         assert self.model is not None
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             dist.broadcast(tensor.detach(), src=0)
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Every process stores a share of all networks and optimizers (FSDP2).
+    """Shard all networks and optimizers over the processes (FSDP2).
 
-    A run can go on under any other strategy and number of processes, whichever of the two kinds of
-    checkpoints it writes.
+    A run can resume with any other strategy and number of processes, from both kinds of
+    checkpoints.
     """
 
     precision_plugin: Any
@@ -50,13 +50,13 @@ class FSDP2Strategy(ModelParallelStrategy):
         process_group_backend: str | None = None,
         timeout: timedelta = default_pg_timeout,
     ) -> None:
-        """Choose what is written.
+        """Choose the kind of checkpoint and the communication.
 
         Args:
-            save_distributed_checkpoint: Whether each process writes its share, into a folder. By
-                default the first one gathers everything and writes the file that one process alone
-                would have written, which takes it as much memory and the others' time.
-            process_group_backend: nccl or gloo; by default what suits the devices.
+            save_distributed_checkpoint: Let each process write its shard into a folder. By default
+                the first process gathers everything and writes the same file as a single process
+                would; it needs the memory for all of it, and the others wait.
+            process_group_backend: nccl or gloo; by default chosen by device.
             timeout: How long a process waits for the others.
         """
         super().__init__(
@@ -68,10 +68,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._half = False
 
     def setup_environment(self) -> None:
-        """Use all processes for data: by default, those of a machine would do the same work.
+        """Use all processes for data parallelism.
 
-        In bf16-mixed precision the networks get their weights and inputs in bfloat16, so that
-        autocast, which wants weights in float32, has nothing left to do.
+        Lightning's default is data parallelism between machines and tensor parallelism within each.
+        With bf16-mixed, FSDP2 casts weights and inputs to bfloat16, so autocast is switched off.
         """
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
@@ -80,7 +80,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
     def shard(self, network: nn.Module) -> None:
-        """Shard a network, once."""
+        """Shard a network, unless it is sharded already."""
         if is_sharded(network):
             return
         plain = skeleton(network)
@@ -89,9 +89,9 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @contextmanager
     def full_parameters(self, network: nn.Module) -> Iterator[nn.Module]:
-        """Give the first process a whole copy of a sharded network, on the CPU. For all processes.
+        """Yield a full copy of a sharded network on the first process' CPU. Collective.
 
-        The others get one without numbers.
+        On the other processes the copy has no data.
         """
         state = self._gather(network.state_dict())
         copied = skeleton(self._skeletons[network])
@@ -99,12 +99,12 @@ class FSDP2Strategy(ModelParallelStrategy):
         yield copied.eval()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return what this process saves of the module."""
+        """Return the part of the module's state that this process saves."""
         assert self.lightning_module is not None
         return self._to_save(self.lightning_module.state_dict())
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Load this process' share of a whole state."""
+        """Load this process' shard of a full state."""
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
         given = checkpoint["state_dict"]
@@ -113,14 +113,13 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Let Lightning hand back what `optimizer_state` gave it."""
+        """Tell Lightning to restore optimizers from what `optimizer_state` returned."""
         return True
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return what this process saves of an optimizer.
+        """Return the part of an optimizer's state that this process saves.
 
-        Its parameters have the numbers that they have on a single process: sharding leaves the
-        order of a network's parameters as it is.
+        Parameters have the same indices as in a single process, since sharding keeps their order.
         """
         if isinstance(optimizer, LightningOptimizer):
             optimizer = optimizer._optimizer
@@ -129,7 +128,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         return state
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Load this process' share of whole states."""
+        """Load this process' shard of full optimizer states."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             sharded = {
@@ -141,24 +140,24 @@ class FSDP2Strategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
-        """Write a file, as any other strategy does, or a folder of shares. For all processes."""
+        """Write a file as any other strategy does, or a folder of shards. Collective."""
         if self._save_distributed_checkpoint:
             save_shares(checkpoint, Path(filepath))
         elif self.is_global_zero:
             self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
-        """Open a file or a folder; loading reads this process' share of it."""
+        """Open a file or a folder; loading reads only this process' shard."""
         io = self.checkpoint_io
         take = io.take if isinstance(io, SafeCheckpointIO) else open_checkpoint
         return take(Path(checkpoint_path)).content
 
     def _to_save(self, state: Mapping[str, Any]) -> Any:
-        """Return this process' share; or everything to the first process, nothing to the others."""
+        """Return this process' shard; or the full state on the first process, {} on the others."""
         return share(state) if self._save_distributed_checkpoint else self._gather(state)
 
     def _gather(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Put tensors together one by one, on the first process' CPU."""
+        """Gather the tensors one by one on the first process' CPU. Collective."""
         found = {}
         for name, value in state.items():
             if torch.is_tensor(value):
@@ -169,11 +168,11 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 def register_strategies() -> None:
-    """Make the names for `--trainer.strategy` known."""
+    """Register the strategies' names for `--trainer.strategy`."""
     folders = {"save_distributed_checkpoint": True}
     for name, strategy, description, options in (
-        ("ddp_multi", MultiNetDDPStrategy, "DDP without a wrapper, for networks in turn", {}),
+        ("ddp_multi", MultiNetDDPStrategy, "DDP without its wrapper, one network at a time", {}),
         ("fsdp2", FSDP2Strategy, "all networks sharded over all processes", {}),
-        ("fsdp2_sharded", FSDP2Strategy, "the same, and checkpoints sharded too", folders),
+        ("fsdp2_sharded", FSDP2Strategy, "fsdp2 with sharded checkpoints", folders),
     ):
         StrategyRegistry.register(name, strategy, description, override=True, **options)

@@ -2,7 +2,7 @@
 
     APP_MODEL=runs/demo/generator APP_PICTURE=docs/app.png make browser
 
-shows another model than the untrained one, and writes the README's picture of the page.
+shows another model than the untrained one, and saves a screenshot of the page for the README.
 """
 
 import os
@@ -38,7 +38,7 @@ PIXELS = """image => {
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A generator: the one asked for, or the untrained one."""
+    """Return the requested generator, or an untrained one."""
     if model := os.environ.get("APP_MODEL"):
         return model
     folder = tmp_path_factory.mktemp("generator")
@@ -65,7 +65,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, server: Served) -> Iterator[Page]:
-    """The page, loaded. It must ask nobody else for anything, nor try to, and raise no error."""
+    """Load the page. It must make no requests to other hosts and raise no error."""
     page = browser.new_page(viewport={"width": 1180, "height": 900})
     asked: list[str] = []
     errors: list[Error] = []
@@ -88,7 +88,7 @@ def page(browser: Browser, server: Served) -> Iterator[Page]:
 
 
 def generate(page: Page, prompt: str, seed: int, images: int) -> None:
-    """Fill in the form as a user does, and press the button."""
+    """Fill in the form and press the button."""
     page.get_by_label("Prompt").fill(prompt)
     page.get_by_label("Seed of the first image").fill(str(seed))
     page.get_by_label("number input for Images").fill(str(images))
@@ -96,7 +96,7 @@ def generate(page: Page, prompt: str, seed: int, images: int) -> None:
 
 
 def shown(page: Page, name: str, images: int) -> torch.Tensor:
-    """Wait for a panel's images; return the pixels that the browser has drawn [B, 3, H, W]."""
+    """Wait for a panel's images and return the pixels that the browser drew [B, 3, H, W]."""
     found = page.locator(f"#{name} img")
     expect(found).to_have_count(images)
     drawn = [torch.tensor(image.evaluate(PIXELS)).view(-1, 4)[:, :3] for image in found.all()]
@@ -105,7 +105,7 @@ def shown(page: Page, name: str, images: int) -> torch.Tensor:
 
 
 def differ(pixels: torch.Tensor, images: torch.Tensor) -> int:
-    """Return by how many grey levels the pixels differ from the sampler's images, at most."""
+    """Return the largest difference to the sampler's images, in gray levels."""
     return int((pixels.int() - to_uint8(images).int()).abs().max())
 
 
@@ -148,7 +148,7 @@ def test_what_is_downloaded_are_the_true_pixels(page: Page, exported: str, tmp_p
 
 def test_an_empty_prompt_is_answered_by_a_message(page: Page) -> None:
     generate(page, "  ", seed=0, images=1)
-    expect(page.get_by_text("The prompt is empty. Say what")).to_be_visible()
+    expect(page.get_by_text("The prompt is empty. Describe")).to_be_visible()
     generate(page, PROMPT, seed=-1, images=1)
     expect(page.get_by_text("Seed: give a whole number from 0 to")).to_be_visible()
     assert page.locator("#student img").count() == 0
@@ -177,7 +177,7 @@ def test_stop_ends_a_job_and_the_next_one_is_made(page: Page) -> None:
     page.get_by_label("number input for Teacher's steps").fill("40")
     generate(page, PROMPT, seed=0, images=16)
     page.locator("#teacher img").first.wait_for()
-    with page.expect_response(re.compile("/cancel")):  # when the image in work is finished
+    with page.expect_response(re.compile("/cancel")):  # after the current image is finished
         page.get_by_role("button", name="Stop").click()
     made = page.locator("#teacher img").count()
     page.wait_for_timeout(2000)

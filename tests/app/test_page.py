@@ -1,4 +1,4 @@
-"""The app: what it accepts, what it shows, and the server as a user meets it."""
+"""The app: checks of its inputs, its panels, and the running server."""
 
 import base64
 import io
@@ -39,7 +39,7 @@ LONG = "a cat " * 50 + "<script>alert(1)</script> ${value} {{value}}"
 
 @pytest.fixture(scope="module")
 def exported(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An exported generator: the untrained one."""
+    """Return an exported, untrained generator."""
     folder = tmp_path_factory.mktemp("generator")
     teacher = StableDiffusion.from_pretrained(small_sd)
     teacher.save_generator(teacher.network, folder, 600)
@@ -48,13 +48,13 @@ def exported(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def server(exported: str, small_sd: str) -> Iterator[Served]:
-    """The app, which the last test of this file ends."""
+    """Start the app; the last test of this file ends it."""
     with served("--model", exported, "--teacher", small_sd) as running:
         yield running
 
 
 def pictures(panel: str) -> list[Image.Image]:
-    """What a panel shows, which must be what it lets one download."""
+    """Return a panel's images, which must equal those of its download links."""
     shown, saved = (
         re.findall(rf'{attribute}="data:image/png;base64,([^"]+)"', panel)
         for attribute in ("src", "href")
@@ -64,7 +64,7 @@ def pictures(panel: str) -> list[Image.Image]:
 
 
 def same(pictures: list[Image.Image], model: ImageModel, prompt: str, seeds: list[int]) -> bool:
-    """Whether pictures are those of the sampler, to one grey level."""
+    """Return whether images are those of the sampler, up to one gray level."""
     expected = to_uint8(model.one_by_one().sample([prompt] * len(seeds), seeds))
     found = np.stack([np.asarray(picture) for picture in pictures]).transpose(0, 3, 1, 2)
     return bool((torch.from_numpy(found).int() - expected.int()).abs().max() <= 1)
@@ -73,7 +73,7 @@ def same(pictures: list[Image.Image], model: ImageModel, prompt: str, seeds: lis
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [("", "empty"), ("  \n", "empty"), (None, "empty"), (3, "empty"), ("x" * 2001, "2001"),
-     ("a \ud800 cat", "half")],
+     ("a \ud800 cat", "broken")],
 )  # fmt: skip
 def test_prompts_that_are_refused(prompt: object, said: str) -> None:
     with pytest.raises(UsageError, match=said):
@@ -132,7 +132,7 @@ def test_times_are_per_image_and_in_all(exported: str) -> None:
     shots = [take(model, PROMPT, 0)._replace(seconds=seconds) for seconds in (0.1, 0.3)]
     panel = show_shots("teacher", model, shots, 2, student_seconds=0.05)
     assert "<b>200 ms</b> per image, 400 ms in all: 4 times the student's" in panel
-    assert "2 steps (2 evaluations of the network)" in panel
+    assert "2 steps (2 network evaluations)" in panel
     assert "2 of 3 images, <b>200 ms</b>" in show_shots("student", model, shots, 3)
     assert [show_time(t) for t in (0.0123, 0.9994, 0.9996, 61.239)] == [
         "12 ms", "999 ms", "1.00 s", "61.24 s",
@@ -168,7 +168,7 @@ def test_without_gradio_one_message_says_what_to_install(monkeypatch: pytest.Mon
 
 def test_the_server_is_for_this_machine_alone(server: Served) -> None:
     port = int(server.url.rpartition(":")[2])
-    with socket.socket() as other:  # which answers too if all addresses do
+    with socket.socket() as other:  # connects if the server listens on all addresses
         assert other.connect_ex(("127.0.0.2", port)) != 0
     with urllib.request.urlopen(server.url) as answer:
         policy, page = answer.headers["Content-Security-Policy"], answer.read().decode()
@@ -222,10 +222,10 @@ def test_the_server_takes_no_files(server: Served) -> None:
 
 
 def test_ctrl_c_ends_the_server_in_the_midst_of_a_job(server: Served) -> None:
-    """At once, with the conventional status and one line."""
+    """It stops at once, with the conventional exit status and one line."""
     client = Client(server.url, verbose=False, analytics_enabled=False)
     job = client.submit(PROMPT, 0, 4, 1, 100, 3.0, api_name="/generate")
-    while len(job.outputs()) < 5:  # then the teacher begins, which takes long
+    while len(job.outputs()) < 5:  # then the slow teacher starts
         time.sleep(0.05)
     server.process.send_signal(signal.SIGINT)
     start = time.monotonic()

@@ -1,4 +1,4 @@
-"""A study: its plan, its commands, that it continues, and what it refuses."""
+"""A study: its plan, its commands, resuming and refusals."""
 
 import csv
 import json
@@ -41,7 +41,7 @@ DEMO = str(REPOSITORY / "configs/demo.yaml")
 
 
 def asked(output: Path, series: dict[str, Series], **changes: Any) -> Study:
-    """Make a small study; images are 128 unless said otherwise."""
+    """Make a small study, by default with 128 images."""
     given_: dict[str, Any] = {"base": [DEMO], "options": {}, "seeds": [0], "images": 128}
     return Study(output=output, series=series, **(given_ | changes))
 
@@ -62,12 +62,12 @@ def test_a_plan_has_a_run_for_each_point_and_seed(tmp_path: Path) -> None:
     assert [run.kappas for run in runs] == [(1,) * 4] * 2 + [(1.5,) * 4] * 2
     assert all((run.images, run.iterations) == (128, 2) for run in runs)
     assert runs[1].options["seed_everything"] == 4
-    assert runs[0].explicit["model.optimizer_fake.init_args.lr"] == 5e-5  # of the base config
+    assert runs[0].explicit["model.optimizer_fake.init_args.lr"] == 5e-5  # from the base config
     assert runs[0].scored_prompts == "package:demo/fashion/prompts.txt"
 
 
 def test_scores_at_other_steps_belong_to_one_way_of_training(tmp_path: Path) -> None:
-    """A run that is made again with other options does not keep the old generator's scores."""
+    """A run repeated with other options does not keep the old generator's scores."""
 
     def evaluation(alpha: float) -> Task:
         series = {"a": Series({"x": {"model.alpha": alpha}})}
@@ -112,7 +112,7 @@ def test_points_of_the_same_options_are_one_run(tmp_path: Path) -> None:
         (
             {"a": Series({"x": {}, "y": {"metrics.num_images": 9}})},
             {},
-            ["'y'", "9 images", "do not compare"],
+            ["'y'", "9 images", "are not comparable"],
         ),
         ({"a": Series({"x": {}, "X": {"model.alpha": 2}})}, {}, ["share the folder", "a-x"]),
         (
@@ -150,7 +150,7 @@ def test_a_wrong_option_of_a_point_is_refused_before_anything_runs(
 
 
 def test_evaluations_are_those_of_the_method() -> None:
-    """18 with guidance; see the derivation in the docstring for the others."""
+    """18 with guidance; the docstring derives the others."""
     assert evaluations_per_image(Kappas(1.5, 1.5, 1.5, 1.5)) == 18
     assert evaluations_per_image(Kappas(1, 1, 1, 1)) == 11
     assert evaluations_per_image(Kappas(1, 1, 1, 2)) == 13
@@ -181,8 +181,8 @@ def test_the_teacher_is_scored_once_on_each_set_of_prompts(tmp_path: Path) -> No
         for steps in (1, 25)
     }
     assert f"--prompts={tmp_path / 'prompts/few.txt'}" in teachers[2][0].command
-    assert teachers[2][0].options["prompts"] == "study:prompts/few.txt"  # wherever the study lies
-    assert [len(job) for job in fits] == [2] * 6  # each with its generator in 4 steps
+    assert teachers[2][0].options["prompts"] == "study:prompts/few.txt"  # without the folder
+    assert [len(job) for job in fits] == [2] * 6  # each also scores its generator in 4 steps
     fit, four = fits[0]
     assert fit.command[:2] == ("fit", f"--config={DEMO}")
     assert f"--trainer.default_root_dir={tmp_path / 'runs/lsg-1-seed0'}" in fit.command
@@ -195,7 +195,7 @@ names = st.sampled_from(["a", "a.b", "a.b.c", "b", "ab"])
 
 @given(st.lists(st.dictionaries(names, st.integers(), max_size=3), max_size=4))
 def test_merging_options_is_what_a_command_line_does(parts: list[dict[str, int]]) -> None:
-    """A name's last value holds, unless a whole section that it lies in was given later."""
+    """A name's last value wins, unless its whole section is given later."""
     given_ = [item for part in parts for item in part.items()]
     last = {name: place for place, (name, _) in enumerate(given_)}
 
@@ -323,7 +323,7 @@ def test_how_far_a_fit_is(tmp_path: Path) -> None:
 
 
 def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
-    """Have tasks run a small script in place of this project."""
+    """Let tasks run a small script instead of this project."""
     path = tmp_path / "python.sh"
     path.write_text(f"#!/bin/bash\nshift 2\n{text}\n")
     path.chmod(0o755)
@@ -378,7 +378,7 @@ def test_what_fails_is_named_and_the_rest_goes_on(
 def test_an_interruption_ends_what_is_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is told to end, and may finish; nothing goes on afterwards."""
+    """It is told to end and may finish; no process continues afterwards."""
     script(monkeypatch, tmp_path, 'mkdir -p $2; trap "echo saved > $2/saved; exit 143" TERM; '
            "touch $2/begun; while true; do sleep 0.05; done")  # fmt: skip
     todo = [[at(tmp_path / "a")], [at(tmp_path / "b")]]
@@ -388,7 +388,7 @@ def test_an_interruption_ends_what_is_running(
             raise Interrupted("Ctrl-C", 130)
         return 0.0
 
-    monkeypatch.setattr(execution, "_LOOK_S", 0.01)
+    monkeypatch.setattr(execution, "_PROGRESS_S", 0.01)
     monkeypatch.setattr(execution, "done_share", look)
     with alone(tmp_path) as lock, pytest.raises(Interrupted):
         execute(todo, 2, None, lock, lambda t: None)
@@ -406,8 +406,8 @@ def test_what_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyP
             raise Interrupted("Ctrl-C", 130)
         return 0.0
 
-    monkeypatch.setattr(execution, "_LOOK_S", 0.01)
-    monkeypatch.setattr(execution, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(execution, "_PROGRESS_S", 0.01)
+    monkeypatch.setattr(execution, "_END_S", 0.3)
     monkeypatch.setattr(execution, "done_share", look)
     with alone(tmp_path) as lock, pytest.raises(Interrupted):
         execute([[at(tmp_path / "a")]], 1, None, lock, lambda t: None)
@@ -420,7 +420,7 @@ def test_what_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_two_studies_do_not_share_a_folder(tmp_path: Path) -> None:
-    """Nor a study and what a killed one has left running."""
+    """A study also excludes processes that a killed study left running."""
     with alone(tmp_path) as lock:
         with pytest.raises(UsageError, match="--output: .* in use"), alone(tmp_path):
             pass
@@ -437,7 +437,7 @@ def test_a_small_study_from_beginning_to_end(
     tmp_path: Path, small_sd: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Two fits of two iterations and the teacher; again, and changed; and from its rows alone."""
+    """Run two short fits and the teacher, repeat the study, change it, and plot its rows alone."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     config = {
         "base": [DEMO],
@@ -516,8 +516,8 @@ def test_a_name_of_a_series_is_not_taken_for_one(capsys: pytest.CaptureFixture[s
             main(["study", *given_, "--series=nope"])
         assert end.value.code == 2
         assert (
-            f"--series: 'nope' does not say what its points are. The option makes series, as "
-            f"configs/study do, and chooses none{there}." in capsys.readouterr().err
+            f"--series: 'nope' has no points. The option defines series, as configs/study do; it "
+            f"does not select any{there}." in capsys.readouterr().err
         )
 
 
@@ -547,7 +547,7 @@ def test_prompt_files_keep_what_they_promise(prompts: list[str], seed: int) -> N
         assert new
         rest = old.split()
         for word in new.split():
-            rest.remove(word)  # or it was not there
+            rest.remove(word)  # raises if it is not in the original
     shuffled = PromptFile("x", shuffle_words=True, seed=seed).make(prompts)
     assert [sorted(p.split()) for p in shuffled] == [sorted(p.split()) for p in prompts]
     having = [p for p in prompts if "red bag" in p]
@@ -569,7 +569,7 @@ def test_a_share_keeps_the_order(share: float, seed: int) -> None:
 
 
 def test_prompt_files_stay_the_same_for_good() -> None:
-    """A run that is repeated elsewhere must be trained on the same prompts."""
+    """A run repeated on another machine must have the same prompts."""
     prompts = ["a red bag on a navy background", "a blue dress on a gray background"]
     assert PromptFile("x", shuffle_words=True).make(prompts) == [
         "red navy on a background bag a",

@@ -1,4 +1,4 @@
-"""What becomes of a study's rows: means, tables, plots, and the file that keeps them."""
+"""A study's results: means, tables, plots and the results file."""
 
 import math
 import random
@@ -116,7 +116,7 @@ def test_plots_are_the_same_bytes_for_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_clip_scores_alone_make_a_table_and_plots(tmp_path: Path) -> None:
-    """Where a config names a CLIP model and no reference."""
+    """A config with a CLIP model and no reference gives only CLIP scores."""
     other = ("fid", "precision", "recall")
     plain = [{k: v for k, v in r.items() if not k.startswith(other)} for r in ROWS]
     assert "| LSG | 1.5 | 1 | 64 | 3 | 0.900 ± 0.000 |" in markdown(plain, "std")
@@ -138,7 +138,7 @@ def test_a_teacher_in_too_few_steps_is_drawn_over_the_steps_alone(tmp_path: Path
     few = teacher(1, steps=1, fid_clip_2k=130.0)
 
     def shown(rows: Sequence[Row]) -> set[str]:
-        """Return the pictures that name the teacher's one step, or its place among the steps."""
+        """Return the plots that show the teacher with one step, or one step on their axis."""
         pictures = {path.stem: path.read_text() for path in draw(rows, "std", tmp_path)[1::2]}
         named = {name for name, text in pictures.items() if ">teacher, 1 step<" in text}
         return named | {"fid_steps"} & pictures.keys()
@@ -164,7 +164,7 @@ def test_rows_are_kept_to_the_last_bit(
 
 
 def test_a_run_counts_once(tmp_path: Path) -> None:
-    """Two studies with a point of one name, or a file given twice, are no further seeds."""
+    """Equal points of two studies, or a file given twice, do not count as further seeds."""
     first, second = tmp_path / "a.csv", tmp_path / "b.csv"
     write_results([row("1.5", 0), teacher(1.5)], first)
     write_results([row("1.5", 1), teacher(1.5)], second)
@@ -192,9 +192,9 @@ def test_scores_of_several_protocols_do_not_compare() -> None:
     assert suffix([]) == ""
     assert suffix([{"clip_score_clip_2k": 1, "fid_clip_2k": 2}]) == "clip_2k"
     assert suffix([{"clip_score_fast_1k": 1}]) == "fast_1k"
-    with pytest.raises(UsageError, match="clip_10k and fast_1k do not compare"):
+    with pytest.raises(UsageError, match="clip_10k and fast_1k are not comparable"):
         suffix([{"clip_score_fast_1k": 1}, {"clip_score_clip_10k": 1}])
-    with pytest.raises(UsageError, match="clean256_30k and clip_2k do not compare"):
+    with pytest.raises(UsageError, match="clean256_30k and clip_2k are not comparable"):
         suffix([*ROWS, {"fid_clean256_30k": 8.7}])
 
 
@@ -224,7 +224,7 @@ def test_a_file_that_is_being_written_is_read_up_to_its_last_whole_row(tmp_path:
 
 
 def test_pictures_of_many_points(tmp_path: Path) -> None:
-    """More lines than there are colours and markers."""
+    """There are more lines than colors and markers."""
     draw_of = random.Random(0)
     rows = [
         row(str(i), seed, images, series=f"series {i % 13}", fid_clip_2k=draw_of.random() * 10)

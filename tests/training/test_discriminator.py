@@ -256,7 +256,11 @@ def spoil(folder: Path, name: str, content: str | None) -> None:
     [
         ("metadata.jsonl", None, "has no captions: neither metadata.jsonl nor metadata.csv"),
         ("metadata.jsonl", "{", "cannot read"),
-        ("metadata.jsonl", '{"file_name": "0.png"}', "has the columns file_name. The captions'"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "0.png"}',
+            "has the columns file_name. Name the captions' column",
+        ),
         ("metadata.jsonl", '{"file_name": "0.png", "text": "a"}', "no caption for 6 of 7 images"),
         ("6.png", None, "holds 7 captions and .* 6 images"),
         ("6.png", "no image", "6.png' cannot be read as an image"),

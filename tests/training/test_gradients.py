@@ -1,4 +1,4 @@
-"""Repair, clipping and norms against numpy; averages over one process and over two."""
+"""Gradient repair, clipping, norms and reduction, in one process and in two."""
 
 import math
 from pathlib import Path
@@ -27,7 +27,7 @@ from tests.helpers import forked
 
 
 def parameters(*gradients: Tensor | None) -> list[nn.Parameter]:
-    """Make one parameter for each gradient; two numbers for a missing one."""
+    """Make one parameter per gradient; one with two numbers for a missing gradient."""
     made = []
     for gradient in gradients:
         parameter = nn.Parameter(torch.ones(2) if gradient is None else torch.ones_like(gradient))
@@ -37,7 +37,7 @@ def parameters(*gradients: Tensor | None) -> list[nn.Parameter]:
 
 
 def two() -> list[nn.Parameter]:
-    """Gradients (3, 0), (0, 4) and a missing one: of norm 5 together."""
+    """Make parameters with gradients (3, 0), (0, 4) and a missing one: total norm 5."""
     return parameters(torch.tensor([3.0, 0.0]), None, torch.tensor([[0.0], [4.0]]))
 
 
@@ -142,12 +142,12 @@ def gradient(rank: int, index: int) -> Tensor | None:
         return None
     generator = torch.Generator().manual_seed(10 * rank + index)
     drawn = torch.randn(SHAPES[index], generator=generator)
-    # As cuDNN gives them: logically the same, in another order in memory.
+    # As from cuDNN: the same values in another memory format.
     return drawn.contiguous(memory_format=torch.channels_last) if drawn.dim() == 4 else drawn
 
 
 def average(rank: int, folder: str) -> None:
-    """Average one rank's gradients once per bucket size, and write them down."""
+    """Average one rank's gradients once per bucket size and save them."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     reduce, calls = dist.all_reduce, []
     dist.all_reduce = lambda flat: (calls.append(flat.numel()), reduce(flat))  # type: ignore
@@ -185,7 +185,7 @@ SIZES = [3, 1, 8]  # one rank has two of three rows, and all of the only one
 
 
 def networks() -> list[nn.Module]:
-    """Make an average and a network whose gradient holds a NaN and two infinities."""
+    """Make an EMA and a network with NaN and infinite gradients."""
     pair = []
     for seed in (0, 1):
         generator = torch.Generator().manual_seed(seed)
@@ -200,7 +200,7 @@ def networks() -> list[nn.Module]:
 
 
 def treat(ema: nn.Module, network: nn.Module) -> dict[str, Tensor]:
-    """Do to gradients, weights and average what an iteration does; return all that comes of it."""
+    """Process gradients, weights and EMA as an iteration does; return all results."""
     made = list(network.parameters())
     all_reduce_mean(made)
     found = {"share": nonfinite_share(made)}
@@ -236,7 +236,7 @@ def treat_sharded(rank: int, folder: str) -> None:
 def test_sharded_gradients_are_treated_as_whole_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sid_lsg.training.gradients, "_SAMPLED", 20)  # of 96 weights, every fifth
+    monkeypatch.setattr(sid_lsg.training.gradients, "_SAMPLED", 20)  # every fifth of 96 weights
     expected = treat(*networks())
     assert 0 < float(expected["share"]) < 0.1
     assert float(expected["norm"]) > 5e4

@@ -1,4 +1,4 @@
-"""Several processes train, score, stop and continue as one does."""
+"""Several processes train, score, stop and resume like a single one."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ def run_job(
     runs: Sequence[dict[str, Any]],
     accelerator: str = "cpu",
 ) -> None:
-    """Let real processes, started as torchrun starts them, go through several runs."""
+    """Execute several runs in real processes, started as torchrun does."""
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
     job = {"folder": str(folder), "prompts": str(prompts), "teacher": small_sd, "runs": runs}
@@ -57,7 +57,7 @@ def run_job(
 
 
 def poisoned() -> list[str]:
-    """One prompt of the second rank in iteration 2, phase 1; all of the first's in 3, phase 2."""
+    """Return one prompt of rank 1 in iteration 2, phase 1, and all of rank 0 in 3, phase 2."""
     dataset = PromptDataset(PROMPTS, BATCH, seed=0)
     return [dataset[2].fake[3], *dataset[3].generator[:2]]
 
@@ -76,7 +76,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def handed(steps: int, before: str | None = None, strategy: str = "auto") -> dict[str, Any]:
-    """Continue a run up to so many steps, on two processes if these have a strategy."""
+    """Return a run up to `steps` that resumes from another; with a strategy, on two processes."""
     run: dict[str, Any] = {"name": f"step {steps}", "steps": steps, "optimizer": ADAM}
     if before:
         run["from"] = before
@@ -91,7 +91,7 @@ WITH_REAL_IMAGES = ("ddp_multi", "fsdp2")
 
 @pytest.fixture(scope="module")
 def results(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run everything on the CPU, once."""
+    """Execute all runs on the CPU, once."""
     folder = tmp_path_factory.mktemp("several")
     bad, short = SGD_RUN | {"poisoned": poisoned()}, SGD_RUN | {"steps": 2}
     alone = [SGD_RUN | {"name": "alone", "export": True}, bad | {"name": "alone, poisoned"}]
@@ -168,7 +168,7 @@ def test_two_processes_give_the_weights_of_one(results: Path, name: str) -> None
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_an_iteration_reduces_each_networks_gradients_once(results: Path, name: str) -> None:
-    """Whatever the number of micro-batches; the rest are losses, norms and flags."""
+    """Independent of the number of micro-batches; the rest are losses, norms and flags."""
     found = report(results, name)["traffic"]
     size = 4 * len(weights(results, name, "generator"))
     scalars = 200
@@ -176,8 +176,8 @@ def test_an_iteration_reduces_each_networks_gradients_once(results: Path, name: 
         reduced = found.pop("c10d::_reduce_scatter_base_")
         gathered = found.pop("c10d::_allgather_base_")
         assert reduced == 2 * size
-        # Per micro-batch: G and its fake score forward, the latter backward; then all three both
-        # ways, the two that are not trained too.
+        # Per micro-batch: generator and fake score forward, fake score backward; then all three
+        # networks forward and backward, including the two that are not trained.
         assert gathered == (3 + 6) * size * (2 if name.endswith("1") else 1)
     else:
         assert 0 <= found.pop("c10d::allreduce_") - 2 * size < scalars
@@ -186,7 +186,7 @@ def test_an_iteration_reduces_each_networks_gradients_once(results: Path, name: 
 
 @pytest.mark.parametrize("name", ["fsdp2, two steps", "fsdp2, two steps, lean"])
 def test_fsdp2_takes_several_evaluations_and_computes_them_again(results: Path, name: str) -> None:
-    """And reduces the gradients once for all evaluations and micro-batches."""
+    """Gradients are reduced once for all network calls and micro-batches."""
     assert_same(results, name, "alone, two steps", 1e-6)
     size = 4 * len(weights(results, name, "generator"))
     assert report(results, name)["traffic"]["c10d::_reduce_scatter_base_"] == 2 * size
@@ -194,7 +194,7 @@ def test_fsdp2_takes_several_evaluations_and_computes_them_again(results: Path, 
 
 @pytest.mark.parametrize("strategy", WITH_REAL_IMAGES)
 def test_real_images_are_spread_over_processes(results: Path, strategy: str) -> None:
-    """And their evaluation, of which the backward pass comes to the encoder alone."""
+    """Their forward pass is split too; its backward pass runs only through the encoder."""
     name = f"{strategy}, real images"
     assert_same(results, name, "alone, real images", 1e-6)
     size = 4 * len(weights(results, name, "generator"))
@@ -248,7 +248,7 @@ def test_the_export_is_whole_and_plain(results: Path, strategy: str) -> None:
 
 @pytest.mark.parametrize("strategy", ["ddp_multi", "fsdp2"])
 def test_bad_samples_on_one_rank_are_skipped_by_all_together(results: Path, strategy: str) -> None:
-    """One of a rank's samples in one phase, then all of the other rank's in the other phase."""
+    """One sample of one rank in one phase, then all samples of the other rank in the other."""
     name = f"{strategy}, poisoned"
     assert_same(results, name, "alone, poisoned", 1e-6)
     for run in (name, "alone, poisoned"):
@@ -259,13 +259,13 @@ def test_bad_samples_on_one_rank_are_skipped_by_all_together(results: Path, stra
         assert f"Iteration 3: the loss of 1 sample(s) was not finite: {poisoned()[0]!r}." in warning
     assert not any("not finite" in w for w in report(results, name, rank=1)["warnings"])
     moved = weights(results, name, "generator") - weights(results, "alone", "generator")
-    assert moved.abs().max() > 0  # the poison did take samples away
+    assert moved.abs().max() > 0  # samples were skipped
 
 
 def test_a_run_continues_under_another_strategy(results: Path) -> None:
-    """One process, fsdp2 on one and two, ddp_multi and fsdp2: the run of one process throughout.
+    """One process, fsdp2 on one and two, ddp_multi and fsdp2 give the run of one process.
 
-    The checkpoints between them: a file, folders of one and two shards, a file, a file.
+    The checkpoints in between are a file, folders of one and two shards, a file and a file.
     """
     assert_same(results, "step 6", "whole", 1e-5)
     ours, theirs = (
@@ -309,7 +309,7 @@ def test_shards_are_the_file_that_one_process_writes(results: Path, tmp_path: Pa
 
 
 def test_a_run_continues_from_shards_as_from_a_file(results: Path) -> None:
-    """Bit by bit."""
+    """The results are bitwise equal."""
     ours, theirs = (opened(results / f"from {which}/state.ckpt") for which in ("shards", "file"))
     for part in ("state_dict", "optimizer_states"):
         assert same(joined(ours[part]), joined(theirs[part])), part
@@ -322,14 +322,14 @@ def test_two_gpus_give_the_weights_of_one(name: str, small_sd: str, tmp_path: Pa
         pytest.skip("needs two CUDA devices")
     run_job(tmp_path, small_sd, 1, [SGD_RUN | {"name": "alone"}], "gpu")
     run_job(tmp_path, small_sd, 2, [SGD_RUN | VARIANTS[name]], "gpu")
-    assert_same(tmp_path, name, "alone", 1e-5)  # whose convolutions add up in another order
+    assert_same(tmp_path, name, "alone", 1e-5)  # convolutions sum in another order
 
 
 # ---------------------------------------------------------------------- 16-mixed
 
 
 def half(small_sd: str, tmp_path: Path, scale: float | None) -> tuple[Any, list[dict[str, float]]]:
-    """Train for two iterations, in float16 if there is a scale; no GPU is needed with a scaler."""
+    """Train for two iterations, in float16 if a scale is given; works without a GPU."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
     make = optimizer("SGD", {"lr": 1e-6})
@@ -376,7 +376,7 @@ TORCHRUN = [
 def fit(
     small_sd: str, tmp_path: Path, *options: str, processes: int = 1, launcher: Sequence[str] = ()
 ) -> dict[str, Tensor]:
-    """Train in processes; return the final checkpoint's networks, and the final scores."""
+    """Train in processes; return the networks of the final checkpoint and the final scores."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red cat\ntwo dogs\na blue bird\nthe moon\nan old book\n")
     root = tmp_path / "run"
