@@ -1,23 +1,29 @@
-"""Read a pickle as data: nothing that it names is imported, looked up or called.
+"""Read a pickle as data: import nothing that it names, and call nothing.
 
-A pickle is a program for a small machine with a stack, and Python's own machine imports every name
-in the program and calls what it is told to call. This machine knows the instructions that protocols
-2 to 5 use for networks and refuses all others. On its stack are None, numbers, text, bytes (views
-of the file), tuples, lists, dictionaries, sets, a `Name` for a class or function, and a `Record`
-for an object. A call is made only of a name that has a function in the reader's own `Vocabulary`,
-and what is called is that function.
+A pickle is a program for a small machine with a stack. Python's own machine imports every name in
+the program and calls what the program tells it to call. This machine knows the instructions that
+protocols 2 to 5 use for networks and refuses all others. Its stack holds None, numbers, text, bytes
+(views of the file), tuples, lists, dictionaries, sets, a `Name` for a class or function, and a
+`Record` for an object. It calls only functions of the reader's own `Vocabulary`, in place of those
+that the pickle names. `pickletools` of the standard library decodes the instructions' arguments.
 
 Time and memory stay within a multiple of the file's size: an instruction makes at most one object,
 none reads beyond the end, the instructions are counted, and nothing recurses.
+
+A subclass of `pickle.Unpickler` whose `find_class` returns inert stubs does not replace this
+machine, because two small files harm it before it calls any method of the subclass (Python 3.11).
+A file of 9 bytes that stores None in the memo at index 2**28 (LONG_BINPUT) takes 4 GiB, since the
+memo is an array; index 2**31 takes 32 GiB. A file of 1 MB that uses a tuple nested a million times
+as a key of a dictionary (SETITEM) ends the process with a segmentation fault, since hashing a tuple
+recurses. `pickle.Unpickler` also copies every weight into memory; here they stay in the file.
 """
 
-import pickle
 import pickletools
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any, cast
 
 
 @dataclass(frozen=True)
@@ -85,50 +91,39 @@ def read_pickle(data: memoryview, vocabulary: Vocabulary, start: int = 0) -> tup
         return machine.run(), machine.position
     except (IndexError, KeyError, TypeError, ValueError, struct.error) as error:
         raise UnpicklingError(
-            f"it is not a pickle, or a damaged one (at byte {machine.position - 1})"
+            f"it is not a pickle, or is damaged or cut off (at byte {machine.position - 1})"
         ) from error
 
 
-def _text(raw: memoryview) -> str:
-    return str(raw, "utf-8", "surrogatepass")
-
-
-_MADE: dict[bytes, Callable[[], Any]] = {
-    pickle.NONE: lambda: None,
-    pickle.NEWTRUE: lambda: True,
-    pickle.NEWFALSE: lambda: False,
-    pickle.EMPTY_TUPLE: tuple,
-    pickle.EMPTY_LIST: list,
-    pickle.EMPTY_DICT: dict,
-    pickle.EMPTY_SET: set,
+_OPCODES = {each.code.encode("latin-1"): each for each in pickletools.opcodes}
+_VALUES = {
+    "BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1", "SHORT_BINUNICODE", "BINUNICODE",
+    "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8",
+}  # instructions that push their own argument  # fmt: skip
+_MADE: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": set,
 }
-_NUMBERS = {pickle.BININT: "<i", pickle.BININT1: "<B", pickle.BININT2: "<H", pickle.BINFLOAT: ">d"}
 _SHORT = {
-    pickle.TUPLE1: (pickle.TUPLE, 1),
-    pickle.TUPLE2: (pickle.TUPLE, 2),
-    pickle.TUPLE3: (pickle.TUPLE, 3),
-    pickle.APPEND: (pickle.APPENDS, 1),
-    pickle.SETITEM: (pickle.SETITEMS, 2),
-}  # instruction: (the one that does it with what follows a mark, how much follows)
-_PUT = {pickle.BINPUT: "<B", pickle.LONG_BINPUT: "<I"}
-_GET = {pickle.BINGET: "<B", pickle.LONG_BINGET: "<I"}
-_IGNORED = {pickle.PROTO: "<B", pickle.FRAME: "<Q"}
-_REFUSED = {each.code.encode("latin-1"): each.name for each in pickletools.opcodes}
-
-_COUNTED: dict[bytes, tuple[str, Callable[[memoryview], Any]]] = {
-    pickle.LONG1: ("<B", lambda raw: int.from_bytes(raw, "little", signed=True)),
-    pickle.SHORT_BINUNICODE: ("<B", _text),
-    pickle.BINUNICODE: ("<I", _text),
-    pickle.BINUNICODE8: ("<Q", _text),
-    pickle.SHORT_BINBYTES: ("<B", memoryview),
-    pickle.BINBYTES: ("<I", memoryview),
-    pickle.BINBYTES8: ("<Q", memoryview),
-    pickle.BYTEARRAY8: ("<Q", memoryview),
-}  # instruction: (the format of the count of bytes, what to make of the bytes)
+    "TUPLE1": ("TUPLE", 1),
+    "TUPLE2": ("TUPLE", 2),
+    "TUPLE3": ("TUPLE", 3),
+    "APPEND": ("APPENDS", 1),
+    "SETITEM": ("SETITEMS", 2),
+}  # instruction: (the one that does it with the items above a mark, the number of items)
+_LONGEST_LINE = 1000
 
 
 class _Machine:
-    """The stack, the marks in it, the memo, and the place in the file."""
+    """The stack, the marks in it, the memo, and the position in the file.
+
+    It is also the file from which `pickletools` reads the arguments of instructions.
+    """
 
     def __init__(self, data: memoryview, start: int, vocabulary: Vocabulary) -> None:
         self.data = data
@@ -142,90 +137,91 @@ class _Machine:
         """Follow the instructions up to the end."""
         most = self.vocabulary.most_instructions
         for _ in range(most):
-            code = bytes(self.take(1))
-            if code == pickle.STOP:
+            opcode = _OPCODES[bytes(self.read(1))]
+            if opcode.name == "STOP":
                 return self.stack.pop()
-            self.step(code)
+            self.step(opcode)
         raise UnpicklingError(f"it has more than {most:,} instructions, too many for a network")
 
-    def step(self, code: bytes) -> None:
+    def step(self, opcode: pickletools.OpcodeInfo) -> None:
         """Follow one instruction."""
         stack = self.stack
-        if code in _SHORT:
-            code, count = _SHORT[code]
+        name, count = _SHORT.get(opcode.name, (opcode.name, None))
+        if count is not None:
             self.marks.append(len(stack) - count)
-        if code in _MADE:
-            stack.append(_MADE[code]())
-        elif code in _NUMBERS:
-            stack.append(self.number(_NUMBERS[code]))
-        elif code in _COUNTED:
-            layout, make = _COUNTED[code]
-            stack.append(make(self.take(self.number(layout))))
-        elif code in _PUT:
-            self.memo[self.number(_PUT[code])] = stack[-1]
-        elif code == pickle.MEMOIZE:
-            self.memo[len(self.memo)] = stack[-1]
-        elif code in _GET:
-            stack.append(self.memo[self.number(_GET[code])])
-        elif code in _IGNORED:
-            self.number(_IGNORED[code])
-        elif code == pickle.MARK:
-            self.marks.append(len(stack))
-        elif code == pickle.TUPLE:
-            stack.append(tuple(self.since_mark()))
-        elif code == pickle.APPENDS:
-            items = self.since_mark()  # first, since stack[-1] is what lies below
-            expect(list, stack[-1]).extend(items)
-        elif code == pickle.ADDITEMS:
-            items = self.since_mark()
-            expect(set, stack[-1]).update(_keys(items))
-        elif code == pickle.SETITEMS:
-            items = self.since_mark()
-            pairs = zip(_keys(items[::2]), items[1::2], strict=True)
-            expect(dict, stack[-1]).update(pairs)
-        elif code == pickle.GLOBAL:
-            stack.append(self.name(self.line(), self.line()))
-        elif code == pickle.STACK_GLOBAL:
-            name, module = expect(str, stack.pop()), expect(str, stack.pop())
-            stack.append(self.name(module, name))
-        elif code == pickle.REDUCE:
-            arguments, function = expect(tuple, stack.pop()), expect(Name, stack.pop()).text
-            if function not in self.vocabulary.calls:
-                raise UnpicklingError(f"it calls {quoted(function)}, which makes no weights")
-            stack.append(self.vocabulary.calls[function](*arguments))
-        elif code == pickle.NEWOBJ:
-            expect(tuple, stack.pop())
-            stack.append(Record(expect(Name, stack.pop()).text))
-        elif code == pickle.BUILD:
-            state, target = stack.pop(), stack[-1]
-            if type(target) is not dict:  # whose own attributes nobody needs
-                expect(Record, target).state = state
-        elif code == pickle.BINPERSID and self.vocabulary.persistent:
-            stack.append(self.vocabulary.persistent(stack.pop()))
-        else:
-            raise UnpicklingError(f"it uses {_REFUSED[code]}, which no network needs")
+        match name:
+            case _ if name in _VALUES:
+                stack.append(self.argument(opcode))
+            case _ if name in _MADE:
+                stack.append(_MADE[name]())
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[self.argument(opcode)] = stack[-1]
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(self.memo[self.argument(opcode)])
+            case "PROTO" | "FRAME":
+                self.argument(opcode)
+            case "MARK":
+                self.marks.append(len(stack))
+            case "TUPLE":
+                stack.append(tuple(self.since_mark()))
+            case "APPENDS":
+                items = self.since_mark()  # first, since stack[-1] is what lies below
+                expect(list, stack[-1]).extend(items)
+            case "ADDITEMS":
+                items = self.since_mark()
+                expect(set, stack[-1]).update(_keys(items))
+            case "SETITEMS":
+                items = self.since_mark()
+                pairs = zip(_keys(items[::2]), items[1::2], strict=True)
+                expect(dict, stack[-1]).update(pairs)
+            case "GLOBAL":
+                stack.append(self.name(*self.argument(opcode).split(" ", 1)))
+            case "STACK_GLOBAL":
+                attribute, module = expect(str, stack.pop()), expect(str, stack.pop())
+                stack.append(self.name(module, attribute))
+            case "REDUCE":
+                arguments, function = expect(tuple, stack.pop()), expect(Name, stack.pop()).text
+                if function not in self.vocabulary.calls:
+                    raise UnpicklingError(f"it calls {quoted(function)}, which makes no weights")
+                stack.append(self.vocabulary.calls[function](*arguments))
+            case "NEWOBJ":
+                expect(tuple, stack.pop())
+                stack.append(Record(expect(Name, stack.pop()).text))
+            case "BUILD":
+                state, target = stack.pop(), stack[-1]
+                if type(target) is not dict:  # whose own attributes nobody needs
+                    expect(Record, target).state = state
+            case "BINPERSID" if self.vocabulary.persistent:
+                stack.append(self.vocabulary.persistent(stack.pop()))
+            case _:
+                raise UnpicklingError(f"it uses {name}, which no network needs")
 
-    def take(self, count: int) -> memoryview:
-        """Read bytes."""
+    def argument(self, opcode: pickletools.OpcodeInfo) -> Any:
+        """Read the argument of an instruction; bytes are views of the file."""
+        # The reader of a bytearray would copy it.
+        kind = pickletools.bytes8 if opcode.name == "BYTEARRAY8" else opcode.arg
+        assert kind
+        return kind.reader(cast(IO[bytes], self))
+
+    def read(self, count: int) -> memoryview:
+        """Read just so many bytes."""
         end = self.position + count
         if end > len(self.data):
-            raise UnpicklingError(f"it is cut off, or damaged (at byte {self.position})")
+            raise ValueError
         taken = self.data[self.position : end]
         self.position = end
         return taken
 
-    def number(self, layout: str) -> Any:
-        """Read a number of a fixed size."""
-        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
-
-    def line(self) -> str:
-        """Read to the end of the line, which is not long."""
-        raw, _ = bytes(self.data[self.position : self.position + 1000]).split(b"\n", 1)
+    def readline(self) -> bytes:
+        """Read to the end of a line, which is not long."""
+        raw, _ = bytes(self.data[self.position :][:_LONGEST_LINE]).split(b"\n", 1)
         self.position += len(raw) + 1
-        return raw.decode()
+        return raw + b"\n"
 
     def since_mark(self) -> list[Any]:
-        """Take what was put onto the stack since the last mark."""
+        """Remove and return the items above the last mark."""
         start = self.marks.pop()
         if not 0 <= start <= len(self.stack):
             raise IndexError
@@ -234,7 +230,7 @@ class _Machine:
         return items
 
     def name(self, module: str, name: str) -> Name:
-        """Record a name, if it may be named."""
+        """Return a name, if the vocabulary has it."""
         module = {"__builtin__": "builtins"}.get(module, module)  # as protocol 2 has it
         text = f"{module}.{name}"
         allowed = text in self.vocabulary.calls or self.vocabulary.recorded(text)
@@ -244,7 +240,7 @@ class _Machine:
 
 
 def _keys(values: list[Any]) -> list[Any]:
-    """Check that values are text or numbers: hashing a deeply nested tuple would recurse."""
+    """Return keys that are text or numbers: hashing a deeply nested tuple would recurse."""
     if not all(type(value) in (str, int) for value in values):
         raise TypeError
     return values

@@ -4,6 +4,7 @@ import copyreg
 import pickle
 import pickletools
 import struct
+import tracemalloc
 from collections.abc import Iterator
 from pickle import UnpicklingError
 from typing import Any
@@ -184,6 +185,15 @@ def test_deep_nesting_does_not_recurse(body: bytes, use: bytes) -> None:
         read(data)
     else:
         assert "damaged" in refusal(data)
+
+
+def test_a_large_memo_index_takes_no_memory() -> None:
+    """Python's own unpickler makes an array of that length."""
+    tracemalloc.start()
+    assert read(b"\x80\x02Nr" + b"\xff" * 4 + b".") is None
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000
 
 
 def test_instructions_are_counted() -> None:
