@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 STAMP := .venv/.installed
 
-.PHONY: help setup demo guidance test browser lint format type clean
+.PHONY: help setup demo guidance test browser lint format type tables clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ format: $(STAMP)  ## Format the code
 
 type: $(STAMP)  ## Check types
 	$(BIN)/mypy
+
+tables: $(STAMP)  ## Write the documentation's tables of measurements again
+	$(BIN)/python docs/tables.py
 
 clean:  ## Remove .venv and caches, not runs
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
