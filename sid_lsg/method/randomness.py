@@ -3,9 +3,9 @@
 A draw depends on (seed, stream, iteration, global sample position, index) and on nothing else: not
 on the micro-batch size, the number of ranks, what was evaluated in between, or a restart. The
 generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011),
-written in int64 arithmetic on whole batches: of tensors, so that draws are made on any device, or
-of NumPy's arrays, which take a quarter of the time for the few numbers of an order. There is no
-loop over samples and no random state to save.
+written in int64 arithmetic on whole batches. It takes tensors, to draw on any device, and NumPy
+arrays, which are four times as fast for a few numbers. There is no loop over samples and no random
+state to save.
 """
 
 import math
@@ -29,8 +29,8 @@ _ROUNDS = 10
 def _multiply(a: int, b: Words) -> tuple[Words, Words]:
     """Return the high and low 32 bits of a 32 x 32 bit product.
 
-    Its 64 bits are right in a signed integer too, which wraps around; the shift fills in copies of
-    the sign, which the mask takes away.
+    A signed 64-bit integer wraps around to the right bits; the shift fills in copies of the sign,
+    which the mask removes.
     """
     product = b * a
     return (product >> 32) & _MASK, product & _MASK
@@ -43,11 +43,11 @@ def philox(
 
     Args:
         counter: Four int64 tensors or arrays with values in [0, 2**32), broadcastable against each
-            other: the first rounds make them alike.
+            other.
         seed: The key; its low 64 bits are used.
 
     Returns:
-        Four of independent uniform integers in [0, 2**32), int64.
+        Four int64 tensors or arrays of independent uniform integers in [0, 2**32).
     """
     c0, c1, c2, c3 = counter
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
@@ -65,8 +65,8 @@ def random_bits(
     """Draw uniform 32-bit integers for each sample, for several uses at once.
 
     Args:
-        counts: For each stream, that is use, how many numbers a sample needs; different streams are
-            independent.
+        counts: How many numbers a sample needs of each stream. A stream is a use; streams are
+            independent of each other.
         positions: [B] int64, the samples' positions in the global batch.
         iteration: The training iteration.
         seed: The seed of the run.
@@ -86,33 +86,33 @@ def random_bits(
     )
     when = torch.full((), iteration & _MASK, dtype=torch.int64, device=device)
     words = torch.stack(philox((blocks, positions[:, None], when, what), seed), dim=-1)
-    each = words.split(sizes, dim=1)
+    each = torch.split(words, sizes, dim=1)
     return [w.flatten(1)[:, :n] for w, n in zip(each, counts.values(), strict=True)]
 
 
 def uniform(bits: Tensor) -> Tensor:
-    """Make numbers in [0, 1) of 32-bit integers: float32, multiples of 2**-24."""
+    """Map 32-bit integers to [0, 1): float32, multiples of 2**-24."""
     return (bits >> 8).float() * 2**-24
 
 
 def integers(bits: Tensor, low: int, high: int) -> Tensor:
-    """Make integers in low..high-1 of 32-bit ones: int64 (bias below (high - low) / 2**32)."""
+    """Map 32-bit integers to low..high-1: int64, with a bias below (high - low) / 2**32."""
     return low + ((bits * (high - low)) >> 32)
 
 
 def normal(bits: Tensor) -> Tensor:
-    """Make standard normal noise of 32-bit integers by the Box-Muller transform.
+    """Map 32-bit integers to standard normal noise by the Box-Muller transform.
 
     The uniform under the logarithm lies in (0, 1], so no draw is infinite; the largest magnitude is
     sqrt(2 * 32 * ln 2) = 6.66.
 
     Args:
-        bits: [B, N] with an even N: each two integers become two numbers.
+        bits: [B, N] with an even N: a pair of integers becomes a pair of numbers.
 
     Returns:
         [B, N] float32.
     """
-    pairs = bits.unflatten(1, (-1, 2))
+    pairs = bits.reshape(len(bits), -1, 2)
     radius = torch.sqrt(-2.0 * torch.log((pairs[..., 0].double() + 1.0) * 2.0**-32))
     angle = (2.0 * math.pi * 2.0**-32) * pairs[..., 1].double()
     noise = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
@@ -122,18 +122,18 @@ def normal(bits: Tensor) -> Tensor:
 def permute(index: Tensor, size: int, seed: int, epoch: Tensor | int) -> Tensor:
     """Map indices through a pseudo-random permutation of 0..size-1, in constant memory.
 
-    An eight-round Feistel network permutes the pairs (left, right) of a rectangle that holds
-    `size` and is as nearly square as it can be; the few values that leave the range are sent
-    through again until they fall inside ("cycle walking").
+    An eight-round Feistel network permutes the cells (left, right) of a nearly square rectangle of
+    at least `size` cells. The few values that leave the range are permuted again until they fall
+    inside ("cycle walking").
 
     Args:
         index: int64 indices in 0..size-1.
         size: The number of elements.
         seed: The seed of the run.
-        epoch: Which permutation; a number, or one per index.
+        epoch: Which permutation: a number, or one number per index.
 
     Returns:
-        int64, of the shape of `index`, on the CPU like it.
+        int64, of the shape of `index`, on the CPU as `index` is.
     """
     rows = math.isqrt(size - 1) + 1
     columns = -(-size // rows)
@@ -155,5 +155,5 @@ def permute(index: Tensor, size: int, seed: int, epoch: Tensor | int) -> Tensor:
     return torch.from_numpy(value)
 
 
-# Far from the streams of the training step (see draws.py), so that orders and noises never share.
+# Far from the streams of the training step (draws.py), so that orders and noises are independent.
 _PERMUTATION_STREAM = 0x50000000

@@ -50,7 +50,7 @@ def all_reduce_mean(parameters: Sequence[nn.Parameter]) -> None:
             flat = torch.cat([g.reshape(-1) for g in bucket])
             dist.all_reduce(flat)
             flat /= dist.get_world_size()
-            for g, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            for g, part in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
                 g.copy_(part.view(g.shape))
             bucket = []
 
