@@ -1,47 +1,48 @@
-"""The best value of a metric: what it is so far, and whether a new one is better."""
+"""The best value of a metric so far, and the comparison of new ones with it."""
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
-from sid_lsg.callbacks.metrics import Metrics
 from sid_lsg.files.replacing import replacing
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.training.callback import Scorer, find
 
 Mode = Literal["min", "max"]
 _FILE = "best.json"
 
 
 class Best:
-    """The best value so far of a metric that `Metrics` measures, and its iteration."""
+    """The best value so far of a metric, and its iteration."""
 
     def __init__(self, metric: str, mode: Mode) -> None:
         self.metric, self.mode = metric, mode
         self.value, self.step = math.nan, 0
-        self._judged: dict[str, float] = {}  # the newest scores that were looked at
+        self._judged: Mapping[str, float] = {}  # the newest scores that were looked at
         self._warned = False
 
     def setup(self, trainer: L.Trainer) -> None:
-        """Find who measures.
+        """Find the callback that scores.
 
         Raises:
-            UsageError: If nobody does.
+            UsageError: If there is none.
         """
-        self._metrics = next((c for c in trainer.callbacks if isinstance(c, Metrics)), None)
-        if self._metrics is None or self._metrics.protocol is None:
+        self._scorer = find(trainer, Scorer)
+        if self._scorer is None or not self._scorer.measures:
             raise UsageError(
                 f"--checkpoint.best: {self.metric!r} is never measured, since nothing is scored. "
                 "Give --metrics.clip and --metrics.every_n_images, or leave the option out."
             )
 
     def judge(self, trainer: L.Trainer) -> bool:
-        """Tell whether there are new scores, and they are the best so far. For all ranks."""
-        assert self._metrics is not None
-        scores = self._metrics.latest
+        """Return True if there are new scores and they are the best so far. For all ranks."""
+        assert self._scorer is not None
+        scores = self._scorer.latest
         if not scores or scores is self._judged:
             return False
         self._judged = scores

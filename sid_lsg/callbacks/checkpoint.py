@@ -5,27 +5,25 @@ from typing import Any, get_args
 from weakref import proxy
 
 import lightning as L
-import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from sid_lsg.callbacks.best import Best, Mode
 from sid_lsg.callbacks.retention import delete, keep_as, on_first, point
-from sid_lsg.callbacks.throughput import Throughput
 from sid_lsg.checkpoints.io import SafeCheckpointIO, write
 from sid_lsg.checkpoints.opening import BEST, GOOD, LAST, OpenCheckpoint, iterations_of, newest
 from sid_lsg.checkpoints.record import add_record
 from sid_lsg.checkpoints.resume import check_optimizers
 from sid_lsg.files.replacing import remove_leftovers
-from sid_lsg.files.run_files import CONFIG
 from sid_lsg.loggers import CSVLogger
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.training.run_directory import SaveConfig
+from sid_lsg.training.callback import Saver, run_callbacks
+from sid_lsg.training.run_directory import config_of
 
 
-class Checkpoint(ModelCheckpoint):
+class Checkpoint(Saver, ModelCheckpoint):
     """Save the fake score, generator, average and optimizers; `last.ckpt` is the newest.
 
     Checkpoints do not hold the teacher. Continue a run with `--ckpt_path last`, or a file's path.
@@ -126,9 +124,8 @@ class Checkpoint(ModelCheckpoint):
         if failure := self._finish(trainer, due):
             rank_zero_warn(f"{failure} The training goes on; make room before the next one.")
         if self._last_global_step_saved != saved:
-            for callback in trainer.callbacks:
-                if isinstance(callback, Throughput):  # whose clock runs; saving is no training
-                    callback.on_train_batch_start(trainer, pl_module, batch, batch_idx)
+            for callback in run_callbacks(trainer):
+                callback.on_saved(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last iteration too, wherever the schedule stands."""
@@ -189,11 +186,7 @@ class Checkpoint(ModelCheckpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add what wrote the file, and count only the iterations that are done."""
-        config = None
-        if trainer.is_global_zero and any(isinstance(c, SaveConfig) for c in trainer.callbacks):
-            text = Path(trainer.default_root_dir, CONFIG).read_text(encoding="utf-8")
-            config = yaml.safe_load(text)
-        add_record(checkpoint, config)
+        add_record(checkpoint, config_of(trainer))
 
     def _finish(self, trainer: L.Trainer, due: bool) -> str:
         """Save an iteration that is due or the best, and keep it; return what went wrong."""

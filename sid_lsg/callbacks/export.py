@@ -7,24 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import yaml
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import nn
 
 from sid_lsg.export.card import write_card
 from sid_lsg.export.facts import Facts, facts_of, teacher_license
 from sid_lsg.files.replacing import replacing
-from sid_lsg.files.run_files import CONFIG
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.lora import LORA_FOLDER, adapters, merged, save_lora
-from sid_lsg.training.run_directory import SaveConfig
+from sid_lsg.training.callback import RunCallback
+from sid_lsg.training.run_directory import config_of
 
 EXPORT_FOLDER = "generator"
 _HISTORY = "generators"  # those on the way
 
 
-class Export(L.Callback):
+class Export(RunCallback):
     """At the end of training, save the averaged generator to the run directory's `generator/`.
 
     Stock diffusers samples the folder; its README.md says how. For a generator of several steps it
@@ -89,6 +88,10 @@ class Export(L.Callback):
                 "Make room, and run the same command with --ckpt_path last."
             )
 
+    def summary(self) -> dict[str, Any]:
+        """Return the name of the folder."""
+        return {"export": EXPORT_FOLDER}
+
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Add the final scores to the card, when every callback has ended."""
         root = Path(trainer.default_root_dir)
@@ -113,8 +116,7 @@ class Export(L.Callback):
     def _gather(self, trainer: L.Trainer, module: Any) -> Facts:
         """Collect what the card says."""
         known: dict[str, Any] = {"iterations": trainer.global_step}
-        if any(isinstance(callback, SaveConfig) for callback in trainer.callbacks):
-            text = Path(trainer.default_root_dir, CONFIG).read_text(encoding="utf-8")
-            known["config"] = yaml.safe_load(text)
-            known["license"] = teacher_license(known["config"]["model"]["teacher"])
+        if config := config_of(trainer):
+            known["config"] = config
+            known["license"] = teacher_license(config["model"]["teacher"])
         return facts_of(module.teacher, module.num_steps, **known)

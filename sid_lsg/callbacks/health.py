@@ -8,13 +8,13 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from sid_lsg.callbacks.checkpoint import Checkpoint
 from sid_lsg.callbacks.instability import BASELINE, Instability
 from sid_lsg.callbacks.schedule import due, images_seen, log_now
 from sid_lsg.messages.checks import check_teacher_guidance, refuse
 from sid_lsg.messages.errors import TrainingStopped, UsageError
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.probe import Probe, below, choose_prompts, probe
+from sid_lsg.training.callback import RunCallback, Saver, find
 
 Action = Literal["warn", "stop", "keep_good"]
 
@@ -32,7 +32,7 @@ _ADVICE = {
 }  # fmt: skip
 
 
-class Health(L.Callback):
+class Health(RunCallback):
     """Watch for collapse, misalignment and instability; warn, or end the run.
 
     Diversity and alignment are those of the averaged generator, relative to the teacher's own on
@@ -147,13 +147,12 @@ class Health(L.Callback):
         self._teacher: Probe | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find the checkpoints that stopping needs.
+        """Find the callback that saves checkpoints, which stopping needs.
 
         Raises:
-            UsageError: If there are none.
+            UsageError: If there is none.
         """
-        found = (c for c in trainer.callbacks if isinstance(c, Checkpoint))
-        self._checkpoint = next(found, None)
+        self._checkpoint = find(trainer, Saver)
         for kind, action in self.actions.items():
             if action != "warn" and self._checkpoint is None:
                 raise UsageError(f"--health.{kind}_action: {action!r} needs checkpoints.")

@@ -1,21 +1,14 @@
 """The same prompts and seeds, again and again, while the generator learns."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
+from sid_lsg.callbacks.prompts import spread
 from sid_lsg.images.pixels import grid, save_png, to_pil
 from sid_lsg.loggers import log_images
 from sid_lsg.messages.checks import refuse
-
-
-def spread(prompts: Sequence[str], count: int) -> list[str]:
-    """Choose `count` prompts at even distances; repeat them where there are fewer."""
-    if len(prompts) <= count:
-        return [prompts[i % len(prompts)] for i in range(count)]
-    return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
 class ImageGrid(L.Callback):

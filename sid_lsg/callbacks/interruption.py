@@ -14,15 +14,15 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
-from sid_lsg.callbacks.checkpoint import Checkpoint
 from sid_lsg.messages.errors import Interrupted
 from sid_lsg.training.bad_samples import Reading
+from sid_lsg.training.callback import RunCallback, Saver, find
 
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _NAMES: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
-class Interruption(L.Callback):
+class Interruption(RunCallback):
     """At SIGTERM or Ctrl-C finish the iteration, save a checkpoint and end the run.
 
     Evaluation and saving belong to an iteration: they are finished too, so that a continued run
@@ -174,7 +174,7 @@ class Interruption(L.Callback):
 
     def _save(self, trainer: L.Trainer) -> Path | None:
         """Save a checkpoint, if there is anything to save; return the file."""
-        checkpoint = next((c for c in trainer.callbacks if isinstance(c, Checkpoint)), None)
+        checkpoint = find(trainer, Saver)
         return checkpoint.save(trainer) if checkpoint and trainer.global_step else None
 
     def _release(self) -> None:

@@ -14,8 +14,7 @@ from sid_lsg.callbacks.comparison import (
     save_and_log,
     table,
 )
-from sid_lsg.callbacks.export import EXPORT_FOLDER, Export
-from sid_lsg.callbacks.image_grid import spread
+from sid_lsg.callbacks.prompts import spread
 from sid_lsg.callbacks.schedule import due, images_seen, log_now
 from sid_lsg.distributed.processes import check_enough
 from sid_lsg.files.replacing import replacing
@@ -29,9 +28,10 @@ from sid_lsg.metrics.features import PAPER_PREFIX, CLIPFeatures
 from sid_lsg.metrics.protocol import EvaluationProtocol, ProtocolName, load_protocol
 from sid_lsg.metrics.reference import load_reference
 from sid_lsg.metrics.statistics import Statistics
+from sid_lsg.training.callback import Scorer, run_callbacks
 
 
-class Metrics(L.Callback):
+class Metrics(Scorer):
     """Score the averaged generator; compare it with its teacher at the end.
 
     FID and its companions (KID, precision, recall, density, coverage) and the CLIP score, named
@@ -168,19 +168,25 @@ class Metrics(L.Callback):
 
     def on_trained(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Compare with the teacher, and write the summary."""
-        exports = any(isinstance(c, Export) for c in trainer.callbacks)
         root = Path(trainer.default_root_dir)
         summary: dict[str, Any] = {
             "fit_seconds": round(self._seconds, 1),
             "images_seen": images_seen(trainer),
             "iterations": trainer.global_step,
-            "export": EXPORT_FOLDER if exports else None,
+            "export": None,
         }
+        for callback in run_callbacks(trainer):
+            summary |= callback.summary()
         if self.evaluator is not None:
             summary = self._compare(trainer, pl_module, root) | summary
         if trainer.is_global_zero:
             with replacing(root / "summary.json") as temporary:
                 temporary.write_text(json.dumps(summary, indent=2) + "\n")
+
+    @property
+    def measures(self) -> bool:
+        """Return True if there is a protocol to score by."""
+        return self.protocol is not None
 
     @property
     def _seconds(self) -> float:

@@ -8,8 +8,10 @@ from typing import Any
 import lightning as L
 import torch
 
+from sid_lsg.training.callback import RunCallback
 
-class Throughput(L.Callback):
+
+class Throughput(RunCallback):
     """Log images per second and peak memory, as often as the module logs.
 
     Time spent in other callbacks' evaluation between two iterations is not counted.
@@ -23,6 +25,10 @@ class Throughput(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Start the clock of one iteration."""
+        self._start = time.perf_counter()
+
+    def on_saved(self, trainer: L.Trainer) -> None:
+        """Start the clock again: saving is no part of an iteration."""
         self._start = time.perf_counter()
 
     def on_train_batch_end(

@@ -22,6 +22,7 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs
 from sid_lsg.networks.lora import adapters, adapters_record, check_adapters_record, is_adapter
 from sid_lsg.training.bad_samples import Reading, count, replace_bad
+from sid_lsg.training.callback import run_callbacks
 from sid_lsg.training.gradients import (
     ClipAlgorithm,
     all_reduce_mean,
@@ -93,15 +94,10 @@ class AlternatingModule(L.LightningModule):
                 group.update(options)
 
     def on_train_end(self) -> None:
-        """Call the `on_trained` of the callbacks that have one.
-
-        Then all callbacks have ended their training, the last checkpoint is saved, and the networks
-        are on their device still: before Lightning's own `on_fit_end` they are moved to the CPU.
-        """
+        """Call the callbacks' `on_trained`, after the `on_train_end` of each."""
         self._ended = True
-        for callback in self.trainer.callbacks:
-            if on_trained := getattr(callback, "on_trained", None):
-                on_trained(self.trainer, self)
+        for callback in run_callbacks(self.trainer):
+            callback.on_trained(self.trainer, self)
 
     def on_fit_end(self) -> None:
         """Do the same for a run that was complete when it began: Lightning skips its training."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import yaml
@@ -123,6 +123,18 @@ def _in_use(root: Path) -> str:
         f"--{_OPTION}: another run is writing to {str(root)!r}. Wait for it, end it, or choose "
         "another directory."
     )
+
+
+def config_of(trainer: L.Trainer) -> dict[str, Any] | None:
+    """Return the configuration that the first process has saved for this run.
+
+    Returns:
+        None on other processes, and for a run that was not begun by the command line.
+    """
+    if not (trainer.is_global_zero and any(isinstance(c, SaveConfig) for c in trainer.callbacks)):
+        return None
+    text = Path(trainer.default_root_dir, CONFIG).read_text(encoding="utf-8")
+    return cast(dict[str, Any], yaml.safe_load(text))
 
 
 class SaveConfig(SaveConfigCallback):

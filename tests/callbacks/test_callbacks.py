@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 import sid_lsg.callbacks.throughput
 from sid_lsg.callbacks import Checkpoint, Export, ImageGrid, Metrics, Progress, Throughput
-from sid_lsg.callbacks.image_grid import spread
+from sid_lsg.callbacks.prompts import spread
 from sid_lsg.data.prompts import PromptDataModule
 from sid_lsg.generation.models import load_model
 from sid_lsg.images.pixels import grid, to_pil
@@ -33,6 +33,7 @@ from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.protocol import clip_protocol
 from sid_lsg.metrics.statistics import Statistics
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
+from sid_lsg.training.callback import RunCallback
 from sid_lsg.training.module import SiDLSG
 from tests.helpers.embedders import DIMENSION, make_clip
 from tests.helpers.statistics import statistics
@@ -503,7 +504,7 @@ def test_the_comparison_comes_before_the_networks_leave_their_device(
 def test_a_run_on_a_gpu_is_scored_to_its_end(small_sd: str, files: Files, tmp_path: Path) -> None:
     where: set[str] = set()
 
-    class Where(L.Callback):
+    class Where(RunCallback):
         def on_trained(self, trainer: L.Trainer, module: SiDLSG) -> None:
             where.update(p.device.type for p in module.parameters())
 
