@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
-from torch import Tensor, nn
+from torch import Tensor
 
 from sid_lsg.images.pixels import comparison, save_png, to_pil
 from sid_lsg.loggers import log_images, log_table
@@ -41,19 +41,11 @@ def contestants(module: Any, teacher_steps: int, guidance: float) -> dict[str, C
 
     own, count = steps(module.num_steps), module.num_steps
     evaluations = sampling_evaluations(teacher_steps, guidance)
-    initial = generator_sampler(module, module.teacher.network)
     return {
         "teacher_": Contestant(f"teacher, {steps(teacher_steps)}", teacher, evaluations),
-        "initial_": Contestant(f"untrained, {own}", initial, count),
-        "": Contestant(f"SiD-LSG, {own}", generator_sampler(module, module.ema), count),
+        "initial_": Contestant(f"untrained, {own}", module.sample_untrained, count),
+        "": Contestant(f"SiD-LSG, {own}", module.sample_generator, count),
     }
-
-
-def generator_sampler(module: Any, network: nn.Module, num_steps: int | None = None) -> Sampler:
-    """Sample a network of the generator's kind as the run does, or in another number of steps."""
-    return lambda prompts, seeds: module.teacher.decode(
-        module.generate(prompts, seeds, num_steps, network)
-    )
 
 
 def save_and_log(

@@ -54,7 +54,7 @@ class Export(RunCallback):
         if not self.every_n_steps or trainer.global_step % self.every_n_steps:
             return
         folder = f"{_HISTORY}/step-{trainer.global_step:07d}"
-        with pl_module.full_parameters(pl_module.ema) as network:
+        with pl_module.averaged() as network:
             try:
                 self._save(trainer, network, pl_module, folder)
             except OSError as error:
@@ -64,7 +64,7 @@ class Export(RunCallback):
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Put the weights together, if they are spread over the processes, and save."""
         self._tried, self._failure = True, None
-        with pl_module.full_parameters(pl_module.ema) as network:
+        with pl_module.averaged() as network:
             try:
                 self._facts = self._save(trainer, network, pl_module, EXPORT_FOLDER)
             except OSError as error:

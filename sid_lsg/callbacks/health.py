@@ -204,12 +204,9 @@ class Health(RunCallback):
         def teacher(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
             return module.sample_teacher(prompts, seeds, self.teacher_steps, guidance)
 
-        def generator(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-            return module.teacher.decode(module.generate(prompts, seeds))
-
         options = (self.features.to(module.device), self._prompts, self.num_seeds, self.batch_size)
         self._teacher = self._teacher or probe(teacher, *options)
-        own = probe(generator, *options)
+        own = probe(module.sample_generator, *options)
         self.features.cpu()  # leave the device to the training
         ratio = own.relative_to(self._teacher)
         values = {

@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import lightning as L
 from sid_lsg.callbacks.comparison import (
     Row,
     contestants,
-    generator_sampler,
     save_and_log,
     table,
 )
@@ -146,7 +146,7 @@ class Metrics(Scorer):
         if self.evaluator is None or trainer.global_step == trainer.max_steps:
             return
         if due(trainer, self.every_n_images):
-            scores = self._score(trainer, pl_module, generator_sampler(pl_module, pl_module.ema))
+            scores = self._score(trainer, pl_module, pl_module.sample_generator)
             self.latest = self._named(scores) | self._at_more_steps(trainer, pl_module)
             log_now(trainer, self.latest)
 
@@ -232,7 +232,7 @@ class Metrics(Scorer):
         found: dict[str, float] = {}
         for count in self.num_steps:
             if count != module.num_steps:
-                sampler = generator_sampler(module, module.ema, count)
+                sampler = partial(module.sample_generator, num_steps=count)
                 scores = self._score(trainer, module, sampler, steps(count))
                 for name, value in self._named(scores).items():
                     found[f"{name}_{steps(count).replace(' ', '_')}"] = value

@@ -6,6 +6,7 @@ generator's average (EMA) follows.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -335,6 +336,23 @@ class SiDLSG(AlternatingModule):
             return self.teacher.generate(
                 chosen, prompts, seeds, self.t_init, num_steps or self.num_steps
             )
+
+    def sample_generator(
+        self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int | None = None
+    ) -> Tensor:
+        """Sample the generator's average: images [B, 3, H, W] in [-1, 1], one per prompt and seed.
+
+        The arguments are those of `generate`.
+        """
+        return self.teacher.decode(self.generate(prompts, seeds, num_steps))
+
+    def sample_untrained(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        """Sample the teacher's network as a generator: what the training has to improve on."""
+        return self.teacher.decode(self.generate(prompts, seeds, None, self.teacher.network))
+
+    def averaged(self) -> AbstractContextManager[nn.Module]:
+        """Give the first process the generator's average with whole weights. For all processes."""
+        return self.full_parameters(self.ema)
 
     def sample_teacher(
         self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, guidance: float

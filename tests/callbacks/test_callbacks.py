@@ -526,8 +526,8 @@ def test_an_export_that_fails_leaves_the_earlier_one(
     (tmp_path / "generator").mkdir()
     (tmp_path / "generator" / "model_index.json").write_text("earlier")
     module = SimpleNamespace(
-        teacher=SimpleNamespace(save_generator=fail), ema=torch.nn.Identity(), t_init=625,
-        num_steps=1, full_parameters=nullcontext,
+        teacher=SimpleNamespace(save_generator=fail), t_init=625, num_steps=1,
+        averaged=lambda: nullcontext(torch.nn.Identity()),
     )  # fmt: skip
     strategy = SimpleNamespace(broadcast=lambda value: value)
     trainer: Any = SimpleNamespace(default_root_dir=tmp_path, strategy=strategy)
