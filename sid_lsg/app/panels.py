@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from sid_lsg.generation.folder import Picture, about_image
+from sid_lsg.generation.image_files import ImageRequest, png_text
 from sid_lsg.generation.models import ImageModel
 from sid_lsg.images.pixels import to_pil
 from sid_lsg.messages.errors import UsageError
@@ -43,8 +43,8 @@ def take(model: ImageModel, prompt: str, seed: int) -> Shot:
         )
     (image,) = to_pil(images)
     file = io.BytesIO()
-    about = about_image(Picture("", prompt, seed), model.about["model"])
-    image.save(file, format="PNG", pnginfo=about)
+    text = png_text(ImageRequest("", prompt, seed), model.about["model"])
+    image.save(file, format="PNG", pnginfo=text)
     return Shot(seed, image.width, file.getvalue(), seconds)
 
 

@@ -9,8 +9,9 @@ from lightning.fabric import Fabric
 from sid_lsg.data.captions import read_captions
 from sid_lsg.data.corpus import find_files, read_corpus
 from sid_lsg.distributed.processes import check_enough, launch
-from sid_lsg.files.replacing import check_writable, remove_leftovers, text_hash, writing
-from sid_lsg.generation.folder import Picture, check_free, check_manifest, make_images
+from sid_lsg.files.replacing import check_writable, text_hash, writing
+from sid_lsg.generation.folder import ImageFolder
+from sid_lsg.generation.image_files import ImageRequest
 from sid_lsg.generation.models import ImageModel, Precision, SamplerName, check_settings, load_model
 from sid_lsg.images.folder import list_images
 from sid_lsg.messages.checks import refuse
@@ -172,8 +173,9 @@ def evaluate(
     if subject is None:
         assert model
         assert texts
+        folder = ImageFolder(root / IMAGES, _requests(texts, count))
         source = load_model(model, sampler, num_steps, guidance, resolution, dtype, fabric.device)
-        subject = _make(source, texts, count, root, batch_size, fabric, show)
+        subject = _sample(source, texts, folder, batch_size, fabric, show)
         del source  # its memory is for the features
     scores = evaluator.of_folder(
         subject.paths,
@@ -246,32 +248,29 @@ def _given(images: str, captions: str | None, column: str | None) -> Subject:
     return Subject(paths, texts, {"images": images})
 
 
-def _make(
+def _requests(prompts: Sequence[str], count: int) -> list[ImageRequest]:
+    """List the images to sample: image i is of prompt i, modulo their number, with seed i."""
+    texts = _repeated(prompts, count)
+    return [ImageRequest(f"{i:07d}.png", text, i) for i, text in enumerate(texts)]
+
+
+def _sample(
     source: ImageModel,
     prompts: Sequence[str],
-    count: int,
-    root: Path,
+    folder: ImageFolder,
     batch_size: int,
     fabric: Fabric,
     show: bool,
 ) -> Subject:
-    """Sample a model's images, as far as they are not there yet."""
-    texts = _repeated(prompts, count)
+    """Sample a model's images that are missing in its folder."""
     rule = f"image i: prompt i modulo {len(prompts)}, seed i"
-    about = source.about | {"seeds": rule, "prompts_sha256": text_hash(prompts)}
-    if fabric.is_global_zero:
-        remedy = f"Choose another --output: this one's {IMAGES!r} is for the model's images."
-        check_free(root / IMAGES, remedy)
-        check_manifest(root / IMAGES, about, "output")
-        remove_leftovers(root / IMAGES)
-    fabric.barrier()
-    bar = "images" if show else None
-    with writing(root, "output"):
-        pictures = [Picture(f"{i:07d}.png", text, i) for i, text in enumerate(texts)]
-        made = make_images(source, pictures, root / IMAGES, batch_size, fabric, bar)
-    about |= {
-        "images": str(root / IMAGES),
+    settings = {"seeds": rule, "prompts_sha256": text_hash(prompts)}
+    made = folder.write(source, settings, batch_size, fabric, progress="images" if show else None)
+    about = {
+        **source.about,
+        **settings,
+        "images": str(folder.root),
         "evaluations_per_image": source.evaluations,
         "seconds_per_image": made.seconds_per_image,
     }
-    return Subject(made.paths, texts, about)
+    return Subject(made.paths, [request.prompt for request in folder.requests], about)

@@ -1,29 +1,22 @@
 """`generate`: pictures of prompts, in a folder."""
 
-import json
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from PIL import Image
 
 from sid_lsg.data.corpus import find_files, read_corpus
-from sid_lsg.data.sequences import read_lines
 from sid_lsg.distributed.processes import launch
-from sid_lsg.files.replacing import check_writable, remove_leftovers, replacing, text_hash, writing
-from sid_lsg.generation.folder import CAPTIONS, Picture, check_free, check_manifest, make_images
+from sid_lsg.files.replacing import check_writable, text_hash
+from sid_lsg.generation.folder import ImageFolder
+from sid_lsg.generation.image_files import ImageRequest
 from sid_lsg.generation.models import ImageModel, Precision, SamplerName, load_model
-from sid_lsg.images.folder import MANIFEST, SHEET
-from sid_lsg.images.pixels import contact_sheet, save_png
+from sid_lsg.images.folder import SHEET
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
 
-ARCHIVE = "images.npz"
-_ON_SHEET = 100  # at most
 _MOST_SEEDS = 10_000_000
 _SHOWN_CUTS = 5
 
@@ -87,42 +80,31 @@ def generate(
     """
     if batch_size < 1:
         refuse("batch_size", batch_size, "at least 1")
-    pictures = _pictures(prompt, prompts, column, seeds)
+    requests = _requests(prompt, prompts, column, seeds)
     root = Path(output).expanduser()
-    if overwrite:
-        needed = {picture.name for picture in pictures} | {SHEET, ARCHIVE, CAPTIONS}
-        remedy = "--overwrite replaces only what `generate` has made. Choose another folder."
-        check_free(root, remedy, needed)
-    else:
-        check_free(root, "Choose another folder, or give --overwrite (files of other names stay).")
+    folder = ImageFolder(root, requests, overwrite)
     check_writable(root, "output")
     if exact and devices > 1:  # the processes are to add up in the order in which one would
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     fabric = launch(accelerator, devices, num_nodes)
     source = load_model(model, sampler, num_steps, guidance, resolution, dtype, fabric.device)
-    _warn_of_cuts(source, pictures)
-    about = source.about | {
-        "exact": exact,
-        "prompts_and_seeds_sha256": text_hash(f"{p.name} {p.seed} {p.prompt}" for p in pictures),
-    }
-    if fabric.is_global_zero:
-        with writing(root, "output"):
-            remove_leftovers(root)
-            if overwrite:
-                _clear(root)
-            check_manifest(root, about, "output", "or give --overwrite")
-    fabric.barrier()
-    show = "images" if fabric.is_global_zero and progress else None
-    with writing(root, "output"):
-        made = make_images(
-            source.one_by_one() if exact else source, pictures, root, batch_size, fabric, show
-        )
-        if fabric.is_global_zero:
-            _write_sheet(root, pictures, made.paths)
-            if npz:
-                _write_archive(root / ARCHIVE, pictures, made.paths)
+    _warn_of_cuts(source, requests)
+    made = folder.write(
+        source.one_by_one() if exact else source,
+        {
+            "exact": exact,
+            "prompts_and_seeds_sha256": text_hash(
+                f"{request.name} {request.seed} {request.prompt}" for request in requests
+            ),
+        },
+        batch_size,
+        fabric,
+        sheet=True,
+        archive=npz,
+        progress="images" if fabric.is_global_zero and progress else None,
+    )
     took = f", {made.seconds_per_image:.3g} s each" if made.seconds_per_image else ""
-    rank_zero_info(f"{len(pictures)} images in {root}{took}; see {root / SHEET}.")
+    rank_zero_info(f"{len(requests)} images in {root}{took}; see {root / SHEET}.")
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -152,10 +134,10 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def _pictures(
+def _requests(
     prompt: str | None, prompts: str | list[str] | None, column: str | None, seeds: str | None
-) -> list[Picture]:
-    """List what to make: every prompt with every seed."""
+) -> list[ImageRequest]:
+    """List the images: every prompt with every seed."""
     if (prompt is None) == (prompts is None):
         raise UsageError('Give either --prompt "..." or --prompts FILE.')
     if prompt is not None:
@@ -177,64 +159,17 @@ def _pictures(
     if chosen is None and prompt is not None:
         chosen = [0]
     return [
-        Picture(f"{line:06d}{'' if chosen is None else f'-{seed}'}.png", text, seed)
+        ImageRequest(f"{line:06d}{'' if chosen is None else f'-{seed}'}.png", text, seed)
         for line, text in lines
         for seed in (chosen if chosen is not None else [line])
     ]
 
 
-def _clear(root: Path) -> None:
-    """Delete what an earlier command has made; its manifest, which says so, goes last."""
-    captions = root / CAPTIONS
-    if not (root / MANIFEST).is_file():
-        return
-    try:
-        rows = [json.loads(row) for row in read_lines(captions)] if captions.is_file() else []
-        names = [Path(row["file_name"]).name for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"--overwrite: cannot tell what to replace: {str(captions)!r} is not as `generate` "
-            f"writes it ({error}). Choose another folder, or delete that one."
-        ) from error
-    for name in (*names, SHEET, ARCHIVE, CAPTIONS, MANIFEST):
-        (root / name).unlink(missing_ok=True)
-
-
-def _warn_of_cuts(source: ImageModel, pictures: Sequence[Picture]) -> None:
+def _warn_of_cuts(source: ImageModel, requests: Sequence[ImageRequest]) -> None:
     """Say what of long prompts the model does not see."""
-    texts = dict.fromkeys(picture.prompt for picture in pictures)
+    texts = dict.fromkeys(request.prompt for request in requests)
     cut = [(text, lost) for text in texts if (lost := source.cut_off(text))]
     for text, lost in cut[:_SHOWN_CUTS]:
         rank_zero_warn(f"The prompt {text[:40]!r}... is too long: not seen is {lost!r}.")
     if len(cut) > _SHOWN_CUTS:
         rank_zero_warn(f"{len(cut) - _SHOWN_CUTS} more prompts are too long.")
-
-
-def _write_sheet(root: Path, pictures: Sequence[Picture], paths: Sequence[Path]) -> None:
-    """Show the first images on one page, a prompt's seeds side by side."""
-    shown = pictures[:_ON_SHEET]
-    per_prompt = sum(picture.prompt == pictures[0].prompt for picture in shown)
-    captions = [f"{picture.prompt} [{picture.seed}]" for picture in shown]
-    columns = per_prompt if 1 < per_prompt <= 10 else None
-    tiles = [Image.open(path) for path in paths[: len(shown)]]
-    save_png(contact_sheet(tiles, captions, columns), root / SHEET)
-
-
-def _write_archive(path: Path, pictures: Sequence[Picture], paths: Sequence[Path]) -> None:
-    """Write all images as arrays, one after the other, so that memory does not grow with them."""
-    with Image.open(paths[0]) as first:
-        shape = (len(paths), first.height, first.width, 3)
-    others = {
-        "seeds": np.array([picture.seed for picture in pictures], dtype=np.uint64),
-        "prompts": np.array([picture.prompt for picture in pictures]),
-    }
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        with archive.open("images.npy", "w", force_zip64=True) as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_2_0(file, header)
-            for name in paths:
-                with Image.open(name) as image:
-                    file.write(np.asarray(image).tobytes())
-        for key, values in others.items():
-            with archive.open(f"{key}.npy", "w") as file:
-                np.lib.format.write_array(file, values, allow_pickle=False)

@@ -1,5 +1,5 @@
 """Sample images from any model, and write them into a folder.
 
-May import export, checkpoints, networks, teachers, images, distributed, files, options,
+May import export, checkpoints, networks, data, teachers, images, distributed, files, options,
 messages, method.
 """
