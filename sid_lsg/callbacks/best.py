@@ -1,4 +1,4 @@
-"""The best value of a metric so far, and the comparison of new ones with it."""
+"""Track the best value of a metric."""
 
 import json
 import math
@@ -23,7 +23,7 @@ class Best:
     def __init__(self, metric: str, mode: Mode) -> None:
         self.metric, self.mode = metric, mode
         self.value, self.step = math.nan, 0
-        self._judged: Mapping[str, float] = {}  # the newest scores that were looked at
+        self._judged: Mapping[str, float] = {}  # the newest scores that were compared
         self._warned = False
 
     def setup(self, trainer: L.Trainer) -> None:
@@ -68,17 +68,17 @@ class Best:
         return {"metric": self.metric, "value": self.value, "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue with these, if they are of the same metric."""
+        """Restore the best value, if it is of the same metric."""
         if state.get("metric") == self.metric:
             self.value, self.step = float(state["value"]), int(state["step"])
 
     def save(self, folder: Path) -> None:
-        """Note the value beside the file: final scores come when the last checkpoint is written."""
+        """Write the value beside best.ckpt: the last checkpoint is older than the final scores."""
         with replacing(folder / _FILE) as temporary:
             temporary.write_text(json.dumps(self.state_dict()) + "\n")
 
     def recall(self, folder: Path, step: int) -> None:
-        """Take what `save` noted, unless it is of iterations that are to be done again."""
+        """Restore the value that `save` wrote, unless it is of a later iteration than `step`."""
         try:
             noted = json.loads((folder / _FILE).read_text())
             if int(noted["step"]) <= step:

@@ -1,4 +1,4 @@
-"""Checkpoints in the run directory: when they are written, and which of them are kept."""
+"""Write checkpoints to the run directory, and choose which are kept."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -24,18 +24,18 @@ from sid_lsg.training.run_directory import config_of
 
 
 class Checkpoint(Saver, ModelCheckpoint):
-    """Save the fake score, generator, average and optimizers; `last.ckpt` is the newest.
+    """Save the fake score, generator, EMA and optimizers; `last.ckpt` is the newest checkpoint.
 
-    Checkpoints do not hold the teacher. Continue a run with `--ckpt_path last`, or a file's path.
-    `good.ckpt`, where there is one, is the newest checkpoint when the run was last found healthy,
-    `best.ckpt` the one with the best value of a metric.
+    Checkpoints do not hold the teacher. Continue a run with `--ckpt_path last` or with the path of
+    a checkpoint. `good.ckpt` is the newest checkpoint when the run was last found healthy.
+    `best.ckpt` is the checkpoint with the best value of a metric.
 
-    An iteration is saved when the next one begins, or the training ends: by then it has been
-    logged, so that a run that is continued from there lacks nothing.
+    An iteration is saved when the next one starts or the training ends. It has been logged by then,
+    so a run that continues from it has the complete log.
     """
 
     _good_step = -1  # the iteration that was found healthy
-    _has_good = False  # whether good.ckpt is of this run
+    _has_good = False  # whether this run has written good.ckpt
 
     def __init__(
         self,
@@ -44,14 +44,14 @@ class Checkpoint(Saver, ModelCheckpoint):
         best: str | None = None,
         best_mode: Mode = "min",
     ) -> None:
-        """Choose when to save, and what to keep.
+        """Set when to save and what to keep.
 
         Args:
             every_n_steps: Save after every so many iterations, and at the end.
             keep: How many of the newest checkpoints to keep; -1 keeps all, 0 only last.ckpt.
-            best: Keep the checkpoint with the best value of this metric too, as best.ckpt: a name
+            best: Also keep the checkpoint with the best value of this metric, as best.ckpt. A name
                 that --metrics logs, for example fid_fast_1k. It is saved when it is scored.
-            best_mode: Whether the smallest (min) or the largest value (max) is the best.
+            best_mode: `min` if the smallest value is the best, `max` if the largest is.
 
         Raises:
             UsageError: If a value is out of range.
@@ -63,24 +63,24 @@ class Checkpoint(Saver, ModelCheckpoint):
         if best_mode not in get_args(Mode):
             refuse("checkpoint.best_mode", best_mode, "min or max")
         super().__init__(every_n_train_steps=every_n_steps, save_top_k=0)
-        self.save_top_k = keep  # which loggers look at
+        self.save_top_k = keep  # for loggers
         self.every_n_steps, self.keep = every_n_steps, keep
         self.best = Best(best, best_mode) if best else None
         self._last_global_step_saved = -1
-        self._saved: list[str] = []  # names of the files to keep, and to delete in time
-        self._opened: OpenCheckpoint | None = None  # what the run is to continue from
+        self._saved: list[str] = []  # names of the files, oldest first
+        self._opened: OpenCheckpoint | None = None  # the checkpoint to load
 
     @property
     def state_key(self) -> str:
-        """Return one name, whatever the options: they may change when a run is continued."""
+        """Return one name for all options, which may change when a run is continued."""
         return "Checkpoint"
 
     def continue_from(self, opened: OpenCheckpoint) -> None:
-        """Let the next training load a checkpoint that has been opened already."""
+        """Load an open checkpoint in the next training, instead of opening its file again."""
         self._opened = opened
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Save inside the run directory, in place of Lightning's way, which buffers all in RAM."""
+        """Replace Lightning's checkpoint writer, which buffers the whole file in RAM."""
         self._settle(trainer)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
@@ -95,12 +95,12 @@ class Checkpoint(Saver, ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse optimizers of another model; torch would find out in the first step, or never."""
+        """Reject optimizer states of another model, which torch notices late or not at all."""
         optimizers, names = pl_module.configure_optimizers(), checkpoint.get("optimizer_names")
         check_optimizers(optimizers, checkpoint["optimizer_states"], names)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember what the run is continued from: in its own directory, that is saved already."""
+        """Note the loaded checkpoint, which is not saved again if it is in this run directory."""
         if trainer.ckpt_path:
             self._last_checkpoint_saved = str(trainer.ckpt_path)
             if self._is_here(self._last_checkpoint_saved):
@@ -113,12 +113,12 @@ class Checkpoint(Saver, ModelCheckpoint):
                 self.best.recall(self._folder, trainer.global_step)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Leave it for the next iteration's start: the Trainer is yet to log this one."""
+        """Do nothing: the iteration is not logged yet. It is saved when the next one starts."""
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Save the iteration before, if it is due or the best; go on if that is impossible."""
+        """Save the previous iteration if it is due or the best; warn if that fails."""
         step, saved = trainer.global_step, self._last_global_step_saved
         due = step > 0 and step % self.every_n_steps == 0
         if failure := self._finish(trainer, due):
@@ -128,11 +128,11 @@ class Checkpoint(Saver, ModelCheckpoint):
                 callback.on_saved(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last iteration too, wherever the schedule stands."""
+        """Save the last iteration, whatever the schedule."""
         self.save(trainer)
 
     def on_trained(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the last iteration as the best, if the final scores say so."""
+        """Keep the last checkpoint as the best if its final scores are."""
         if self._last_global_step_saved < 0:  # the run was complete when it began
             self.on_train_start(trainer, pl_module)
             self.save(trainer)
@@ -141,10 +141,10 @@ class Checkpoint(Saver, ModelCheckpoint):
             self._keep_best(trainer, self.best)
 
     def save(self, trainer: L.Trainer) -> Path:
-        """Save the present state, unless it is saved already; return the file. For all ranks.
+        """Save the current state unless it is saved already, and return the file. For all ranks.
 
         Raises:
-            UsageError: If that is impossible. What was saved before is still there.
+            UsageError: If that fails. Earlier checkpoints are kept.
         """
         if failure := self._finish(trainer, due=True):
             there = self._last_checkpoint_saved
@@ -153,16 +153,16 @@ class Checkpoint(Saver, ModelCheckpoint):
         return Path(self._last_checkpoint_saved)
 
     def mark_good(self, trainer: L.Trainer) -> None:
-        """Keep the newest checkpoint as `good.ckpt`, whatever is saved and deleted later.
+        """Keep the newest checkpoint as `good.ckpt`, even when newer ones are written.
 
-        It is kept when this iteration's own checkpoint, if one is due, has been saved.
+        If this iteration is due to be saved, its own checkpoint is kept.
         """
         self._good_step = trainer.global_step
 
     def return_to_good(self, trainer: L.Trainer) -> Path | None:
-        """Make `last.ckpt` the last good checkpoint; return its file. For all ranks.
+        """Make `last.ckpt` the last good checkpoint, and return its file. For all ranks.
 
-        Without a good checkpoint in this run, or in the one it continues, nothing changes.
+        Return None, and change nothing, if neither this run nor the one it continues has any.
         """
         good = self._folder / GOOD
         there = trainer.strategy.broadcast(good.exists())
@@ -173,11 +173,11 @@ class Checkpoint(Saver, ModelCheckpoint):
         return good
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which files there are, and the best value."""
+        """Return the names of the kept files, and the best value."""
         return {"saved": self._saved, "best": self.best.state_dict() if self.best else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue with these."""
+        """Restore the names of the kept files, and the best value."""
         self._saved = state_dict.get("saved", [])
         if self.best is not None:
             self.best.load_state_dict(state_dict.get("best") or {})
@@ -185,11 +185,11 @@ class Checkpoint(Saver, ModelCheckpoint):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add what wrote the file, and count only the iterations that are done."""
+        """Add versions and configuration, and count only the completed iterations."""
         add_record(checkpoint, config_of(trainer))
 
     def _finish(self, trainer: L.Trainer, due: bool) -> str:
-        """Save an iteration that is due or the best, and keep it; return what went wrong."""
+        """Save an iteration that is due or the best; return the error message, or ""."""
         before = self.best.state_dict() if self.best else {}
         is_best = self.best is not None and self.best.judge(trainer)
         failure = self._save(trainer) if due or is_best else ""
@@ -204,7 +204,7 @@ class Checkpoint(Saver, ModelCheckpoint):
         return failure
 
     def _save(self, trainer: L.Trainer) -> str:
-        """Save, unless that is done already; return what went wrong. For all ranks."""
+        """Save unless the iteration is saved; return the error message, or "". For all ranks."""
         step = trainer.global_step
         if step == self._last_global_step_saved:
             return ""
@@ -236,7 +236,7 @@ class Checkpoint(Saver, ModelCheckpoint):
         on_first(trainer, best.save, self._folder)
 
     def _good_is_of(self, step: int) -> bool:
-        """Return True if good.ckpt is of no iteration that is to be done again."""
+        """Return True if good.ckpt is of this iteration or an earlier one."""
         good = iterations_of(self._folder / GOOD)
         return good is not None and good <= step
 
@@ -251,7 +251,7 @@ class Checkpoint(Saver, ModelCheckpoint):
         self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
-        """Find the newest whole checkpoint where this run saves; Lightning asks for it."""
+        """Find the newest whole checkpoint of this run for Lightning."""
         self._settle(trainer)
         found = self._opened or newest(self._folder)
         self._opened = found

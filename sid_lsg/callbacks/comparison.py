@@ -1,4 +1,4 @@
-"""Teacher, untrained generator and distilled generator, side by side."""
+"""Compare the teacher, the untrained and the distilled generator."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ _SHOWN = {"fid": "FID", "clip_score": "CLIP", "precision": "precision", "recall"
 
 
 class Contestant(NamedTuple):
-    """Someone to be compared, and the network's evaluations that an image costs."""
+    """A model to compare, and its network evaluations per image."""
 
     name: str
     sampler: Sampler
@@ -25,7 +25,7 @@ class Contestant(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What a contestant achieved."""
+    """The scores and sample images of a contestant."""
 
     name: str
     scores: Scores
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
 
 def contestants(module: Any, teacher_steps: int, guidance: float) -> dict[str, Contestant]:
-    """List who is compared, by the prefix of their scores in the summary."""
+    """Return the models to compare, by the prefix of their scores in summary.json."""
 
     def teacher(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         return module.sample_teacher(prompts, seeds, teacher_steps, guidance)
@@ -69,7 +69,7 @@ def save_and_log(
 
 
 def table(rows: Sequence[Row], num_images: int, protocol: str, guidance: float) -> str:
-    """Lay out the scores."""
+    """Format the scores as a table."""
     shown = [name for name in _SHOWN if name in rows[0].scores.values]
     head = " " * 22 + "".join(f"{_SHOWN[name]:>10}" for name in shown)
     body = [

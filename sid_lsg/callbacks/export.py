@@ -1,4 +1,4 @@
-"""The distilled generator as a folder for stock diffusers."""
+"""Export the generator for stock diffusers."""
 
 import json
 from contextlib import suppress
@@ -20,15 +20,15 @@ from sid_lsg.training.callback import RunCallback
 from sid_lsg.training.run_directory import config_of
 
 EXPORT_FOLDER = "generator"
-_HISTORY = "generators"  # those on the way
+_HISTORY = "generators"  # exports during the training
 
 
 class Export(RunCallback):
-    """At the end of training, save the averaged generator to the run directory's `generator/`.
+    """Save the generator's EMA to `generator/` in the run directory when the training ends.
 
-    Stock diffusers samples the folder; its README.md says how. For a generator of several steps it
-    also needs the scheduler that is saved with it. Of a generator that was trained by LoRA the
-    folder holds the merged weights, and the adapters alone in `lora/`.
+    Stock diffusers samples the folder, as its README.md explains. A generator of several steps also
+    needs the scheduler that is saved with it. A generator trained with LoRA is saved with merged
+    weights, and its adapters are saved in `lora/`.
     """
 
     _tried = False
@@ -36,12 +36,12 @@ class Export(RunCallback):
     _facts: Facts | None = None
 
     def __init__(self, every_n_steps: int = 0) -> None:
-        """Choose whether generators on the way are kept as well.
+        """Set how often the generator is saved during the training.
 
         Args:
-            every_n_steps: Save the average after every so many iterations too, in
-                `generators/step-N/`, to score or choose from later; 0 for none. One of Stable
-                Diffusion 1.5 takes 4.3 GB, a quarter of a checkpoint.
+            every_n_steps: Also save the EMA every so many iterations, in `generators/step-N/`; 0
+                to save it only at the end. For Stable Diffusion 1.5 a folder takes 4.3 GB, a
+                quarter of a checkpoint.
         """
         if every_n_steps < 0:
             refuse("export.every_n_steps", every_n_steps, "at least 0")
@@ -50,7 +50,7 @@ class Export(RunCallback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save one on the way, on schedule; a full disk does not end the training for it."""
+        """Save the EMA on schedule; warn if the disk is full."""
         if not self.every_n_steps or trainer.global_step % self.every_n_steps:
             return
         folder = f"{_HISTORY}/step-{trainer.global_step:07d}"
@@ -62,7 +62,7 @@ class Export(RunCallback):
                 rank_zero_warn(f"{folder} could not be written ({reason}). The training goes on.")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Put the weights together, if they are spread over the processes, and save."""
+        """Gather sharded weights, and save."""
         self._tried, self._failure = True, None
         with pl_module.averaged() as network:
             try:
@@ -71,10 +71,9 @@ class Export(RunCallback):
                 self._failure = error.strerror or str(error)
 
     def on_trained(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Say that it failed: now, when the last checkpoint has had its chance.
+        """Report a failed export, after the last checkpoint has been saved.
 
-        A run that was complete when it began, and so did not train, saves here: its folder may be
-        what had failed.
+        A run that was already complete exports here, since its export may have failed before.
 
         Raises:
             UsageError: If the folder could not be written.
@@ -89,22 +88,22 @@ class Export(RunCallback):
             )
 
     def summary(self) -> dict[str, Any]:
-        """Return the name of the folder."""
+        """Return the name of the exported folder."""
         return {"export": EXPORT_FOLDER}
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Add the final scores to the card, when every callback has ended."""
+        """Add the final scores to the model card, after all callbacks have ended."""
         root = Path(trainer.default_root_dir)
         if self._facts is None or not (root / "summary.json").is_file():
             return
         summary = json.loads((root / "summary.json").read_text(encoding="utf-8"))
-        if summary.get("iterations") == self._facts.iterations:  # not of an earlier end
-            with suppress(OSError):  # the card without them stays
+        if summary.get("iterations") == self._facts.iterations:  # else it is of an earlier end
+            with suppress(OSError):  # the card stays without scores
                 write_card(root / EXPORT_FOLDER, replace(self._facts, summary=summary))
 
     @rank_zero_only
     def _save(self, trainer: L.Trainer, network: nn.Module, module: Any, name: str) -> Facts:
-        """Save under a temporary name, then rename; return what the card says."""
+        """Save under a temporary name, then rename; return the facts of the model card."""
         with replacing(Path(trainer.default_root_dir, name)) as folder:
             module.teacher.save_generator(merged(network), folder, module.t_init, module.num_steps)
             if adapters(network):
@@ -114,7 +113,7 @@ class Export(RunCallback):
         return facts
 
     def _gather(self, trainer: L.Trainer, module: Any) -> Facts:
-        """Collect what the card says."""
+        """Collect the facts of the model card."""
         known: dict[str, Any] = {"iterations": trainer.global_step}
         if config := config_of(trainer):
             known["config"] = config

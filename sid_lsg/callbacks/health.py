@@ -1,4 +1,4 @@
-"""Watching a run for the three ways in which it is known to fail."""
+"""Watch a run for collapse, misalignment and instability."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from sid_lsg.training.callback import RunCallback, Saver, find
 
 Action = Literal["warn", "stop", "keep_good"]
 
-_REPEAT = 10  # of so many checks in a row that find the same kind of failure, one warns
+_REPEAT = 10  # one warning per so many checks in a row that find the same failure
 
 _ADVICE = {
     "collapse": "What usually helps: a smaller guidance scale (--model.guidance.scale), a smaller "
@@ -35,21 +35,22 @@ _ADVICE = {
 class Health(RunCallback):
     """Watch for collapse, misalignment and instability; warn, or end the run.
 
-    Diversity and alignment are those of the averaged generator, relative to the teacher's own on
-    the same prompts and seeds, so that one threshold serves every teacher. The probe has its own
-    seeds: it never changes the training. Instability is watched in every logged iteration.
+    Diversity and alignment are measured on the generator's EMA and divided by those of the teacher
+    on the same prompts and seeds, so one threshold serves every teacher. The probe has its own
+    seeds, so it never changes the training. Instability is checked in every logged iteration.
 
-    What the demo has shown while healthy (kappa 1, 240 iterations; 1.2, 60; values logged every 2nd
-    and 10th iteration), and the limit by default:
+    Values of the healthy demo (kappa 1, 240 iterations; kappa 1.2, 60; logged every 2nd and 10th
+    iteration), and the default limits:
 
-    - Diversity within prompts 0.61 to 0.96 of the teacher's, lowest at the first probe, give or
-      take 0.07 to 0.12 by the choice of the 32 prompts and 4 seeds (0.17 to 0.29 with 8 prompts);
-      0.25. Across prompts 1.00; 0.25.
-    - CLIP score 0.99 to 1.01 and retrieval 0.99 to 1.01 of the teacher's; 0.75. The untrained
-      generator, blurred as it is, has 0.89 and 0.85.
-    - Sizes up to 4.6 times the usual (the generator's loss, as it grows from nothing at the start;
-      the others 2.0); 20.
-    - Update-to-weight ratios up to 0.0021; 0.02. A learning rate 1000 times as large has 0.71.
+    - Diversity within prompts: 0.61 to 0.96 of the teacher's, lowest at the first probe. The choice
+      of the 32 prompts and 4 seeds changes it by 0.07 to 0.12 (0.17 to 0.29 with 8 prompts). Limit
+      0.25. Across prompts: 1.00. Limit 0.25.
+    - CLIP score and retrieval: 0.99 to 1.01 of the teacher's. Limit 0.75. The untrained generator,
+      which is blurred, has 0.89 and 0.85.
+    - Sizes: up to 4.6 times the usual for the generator's loss, which grows from zero at the start;
+      up to 2.0 for the others. Limit 20.
+    - Update-to-weight ratios: up to 0.0021. Limit 0.02. A learning rate 1000 times as large has
+      0.71.
     """
 
     def __init__(
@@ -158,11 +159,11 @@ class Health(RunCallback):
                 raise UsageError(f"--health.{kind}_action: {action!r} needs checkpoints.")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is compared with: without it a run that has failed would look usual."""
+        """Return the failures and earlier values, without which a failed run would look usual."""
         return {"failed": dict(self._failed), "past": self.instability.past()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue with it."""
+        """Restore the failures and earlier values."""
         self._failed |= state_dict["failed"]
         self.instability.recall(state_dict["past"])
 
@@ -179,7 +180,7 @@ class Health(RunCallback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Check what is due."""
+        """Run the checks that are due."""
         every = trainer.log_every_n_steps
         found: dict[str, str] = {}  # kind of failure -> what was seen, "" for nothing
         if every and trainer.global_step % every == 0:
@@ -197,7 +198,7 @@ class Health(RunCallback):
                 self._checkpoint.mark_good(trainer)
 
     def _probe(self, trainer: L.Trainer, module: Any) -> dict[str, str]:
-        """Compare the generator with its teacher, log that, and say what is wrong of each kind."""
+        """Compare the generator with its teacher, log it, and return what is wrong by kind."""
         assert self.features is not None
         guidance = self.teacher_guidance or module.kappas.sampling
 
@@ -207,7 +208,7 @@ class Health(RunCallback):
         options = (self.features.to(module.device), self._prompts, self.num_seeds, self.batch_size)
         self._teacher = self._teacher or probe(teacher, *options)
         own = probe(module.sample_generator, *options)
-        self.features.cpu()  # leave the device to the training
+        self.features.cpu()  # free the memory of the device
         ratio = own.relative_to(self._teacher)
         values = {
             "health/diversity_within": ratio.within,
@@ -224,7 +225,7 @@ class Health(RunCallback):
         }
 
     def _act(self, trainer: L.Trainer, found: dict[str, str]) -> None:
-        """Warn about each failure once, or end the run."""
+        """Warn about new failures, or end the run."""
         fatal: dict[Action, str] = {}
         for kind, what in found.items():
             self._failed[kind] = self._failed[kind] + 1 if what else 0
@@ -237,7 +238,7 @@ class Health(RunCallback):
         if not fatal:
             return
         assert self._checkpoint is not None
-        if "keep_good" in fatal:  # whatever else was asked for: nothing bad is saved
+        if "keep_good" in fatal:  # has priority: no bad state is saved
             good = self._checkpoint.return_to_good(trainer)
             end = f"checkpoints/last.ckpt is the last good checkpoint, {good}"
             end = end if good else "there is no earlier checkpoint that was found good"

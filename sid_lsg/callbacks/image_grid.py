@@ -1,4 +1,4 @@
-"""The same prompts and seeds, again and again, while the generator learns."""
+"""Draw images of the same prompts and seeds during the training."""
 
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,22 @@ from sid_lsg.messages.checks import refuse
 
 
 class ImageGrid(L.Callback):
-    """Draw a grid of the averaged generator's images of held-out prompts, or of given ones.
+    """Draw a grid of images from the generator's EMA, for held-out or chosen prompts.
 
-    PNG files in the run directory's `grids/`; W&B shows the images with their prompts, TensorBoard
-    the grid. The first one is the untrained generator's.
+    The grids are PNG files in `grids/` in the run directory. W&B shows the images with their
+    prompts, TensorBoard the grid. The first grid is of the untrained generator.
     """
 
     def __init__(
         self, every_n_steps: int = 500, num_images: int = 16, prompts: list[str] | None = None
     ) -> None:
-        """Choose how often, how many and of what.
+        """Set how often to draw, and which images.
 
         Args:
-            every_n_steps: A grid after every so many iterations; 0 for none.
+            every_n_steps: Draw a grid every so many iterations; 0 for none.
             num_images: Images in a grid, with seeds 0, 1, ...
-            prompts: Prompts of your own, for example ["a red dress", "a black boot"], each in turn
-                until there are num_images; by default spread over the held-out ones.
+            prompts: Prompts, for example ["a red dress", "a black boot"], which are repeated until
+                there are num_images; by default a selection of the held-out ones.
         """
         if every_n_steps < 0:
             refuse("image_grid.every_n_steps", every_n_steps, "at least 0")
@@ -39,14 +39,14 @@ class ImageGrid(L.Callback):
         self.every_n_steps, self.num_images, self.prompts = every_n_steps, num_images, prompts
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Show where the training starts; what it continues from has been shown, if it was due."""
+        """Draw the untrained generator; a continued run has drawn its start before."""
         if self.every_n_steps and not trainer.global_step:
             self._draw(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Show the progress on schedule."""
+        """Draw on schedule."""
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             self._draw(trainer, pl_module)
 

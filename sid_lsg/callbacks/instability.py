@@ -1,4 +1,4 @@
-"""When a run's losses, gradients and steps are no longer those of a healthy run."""
+"""Detect losses, gradients and updates that a healthy run does not have."""
 
 import math
 from collections import deque
@@ -10,50 +10,50 @@ from torch import Tensor
 _RATIOS = ("update_ratio_fake", "update_ratio_generator")
 _SIZES = ("loss_fake", "loss_generator", "grad_norm_fake", "grad_norm_generator", *_RATIOS)
 _SHARES = {"skipped_samples": "samples", "nonfinite_gradients": "gradients' entries"}
-RECENT = 3  # logged values whose median is judged: one odd batch, or a GradScaler's one overflow
-# in two thousand steps, is no failure
-BASELINE = 5  # earlier logged values without which there is nothing to compare with
+RECENT = 3  # newest values whose median is judged, since one bad batch or one overflow of a
+# GradScaler is no failure
+BASELINE = 5  # earlier values that a comparison needs
 
 
 class Instability:
-    """Compares logged values with their own past, and with absolute limits.
+    """Compare logged values with earlier ones and with absolute limits.
 
-    A value's size is |x|: the generator's loss has either sign, and a mean that may be near zero.
-    Its usual size is the median of the earlier ones, which a few outliers do not move. It is judged
-    by the median of the newest three.
+    The size of a value is |x|, since the generator's loss has either sign and a mean near zero.
+    The usual size is the median of the earlier ones, which is robust to outliers. The median of the
+    newest three values is compared with it.
     """
 
     def __init__(self, spike: float, update_ratio: float, nonfinite: float, window: int) -> None:
         """Set the limits.
 
         Args:
-            spike: Of a size, as a multiple of the usual one.
-            update_ratio: Of a step, ||dw|| / ||w||. One value suffices, for a learning rate that is
-                far too large is wrong from the first step on, before there is any past.
-            nonfinite: Of the share of samples and of gradients' entries that are not finite.
-            window: How many earlier values the usual size is the median of.
+            spike: Limit of a size, as a multiple of the usual size.
+            update_ratio: Limit of ||dw|| / ||w|| of a step. One value is enough, because a learning
+                rate that is far too large shows in the first step.
+            nonfinite: Limit of the share of samples, and of gradient entries, that are not finite.
+            window: Number of earlier values whose median is the usual size.
         """
         self.spike, self.update_ratio, self.nonfinite = spike, update_ratio, nonfinite
         self._past = {name: deque[float](maxlen=window + RECENT) for name in (*_SIZES, *_SHARES)}
 
     def past(self) -> dict[str, list[float]]:
-        """Return the values that have been taken in."""
+        """Return the values so far."""
         return {name: list(values) for name, values in self._past.items()}
 
     def recall(self, past: Mapping[str, list[float]]) -> None:
-        """Take in the values of the run that is continued."""
+        """Restore the values of the run that is continued."""
         for name, values in self._past.items():
             values.extend(past.get(name, ()))
 
     def judge(self, metrics: Mapping[str, Tensor], batch_size: int) -> str:
-        """Take in one iteration's logged values.
+        """Add the logged values of an iteration, and judge them.
 
         Args:
-            metrics: What `SiDLSG` logs, among others.
+            metrics: The logged values.
             batch_size: Samples per phase, over all ranks and all iterations since the last call.
 
         Returns:
-            What is wrong, with numbers; empty for nothing.
+            What is wrong, with numbers; "" for a healthy run.
         """
         values = {name: abs(float(metrics[name])) for name in self._past}
         values["skipped_samples"] /= 2 * batch_size  # both phases' are counted

@@ -1,4 +1,4 @@
-"""Scores while training, and the final comparison with the teacher."""
+"""Score the generator during the training, and compare it with the teacher at the end."""
 
 import json
 import time
@@ -32,13 +32,13 @@ from sid_lsg.training.callback import Scorer, run_callbacks
 
 
 class Metrics(Scorer):
-    """Score the averaged generator; compare it with its teacher at the end.
+    """Score the generator's EMA, and compare it with its teacher at the end.
 
-    FID and its companions (KID, precision, recall, density, coverage) and the CLIP score, named
-    after protocol and image count. The comparison (teacher at many steps, untrained generator,
-    distilled generator; same prompts and seeds) is printed and written to the run directory:
-    `summary.json` and `comparison.png`. Every process makes and scores its share of the images.
-    Evaluation has its own seeds: it never changes the training.
+    The scores are FID, KID, precision, recall, density, coverage and the CLIP score; their names
+    contain the protocol and the number of images. The comparison shows the teacher at many steps,
+    the untrained and the distilled generator for the same prompts and seeds. It is printed, and
+    written to `summary.json` and `comparison.png` in the run directory. Each process samples and
+    scores its share of the images. Evaluation has its own seeds, so it never changes the training.
 
     Attributes:
         latest: The newest scores, by the names that they are logged under.
@@ -59,12 +59,12 @@ class Metrics(Scorer):
         teacher_guidance: float | None = None,
         num_pictured: int = 8,
     ) -> None:
-        """Choose what to compute and when.
+        """Set what to compute and when.
 
         Args:
             clip: CLIP model of the CLIP score and of the protocols `clip` and `fast`: a folder, a
                 Hub id or package:demo/fashion/clip. By default nothing is scored.
-            clip_prefix: Comes before a prompt in the CLIP score.
+            clip_prefix: Text before each prompt in the CLIP score.
             protocol: How images become the features of FID and its companions: `fast` and `clip`
                 are the CLIP model's, resized on the device or by Pillow; `clean256` is the
                 paper's, with Inception.
@@ -72,16 +72,16 @@ class Metrics(Scorer):
             reference: What to compare with: a folder of images, or a file of statistics that
                 `evaluate` or `prepare-coco` made under the same protocol. By default FID and its
                 companions are left out.
-            every_n_images: Score whenever the training has seen so many more images; 0 for the end
-                alone.
-            num_images: Images to score; FID depends on it, so compare at equal numbers.
+            every_n_images: Score every time the training has seen so many images; 0 to score only
+                at the end.
+            num_images: Images to score. FID depends on their number: compare at equal numbers.
             batch_size: Images at a time.
-            num_steps: Score the generator at these numbers of steps too, for example [1, 2, 4]; by
-                default only as it is trained.
+            num_steps: Also score the generator at these numbers of steps, for example [1, 2, 4]; by
+                default only at that of the training.
             teacher_steps: The teacher's DDIM steps in the final comparison.
             teacher_guidance: The teacher's guidance scale there, at least 1; by default kappa_4,
                 or 1 if that is less.
-            num_pictured: Prompts in the final picture.
+            num_pictured: Prompts in comparison.png.
         """
         for name, value, least in (
             ("every_n_images", every_n_images, 0),
@@ -119,11 +119,11 @@ class Metrics(Scorer):
         self.num_pictured = num_pictured
         self.evaluator: Evaluator | None = None
         self.latest: dict[str, float] = {}
-        self._earlier_seconds = 0.0  # of the training that a run continues
-        self._begun: float | None = None  # when the clock began to run
+        self._earlier_seconds = 0.0  # of the run that this one continues
+        self._begun: float | None = None  # when the clock was started
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Put the scores together."""
+        """Load the reference and create the evaluator."""
         if self.protocol is None:
             return
         check_enough(self.num_images, "metrics.num_images")
@@ -142,7 +142,7 @@ class Metrics(Scorer):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Score on schedule, except after the last iteration, which the comparison scores."""
+        """Score on schedule. The comparison scores the last iteration."""
         if self.evaluator is None or trainer.global_step == trainer.max_steps:
             return
         if due(trainer, self.every_n_images):
@@ -159,11 +159,11 @@ class Metrics(Scorer):
         self._earlier_seconds, self._begun = self._seconds, None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how long the training has taken, for a run that continues it."""
+        """Return the seconds of training so far."""
         return {"fit_seconds": self._seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue to count."""
+        """Restore the seconds of training."""
         self._earlier_seconds = state_dict["fit_seconds"]
 
     def on_trained(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -190,12 +190,12 @@ class Metrics(Scorer):
 
     @property
     def _seconds(self) -> float:
-        """How long the training has taken, with what it continues."""
+        """The seconds of training, including those of the run that this one continues."""
         running = 0.0 if self._begun is None else time.perf_counter() - self._begun
         return self._earlier_seconds + running
 
     def _compare(self, trainer: L.Trainer, module: Any, root: Path) -> dict[str, Any]:
-        """Score teacher, untrained and distilled generator; show them side by side."""
+        """Score the teacher, the untrained and the distilled generator, and show their images."""
         assert self.protocol is not None
         guidance = self.teacher_guidance or module.kappas.sampling
         prompts = spread(trainer.datamodule.heldout_prompts, self.num_pictured)
@@ -218,7 +218,7 @@ class Metrics(Scorer):
         if trainer.is_global_zero:
             save_and_log(rows, prompts, self._clip_scores(rows[-1], prompts), trainer)
             print(table(rows, self.num_images, self.protocol.name, guidance))
-            print(f"Pictures, scores, checkpoint and the exported generator: {root}")
+            print(f"Images, scores, checkpoint and the exported generator: {root}")
         return summary
 
     def _clip_scores(self, row: Row, prompts: list[str]) -> list[float | None]:
@@ -228,7 +228,7 @@ class Metrics(Scorer):
         return [*self.clip.scores(to_uint8(row.images), texts)]
 
     def _at_more_steps(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
-        """Score the generator at further numbers of steps, each named after it."""
+        """Score the generator at the other numbers of steps, which end the scores' names."""
         found: dict[str, float] = {}
         for count in self.num_steps:
             if count != module.num_steps:
@@ -254,6 +254,6 @@ class Metrics(Scorer):
         )
 
     def _named(self, scores: Scores) -> dict[str, float]:
-        """Name scores after the protocol and the number of images."""
+        """Add the protocol and the number of images to the scores' names."""
         assert self.protocol is not None
         return {self.protocol.key(n, self.num_images): value for n, value in scores.values.items()}

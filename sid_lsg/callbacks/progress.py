@@ -13,10 +13,10 @@ class Progress(TQDMProgressBar):
     """Show iterations done and to do, the losses, and images per second."""
 
     def __init__(self, refresh_rate: int | None = None) -> None:
-        """Choose how often.
+        """Set how often the bar is redrawn.
 
         Args:
-            refresh_rate: Redraw after every so many iterations; 0 for no bar. By default every
+            refresh_rate: Redraw every so many iterations; 0 for no bar. By default every
                 iteration on a terminal, every 20th elsewhere.
         """
         self._row, self._shown = -1, _Shown()
@@ -27,12 +27,12 @@ class Progress(TQDMProgressBar):
         )
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Count over the whole run; a run that is continued begins no epoch."""
+        """Count the iterations of the whole run, also in a continued run, which starts no epoch."""
         super().on_train_start(trainer, *_)
         self._count_iterations(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Keep counting: a run has no epochs."""
+        """Keep counting, since a run has no epochs."""
         self._count_iterations(trainer)
 
     def _count_iterations(self, trainer: L.Trainer) -> None:
@@ -41,9 +41,9 @@ class Progress(TQDMProgressBar):
         self.train_progress_bar.set_description("distilling")
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> _Shown:
-        """Give the losses of the log's newest row, without Lightning's version number.
+        """Return the losses of the newest row of the log, without Lightning's version number.
 
-        They are read once a row: each reading waits for all that the device has been told to do.
+        They are read once per row, since reading them waits for the device.
         """
         row = trainer.global_step // max(trainer.log_every_n_steps, 1)
         if row != self._row:

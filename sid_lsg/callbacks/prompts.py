@@ -1,4 +1,4 @@
-"""Which prompts are shown."""
+"""Select prompts to show."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The files beside the newest checkpoint: links to it, second names, and what is deleted."""
+"""Link, rename and delete checkpoint files."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from sid_lsg.files.replacing import remove, replacing
 
 
 def on_first(trainer: L.Trainer, action: Callable[..., Any], *arguments: Any) -> None:
-    """Change files beside the newest checkpoint; that this fails is no reason to end a run."""
+    """Change checkpoint files on the first rank; warn if that fails, since a run can go on."""
     if trainer.is_global_zero:
         try:
             action(*arguments)
@@ -22,20 +22,20 @@ def on_first(trainer: L.Trainer, action: Callable[..., Any], *arguments: Any) ->
 
 
 def delete(path: Path, named: str | Path | None) -> None:
-    """Delete a checkpoint, except what the user has named to continue from."""
+    """Delete a checkpoint unless it is the one that --ckpt_path names."""
     if named is None or Path(named).absolute() != path.absolute():
         remove(path)
 
 
 def keep_as(source: Path, target: Path) -> None:
-    """Give a checkpoint another name in place of `target`, for good: whatever becomes of the first.
+    """Give a checkpoint a second name, which stays when the first one is deleted.
 
     Raises:
-        OSError: If that is impossible; `target` is as it was.
+        OSError: If that fails; `target` is unchanged.
     """
     source = source.resolve()
     with replacing(target, over_folder=True) as temporary:
-        remove(temporary)  # a killed process', if numbers of processes return
+        remove(temporary)  # left by a killed process that had the same process id
         if source.is_dir():
             shutil.copytree(source, temporary, copy_function=_link)
         else:
@@ -50,10 +50,10 @@ def _link(source: str | Path, target: str | Path) -> None:
 
 
 def point(link: Path, target: Path) -> None:
-    """Make a link to a checkpoint in the same folder, in place of what had the link's name.
+    """Replace `link` by a link to a checkpoint in the same folder.
 
     Raises:
-        OSError: If that is impossible; `link` is as it was.
+        OSError: If that fails; `link` is unchanged.
     """
     try:
         with replacing(link, over_folder=True) as temporary:

@@ -1,4 +1,4 @@
-"""When to look at a run: by the images it has seen, whatever its batch size."""
+"""Schedule callbacks by the number of images seen."""
 
 from collections.abc import Mapping
 
@@ -6,12 +6,12 @@ import lightning as L
 
 
 def images_seen(trainer: L.Trainer) -> int:
-    """Return how many images the iterations so far have seen, over all processes."""
+    """Return the number of images seen so far, over all processes."""
     return trainer.global_step * trainer.datamodule.batch_size
 
 
 def due(trainer: L.Trainer, every_n_images: int) -> bool:
-    """Tell whether the last iteration reached a multiple of so many images; never for 0."""
+    """Return True if the last iteration passed a multiple of so many images; False for 0."""
     seen, batch_size = images_seen(trainer), trainer.datamodule.batch_size
     return bool(every_n_images) and seen // every_n_images > (seen - batch_size) // every_n_images
 

@@ -1,4 +1,4 @@
-"""How fast the training goes, and in how much memory."""
+"""Log speed and memory."""
 
 import resource
 import sys
@@ -14,11 +14,11 @@ from sid_lsg.training.callback import RunCallback
 class Throughput(RunCallback):
     """Log images per second and peak memory, as often as the module logs.
 
-    Time spent in other callbacks' evaluation between two iterations is not counted.
+    The time between two iterations, in which other callbacks evaluate and save, is not counted.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin."""
+        """Reset the counters."""
         self._images, self._seconds = 0, 0.0
 
     def on_train_batch_start(
@@ -34,11 +34,11 @@ class Throughput(RunCallback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop it, and log the mean since the last time."""
+        """Stop the clock, and log the mean since the last row."""
         every = trainer.log_every_n_steps
         last = bool(every) and trainer.global_step % every == 0
         if last and pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)  # the queue's work belongs to these seconds
+            torch.cuda.synchronize(pl_module.device)  # the queued work belongs to this time
         self._seconds += time.perf_counter() - self._start
         self._images += len(batch.fake) * trainer.world_size
         if last:
@@ -48,7 +48,7 @@ class Throughput(RunCallback):
 
 
 def _peak_memory_gib(device: torch.device) -> float:
-    """Return the most memory held so far: the device's tensors, or on a CPU the process."""
+    """Return the peak memory: of the device's tensors, or on a CPU of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 2**10

@@ -1,6 +1,6 @@
-"""One file of a checkpoint: written to the disk, verified, and read without running code.
+"""Write, verify and open a checkpoint file, without running code.
 
-It is a zip file of `torch.save`, which holds a CRC-32 of each of its records.
+It is a zip file of `torch.save`, which holds the CRC-32 of each record.
 """
 
 import os
@@ -23,17 +23,17 @@ class Damaged(Exception):
 
 
 class Written(NamedTuple):
-    """What a file must be: its length, and the CRC-32 of all of it."""
+    """The length and CRC-32 of a file."""
 
     bytes: int
     crc32: int
 
 
 def save(content: Any, path: Path) -> Written:
-    """Write a file straight from the tensors; it is on the disk when this returns.
+    """Write a file directly from the tensors, and flush it to the disk.
 
     Raises:
-        OSError: If that is impossible.
+        OSError: If writing fails.
     """
     with path.open("wb") as file:
         writer = _Writer(file)
@@ -49,7 +49,7 @@ def save(content: Any, path: Path) -> Written:
 
 
 class _Writer:
-    """A file that remembers what went wrong: torch.save raises an error that does not say it."""
+    """A file that remembers its first OSError, which torch.save hides."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -71,8 +71,8 @@ class _Writer:
 
 
 def sync(folder: Path) -> None:
-    """Put a folder's list of names on the disk, where the file system can do that."""
-    with suppress(OSError):  # a renaming then comes a little later
+    """Flush a folder's list of names to the disk, if the file system can."""
+    with suppress(OSError):  # the renaming reaches the disk later
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -27,10 +27,10 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: Mapping[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """Write a file straight from the tensors; it is on the disk when this returns.
+        """Write a file directly from the tensors, and flush it to the disk.
 
         Raises:
-            OSError: If that is impossible; what had this name before is as it was.
+            OSError: If writing fails; an earlier file of this name is unchanged.
         """
         with replacing(Path(path), over_folder=True) as temporary:
             save(checkpoint, temporary)
@@ -39,9 +39,9 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read a file or folder, without running code that it may hold, whatever is asked for.
+        """Read a file or folder, without running code, whatever `weights_only` is.
 
-        Tensors of a file are read when they are used, and take no memory before that.
+        The tensors of a file are read when they are used.
 
         Raises:
             UsageError: If it is not a whole checkpoint of a training, or of a newer version.
@@ -61,7 +61,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 
 def write(trainer: L.Trainer, path: Path) -> str:
-    """Write the logs and then a checkpoint; return what went wrong. For all ranks, and on all."""
+    """Write the logs, then a checkpoint; return the error message, or "". For all ranks."""
     what = ""
     try:
         for logger in trainer.loggers:
@@ -71,7 +71,7 @@ def write(trainer: L.Trainer, path: Path) -> str:
     if what := trainer.strategy.broadcast(what):
         return str(what)
     try:
-        trainer.save_checkpoint(path, weights_only=False)  # what is saved: all
+        trainer.save_checkpoint(path, weights_only=False)  # save everything
     except OSError as error:
         what = error.strerror or str(error)
         trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks are

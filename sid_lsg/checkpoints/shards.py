@@ -1,13 +1,13 @@
-"""Checkpoints that are folders: every process writes its share of the weights.
+"""Checkpoint folders, in which each process writes its shard of the weights.
 
     0000500.ckpt/
-        shard-00000-of-00002.ckpt    everything, but of sharded tensors the first process' rows
-        shard-00001-of-00002.ckpt    the second process' rows of those
+        shard-00000-of-00002.ckpt    everything, with the first process' rows of sharded tensors
+        shard-00001-of-00002.ckpt    the second process' rows of sharded tensors
         manifest.json                the files' lengths and checksums; written last
 
-The shards are files like whole checkpoints. A sharded tensor is `{"sid_lsg.rows": rows}` in each of
-them, and all rows, one shard's after the other's, are the tensor: any number of processes can read
-what any number has written. Like all that this project reads, it is data and never code.
+The shards are files of `torch.save`. A sharded tensor is `{"sid_lsg.rows": rows}` in each of them,
+and the concatenated rows are the tensor, so any number of processes can read what any number has
+written. The files hold plain data and no code.
 """
 
 import json
@@ -27,18 +27,18 @@ from sid_lsg.files.replacing import remove, replacing
 
 MANIFEST = "manifest.json"
 _ROWS = "sid_lsg.rows"
-_SHARDED = ("state_dict", "optimizer_states")  # the parts in which there are sharded tensors
+_SHARDED = ("state_dict", "optimizer_states")  # the parts that contain sharded tensors
 
 
 class Allocate(Protocol):
-    """What makes room for a tensor, as torch.empty does."""
+    """A function that allocates a tensor, as torch.empty does."""
 
     def __call__(self, size: Sequence[int], *, dtype: torch.dtype) -> Tensor:
-        """Return a tensor of any content, in the CPU's memory."""
+        """Return an uninitialized tensor on the CPU."""
 
 
 def share(state: Any) -> Any:
-    """Take this process' rows of what is sharded, and all that is not, to the CPU. For all."""
+    """Copy unsharded tensors and this process' rows of sharded ones to the CPU. For all ranks."""
     if isinstance(state, DTensor) and state.placements == (Shard(0),):
         return {_ROWS: local(state.detach()).cpu()}
     if isinstance(state, Tensor):
@@ -49,15 +49,14 @@ def share(state: Any) -> Any:
 
 
 def save_shares(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint, of which `share` has made the sharded parts. For all processes.
+    """Write a checkpoint, after `share` has been applied to its sharded parts. For all ranks.
 
     Raises:
-        OSError: If that is impossible, on the first process and perhaps on others too; what had
-            this name before is as it was.
+        OSError: If writing fails on any rank; an earlier checkpoint of this name is unchanged.
     """
     rank, world = process()
     own = checkpoint if rank == 0 else {name: checkpoint[name] for name in _SHARDED}
-    folder = path.with_name(f".{path.name}.shards.tmp")  # which all processes know
+    folder = path.with_name(f".{path.name}.shards.tmp")  # the same name on all ranks
     _together(lambda: _make(folder) if rank == 0 else None)
     try:
         files = _together(lambda: save(own, folder / _name(rank, world)))
@@ -86,10 +85,10 @@ def open_shares(folder: Path) -> dict[str, Any]:
 
 
 def joined(state: Any, allocate: Allocate = torch.empty) -> Any:
-    """Put all `Pieces` in a checkpoint, or in a part of one, together."""
+    """Concatenate all `Pieces` in a checkpoint, or in a part of one."""
     if isinstance(state, Pieces):
         return torch.cat(state.parts, out=allocate(state.shape, dtype=state.dtype))
-    if type(state) is dict:  # as `_merge` makes them; others stay what they are
+    if type(state) is dict:  # as `_merge` returns them; other mappings stay unchanged
         return {name: joined(value, allocate) for name, value in state.items()}
     return [joined(value, allocate) for value in state] if isinstance(state, list) else state
 
@@ -133,7 +132,7 @@ def _write_manifest(folder: Path, files: Sequence[Written]) -> None:
 
 
 def _read_manifest(folder: Path) -> dict[str, Written]:
-    """Return what the shards must be, by their names."""
+    """Return the lengths and checksums of the shards, by their names."""
     found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
     return {
         _name(rank, len(found)): Written(int(file["bytes"]), int(file["crc32"]))
@@ -142,7 +141,7 @@ def _read_manifest(folder: Path) -> dict[str, Written]:
 
 
 def _merge(shards: list[Any]) -> Any:
-    """Put the shards' trees together without reading tensors; the first has what is not sharded."""
+    """Merge the shards without reading tensors; the first shard holds what is not sharded."""
     first = shards[0]
     if isinstance(first, dict) and first.keys() == {_ROWS}:
         return Pieces([shard[_ROWS] for shard in shards])
@@ -154,7 +153,7 @@ def _merge(shards: list[Any]) -> Any:
 
 
 def _together(action: Callable[[], Any]) -> list[Any]:
-    """Do something in every process; return all results, or raise what went wrong in one on all."""
+    """Call a function on every rank; return all results, or raise the first error on all ranks."""
     try:
         own = action()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Folders that one process at a time writes to."""
+"""Lock a folder, so that one process at a time writes to it."""
 
 import fcntl
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ _LOCK = ".lock"
 
 @contextmanager
 def held(folder: Path, refusal: str, inherited: bool = False) -> Iterator[int]:
-    """Hold a folder as long as this process lives, or until the end of the context.
+    """Lock a folder until the context or this process ends, and yield the lock's descriptor.
 
     Args:
-        folder: It, which is there.
-        refusal: The message if another process holds it.
-        inherited: Whether processes that get the lock's descriptor, which is given, hold it too:
-            the folder stays held while one of them lives. By default processes that are forked,
-            such as a loader's, hold nothing.
+        folder: An existing folder.
+        refusal: The message if another process has locked it.
+        inherited: Share the lock with processes that inherit the descriptor: the folder stays
+            locked while one of them lives. By default forked processes, such as those of a data
+            loader, do not hold the lock.
 
     Raises:
-        UsageError: If another process holds it.
+        UsageError: If another process has locked it.
     """
     lock = fcntl.flock if inherited else fcntl.lockf
     with (folder / _LOCK).open("a") as file:
@@ -36,10 +36,10 @@ def held(folder: Path, refusal: str, inherited: bool = False) -> Iterator[int]:
 
 
 def check_free(folder: Path, refusal: str) -> None:
-    """Refuse a folder that another process holds.
+    """Reject a folder that another process has locked.
 
     Raises:
-        UsageError: If one does.
+        UsageError: If one has.
     """
     if (folder / _LOCK).exists():
         with held(folder, refusal):

@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Replace files and folders atomically."""
 
 import errno
 import hashlib
@@ -14,29 +14,29 @@ from safetensors import SafetensorError
 from sid_lsg.files.sources import locate
 from sid_lsg.messages.errors import UsageError
 
-_ASIDE = ".old.tmp"  # a folder that waits for the new one to take its name
+_ASIDE = ".old.tmp"  # the suffix of a folder while it is replaced
 
 
 @contextmanager
 def replacing(path: Path, over_folder: bool = False) -> Iterator[Path]:
-    """Give a temporary name to write to; then rename it to `path`, or delete it after an error.
+    """Yield a temporary path; rename it to `path` at the end, or delete it after an error.
 
-    Whatever happens, `path` is the old file or folder or the whole new one. A folder cannot be
-    replaced at once: between two renamings the old one has the name that `remove_leftovers` knows.
+    `path` is always the old file or folder, or the complete new one. Replacing a folder takes two
+    renamings; `remove_leftovers` restores the old folder if the process is killed between them.
 
     Args:
-        path: The name.
-        over_folder: Whether a file may take the place of a folder, which is deleted.
+        path: The path of the file or folder.
+        over_folder: Allow a file to replace a folder, which is deleted.
 
     Raises:
-        OSError: If writing fails, in whatever library, or if a file would replace a folder.
+        OSError: If writing fails, also in safetensors, or a file would replace a folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
             yield temporary
-        except SafetensorError as error:  # which a full disk is to safetensors
+        except SafetensorError as error:  # safetensors' error for a full disk
             raise OSError(str(error)) from error
         if _is_folder(path) and not (_is_folder(temporary) or over_folder):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -53,7 +53,7 @@ def replacing(path: Path, over_folder: bool = False) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link or a folder, if it is there; of a folder, the name goes first."""
+    """Delete a file, link or folder, if it exists; a folder is renamed first."""
     if not _is_folder(path):
         path.unlink(missing_ok=True)
         return
@@ -63,7 +63,7 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what killed processes have begun to write, in a folder and those inside it."""
+    """Delete the incomplete files of killed processes in a folder and its subfolders."""
     for leftover in [*folder.rglob(".*.tmp")]:
         path = leftover.with_name(leftover.name.removeprefix(".").removesuffix(_ASIDE))
         if leftover.name.endswith(_ASIDE) and not os.path.lexists(path):
@@ -77,10 +77,10 @@ def _is_folder(path: Path) -> bool:
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Make a folder, if it is not there, and try to write into it.
+    """Create a folder if it does not exist, and check that it can be written to.
 
     Raises:
-        UsageError: If that cannot be done.
+        UsageError: If it cannot.
     """
     with writing(folder, option):
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,10 +90,10 @@ def check_writable(folder: Path, option: str) -> None:
 
 @contextmanager
 def writing(folder: Path, option: str) -> Iterator[None]:
-    """Turn what goes wrong in writing to a folder into one message.
+    """Turn an OSError while writing to a folder into one message.
 
     Raises:
-        UsageError: In place of an OSError.
+        UsageError: Instead of an OSError.
     """
     try:
         yield
@@ -105,14 +105,14 @@ def writing(folder: Path, option: str) -> Iterator[None]:
 
 
 def check_outside(folder: Path, sources: Mapping[str, str]) -> None:
-    """Refuse to replace a folder in which something lies that is read.
+    """Reject an output folder that contains an input.
 
     Args:
-        folder: The folder.
-        sources: What is read, by its option; a Hub id is no path.
+        folder: The folder that would be replaced.
+        sources: The inputs by their options: paths, or Hub ids, which are ignored.
 
     Raises:
-        UsageError: For the first that lies in it.
+        UsageError: For the first input inside the folder.
     """
     for option, source in sources.items():
         found = locate(source)
@@ -132,5 +132,5 @@ def text_hash(texts: Iterable[str]) -> str:
 
 
 def cache_folder() -> Path:
-    """Return where files that can be made again are kept: $XDG_CACHE_HOME/sid_lsg."""
+    """Return the folder of cached files: $XDG_CACHE_HOME/sid_lsg."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sid_lsg"

@@ -1,4 +1,4 @@
-"""A model's images in a folder: checked, sampled, continued and summed up through one door."""
+"""Write a model's images into a folder, and continue where an interrupted command stopped."""
 
 import json
 from collections.abc import Sequence
@@ -20,10 +20,11 @@ ARCHIVE = "images.npz"
 
 
 class ImageFolder:
-    """A folder for the images of one model; an interrupted command continues in it.
+    """A folder for the images of one model.
 
-    Beside the images lie `images.json`, which says what made them, `metadata.jsonl` with every
-    image's prompt and seed, and, if asked for, a contact sheet and an archive.
+    Beside the images it holds `images.json`, the model and its settings; `metadata.jsonl`, the
+    prompt and seed of each image; and optionally a contact sheet and an archive. An interrupted
+    command continues with the missing images.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class ImageFolder:
 
         Args:
             model: The model to sample.
-            settings: What the images depend on besides the model, for `images.json`.
+            settings: The settings that the images depend on besides the model's.
             batch_size: Images at a time.
             fabric: The processes.
             sheet: Write a contact sheet.
@@ -99,7 +100,7 @@ class ImageFolder:
         return made
 
     def _clear(self) -> None:
-        """Delete what an earlier command has made; its manifest, which says so, goes last."""
+        """Delete the files of an earlier command, its manifest last."""
         captions = self.root / CAPTIONS
         if not (self.root / MANIFEST).is_file():
             return
@@ -115,10 +116,9 @@ class ImageFolder:
             (self.root / name).unlink(missing_ok=True)
 
     def _check_manifest(self, about: dict[str, Any]) -> None:
-        """Continue the images of the same model under the same settings alone.
+        """Reject a folder with images of another model or other settings; write the manifest.
 
-        Where no image is finished, the manifest is replaced: the settings of the command that
-        ended may have been mistakes.
+        A manifest without finished images is replaced.
         """
         path = self.root / MANIFEST
         if not path.is_file() or next(self.root.glob("*.png"), None) is None:

@@ -1,4 +1,4 @@
-"""All images of a folder in one file: a contact sheet to look at, an archive for other programs."""
+"""Write all images of a folder as a contact sheet or an archive."""
 
 import zipfile
 from collections.abc import Sequence

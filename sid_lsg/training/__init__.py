@@ -1,5 +1,5 @@
 """The LightningModule, its options, strategies and gradients, and the run directory.
 
-May import checkpoints, networks, optimizers, data, teachers, distributed, files, options,
+May import loggers, checkpoints, networks, optimizers, data, teachers, distributed, files, options,
 messages, method.
 """
