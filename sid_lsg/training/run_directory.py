@@ -1,4 +1,4 @@
-"""The run directory: one run, one folder, and nothing of a run outside it."""
+"""Create, lock and describe the run directory, which holds all files of a run."""
 
 import os
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ _OPTION = "trainer.default_root_dir"
 
 
 def continue_requeued(config: Any) -> None:
-    """Let a job that SLURM starts again continue, though its command does not say so.
+    """Set --ckpt_path last for a job that SLURM has requeued.
 
     Args:
         config: The configuration of `fit`, changed in place.
@@ -75,7 +75,7 @@ def put_inside(trainer: Any) -> None:
 
 
 def _with_folders(trainer: Any) -> Iterator[Any]:
-    """Find the options of the loggers that have a folder."""
+    """Yield the options of the loggers that have a folder."""
     loggers = trainer.get("logger")
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         options = logger.get("init_args") if hasattr(logger, "get") else None
@@ -84,7 +84,7 @@ def _with_folders(trainer: Any) -> Iterator[Any]:
 
 
 def is_of_run(ckpt_path: str | None, root: Path) -> bool:
-    """Tell whether a run that begins from this checkpoint continues the one in a run directory."""
+    """Return True if a run from this checkpoint continues the run in a run directory."""
     if ckpt_path in (None, "last", "hpc"):
         return ckpt_path is not None
     return Path(ckpt_path).resolve().is_relative_to(root.resolve())
@@ -92,10 +92,10 @@ def is_of_run(ckpt_path: str | None, root: Path) -> bool:
 
 @contextmanager
 def run_directory(root: Path, resumes: bool) -> Iterator[None]:
-    """Make the run directory, which no other run can use meanwhile.
+    """Create the run directory, and lock it for this run.
 
-    An earlier run, with which a fresh one would mix, is moved aside. The first of several processes
-    does all this for them.
+    The directory of an earlier run is renamed, unless this run continues it. The first process does
+    this for all.
 
     Raises:
         UsageError: If the directory cannot be written, or another run uses it.
@@ -113,7 +113,7 @@ def run_directory(root: Path, resumes: bool) -> Iterator[None]:
                 root.rename(aside)
                 rank_zero_info(f"{root} held an earlier run: it is now {aside}.")
                 root.mkdir()
-                with lock.pop_all():  # the earlier run may be continued beside this one
+                with lock.pop_all():  # the earlier run may be continued at the same time
                     lock.enter_context(held(root, _in_use(root)))
         yield
 
@@ -138,10 +138,10 @@ def config_of(trainer: L.Trainer) -> dict[str, Any] | None:
 
 
 class SaveConfig(SaveConfigCallback):
-    """Save the resolved configuration in the run directory, and give it to the loggers."""
+    """Save the resolved configuration in the run directory, and log it."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Save it as a config that runs in any directory; log it with kappa_1..kappa_4."""
+        """Save a configuration that runs in any directory, and log it with kappa_1..kappa_4."""
         if not trainer.is_global_zero:
             return
         root = Path(trainer.default_root_dir)

@@ -9,7 +9,7 @@ _CLASSES = ("DDPStrategy", "FSDP2Strategy", "SingleDeviceStrategy")
 
 
 def check_trainer(trainer: Any) -> None:
-    """Refuse Trainer options that manual optimization cannot serve, by name.
+    """Reject Trainer options that manual optimization does not support.
 
     Args:
         trainer: The configuration's `trainer` section.
