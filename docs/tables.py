@@ -69,7 +69,7 @@ def demo() -> str:
         scores = [f"{summary[f'{prefix}{name}']:.3f}" for name in names]
         seconds = f"{summary[f'{prefix}seconds_per_image']:.4f}"
         rows.append([name, *scores, seconds, str(summary[f"{prefix}evaluations_per_image"])])
-    return table(["", *SCORES, "s/image", "evaluations/image"], rows)
+    return table(["", *SCORES, "s/image", "NFE"], rows)
 
 
 @named("memory")

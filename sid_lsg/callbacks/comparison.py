@@ -75,11 +75,11 @@ def table(rows: Sequence[Row], num_images: int, protocol: str, guidance: float) 
     body = [
         f"{row.name:<22}"
         + "".join(f"{row.scores.values[name]:>10.3f}" for name in shown)
-        + f"{row.scores.seconds_per_image:>10.4f}{row.evaluations:>19}"
+        + f"{row.scores.seconds_per_image:>10.4f}{row.evaluations:>6}"
         for row in rows
     ]
     note = (
         f"{num_images} images of the same prompts and seeds, protocol `{protocol}`; the teacher at "
         f"guidance {guidance:g}"
     )
-    return "\n".join(["", f"{head}{'s/image':>10}{'evaluations/image':>19}", *body, note])
+    return "\n".join(["", f"{head}{'s/image':>10}{'NFE':>6}", *body, note])

@@ -158,7 +158,7 @@ def markdown_table(reports: Sequence[dict[str, Any]]) -> str:
         values = [_number(content["scores"].get(key)) for key in keys]
         cost = [_number(content.get(f"{name}_per_image")) for name in ("evaluations", "seconds")]
         rows.append([content["name"], *values, *cost])
-    return table(["", *keys, "evaluations/image", "s/image"], rows)
+    return table(["", *keys, "NFE", "s/image"], rows)
 
 
 def versions() -> dict[str, str]:
