@@ -1,22 +1,12 @@
 """The settings that `benchmark` measures: a precision and a memory mode, by name."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from sid_lsg.networks.memory import CHECKPOINTED
-
-Precision = Literal["config", "fp32", "tf32", "bf16", "bf16-compile"]
-MemoryUse = Literal[
-    "config",
-    "fast",
-    "balanced",
-    "lean",
-    "fast-checkpointing",
-    "balanced-checkpointing",
-    "lean-checkpointing",
-]
+from sid_lsg.options.choices import MeasuredPrecision, MemoryUse
 
 # The Trainer's precision, and changed options of `--model.`.
 _PRECISIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -39,7 +29,7 @@ class Setting:
         own_precision: The config's precision, as the Trainer names it.
     """
 
-    precision: Precision
+    precision: MeasuredPrecision
     memory: MemoryUse
     own_precision: str
 

@@ -3,23 +3,19 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
+from sid_lsg.distributed.signals import ENDING, NAMES, install, interrupted
 from sid_lsg.messages.errors import Interrupted
 from sid_lsg.training.bad_samples import Reading
 from sid_lsg.training.callback import RunCallback, Saver, find
-
-_ENDING = (signal.SIGTERM, signal.SIGINT)
-_NAMES: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
 class Interruption(RunCallback):
@@ -62,8 +58,8 @@ class Interruption(RunCallback):
         signals them too, and they are to end with the training, not before it.
         """
         if threading.current_thread() is threading.main_thread():
-            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-            self._previous = {number: signal.getsignal(number) for number in _ENDING}
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+            self._previous = {number: signal.getsignal(number) for number in ENDING}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over from whatever handles the signals."""
@@ -72,9 +68,9 @@ class Interruption(RunCallback):
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self._requeue = signal.getsignal(environment.requeue_signal)
-            _install(self._note, (environment.requeue_signal,))  # handed back by the Trainer
-        _install(self._note, _ENDING)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+            install(self._note, (environment.requeue_signal,))  # handed back by the Trainer
+        install(self._note, ENDING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -89,10 +85,10 @@ class Interruption(RunCallback):
         if requeuing:
             self._answer(requeuing, trainer, saved)
         if ending:
-            when = f"{_NAMES[ending]} after iteration {trainer.global_step}"
+            when = f"{NAMES[ending]} after iteration {trainer.global_step}"
             hint = "Continue with the same command and --ckpt_path last."
             what = f"the state is saved, {saved}. {hint}" if saved else "nothing was saved."
-            raise _interrupted(f"{when}: {what}", ending)
+            raise interrupted(f"{when}: {what}", ending)
         self._tell(trainer)  # after the answer: what has been answered is not told again
 
     def on_trained(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -107,9 +103,9 @@ class Interruption(RunCallback):
         if requeuing:
             self._answer(requeuing, trainer, self._save(trainer))
         if ending:
-            when = f"{_NAMES[ending]} after the last iteration, {trainer.global_step}"
+            when = f"{NAMES[ending]} after the last iteration, {trainer.global_step}"
             rest = "--ckpt_path last makes up for the final comparison"
-            raise _interrupted(f"{when}: the training is complete and saved; {rest}.", ending)
+            raise interrupted(f"{when}: the training is complete and saved; {rest}.", ending)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -126,8 +122,8 @@ class Interruption(RunCallback):
     def _note(self, signum: int, frame: FrameType | None) -> None:
         """Remember a signal; at the second Ctrl-C, end the program."""
         if os.getpid() != self._pid:  # a process that some library has forked
-            raise _interrupted("", signum)
-        if signum not in _ENDING:
+            raise interrupted("", signum)
+        if signum not in ENDING:
             self._requeuing = signum
             return
         self._ending = self._ending or signum
@@ -184,45 +180,7 @@ class Interruption(RunCallback):
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous = {}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
-
-
-@contextmanager
-def ending_on_signals() -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C raise `Interrupted`, wherever the program is.
-
-    That is right where there is nothing to finish: at the start, in the final comparison, in tools.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.getsignal(number) for number in _ENDING}
-    _install(_end, _ENDING)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-def _install(handler: Callable[[int, FrameType | None], None], signals: tuple[int, ...]) -> None:
-    for number in signals:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup, and `&` in a script, set it
-            signal.signal(number, handler)
-
-
-def _end(signum: int, frame: FrameType | None) -> NoReturn:
-    hint = "The same command begins or continues what was interrupted; `fit` with --ckpt_path last"
-    raise _interrupted(f"{_NAMES[signum]}. {hint}.", signum)
-
-
-def _interrupted(message: str, signum: int) -> Interrupted:
-    """Make the exception; a process that Lightning has launched ends with status 0.
-
-    With any other, Lightning's observer would kill the first process before it has ended.
-    """
-    launched = os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
-    return Interrupted(message, 0 if launched else 128 + signum)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def _kill_launched(trainer: L.Trainer) -> None:

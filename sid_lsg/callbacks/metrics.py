@@ -24,10 +24,11 @@ from sid_lsg.messages.checks import check_teacher_guidance, refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.messages.words import steps
 from sid_lsg.metrics.evaluator import Evaluator, Sampler, Scores
-from sid_lsg.metrics.features import PAPER_PREFIX, CLIPFeatures
-from sid_lsg.metrics.protocol import EvaluationProtocol, ProtocolName, load_protocol
+from sid_lsg.metrics.features import CLIPFeatures
+from sid_lsg.metrics.protocol import EvaluationProtocol, load_protocol
 from sid_lsg.metrics.reference import load_reference
 from sid_lsg.metrics.statistics import Statistics
+from sid_lsg.options.choices import PAPER_PREFIX, ProtocolName
 from sid_lsg.training.callback import Scorer, run_callbacks
 
 

@@ -10,11 +10,9 @@ from itertools import islice
 from queue import SimpleQueue
 from typing import Any, NoReturn
 
-from sid_lsg.data.corpus import find_files, read_corpus
-from sid_lsg.distributed.processes import launch
-from sid_lsg.generation.models import Precision, open_model
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import Interrupted, UsageError
+from sid_lsg.options.choices import Precision
 
 _EXAMPLES = 6
 # The browser is to fetch nothing from anywhere else, whatever the page's libraries contain.
@@ -67,6 +65,10 @@ def app(
         if error.name != "gradio":
             raise
         raise UsageError("app needs gradio: pip install 'sid-lsg[app]'.") from None
+    from sid_lsg.data.corpus import find_files, read_corpus
+    from sid_lsg.distributed.processes import launch
+    from sid_lsg.generation.models import open_model
+
     corpus = read_corpus(find_files(examples, "--examples"), None, "--examples", None)
     prompts = list(islice(dict.fromkeys(islice(corpus, 1000)), _EXAMPLES))
     with _listen(host, port) as listening:

@@ -7,13 +7,6 @@ from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
-import torch
-from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
-
-from sid_lsg.checkpoints.io import SafeCheckpointIO
-from sid_lsg.checkpoints.opening import open_checkpoint
-from sid_lsg.checkpoints.shards import joined
 from sid_lsg.files.replacing import writing
 from sid_lsg.messages.errors import UsageError
 
@@ -34,6 +27,13 @@ def consolidate(ckpt_path: str, output: str, overwrite: bool = False) -> None:
         UsageError: If the folder is incomplete or damaged, or the file is there or cannot be
             written.
     """
+    import torch
+    from lightning.pytorch.utilities import rank_zero_info
+
+    from sid_lsg.checkpoints.io import SafeCheckpointIO
+    from sid_lsg.checkpoints.opening import open_checkpoint
+    from sid_lsg.checkpoints.shards import joined
+
     source, target = Path(ckpt_path).expanduser(), Path(output).expanduser()
     if not source.is_dir():
         what = "is one file already" if source.exists() else "does not exist"
@@ -49,7 +49,7 @@ def consolidate(ckpt_path: str, output: str, overwrite: bool = False) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=target.parent) as scratch:
 
-            def allocate(size: Sequence[int], *, dtype: torch.dtype) -> Tensor:
+            def allocate(size: Sequence[int], *, dtype: torch.dtype) -> torch.Tensor:
                 """Make room for a tensor in the temporary file."""
                 place = -(-os.fstat(scratch.fileno()).st_size // mmap.PAGESIZE) * mmap.PAGESIZE
                 length = prod(size) * dtype.itemsize

@@ -4,18 +4,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sid_lsg.commands.fit_options import FitOptions
+from sid_lsg.commands.parser import answer_help
 from sid_lsg.costs.cards import CARDS, GPU, REACHED, REACHED_COMPILED
-from sid_lsg.costs.compute import iteration_flops, iteration_seconds, launching_seconds
-from sid_lsg.costs.memory import largest_micro_batch, passing_bytes, standing_bytes, total_bytes
-from sid_lsg.costs.options import levers, plan_of
-from sid_lsg.costs.plan import Plan, PlannedRun
 from sid_lsg.files.replacing import check_writable, replacing, writing
 from sid_lsg.messages.checks import refuse
-from sid_lsg.teachers.untrained import outline
-from sid_lsg.training.trainer_options import check_trainer
+
+if TYPE_CHECKING:
+    from sid_lsg.costs.plan import Plan
 
 _GIB = 2**30
 _RESERVE_GIB = 1.5  # the CUDA context, libraries' workspaces, gaps between tensors: assumed
@@ -61,7 +58,7 @@ class Estimate:
         """What a run can have of a card's memory."""
         return ((self.memory_gb or CARDS[self.gpu].memory_gib) - _RESERVE_GIB) * _GIB
 
-    def speed(self, plan: Plan) -> float:
+    def speed(self, plan: "Plan") -> float:
         """Return the FLOP/s that a card reaches."""
         kind = "half" if plan.half else "tf32" if plan.tf32 else "float32"
         shares = REACHED_COMPILED if plan.compile else REACHED
@@ -86,6 +83,20 @@ def estimate(args: Sequence[str]) -> dict[str, Any]:
     Raises:
         UsageError: If an option is wrong, or there is no such teacher.
     """
+    answer_help(estimate, Estimate, args)
+    from sid_lsg.commands.fit_options import FitOptions
+    from sid_lsg.costs.compute import iteration_flops, iteration_seconds, launching_seconds
+    from sid_lsg.costs.memory import (
+        largest_micro_batch,
+        passing_bytes,
+        standing_bytes,
+        total_bytes,
+    )
+    from sid_lsg.costs.options import levers, plan_of
+    from sid_lsg.costs.plan import PlannedRun
+    from sid_lsg.teachers.untrained import outline
+    from sid_lsg.training.trainer_options import check_trainer
+
     config = FitOptions(estimate, Estimate, args).config
     wanted = Estimate(**config.estimate.as_dict())
     if wanted.output:

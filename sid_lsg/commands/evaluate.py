@@ -2,33 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lightning.fabric import Fabric
-
-from sid_lsg.data.captions import read_captions
-from sid_lsg.data.corpus import find_files, read_corpus
-from sid_lsg.distributed.processes import check_enough, launch
 from sid_lsg.files.replacing import check_writable, text_hash, writing
-from sid_lsg.generation.folder import ImageFolder
-from sid_lsg.generation.image_files import ImageRequest
-from sid_lsg.generation.models import ImageModel, Precision, SamplerName, check_settings, load_model
-from sid_lsg.images.folder import list_images
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.metrics.evaluator import Evaluator
-from sid_lsg.metrics.features import PAPER_CLIP, PAPER_PREFIX, CLIPFeatures
-from sid_lsg.metrics.preferences import HPSv2, ImageReward, Preference
-from sid_lsg.metrics.protocol import ProtocolName, load_protocol
-from sid_lsg.metrics.reference import load_reference
-from sid_lsg.metrics.report import (
-    IMAGES,
-    check_comparable,
-    check_free_of_others,
-    read_report,
-    scored_by,
-    write_report,
-)
+from sid_lsg.options.choices import PAPER_CLIP, PAPER_PREFIX, Precision, ProtocolName, SamplerName
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+    from sid_lsg.generation.folder import ImageFolder
+    from sid_lsg.generation.image_files import ImageRequest
+    from sid_lsg.generation.models import ImageModel
 
 
 def evaluate(
@@ -124,6 +110,23 @@ def evaluate(
     _check_used("captions", model or captions, {"column": column})
     _check_used("hpsv2", hpsv2, {"hpsv2_tokenizer": hpsv2_tokenizer})
     _check_used("image_reward", image_reward, {"image_reward_tokenizer": image_reward_tokenizer})
+    from sid_lsg.distributed.processes import check_enough, launch
+    from sid_lsg.generation.folder import ImageFolder
+    from sid_lsg.generation.models import check_settings, load_model
+    from sid_lsg.metrics.evaluator import Evaluator
+    from sid_lsg.metrics.features import CLIPFeatures
+    from sid_lsg.metrics.preferences import HPSv2, ImageReward, Preference
+    from sid_lsg.metrics.protocol import load_protocol
+    from sid_lsg.metrics.reference import load_reference
+    from sid_lsg.metrics.report import (
+        IMAGES,
+        check_comparable,
+        check_free_of_others,
+        read_report,
+        scored_by,
+        write_report,
+    )
+
     check_settings(sampler, num_steps, guidance)
     root = Path(output).expanduser()
     check_free_of_others(root)
@@ -232,6 +235,8 @@ def _check_used(user: str, value: str | None, options: Mapping[str, object]) -> 
 
 
 def _prompts(prompts: str | list[str], column: str | None) -> Sequence[str]:
+    from sid_lsg.data.corpus import find_files, read_corpus
+
     return read_corpus(find_files(prompts, "--prompts"), column, "--prompts")
 
 
@@ -242,24 +247,29 @@ def _repeated(prompts: Sequence[str], count: int) -> list[str]:
 
 def _given(images: str, captions: str | None, column: str | None) -> Subject:
     """List a folder's images, with their captions if there are."""
+    from sid_lsg.data.captions import read_captions
+    from sid_lsg.images.folder import list_images
+
     root = Path(images).expanduser()
     paths = list_images(root, "images")
     texts = read_captions(captions, column, paths, root) if captions else None
     return Subject(paths, texts, {"images": images})
 
 
-def _requests(prompts: Sequence[str], count: int) -> list[ImageRequest]:
+def _requests(prompts: Sequence[str], count: int) -> "list[ImageRequest]":
     """List the images to sample: image i is of prompt i, modulo their number, with seed i."""
+    from sid_lsg.generation.image_files import ImageRequest
+
     texts = _repeated(prompts, count)
     return [ImageRequest(f"{i:07d}.png", text, i) for i, text in enumerate(texts)]
 
 
 def _sample(
-    source: ImageModel,
+    source: "ImageModel",
     prompts: Sequence[str],
-    folder: ImageFolder,
+    folder: "ImageFolder",
     batch_size: int,
-    fabric: Fabric,
+    fabric: "Fabric",
     show: bool,
 ) -> Subject:
     """Sample a model's images that are missing in its folder."""

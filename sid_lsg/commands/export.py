@@ -3,16 +3,8 @@
 import glob
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-
-from sid_lsg.checkpoints.opening import OpenCheckpoint, require_checkpoint
-from sid_lsg.export.card import write_card
-from sid_lsg.export.facts import CARD, Layout, facts_of, teacher_license
-from sid_lsg.export.folder import save_pipeline, save_unet, t_init_of
-from sid_lsg.export.hub import check_id, push
 from sid_lsg.files.replacing import (
     check_outside,
     check_writable,
@@ -20,12 +12,15 @@ from sid_lsg.files.replacing import (
     replacing,
     writing,
 )
-from sid_lsg.files.weights import weights_hash
-from sid_lsg.generation.models import Precision
-from sid_lsg.generation.trained import Trained, load_trained
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.networks.lora import LORA_FOLDER, save_lora
+from sid_lsg.options.choices import Layout, Precision
+
+if TYPE_CHECKING:
+    import torch
+
+    from sid_lsg.checkpoints.opening import OpenCheckpoint
+    from sid_lsg.generation.trained import Trained
 
 _OWN = ("model_index.json", "unet", "generator.onnx")  # one of these every export has
 _TAG = "sid-lsg"  # of its card
@@ -72,6 +67,15 @@ def export(
     Raises:
         UsageError: For anything that cannot be exported as it is asked for.
     """
+    import torch
+    from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+    from sid_lsg.checkpoints.opening import require_checkpoint
+    from sid_lsg.export.card import write_card
+    from sid_lsg.export.facts import facts_of, teacher_license
+    from sid_lsg.export.hub import check_id, push
+    from sid_lsg.generation.trained import load_trained
+
     if num_steps is not None and num_steps < 1:
         refuse("num_steps", num_steps, "at least 1")
     if push_to_hub:
@@ -134,6 +138,9 @@ def _check_output(root: Path, overwrite: bool) -> None:
 
 def _is_export(root: Path) -> bool:
     """Tell whether this project has written a folder: by its card, or by its scheduler's t_init."""
+    from sid_lsg.export.facts import CARD
+    from sid_lsg.export.folder import t_init_of
+
     try:
         card = root / CARD
         if card.is_file() and _TAG in card.read_text(encoding="utf-8"):
@@ -144,8 +151,10 @@ def _is_export(root: Path) -> bool:
         return False
 
 
-def _history(checkpoint: OpenCheckpoint, found: Trained) -> dict[str, Any]:
+def _history(checkpoint: "OpenCheckpoint", found: "Trained") -> dict[str, Any]:
     """Read how long the training was, and the scores of just this generator in its directory."""
+    from sid_lsg.files.weights import weights_hash
+
     iterations = checkpoint.iterations
     run = checkpoint.path.absolute().parent.parent
     summary = _read(run / "summary.json")
@@ -167,7 +176,12 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _save(found: Trained, folder: Path, layout: Layout, steps: int, dtype: torch.dtype) -> None:
+def _save(found: "Trained", folder: Path, layout: Layout, steps: int, dtype: "torch.dtype") -> None:
+    from lightning.pytorch.utilities import rank_zero_info
+
+    from sid_lsg.export.folder import save_pipeline, save_unet
+    from sid_lsg.networks.lora import LORA_FOLDER, save_lora
+
     if layout != "onnx":
         save = save_pipeline if layout == "diffusers" else save_unet
         save(found.teacher, found.teacher.network, folder, found.t_init, steps, dtype)

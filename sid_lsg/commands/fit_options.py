@@ -6,7 +6,9 @@ from typing import Any
 
 from jsonargparse import SUPPRESS, Namespace
 
-from sid_lsg.cli import PROGRAM, SiDCLI, description
+from sid_lsg.commands.fit import SiDCLI
+from sid_lsg.commands.parser import description
+from sid_lsg.commands.table import PROGRAM
 from sid_lsg.data.prompts import PromptDataModule
 from sid_lsg.training.module import SiDLSG
 

@@ -3,19 +3,16 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-
-from sid_lsg.data.corpus import find_files, read_corpus
-from sid_lsg.distributed.processes import launch
 from sid_lsg.files.replacing import check_writable, text_hash
-from sid_lsg.generation.folder import ImageFolder
-from sid_lsg.generation.image_files import ImageRequest
-from sid_lsg.generation.models import ImageModel, Precision, SamplerName, load_model
-from sid_lsg.images.folder import SHEET
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.options.choices import Precision, SamplerName
+
+if TYPE_CHECKING:
+    from sid_lsg.generation.image_files import ImageRequest
+    from sid_lsg.generation.models import ImageModel
 
 _MOST_SEEDS = 10_000_000
 _SHOWN_CUTS = 5
@@ -80,6 +77,14 @@ def generate(
     """
     if batch_size < 1:
         refuse("batch_size", batch_size, "at least 1")
+    import torch
+    from lightning.pytorch.utilities import rank_zero_info
+
+    from sid_lsg.distributed.processes import launch
+    from sid_lsg.generation.folder import ImageFolder
+    from sid_lsg.generation.models import load_model
+    from sid_lsg.images.folder import SHEET
+
     requests = _requests(prompt, prompts, column, seeds)
     root = Path(output).expanduser()
     folder = ImageFolder(root, requests, overwrite)
@@ -136,8 +141,11 @@ def parse_seeds(text: str) -> list[int]:
 
 def _requests(
     prompt: str | None, prompts: str | list[str] | None, column: str | None, seeds: str | None
-) -> list[ImageRequest]:
+) -> "list[ImageRequest]":
     """List the images: every prompt with every seed."""
+    from sid_lsg.data.corpus import find_files, read_corpus
+    from sid_lsg.generation.image_files import ImageRequest
+
     if (prompt is None) == (prompts is None):
         raise UsageError('Give either --prompt "..." or --prompts FILE.')
     if prompt is not None:
@@ -165,8 +173,10 @@ def _requests(
     ]
 
 
-def _warn_of_cuts(source: ImageModel, requests: Sequence[ImageRequest]) -> None:
+def _warn_of_cuts(source: "ImageModel", requests: "Sequence[ImageRequest]") -> None:
     """Say what of long prompts the model does not see."""
+    from lightning.pytorch.utilities import rank_zero_warn
+
     texts = dict.fromkeys(request.prompt for request in requests)
     cut = [(text, lost) for text in texts if (lost := source.cut_off(text))]
     for text, lost in cut[:_SHOWN_CUTS]:

@@ -2,19 +2,16 @@
 
 import reprlib
 from pathlib import Path
-from typing import Any
-
-import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from typing import TYPE_CHECKING, Any
 
 from sid_lsg.files.replacing import check_outside, check_writable, replacing, writing
-from sid_lsg.files.weights import first_difference
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.official.checkpoint import read_official
-from sid_lsg.official.inert_pickle import quoted
-from sid_lsg.official.module_pickle import StoredTensor
-from sid_lsg.teachers.stable_diffusion import StableDiffusion
+
+if TYPE_CHECKING:
+    import torch
+
+    from sid_lsg.official.module_pickle import StoredTensor
 
 _INDEX = "model_index.json"
 
@@ -48,6 +45,12 @@ def import_official(
     Raises:
         UsageError: If the file is refused, does not fit the base, or the folder cannot be written.
     """
+    import torch
+    from lightning.pytorch.utilities import rank_zero_info
+
+    from sid_lsg.official.checkpoint import read_official
+    from sid_lsg.teachers.stable_diffusion import StableDiffusion
+
     folder = Path(output).expanduser().resolve()
     _check_output(folder, {"checkpoint": checkpoint, "base": base}, overwrite)
     stored, recorded = read_official(checkpoint, key)
@@ -79,9 +82,14 @@ def _check_output(folder: Path, sources: dict[str, str], overwrite: bool) -> Non
 
 
 def _check_fit(
-    stored: dict[str, StoredTensor], own: dict[str, torch.Tensor], checkpoint: str, base: str
+    stored: "dict[str, StoredTensor]", own: "dict[str, torch.Tensor]", checkpoint: str, base: str
 ) -> None:
     """Refuse a network of other names, shapes or precision than the base's."""
+    import torch
+
+    from sid_lsg.files.weights import first_difference
+    from sid_lsg.official.inert_pickle import quoted
+
     if different := first_difference(stored, own):
         where = repr(checkpoint), f"the UNet of {base!r}"
         raise UsageError(
@@ -98,6 +106,7 @@ def _check_fit(
 
 def _warn_of_options(recorded: dict[str, Any], own: dict[str, Any]) -> None:
     """Say in which options the UNets differ, since these do not show in the weights."""
+    from lightning.pytorch.utilities import rank_zero_warn
 
     def plain(value: Any) -> Any:
         return list(value) if isinstance(value, list | tuple) else value

@@ -4,16 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sid_lsg.distributed.processes import check_enough, launch
 from sid_lsg.files.replacing import check_writable, replacing, writing
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.method.randomness import permute
-from sid_lsg.metrics.features import CLIPFeatures
-from sid_lsg.metrics.protocol import ProtocolName, load_protocol
-from sid_lsg.metrics.reference import compute_statistics
+from sid_lsg.options.choices import ProtocolName
 
 
 def prepare_coco(
@@ -50,6 +44,14 @@ def prepare_coco(
     Raises:
         UsageError: If the annotations are not COCO's, or images are missing or cannot be read.
     """
+    import torch
+
+    from sid_lsg.distributed.processes import launch
+    from sid_lsg.method.randomness import permute
+    from sid_lsg.metrics.features import CLIPFeatures
+    from sid_lsg.metrics.protocol import load_protocol
+    from sid_lsg.metrics.reference import compute_statistics
+
     if batch_size < 1:
         refuse("batch_size", batch_size, "at least 1")
     chosen = _captions(annotations, seed)
@@ -91,6 +93,8 @@ def prepare_coco(
 
 def _captions(annotations: str, seed: int) -> dict[str, str]:
     """Choose one caption for each image: file name to caption, in the order of the names."""
+    import torch
+
     try:
         content: dict[str, Any] = json.loads(Path(annotations).expanduser().read_text("utf-8"))
         names = {image["id"]: image["file_name"] for image in content["images"]}
@@ -114,6 +118,8 @@ def _captions(annotations: str, seed: int) -> dict[str, str]:
 
 
 def _files(images: str, chosen: dict[str, str]) -> list[Path]:
+    from sid_lsg.distributed.processes import check_enough
+
     root = Path(images).expanduser()
     files = [root / name for name in chosen]
     if lacking := [file.name for file in files if not file.is_file()]:

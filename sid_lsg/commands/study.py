@@ -1,22 +1,23 @@
 """`study`: a grid of fits, scored alike, as tables and plots."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sid_lsg.commands.fit_options import FitOptions
+import yaml
+
 from sid_lsg.files.replacing import check_writable, remove, remove_leftovers, replacing, writing
+from sid_lsg.messages.arguments import CONFIG_OPTIONS, pairs
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.study.execute import alone, execute
-from sid_lsg.study.options import ErrorBars, Series, Study, Teacher
-from sid_lsg.study.plan import Run, plan
-from sid_lsg.study.plots import draw
-from sid_lsg.study.prompts import PromptFile, names, write_prompts
-from sid_lsg.study.results import RESULTS, Row, collect, read_results, write_results
-from sid_lsg.study.tables import markdown
-from sid_lsg.study.tasks import RUNS, Task, jobs
+from sid_lsg.study.options import ErrorBars, PromptFile, Series, Study, Teacher
+
+if TYPE_CHECKING:
+    from sid_lsg.study.plan import Run
+    from sid_lsg.study.results import Row
+    from sid_lsg.study.tasks import Task
 
 TABLE = "results.md"
 
@@ -74,6 +75,13 @@ def study(
     Raises:
         UsageError: If something cannot be run as it is asked for, or some runs failed.
     """
+    from sid_lsg.commands.fit_options import FitOptions
+    from sid_lsg.study.execute import alone, execute
+    from sid_lsg.study.plan import plan
+    from sid_lsg.study.prompts import names, write_prompts
+    from sid_lsg.study.results import RESULTS, collect, read_results, write_results
+    from sid_lsg.study.tasks import RUNS, jobs
+
     root = Path(output).expanduser()
     if results is not None:
         check_writable(root, "output")
@@ -111,7 +119,7 @@ def study(
             remove_leftovers(root)
             write_prompts(files, root)
 
-            def finished(task: Task) -> None:
+            def finished(task: "Task") -> None:
                 if not keep_checkpoints and task.folder.parent.name == RUNS:
                     remove(task.folder / "checkpoints")
                 write_results(collect(asked, runs), root / RESULTS)
@@ -129,8 +137,11 @@ def study(
         )
 
 
-def report(rows: list[Row], error_bars: ErrorBars, root: Path) -> None:
+def report(rows: "list[Row]", error_bars: ErrorBars, root: Path) -> None:
     """Write results.md and the plots."""
+    from sid_lsg.study.plots import draw
+    from sid_lsg.study.tables import markdown
+
     text = markdown(rows, error_bars)
     with replacing(root / TABLE) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -138,8 +149,10 @@ def report(rows: list[Row], error_bars: ErrorBars, root: Path) -> None:
     print(f"{text}\nTables and plots: {root} ({', '.join(sorted(path.name for path in drawn))})")
 
 
-def listing(asked: Study, runs: list[Run]) -> str:
+def listing(asked: Study, runs: "list[Run]") -> str:
     """Say what would be run, and how much work it is."""
+    from sid_lsg.study.tasks import jobs
+
     todo = [task for job in jobs(asked, runs) for task in job]
     lines = [f"  {task.title}{' (finished)' if task.finished else ''}" for task in todo]
     evaluations = sum(task.cost for task in todo)
@@ -154,3 +167,35 @@ def cores() -> int:
     """Count the cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def check_series(arguments: Sequence[str]) -> None:
+    """Reject `--series NAME`: the option defines series; it does not select among a config's.
+
+    Args:
+        arguments: The command's arguments, with readable configs.
+
+    Raises:
+        UsageError: If a name is given; the message lists the configs' series.
+    """
+    known: list[object] = []
+    for option, value in pairs(arguments):
+        if option in CONFIG_OPTIONS:
+            content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            series = content.get("series") if isinstance(content, dict) else None
+            known += series if isinstance(series, dict) else ()
+        elif option == "--series" and _is_name(value):
+            there = f" (those of the configs are {', '.join(map(str, known))})" if known else ""
+            raise UsageError(
+                f"--series: {value!r} has no points. The option defines series, as configs/study "
+                f"do; it does not select any{there}. To run only some series, keep those in a copy "
+                "of the config."
+            )
+
+
+def _is_name(value: str) -> bool:
+    """Return whether a value is a single word; invalid YAML is left to the parser's message."""
+    try:
+        return isinstance(yaml.safe_load(value), str)
+    except yaml.YAMLError:
+        return False

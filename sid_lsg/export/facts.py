@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from huggingface_hub import ModelCard, hf_hub_download
@@ -11,12 +11,12 @@ from huggingface_hub import ModelCard, hf_hub_download
 from sid_lsg.export.snippets import PLACE
 from sid_lsg.files.sources import ARCHITECTURE, PREFIX, locate
 from sid_lsg.messages.words import steps
+from sid_lsg.options.choices import Layout
 
 if TYPE_CHECKING:
     from sid_lsg.teachers.stable_diffusion import StableDiffusion
 
 CARD = "README.md"
-Layout = Literal["diffusers", "unet", "onnx"]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +15,9 @@ from sid_lsg.generation.trained import load_trained
 from sid_lsg.messages.checks import check_teacher_guidance, refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.guidance import sampling_evaluations
+from sid_lsg.options.choices import Precision, SamplerName
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from sid_lsg.teachers.text import cut_off
-
-SamplerName = Literal["auto", "generator", "ddim", "pipeline"]
-Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)

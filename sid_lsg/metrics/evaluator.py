@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -15,10 +15,12 @@ from sid_lsg.images.folder import ImageReader
 from sid_lsg.images.pixels import to_uint8
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.manifold import kernel_distance, kth_distances, overlap
-from sid_lsg.metrics.preferences import Preference
 from sid_lsg.metrics.protocol import EvaluationProtocol, clip_protocol
 from sid_lsg.metrics.scores import Mean, cosines, frechet_distance
 from sid_lsg.metrics.statistics import Collector, Statistics
+
+if TYPE_CHECKING:
+    from sid_lsg.metrics.preferences import Preference
 
 Sampler = Callable[[Sequence[str], Sequence[int]], Tensor]
 """(prompts, seeds) -> images [B, 3, H, W] in [-1, 1]."""
@@ -53,7 +55,7 @@ class Evaluator:
         clip: CLIPFeatures | None = None,
         clip_prefix: str = "",
         reference: Statistics | None = None,
-        preferences: Sequence[Preference] = (),
+        preferences: "Sequence[Preference]" = (),
     ) -> None:
         """Choose the scores to compute.
 

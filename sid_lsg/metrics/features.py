@@ -4,13 +4,12 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPTokenizer
 
 from sid_lsg.files.loading import explained
 from sid_lsg.files.sources import locate
@@ -18,8 +17,8 @@ from sid_lsg.files.weights import weights_hash
 from sid_lsg.images.pixels import to_uint8
 from sid_lsg.metrics.resize import bicubic, fast_bicubic
 
-PAPER_CLIP = "laion/CLIP-ViT-g-14-laion2B-s12B-b42K"
-PAPER_PREFIX = "A photo depicts "
+if TYPE_CHECKING:
+    from transformers import CLIPModel, CLIPTokenizer
 
 _FILES = ["*.json", "*.txt", "*.safetensors"]
 _REMEDY = (
@@ -39,7 +38,7 @@ class CLIPFeatures(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, preprocessor: dict) -> None:
+    def __init__(self, model: "CLIPModel", tokenizer: "CLIPTokenizer", preprocessor: dict) -> None:
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
@@ -60,6 +59,8 @@ class CLIPFeatures(nn.Module):
         Raises:
             UsageError: If the model cannot be loaded.
         """
+        from transformers import CLIPModel, CLIPTokenizer
+
         what = f"--{option}: could not load a CLIP model from {model!r}"
         with explained(what, _REMEDY):
             source = locate(model)

@@ -7,7 +7,7 @@ networks differed. So a score's name contains the protocol and the number of ima
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,7 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.inception import InceptionFeatures
 from sid_lsg.metrics.resize import bicubic, fast_bicubic, lanczos
-
-ProtocolName = Literal["clean256", "clip", "fast"]
+from sid_lsg.options.choices import ProtocolName
 
 
 class FeatureNetwork(Protocol):

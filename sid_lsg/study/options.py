@@ -1,6 +1,7 @@
 """Options of a study, and options of `fit` by dotted names."""
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any, Literal
 
 import yaml
 
-from sid_lsg.messages.arguments import CONFIG_OPTIONS, pairs
 from sid_lsg.messages.checks import check_teacher_guidance, refuse
 from sid_lsg.messages.errors import UsageError
 
@@ -47,6 +47,69 @@ class Teacher:
     def __post_init__(self) -> None:
         """Convert scales to float, so that tables show 1.0 for 1."""
         self.guidance = [float(scale) for scale in self.guidance]
+
+
+@dataclass
+class PromptFile:
+    """A prompt file derived from another one; the operations are applied in this order.
+
+    Args:
+        source: The prompts, as for --data.prompts.
+        having: Keep prompts that contain one of these phrases.
+        lacking: Keep prompts that contain none of these phrases.
+        share: Keep this fraction of the prompts, chosen at random, in their order.
+        drop_words: Drop each word with this probability, but never all words of a prompt.
+        shuffle_words: Shuffle the words of each prompt.
+        seed: Seed of the random choices.
+    """
+
+    source: str
+    having: list[str] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)
+    share: float = 1.0
+    drop_words: float = 0.0
+    shuffle_words: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check that fractions are in range.
+
+        Raises:
+            UsageError: If one is not.
+        """
+        if not 0 < self.share <= 1:
+            refuse("prompt_files: share", self.share, "above 0 and at most 1")
+        if not 0 <= self.drop_words < 1:
+            refuse("prompt_files: drop_words", self.drop_words, "a probability below 1")
+
+    def make(self, prompts: Sequence[str]) -> list[str]:
+        """Return the derived prompts, which are the same on any machine.
+
+        Raises:
+            UsageError: If no prompt is left.
+        """
+        kept = [
+            prompt
+            for prompt in prompts
+            if (not self.having or any(phrase in prompt for phrase in self.having))
+            and not any(phrase in prompt for phrase in self.lacking)
+        ]
+        draw = random.Random(self.seed)  # use only random(), which Python keeps reproducible
+        order = sorted(range(len(kept)), key=lambda _: draw.random())
+        kept = [kept[i] for i in sorted(order[: round(self.share * len(kept))])]
+        if not kept:
+            raise UsageError(
+                f"--prompt_files: nothing is left of {self.source!r} with having {self.having}, "
+                f"lacking {self.lacking} and share {self.share}. Filter less, or raise share."
+            )
+        return [self._changed(prompt.split(), draw) for prompt in kept]
+
+    def _changed(self, words: list[str], draw: random.Random) -> str:
+        if self.drop_words:
+            words = [w for w in words if draw.random() >= self.drop_words] or words[-1:]
+        if self.shuffle_words:
+            words = sorted(words, key=lambda _: draw.random())
+        return " ".join(words)
 
 
 @dataclass
@@ -94,38 +157,6 @@ class Study:
         for scale in self.teacher.guidance if self.teacher else []:
             if scale:  # 0 also means no guidance
                 check_teacher_guidance("teacher.guidance", scale)
-
-
-def check_series(arguments: Sequence[str]) -> None:
-    """Reject `--series NAME`: the option defines series; it does not select among a config's.
-
-    Args:
-        arguments: The command's arguments, with readable configs.
-
-    Raises:
-        UsageError: If a name is given; the message lists the configs' series.
-    """
-    known: list[object] = []
-    for option, value in pairs(arguments):
-        if option in CONFIG_OPTIONS:
-            content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
-            series = content.get("series") if isinstance(content, dict) else None
-            known += series if isinstance(series, dict) else ()
-        elif option == "--series" and _is_name(value):
-            there = f" (those of the configs are {', '.join(map(str, known))})" if known else ""
-            raise UsageError(
-                f"--series: {value!r} has no points. The option defines series, as configs/study "
-                f"do; it does not select any{there}. To run only some series, keep those in a copy "
-                "of the config."
-            )
-
-
-def _is_name(value: str) -> bool:
-    """Return whether a value is a single word; invalid YAML is left to the parser's message."""
-    try:
-        return isinstance(yaml.safe_load(value), str)
-    except yaml.YAMLError:
-        return False
 
 
 def merge(*parts: Mapping[str, Any]) -> Options:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from sid_lsg.benchmark.report import markdown
-from sid_lsg.benchmark.settings import MemoryUse, Setting
+from sid_lsg.benchmark.settings import Setting
 from sid_lsg.commands.benchmark import benchmark
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.options.choices import MemoryUse
 
 ALL = ["fake_score", "generator", "teacher"]
 
@@ -79,7 +80,7 @@ def test_what_does_not_fit_is_kept(
     def too_large(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(f"{benchmark.__module__}.measure", too_large)
+    monkeypatch.setattr("sid_lsg.benchmark.sweep.measure", too_large)
     output = tmp_path / "numbers.json"
     benchmark(
         f"--model.teacher {tiny_sd} --trainer.accelerator cpu --benchmark.output {output} "

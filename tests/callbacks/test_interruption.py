@@ -22,9 +22,9 @@ from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnect
 from torch import Tensor
 
 from sid_lsg.callbacks import Checkpoint, Interruption, interruption
-from sid_lsg.callbacks.interruption import ending_on_signals
 from sid_lsg.cli import main
 from sid_lsg.data.prompts import PromptDataModule
+from sid_lsg.distributed.signals import ending_on_signals
 from sid_lsg.messages.errors import Interrupted
 from sid_lsg.training.bad_samples import Reading
 from sid_lsg.training.module import SiDLSG

@@ -247,7 +247,7 @@ def test_what_is_measured_is_kept_when_it_is_stopped(
     small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = iter((measure, stop))
-    monkeypatch.setattr(f"{benchmark.__module__}.measure", lambda *a, **k: next(measured)(*a, **k))
+    monkeypatch.setattr("sid_lsg.benchmark.sweep.measure", lambda *a, **k: next(measured)(*a, **k))
     output = tmp_path / "numbers.json"
     with pytest.raises(KeyboardInterrupt):
         run(small_sd, output, "--benchmark.micro_batches", "[1, 2]")

@@ -172,7 +172,7 @@ def test_a_weight_that_overflows_is_refused(run: Path, tmp_path: Path, monkeypat
     loaded = load_trained(require_checkpoint(run))
     with torch.no_grad():
         loaded.teacher.network.conv_in.bias[0] = 1e5
-    monkeypatch.setattr("sid_lsg.commands.export.load_trained", lambda *_, **__: loaded)
+    monkeypatch.setattr("sid_lsg.generation.trained.load_trained", lambda *_, **__: loaded)
     message = refused(str(run), str(tmp_path / "small"), dtype="float16")
     assert "--dtype: the weight 'conv_in.bias' is too large for float16" in message
     assert [*tmp_path.iterdir()] == []

@@ -17,23 +17,22 @@ from hypothesis import strategies as st
 
 from sid_lsg.cli import main
 from sid_lsg.commands.fit_options import FitOptions
-from sid_lsg.commands.study import _NoOptions, study
+from sid_lsg.commands.study import _NoOptions, check_series, study
 from sid_lsg.messages.errors import Interrupted, UsageError
 from sid_lsg.method.guidance import Kappas
 from sid_lsg.study import execute as execution
 from sid_lsg.study.execute import alone, done_share, duration, execute
 from sid_lsg.study.options import (
+    PromptFile,
     Series,
     Study,
     Teacher,
     arguments,
-    check_series,
     explicit,
     flatten,
     merge,
 )
 from sid_lsg.study.plan import Run, evaluations_per_image, plan, slugify
-from sid_lsg.study.prompts import PromptFile
 from sid_lsg.study.tasks import Task, differences, jobs
 from tests.helpers.paths import REPOSITORY
 

@@ -10,7 +10,8 @@ import yaml
 
 from sid_lsg.cli import main
 from sid_lsg.demo.dataset import CAPTIONS, COLOURS, GARMENTS
-from sid_lsg.study.prompts import PromptFile, write_prompts
+from sid_lsg.study.options import PromptFile
+from sid_lsg.study.prompts import write_prompts
 from sid_lsg.study.tasks import fit
 from tests.helpers.images import photographs
 from tests.helpers.paths import REPOSITORY

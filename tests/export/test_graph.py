@@ -207,10 +207,11 @@ def test_the_command_writes_a_checked_graph(
     """Without the tracing, whose result is there already."""
     record = {"config": {"model": {"teacher": "package:demo/fashion"}}}
     loaded = Trained(teacher, T_INIT, NUM_STEPS, record)
-    monkeypatch.setattr("sid_lsg.commands.export.require_checkpoint", lambda _: None)
-    monkeypatch.setattr("sid_lsg.commands.export.load_trained", lambda *_: loaded)
+    opening = "sid_lsg.checkpoints.opening.require_checkpoint"
+    monkeypatch.setattr(opening, lambda _: None)
+    monkeypatch.setattr("sid_lsg.generation.trained.load_trained", lambda *_: loaded)
     monkeypatch.setattr("sid_lsg.commands.export._history", lambda *_: {})
-    monkeypatch.setattr("sid_lsg.commands.export.write_card", lambda *_: None)
+    monkeypatch.setattr("sid_lsg.export.card.write_card", lambda *_: None)
     monkeypatch.setattr(
         sid_lsg.export.graph, "save_graph", lambda _, out, *__: shutil.copytree(folder, out)
     )

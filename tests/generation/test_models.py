@@ -8,8 +8,9 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from torch import Tensor
 
-from sid_lsg.generation.models import SamplerName, load_model
+from sid_lsg.generation.models import load_model
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.options.choices import SamplerName
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from sid_lsg.training.module import SiDLSG
 

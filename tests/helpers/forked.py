@@ -24,7 +24,7 @@ from sid_lsg.cli import main
 
 _context = multiprocessing.get_context("forkserver")
 _PIPELINE = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"  # for exports
-_context.set_forkserver_preload(["sid_lsg.cli", "sid_lsg.loggers", "pytest", _PIPELINE])
+_context.set_forkserver_preload(["sid_lsg.commands.fit", "sid_lsg.loggers", "pytest", _PIPELINE])
 
 
 def start(

@@ -8,9 +8,9 @@ import yaml
 
 from sid_lsg.commands.fit_options import FitOptions
 from sid_lsg.commands.study import _NoOptions, study
-from sid_lsg.study.options import Series, Study, Teacher
+from sid_lsg.study.options import PromptFile, Series, Study, Teacher
 from sid_lsg.study.plan import Run, plan
-from sid_lsg.study.prompts import PromptFile, names
+from sid_lsg.study.prompts import names
 from tests.helpers.paths import REPOSITORY
 
 

@@ -11,11 +11,12 @@ from torch._dynamo.utils import counters
 
 import sid_lsg.benchmark.runs
 from sid_lsg.benchmark.runs import fit, measure
-from sid_lsg.commands.benchmark import Benchmark, benchmark
+from sid_lsg.commands.benchmark import benchmark
 from sid_lsg.commands.fit_options import FitOptions
 from sid_lsg.distributed.sharding import blocks
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.compilation import as_written, compile_blocks
+from sid_lsg.options.benchmark import Benchmark
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.lora import LoRA
 from sid_lsg.training.module import SiDLSG

@@ -1,0 +1,175 @@
+"""`fit`: distil a teacher into a one-step generator."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from sid_lsg.callbacks import (
+    Checkpoint,
+    Export,
+    Health,
+    ImageGrid,
+    Interruption,
+    Metrics,
+    Progress,
+    Throughput,
+)
+from sid_lsg.checkpoints.resume import check_resume
+from sid_lsg.commands.parser import Parser
+from sid_lsg.commands.table import PROGRAM
+from sid_lsg.data.prompts import PromptDataModule, training_files
+from sid_lsg.messages.checks import refuse
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.messages.quiet import hide_progress_bars
+from sid_lsg.networks.precision import allow_tf32
+from sid_lsg.options.real_data import check_real_data
+from sid_lsg.training.module import SiDLSG
+from sid_lsg.training.optimizer_options import check_shards, check_steps, optimizers_of
+from sid_lsg.training.run_directory import (
+    SaveConfig,
+    check_files,
+    continue_requeued,
+    is_of_run,
+    put_inside,
+    run_directory,
+)
+from sid_lsg.training.strategies import register_strategies
+from sid_lsg.training.trainer_options import check_trainer
+
+_ADAM = {
+    "class_path": "sid_lsg.optimizers.AdamWithoutMomentum",
+    "init_args": {"lr": 1e-6, "betas": [0.0, 0.999]},
+}
+_DESCRIPTION = """Distil a teacher into a one-step generator.
+
+Start from a config, and change what you like on the command line:
+
+  python -m sid_lsg.cli fit --config configs/lsg.yaml --data.prompts prompts.txt
+"""
+
+
+class _FitParser(Parser, LightningArgumentParser):
+    """A parser of a run's options."""
+
+
+class SiDCLI(LightningCLI):
+    """LightningCLI with this project's callbacks as options and everything in one run directory."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Make the strategies known, and compute in float32 unless the run chooses otherwise."""
+        register_strategies()
+        allow_tf32(False)
+        super().__init__(*args, **options)
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a parser whose errors are one message."""
+        parser = _FitParser(**kwargs)
+        parser.add_config()
+        return parser
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Offer `fit`; there is no validation loop, since callbacks evaluate."""
+        return {"fit": LightningCLI.subcommands()["fit"]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callbacks, and one seed for all."""
+        parser.add_lightning_class_args(Interruption, "interruption")
+        # Before the others: what they do after an iteration is not its time.
+        parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_lightning_class_args(ImageGrid, "image_grid")
+        parser.add_lightning_class_args(Progress, "progress")
+        parser.add_lightning_class_args(Export, "export")
+        parser.add_lightning_class_args(Metrics, "metrics")
+        parser.add_lightning_class_args(Health, "health")
+        parser.link_arguments("metrics.clip", "health.clip")
+        # The module's own defaults, as a class that configs and the command line can change.
+        for name in ("optimizer_fake", "optimizer_generator"):
+            parser.set_defaults({f"model.{name}": _ADAM})
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the checkpoint unread: Lightning would load all of it, to find hyperparameters."""
+
+    def _set_seed(self) -> None:
+        """Refuse what is no seed: Lightning takes true for a random one, which nothing repeats."""
+        seed = self.config[self.subcommand].seed_everything
+        if isinstance(seed, bool) or not 0 <= int(seed) < 2**32:
+            refuse("seed_everything", seed, "a number from 0 to 4294967295")
+        super()._set_seed()
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what cannot work before anything is built, let alone downloaded."""
+        hide_progress_bars()
+        config = self.config[self.subcommand]
+        config.weights_only = True  # a checkpoint is data, never code
+        continue_requeued(config)
+        check_trainer(config.trainer)
+        if config.trainer.enable_progress_bar is False:  # Lightning refuses any bar beside that
+            config.trainer.enable_progress_bar, config.progress.refresh_rate = None, 0
+        training_files(config.data.prompts)
+        check_real_data(config.model.real_data, config.data.real_images)
+        put_inside(config.trainer)
+        self.resumed = check_files(config)
+
+    def before_fit(self) -> None:
+        """Check batch and optimizers, and read the prompts, before the run directory is made."""
+        micro, batch = self.model.micro_batch_size, self.datamodule.batch_size
+        share = batch // self.trainer.world_size
+        if micro is not None and share % micro:
+            raise UsageError(
+                f"--data.batch_size: {batch} prompts on {self.trainer.world_size} process(es) are "
+                f"{share} each, which micro-batches of {micro} do not divide. Change "
+                "--data.batch_size or --model.micro_batch_size."
+            )
+        # The prompts are read now, so that a run that cannot start leaves no trace.
+        self.datamodule.trainer = self.trainer
+        self.datamodule.setup("fit")
+        config, strategy = self.config[self.subcommand], self.trainer.strategy
+        check_shards(self.model.configure_optimizers(), strategy)
+        check_steps(optimizers_of(config.model), strategy.root_device)
+        if self.resumed is not None:
+            check_resume(self.resumed, self.model, batch, self.trainer.max_steps)
+            for callback in self.trainer.callbacks:
+                if isinstance(callback, Checkpoint):
+                    callback.continue_from(self.resumed)
+            self.resumed = None  # a deleted file occupies the disk while it is open
+
+    def fit(self, **options: Any) -> None:
+        """Train in the run directory, which is this run's alone meanwhile."""
+        root = Path(self.trainer.default_root_dir)
+        with run_directory(root, resumes=is_of_run(options["ckpt_path"], root)):
+            self.trainer.fit(**options)
+
+
+def fit(arguments: Sequence[str]) -> None:
+    """Distil a teacher, as the options say."""
+    line = [*arguments] if "fit" in arguments else ["fit", *arguments]
+    SiDCLI(
+        SiDLSG,
+        PromptDataModule,
+        # Lightning warns of arguments that are given beside the program's own.
+        args=None if line == sys.argv[1:] else line,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        save_config_callback=SaveConfig,
+        trainer_defaults={
+            "max_epochs": -1,
+            "max_steps": 10_000,
+            "default_root_dir": "runs/default",
+            "use_distributed_sampler": False,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+            "log_every_n_steps": 10,
+            "logger": {"class_path": "sid_lsg.loggers.CSVLogger"},
+        },
+        parser_kwargs={
+            "prog": PROGRAM,
+            "fit": {"description": _DESCRIPTION},
+        },
+    )

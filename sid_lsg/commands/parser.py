@@ -1,0 +1,81 @@
+"""The parser of the commands: a mistake is answered by one message."""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from sid_lsg.commands.table import PROGRAM
+from sid_lsg.messages.console import fail
+
+
+class Parser(ArgumentParser):
+    """A parser that answers a mistake with the mistake, not with 200 lines of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Name what was wrong, and where to look it up."""
+        message = re.sub(r'Parser key "([\w.]+)":\s*', r"--\1: ", message.strip())
+        numbers = re.search(r"(Got|Given) value: -?(nan|inf)", message)
+        hint = " Give a finite number." if numbers else ""
+        message = re.sub(r"\bfit\.(?=\w)", "--", message)  # options as the main parser names them
+        command = self.prog.replace(" [options]", "") if self.prog.startswith(PROGRAM) else PROGRAM
+        if self.prog == PROGRAM:  # the main parser of Lightning, which has no other command
+            command += " fit"
+        fail(f"{message}.{hint} `{command} --help` explains every option.")
+
+    def add_config(self) -> None:
+        """Take options from files too."""
+        self.add_argument(
+            "-c",
+            "--config",
+            action=ActionConfigFile,
+            help="A YAML file with any of these options. Several are merged, the last one wins.",
+        )
+
+
+def call(function: Callable[..., Any], command: str, arguments: Sequence[str]) -> None:
+    """Call a command's function with its options, which are the function's parameters."""
+    parser = Parser(prog=f"{PROGRAM} {command}", description=description(function))
+    parser.add_config()
+    parser.add_function_arguments(function, as_group=False)
+    config = parser.parse_args(list(arguments))
+    config.pop("config")
+    _prepare()
+    function(**config.as_dict())
+
+
+def answer_help(function: Callable[..., Any], options: type, arguments: Sequence[str]) -> None:
+    """Answer `--help` of a command that takes the options of `fit`, without loading those.
+
+    Args:
+        function: The command's function, whose name is the command's.
+        options: A dataclass of the command's own options.
+        arguments: The command line after the command.
+    """
+    if not {"-h", "--help"} & {*arguments}:
+        return
+    parser = Parser(
+        prog=f"{PROGRAM} {function.__name__}",
+        description=description(function),
+        epilog=f"All options of `fit` are taken too: `{PROGRAM} fit --help` explains them.",
+    )
+    parser.add_config()
+    parser.add_class_arguments(options, function.__name__)
+    parser.print_help()
+    sys.exit(0)
+
+
+def _prepare() -> None:
+    """Compute in float32, and hide the bars of libraries. It imports them, so parse first."""
+    from sid_lsg.messages.quiet import hide_progress_bars
+    from sid_lsg.networks.precision import allow_tf32
+
+    hide_progress_bars()
+    allow_tf32(False)
+
+
+def description(function: Callable[..., Any]) -> str:
+    """Return what a function's docstring says before its arguments."""
+    return (function.__doc__ or "").split("\n\n    Args")[0]

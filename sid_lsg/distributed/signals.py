@@ -1,0 +1,61 @@
+"""SIGTERM and Ctrl-C end the program with one message and status 143 or 130."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from sid_lsg.messages.errors import Interrupted
+
+ENDING = (signal.SIGTERM, signal.SIGINT)
+NAMES: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+
+
+def is_launched() -> bool:
+    """Return whether Lightning has launched this process from another one."""
+    return os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C raise `Interrupted`, wherever the program is.
+
+    Use it where nothing has to be finished first: at the start, in the final comparison and in
+    commands other than `fit`.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in ENDING}
+    install(_end, ENDING)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def install(handler: Callable[[int, FrameType | None], None], signals: tuple[int, ...]) -> None:
+    """Install a handler for all of the signals that are not ignored.
+
+    `nohup`, and `&` in a script, start a program that ignores some.
+    """
+    for number in signals:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def interrupted(message: str, signum: int) -> Interrupted:
+    """Return the exception for a signal; a process that Lightning has launched exits with status 0.
+
+    With any other status, Lightning's observer would kill the first process before it has ended.
+    """
+    return Interrupted(message, 0 if is_launched() else 128 + signum)
+
+
+def _end(signum: int, frame: FrameType | None) -> NoReturn:
+    hint = "The same command begins or continues what was interrupted; `fit` with --ckpt_path last"
+    raise interrupted(f"{NAMES[signum]}. {hint}.", signum)

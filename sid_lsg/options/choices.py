@@ -1,0 +1,22 @@
+"""The choices that options of several commands offer by name."""
+
+from typing import Literal
+
+SamplerName = Literal["auto", "generator", "ddim", "pipeline"]
+Precision = Literal["float32", "bfloat16", "float16"]
+ProtocolName = Literal["clean256", "clip", "fast"]
+Layout = Literal["diffusers", "unet", "onnx"]
+MeasuredPrecision = Literal["config", "fp32", "tf32", "bf16", "bf16-compile"]
+MemoryUse = Literal[
+    "config",
+    "fast",
+    "balanced",
+    "lean",
+    "fast-checkpointing",
+    "balanced-checkpointing",
+    "lean-checkpointing",
+]
+
+# What the paper's CLIP scores are computed with.
+PAPER_CLIP = "laion/CLIP-ViT-g-14-laion2B-s12B-b42K"
+PAPER_PREFIX = "A photo depicts "
