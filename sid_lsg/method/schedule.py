@@ -80,7 +80,7 @@ class Schedule(nn.Module, ABC):
         """
 
     def add_noise(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """Diffuse: x_t = alpha_t x_0 + sigma_t eps."""
+        """Diffuse: x_t = alpha_t x_0 + sigma_t eps (Ho et al., 2020)."""
         return per_sample(self.alpha(t), x_0) * x_0 + per_sample(self.sigma(t), eps) * eps
 
     def network_time(self, t: Tensor) -> Tensor:
@@ -148,16 +148,16 @@ class DiscreteSchedule(Schedule):
         return (x_t - sigma * prediction) / alpha
 
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """Return eps, or v."""
+        """Return eps, or v (METHOD.md, phase 1)."""
         if self.prediction_type == "v_prediction":
             return self.velocity(x_0, eps, t)
         return eps
 
     def error_weight(self, t: Tensor) -> Tensor:
-        """Return the factor that turns a prediction's squared error into that of eps: [B].
+        """Return the weight that makes a squared error that of eps: [B] (METHOD.md, phase 1).
 
         1 for epsilon. For v at a given x_t, eps = alpha_t v + sigma_t x_t, so the error of eps is
-        alpha_t times that of v: the factor is alpha_t^2 = snr / (snr + 1) (METHOD.md, phase 1).
+        alpha_t times that of v: the weight is alpha_t^2 = snr / (snr + 1).
         """
         if self.prediction_type == "v_prediction":
             return self.alpha(t) ** 2
