@@ -72,20 +72,22 @@ def _phase_bytes(run: PlannedRun, size: int) -> dict[str, int]:
 
     Phase 1 holds the graph of the fake score. Phase 2 holds those of the generator, the teacher and
     the fake score; the backward pass frees the fake score's first. A network that is recomputed has
-    a graph only during its own backward pass: the teacher's comes before the generator's.
+    a graph only during its own backward pass: the teacher's comes before the generator's, and a
+    generator of several steps has one step's at a time.
     """
     plan = run.plan
     fake_1, fake_2, real = (size * times for times in plan.kappas.evaluations)
     trained = run.evaluation("fake_score", "weights")
     fake, teacher = (run.evaluation(name, "inputs") for name in ("fake_score", "teacher"))
     generator = run.evaluation("generator", "weights" if plan.num_steps == 1 else "both")
-    steps = plan.num_steps * generator.kept(size)
-    held = steps if run.evaluated("generator") == 1 else 0
+    stored = run.evaluated("generator") == 1
+    held = plan.num_steps * generator.kept(size) if stored else 0
+    earlier = held - generator.kept(size) if stored else 0
     beside = teacher.kept(real) if run.evaluated("teacher") == 1 else 0
     phase_2 = (
         held + beside + fake.peak(fake_2),
         held + teacher.peak(real),
-        steps - generator.kept(size) + generator.peak(size),
+        earlier + generator.peak(size),
     )
     # An upper bound with real images: their decoder's graph is not kept.
     phase_1 = trained.peak(fake_1 + size * plan.real_data)
