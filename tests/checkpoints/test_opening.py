@@ -1,19 +1,151 @@
-"""A checkpoint is verified once and opened once in a command, whatever is done with it."""
+"""Damaged checkpoints are seen and passed over; whole ones are opened once in a command."""
 
+import pickle
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from sid_lsg.callbacks import Checkpoint
 from sid_lsg.checkpoints import opening
+from sid_lsg.checkpoints.resume import open_resumed
 from sid_lsg.cli import main
+from sid_lsg.messages.errors import UsageError
+from tests.helpers.checkpoint_runs import Iterations, contents, fit, load, names, refused, warned
+from tests.helpers.checkpoints import damage, newest_path
+from tests.helpers.comparison import same
+from tests.helpers.damage import Trap, flip
+
+# ---------------------------------------------------------------------- damaged files
+
+
+def test_a_whole_file_is_whole(run: Path) -> None:
+    assert [damage(path) for path in sorted((run / "checkpoints").iterdir())] == [""] * 4
+    assert newest_path(run / "checkpoints") == (run / "checkpoints/last.ckpt", [])
+
+
+@pytest.mark.parametrize(
+    ("share", "seen"),
+    [(0, "is not a checkpoint"), (1e-6, "truncated"), (0.001, "truncated"), (0.5, "truncated"),
+     (0.999, "truncated"), (1 - 1e-7, "truncated")],
+)  # fmt: skip
+def test_truncation_is_seen(run: Path, tmp_path: Path, share: float, seen: str) -> None:
+    data = (run / "checkpoints/last.ckpt").read_bytes()
+    path = tmp_path / "0000001.ckpt"
+    path.write_bytes(data[: int(share * len(data) + 2 * (0 < share < 1e-3))])
+    assert seen in damage(path)
+
+
+def test_a_changed_bit_is_seen_or_harmless(run: Path, tmp_path: Path) -> None:
+    """In tensors, in the pickled part at the start, and in the directory at the end."""
+    source, path = run / "checkpoints/last.ckpt", tmp_path / "0000001.ckpt"
+    expected, size = load(source), source.stat().st_size
+    rng, found = np.random.default_rng(0), []
+    spans = [(0, size)] * 6 + [(0, 50_000)] * 8 + [(size - 50_000, size)] * 14
+    for place in (int(rng.integers(*span)) for span in spans):
+        shutil.copy(source, path)
+        flip(path, place)
+        found.append(damage(path))
+        if not found[-1]:
+            assert same(load(path), expected), place
+    assert sum(map(bool, found)) > 15
+    assert any("Bad CRC-32" in what for what in found)
+
+
+def test_other_files_are_no_checkpoints(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "0000001.ckpt"
+    path.write_text("hello")
+    assert damage(path) == "is not a checkpoint"
+    path.unlink()
+    path.mkdir()
+    assert damage(path) == "is incomplete: it has no manifest.json"
+    assert "No such file" in damage(tmp_path / "0000002.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "0000003.ckpt")
+    with pytest.raises(UsageError, match="not a checkpoint of a training: it lacks 'optimizer_st"):
+        open_resumed(str(tmp_path / "0000003.ckpt"), tmp_path)
+
+
+def test_last_passes_over_damaged_files(small_sd: str, run: Path, copied: Path) -> None:
+    folder = copied / "checkpoints"
+    flip(folder / "0000006.ckpt", 500_000)
+    (folder / "0000004.ckpt").write_bytes((folder / "0000004.ckpt").read_bytes()[:-1])
+    iterations = Iterations()
+    checkpoint = Checkpoint(every_n_steps=2, keep=-1)
+    (message,) = warned(lambda: fit(small_sd, copied, checkpoint, iterations, ckpt_path="last"))
+    assert iterations.ran == [2, 3, 4, 5]
+    for said in ("0000006.ckpt' is corrupted (Bad CRC-32", "0000004.ckpt' is truncated",
+                 f"The run continues from '{folder / '0000002.ckpt'}'"):  # fmt: skip
+        assert said in message
+    assert (copied / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
+    assert same(load(folder / "last.ckpt")["state_dict"],
+                load(run / "checkpoints/last.ckpt")["state_dict"])  # fmt: skip
+
+
+def test_good_counts_and_so_does_what_a_dangling_link_leaves(copied: Path) -> None:
+    folder = copied / "checkpoints"
+    (folder / "0000002.ckpt").rename(folder / "good.ckpt")
+    (folder / "0000006.ckpt").unlink()
+    path, (what,) = newest_path(folder)
+    assert path == folder / "0000004.ckpt"
+    assert "0000006.ckpt' cannot be read (No such file" in what
+    path.write_bytes(b"")
+    assert newest_path(folder)[0] == folder / "good.ckpt"
+
+
+def test_without_any_whole_checkpoint_nothing_begins(
+    command: list[str], copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (2, 4, 6):
+        flip(copied / f"checkpoints/000000{number}.ckpt", 500_000)
+    before = contents(copied.parent)
+    message = refused(command, capsys, "--ckpt_path=last")
+    assert message.startswith("error: --ckpt_path last: there is no whole checkpoint in ")
+    assert message.count("Bad CRC-32") == 3
+    assert contents(copied.parent) == before
+
+
+def test_last_without_a_checkpoint_says_that_it_begins(small_sd: str, empty: Path) -> None:
+    (message,) = warned(lambda: fit(small_sd, empty, Checkpoint(), max_steps=1, ckpt_path="last"))
+    assert "there is no checkpoint in " in message
+    assert message.endswith("yet. The training begins afresh.")
+    assert names(empty) == ["0000001.ckpt", "last.ckpt"]
+
+
+def test_a_named_damaged_file_is_refused(small_sd: str, copied: Path) -> None:
+    path = copied / "checkpoints/0000004.ckpt"
+    flip(path, 500_000)
+    with pytest.raises(UsageError, match=r"^--ckpt_path: .*0000004.ckpt' is corrupted \(Bad CRC"):
+        fit(small_sd, copied, Checkpoint(), ckpt_path=str(path))
+
+
+@pytest.mark.parametrize("kind", ["pickle", "zip"])
+def test_code_is_never_executed(
+    small_sd: str, run: Path, empty: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    mark, path = empty.parent / "unpickled", empty.parent / "0000001.ckpt"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(Trap(mark)))
+    else:
+        torch.save(load(run / "checkpoints/last.ckpt") | {"extra": Trap(mark)}, path)
+    what = "is not a checkpoint" if kind == "pickle" else r"holds \w+.mkdir, which is not plain da"
+    with pytest.raises(UsageError, match=what):
+        fit(small_sd, empty, Checkpoint(), ckpt_path=str(path), weights_only=False)
+    with pytest.raises(UsageError, match=what):
+        open_resumed(str(path), empty)
+    assert not mark.exists()
+
+
+# ---------------------------------------------------------------------- once
 
 
 @pytest.fixture(scope="module")
-def fit(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def trained(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return a command, which has been run for an iteration."""
     folder = tmp_path_factory.mktemp("opening")
     prompts = folder / "prompts.txt"
@@ -29,8 +161,8 @@ def fit(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture
-def run(fit: list[str]) -> Path:
-    return Path(fit[-1].partition("=")[2])
+def directory(trained: list[str]) -> Path:
+    return Path(trained[-1].partition("=")[2])
 
 
 @pytest.fixture
@@ -62,10 +194,10 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Counter[str], 
 
 
 def test_a_model_is_opened_once(
-    run: Path, tmp_path: Path, count: Callable[..., tuple[Counter[str], Counter[str]]]
+    directory: Path, tmp_path: Path, count: Callable[..., tuple[Counter[str], Counter[str]]]
 ) -> None:
     once = Counter({"0000001.ckpt": 1})
-    for model in (run, run / "checkpoints/last.ckpt"):
+    for model in (directory, directory / "checkpoints/last.ckpt"):
         folder = tmp_path / model.stem
         images = count("generate", f"--model={model}", "--prompt=a", f"--output={folder}/a")
         assert images == (once, once)
@@ -74,25 +206,25 @@ def test_a_model_is_opened_once(
 
 
 def test_what_a_run_is_continued_from_is_opened_once(
-    fit: list[str], run: Path, count: Callable[..., tuple[Counter[str], Counter[str]]]
+    trained: list[str], directory: Path, count: Callable[..., tuple[Counter[str], Counter[str]]]
 ) -> None:
-    last = count(*fit, "--trainer.max_steps=2", "--ckpt_path=last")
+    last = count(*trained, "--trainer.max_steps=2", "--ckpt_path=last")
     assert last == (Counter({"0000001.ckpt": 1}),) * 2
-    path = run / "checkpoints/0000002.ckpt"
-    named = count(*fit, "--trainer.max_steps=3", f"--ckpt_path={path}")
+    path = directory / "checkpoints/0000002.ckpt"
+    named = count(*trained, "--trainer.max_steps=3", f"--ckpt_path={path}")
     assert named == (Counter({"0000002.ckpt": 1}),) * 2
 
 
 def test_a_damaged_file_is_read_once_and_not_opened(
-    fit: list[str], run: Path, count: Callable[..., tuple[Counter[str], Counter[str]]]
+    trained: list[str], directory: Path, count: Callable[..., tuple[Counter[str], Counter[str]]]
 ) -> None:
-    damaged = run / "checkpoints/9999999.ckpt"
-    data = bytearray((run / "checkpoints/0000001.ckpt").read_bytes())
+    damaged = directory / "checkpoints/9999999.ckpt"
+    data = bytearray((directory / "checkpoints/0000001.ckpt").read_bytes())
     data[len(data) // 2] ^= 16
     damaged.write_bytes(data)
-    last = run / "checkpoints/last.ckpt"
+    last = directory / "checkpoints/last.ckpt"
     newest = last.resolve().name
     last.unlink()
-    verified, opened = count(*fit, "--trainer.max_steps=4", "--ckpt_path=last")
+    verified, opened = count(*trained, "--trainer.max_steps=4", "--ckpt_path=last")
     assert verified == Counter({damaged.name: 1, newest: 1})
     assert opened == Counter({newest: 1})

@@ -1,0 +1,97 @@
+"""Checkpoints that belong to another run are refused before anything is written."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from sid_lsg.callbacks import Checkpoint
+from sid_lsg.checkpoints.record import RECORD, SCHEMA
+from sid_lsg.checkpoints.resume import check_optimizers, open_resumed
+from sid_lsg.cli import main
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.optimizers.adam import AdamWithoutMomentum
+from tests.helpers.checkpoint_runs import change, contents, fit, load, refused
+
+
+def test_a_checkpoint_says_what_it_is(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(command)
+    folder = tmp_path / "run/checkpoints"
+    record = load(folder / "last.ckpt")[RECORD]
+    assert record["schema"] == SCHEMA == 1
+    assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert {"python", "torch", "lightning", "diffusers", "transformers"} <= record[
+        "versions"
+    ].keys()
+    assert record["config"] == yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert record["config"]["data"]["batch_size"] == 1
+
+    # One of a newer version is refused, one from before there were records is not.
+    change(folder / "0000003.ckpt", lambda found: found[RECORD].update(schema=SCHEMA + 1))
+    before = contents(tmp_path)
+    message = refused(command, capsys, "--ckpt_path=last")
+    assert "is of schema 2, and this version reads up to 1. Continue with the version" in message
+    assert contents(tmp_path) == before
+    change(folder / "0000003.ckpt", lambda found: found.pop(RECORD))
+    main([*command, "--ckpt_path=last", "--trainer.max_steps=4"])
+    assert load(folder / "last.ckpt")["global_step"] == 4
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(
+    command: list[str], copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def reshape(found: dict[str, Any]) -> None:
+        weights = found["state_dict"]
+        weights["generator.conv_in.weight"] = weights["generator.conv_in.weight"][:3].clone()
+
+    path = copied / "checkpoints/0000006.ckpt"
+    change(path, reshape)
+    before = contents(copied.parent)
+    message = refused(command, capsys, "--ckpt_path=last")
+    assert "'generator.conv_in.weight' is [3, 4, 3, 3] in the file and [" in message
+    change(path, lambda found: found["state_dict"].update(extra=torch.zeros(2, 3)))
+    assert "'extra' is [2, 3] in the file and absent from this teacher" in refused(
+        command, capsys, f"--ckpt_path={path}"
+    )
+    assert {p: b for p, b in contents(copied.parent).items() if ".ckpt" not in p} == {
+        p: b for p, b in before.items() if ".ckpt" not in p
+    }
+
+
+def test_optimizers_of_another_model_are_refused(
+    small_sd: str, copied: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def reshape(found: dict[str, Any]) -> None:
+        found["optimizer_states"][1]["state"][0]["exp_avg"] = torch.zeros(7)
+
+    path = copied / "checkpoints/0000004.ckpt"
+    change(path, reshape)
+    message = r"'exp_avg' of optimizer 2's weight 0 is \[7\] in the file and \["
+    with pytest.raises(UsageError, match=message):
+        fit(small_sd, copied, Checkpoint(), ckpt_path=str(path))
+    before = contents(copied)
+    assert "'exp_avg' of optimizer 2's weight 0 is [7]" in refused(
+        command, capsys, f"--ckpt_path={path}"
+    )
+    assert contents(copied) == before
+
+    adam = torch.optim.Adam([torch.zeros(2), torch.zeros(3)])
+    other = torch.optim.Adam([torch.zeros(2)])
+    with pytest.raises(UsageError, match="holds 1 optimizers, not 2"):
+        check_optimizers([adam, adam], [adam.state_dict()])
+    with pytest.raises(UsageError, match=r"groups of \[1\] weights in the file and \[2\] here"):
+        check_optimizers([adam], [other.state_dict()])
+    own = AdamWithoutMomentum([torch.zeros(2)])
+    check_optimizers([own], [other.state_dict()], ["Adam"])
+    message = "optimizer 1 is AdamWithoutMomentum in the file and Adam here"
+    with pytest.raises(UsageError, match=message):
+        check_optimizers([other], [own.state_dict()], ["AdamWithoutMomentum"])
+
+
+def test_best_is_not_a_name_to_continue_from(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--ckpt_path best: name the file, for example .*best.ck"):
+        open_resumed("best", tmp_path)
