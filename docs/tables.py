@@ -95,7 +95,7 @@ def official_manner() -> str:
         ("AMD EPYC", "cpu"),
         ("Intel Xeon", "xeon"),
         ("Intel Xeon, 150 turns in place of 60", "xeon_long"),
-        ("Intel Xeon, `--model.compile true`", "xeon_compile"),
+        ("Intel Xeon, `--model.compute.compile true`", "xeon_compile"),
     ):
         rows.append([machine, *ratios(f"benchmarks/comparison_tiny_{name}")])
     start = "iterations per CPU second, times the official manner's"
@@ -114,7 +114,7 @@ def gpu() -> str:
         ("bf16_batches", (1, 4), "bf16-mixed"),
         ("bf16", (8,), "bf16-mixed"),
         ("bf16_batches", (16,), "bf16-mixed"),
-        ("bf16_compile", (16,), "bf16-mixed, `--model.compile true`"),
+        ("bf16_compile", (16,), "bf16-mixed, `--model.compute.compile true`"),
     ):
         for size in sizes:
             row = gpu_row(name, size)

@@ -50,7 +50,7 @@ def test_a_real_process_refuses_with_one_line(tmp_path: Path) -> None:
         ({"data.prompts": "{tmp}/p.jsonl", "data.column": "text"}, ["text", "caption"]),
         ({"data.prompts": "{tmp}/p.jsonl"}, ["--data.column"]),
         ({"model.teacher": "{tmp}/none"}, ["--model.teacher", "{tmp}/none"]),
-        ({"model.teacher": "{tmp}"}, ["--model.teacher", "unet", "--model.subfolders"]),
+        ({"model.teacher": "{tmp}"}, ["--model.teacher", "unet", "--model.loading.subfolders"]),
         ({"model.resolution": "100"}, ["--model.resolution", "multiple of 16"]),
         ({"model.micro_batch_size": "3"}, ["--data.batch_size", "--model.micro_batch_size"]),
         ({"model.t_init": "1001"}, ["--model.t_init", "999"]),
@@ -65,7 +65,7 @@ def test_a_real_process_refuses_with_one_line(tmp_path: Path) -> None:
         ({"data.batch_size": "0"}, ["--data.batch_size"]),
         ({"data.batch_size": "many"}, ["data.batch_size", "many"]),
         ({"trainer.accumulate_grad_batches": "2"}, ["--model.micro_batch_size"]),
-        ({"trainer.gradient_clip_val": "1"}, ["--model.gradient_clip_val"]),
+        ({"trainer.gradient_clip_val": "1"}, ["--model.gradients.clip_val"]),
         (
             {"trainer.enable_checkpointing": "false"},
             ["enable_checkpointing", "--checkpoint.keep 0"],
@@ -159,7 +159,9 @@ def test_help_and_print_config_explain_every_option(capsys: pytest.CaptureFixtur
     assert end.value.code == 0
     text = capsys.readouterr().out
     options = [
-        "model.teacher", "model.revision", "model.variant", "model.guidance.preset",
+        "model.teacher", "model.loading.revision", "model.loading.variant",
+        "model.init.generator", "model.ema.halflife_images", "model.memory.activations",
+        "model.compute.tf32", "model.gradients.clip_val", "model.guidance.preset",
         "model.guidance.train_fake", "model.guidance.eval_fake", "model.guidance.eval_real",
         "model.alpha", "model.t_init", "model.tmin", "model.tmax", "model.num_steps",
         "model.micro_batch_size", "model.optimizer_fake", "model.optimizer_generator",

@@ -24,7 +24,7 @@ def measured_memory(module: SiDLSG) -> Iterator[dict[str, int]]:
     eagerly.
     """
     cuda = module.device.type == "cuda"
-    by_allocator = cuda and module.compiled
+    by_allocator = cuda and module.compute.compile
     allocations = Allocations()
     networks = (module.fake_score, module.generator)
     kept = {
@@ -51,7 +51,7 @@ def measured_memory(module: SiDLSG) -> Iterator[dict[str, int]]:
         if cuda:
             torch.cuda.reset_peak_memory_stats(module.device)
         if not by_allocator:
-            stack.enter_context(as_written(module.compiled))
+            stack.enter_context(as_written(module.compute.compile))
             stack.enter_context(allocations)
         yield found
     found |= {name: allocations.peak[name] for name in (*kept, ACTIVATIONS)}

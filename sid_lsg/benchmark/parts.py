@@ -138,7 +138,7 @@ def counted_flops(module: SiDLSG) -> Iterator[Flops]:
     }
     counter = FlopCounterMode(display=False, custom_mapping=ours)
     with (
-        as_written(module.compiled),
+        as_written(module.compute.compile),
         counter,
         measured_parts(module, counter.get_total_flops) as parts,
     ):

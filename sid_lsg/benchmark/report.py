@@ -6,14 +6,12 @@ from typing import Any
 
 from sid_lsg.benchmark.settings import setting_name
 from sid_lsg.messages.words import table
+from sid_lsg.options.renamed import current
 
 Table = tuple[list[str], list[list[str]]]
 """Column heads and rows."""
 
 _GIB = 2**30
-
-# The options that a comparison depends on most; a micro-batch of null is the whole batch.
-_DECISIVE = ("micro_batch_size", "compile")
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -47,8 +45,13 @@ def markdown(result: Mapping[str, Any]) -> str:
                 f"{name.replace('_', ' ').capitalize()}: {ratio['median']:.2f} "
                 f"(quartiles of the turns {low:.2f} to {high:.2f})."
             )
-        config = result["config"]
-        lines += ["", *(f"- `--model.{name} {json.dumps(config[name])}`" for name in _DECISIVE)]
+        model = current({"model": result["config"]})["model"]
+        # The options that a comparison depends on most; a micro-batch of null is the whole batch.
+        decisive = {
+            "micro_batch_size": model["micro_batch_size"],
+            "compute.compile": model["compute"]["compile"],
+        }
+        lines += ["", *(f"- `--model.{k} {json.dumps(v)}`" for k, v in decisive.items())]
     return "\n".join(lines).rstrip() + "\n"
 
 

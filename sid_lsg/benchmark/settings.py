@@ -5,15 +5,15 @@ from typing import Any
 
 import torch
 
-from sid_lsg.networks.memory import CHECKPOINTED
 from sid_lsg.options.choices import MeasuredPrecision, MemoryUse
+from sid_lsg.options.training import CHECKPOINTED
 
 # The Trainer's precision, and changed options of `--model.`.
 _PRECISIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "fp32": ("32-true", {"tf32": False}),
-    "tf32": ("32-true", {"tf32": True}),
+    "fp32": ("32-true", {"compute.tf32": False}),
+    "tf32": ("32-true", {"compute.tf32": True}),
     "bf16": ("bf16-mixed", {}),
-    "bf16-compile": ("bf16-mixed", {"compile": True}),
+    "bf16-compile": ("bf16-mixed", {"compute.compile": True}),
 }
 _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
@@ -24,8 +24,8 @@ class Setting:
 
     Attributes:
         precision: Name of the precision, or "config" for the config's.
-        memory: Value of `--model.memory`, with "-checkpointing" for activation checkpointing in all
-            networks; or "config" for the config's.
+        memory: Value of `--model.memory.activations`, with "-checkpointing" for activation
+            checkpointing in all networks; or "config" for the config's.
         own_precision: The config's precision, as the Trainer names it.
     """
 
@@ -51,12 +51,12 @@ class Setting:
 
     @property
     def changes(self) -> dict[str, Any]:
-        """The changed options of `--model.`."""
+        """The changed options of `--model.`, by their dotted names."""
         changes = dict(_PRECISIONS.get(self.precision, ("", {}))[1])
         if self.memory != "config":
             memory, _, checkpointing = self.memory.partition("-")
             networks = [*CHECKPOINTED] if checkpointing else None
-            changes |= {"memory": memory, "gradient_checkpointing": networks}
+            changes |= {"memory.activations": memory, "memory.checkpointing": networks}
         return changes
 
 

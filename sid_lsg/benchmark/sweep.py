@@ -1,6 +1,6 @@
 """The measurements of `benchmark`: each setting and micro-batch, or turns with a baseline."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Protocol
@@ -26,15 +26,15 @@ class Run(Protocol):
 
     config: Any
 
-    def module(self, **changes: Any) -> SiDLSG:
-        """Return a new module for the options, with some of them changed."""
+    def module(self, changes: Mapping[str, Any]) -> SiDLSG:
+        """Return a new module for the options, some of them changed, by their dotted names."""
 
 
 def compared(cli: Run, options: Benchmark, device: torch.device, save: Save) -> dict[str, Any]:
     """Compare with the baseline; save all that is known after each turn."""
     _check_comparable(cli.config.model)
     with device:
-        module = cli.module(tf32=False)
+        module = cli.module({"compute.tf32": False})
     found: dict[str, Any] = {}
 
     def save_turns(comparison: dict[str, Any]) -> None:
@@ -54,8 +54,8 @@ def _check_comparable(model: Any) -> None:
     refused = {
         "num_steps": model.num_steps != 1,
         "guidance.eval_fake": kappas.eval_fake_2 != kappas.eval_fake_3,
-        "frozen_precision": model.frozen_precision != "32",
-        **{f"lora_{name}": bool(model[f"lora_{name}"]) for name in ("fake_score", "generator")},
+        "memory.frozen_precision": model.memory.frozen_precision != "32",
+        **{f"lora.{name}": bool(own) for name, own in model.lora.as_dict().items()},
     }
     for name, other in refused.items():
         if other:
@@ -79,7 +79,7 @@ def measured(cli: Run, options: Benchmark, device: torch.device, save: Save) -> 
     for precision, memory in product(options.precisions, options.memories):
         setting = Setting(precision, memory, own)
         tries = _Attempts(cli, options, device, setting)
-        with tf32(setting.changes.get("tf32", cli.config.model.tf32)):
+        with tf32(setting.changes.get("compute.tf32", cli.config.model.compute.tf32)):
             ceiling = matmul_ceiling(device, setting.dtype)
             for micro_batch in options.micro_batches or (None,):
                 if (row := tries.measure(micro_batch)) is None:
@@ -123,13 +123,14 @@ class _Attempts:
         """Whether the largest micro-batch that fits is to be found."""
         if self.options.search is not None:
             return self.options.search
-        compiled = self.setting.changes.get("compile", self.cli.config.model.compile)
+        own = self.cli.config.model.compute.compile
+        compiled = self.setting.changes.get("compute.compile", own)
         on_gpu = self.device.type == "cuda" and not compiled
         return on_gpu or self.options.memory_limit is not None
 
     def _module(self, micro_batch_size: int | None) -> SiDLSG:
         with self.device:  # where random weights are made in no time
-            return self.cli.module(micro_batch_size=micro_batch_size, **self.setting.changes)
+            return self.cli.module({"micro_batch_size": micro_batch_size, **self.setting.changes})
 
     def measure(self, micro_batch: int | None) -> dict[str, Any] | None:
         """Measure a micro-batch, or the config's own; None if the memory is not enough."""

@@ -27,7 +27,7 @@ _ADVICE = {
     "(--model.guidance.scale), and prompts like those the teacher was trained on",
     "instability": "What usually helps: a smaller learning rate "
     "(--model.optimizer_generator.init_args.lr and that of the fake score), "
-    "--model.gradient_clip_val, a larger --data.batch_size, a smaller guidance scale, "
+    "--model.gradients.clip_val, a larger --data.batch_size, a smaller guidance scale, "
     "--trainer.precision bf16-mixed or 32-true in place of 16-mixed",
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
 """Write, verify, open and resume from checkpoints.
 
-May import networks, optimizers, data, distributed, files, messages.
+May import networks, optimizers, data, distributed, files, options, messages.
 """

@@ -10,6 +10,7 @@ from sid_lsg.checkpoints.file import Damaged, open_file, verify_records
 from sid_lsg.checkpoints.record import RECORD, check_contents
 from sid_lsg.checkpoints.shards import open_shares, verify_shares
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.options.renamed import current
 
 BEST, GOOD, LAST = "best.ckpt", "good.ckpt", "last.ckpt"
 CONTINUE = "Give another checkpoint, or `last` for the newest whole one in the run directory."
@@ -35,8 +36,13 @@ class OpenCheckpoint:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Return schema, versions and configuration; {} if it was written without them."""
-        return self.content.get(RECORD) or {}
+        """Return schema, versions and configuration; {} if it was written without them.
+
+        The configuration of an earlier version has today's names of its options.
+        """
+        record = self.content.get(RECORD) or {}
+        config = record.get("config")
+        return record | {"config": current(config)} if config else record
 
     @property
     def config(self) -> Mapping[str, Any]:

@@ -101,7 +101,7 @@ def _check_batch(before: int | None, batch_size: int | None) -> None:
         raise UsageError(
             f"--data.batch_size: the run was made with {before}, not {batch_size}: its images seen "
             f"and prompts would be counted wrongly. Give {before}, or begin a new run from its "
-            "generator with --model.generator_init."
+            "generator with --model.init.generator."
         )
 
 
@@ -127,7 +127,7 @@ def _check_adapters(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> N
             [is_adapter(name) for name in of if name.startswith(f"{network}.")]
             for of in (own, found)
         )
-        option = f"--model.lora_{network.replace('ema', 'generator')}"
+        option = f"--model.lora.{network.replace('ema', 'generator')}"
         if theirs and any(ours) and not any(theirs):
             raise UsageError(
                 f"--ckpt_path: the file holds all weights of {network!r}, of which {option} trains "
@@ -145,7 +145,7 @@ def _origin(name: str) -> tuple[str, str]:
     if not is_adapter(name):
         return "teacher", "teacher"
     network = name.split(".")[0].replace("ema", "generator")
-    return "run", f"--model.lora_{network}"
+    return "run", f"--model.lora.{network}"
 
 
 def check_optimizers(

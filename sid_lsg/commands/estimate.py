@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ class Estimate:
         gpus: How many, on all machines together; by default as --trainer.devices and
             --trainer.num_nodes say, or 1.
         tflops: Peak of another card, in the precision of --trainer.precision, or in TF32 with
-            --model.tf32 true; without sparsity.
+            --model.compute.tf32 true; without sparsity.
         memory_gb: Memory of another card, in GiB.
         efficiency: Share of the peak that is reached. By default what Stable Diffusion 1.5 reached
             on an H200: 0.19 in mixed precision, 0.29 compiled; in float32 0.39, and 0.13 in TF32.
@@ -60,8 +60,8 @@ class Estimate:
 
     def speed(self, plan: "Plan") -> float:
         """Return the FLOP/s that a card reaches."""
-        kind = "half" if plan.half else "tf32" if plan.tf32 else "float32"
-        shares = REACHED_COMPILED if plan.compile else REACHED
+        kind = "half" if plan.half else "tf32" if plan.compute.tf32 else "float32"
+        shares = REACHED_COMPILED if plan.compute.compile else REACHED
         peak = self.tflops or getattr(CARDS[self.gpu], kind)
         return float(peak * 1e12 * (self.efficiency or shares[kind]))
 
@@ -103,11 +103,13 @@ def estimate(args: Sequence[str]) -> dict[str, Any]:
         check_writable(wanted.output.absolute().parent, "estimate.output")
     check_trainer(config.trainer)
     plan, model = plan_of(config, wanted.gpus), config.model
-    teacher = outline(model.teacher, model.revision, model.subfolders, model.resolution)
+    teacher = outline(
+        model.teacher, model.loading.revision, model.loading.subfolders, model.resolution
+    )
     known: dict[Any, Any] = {}
 
     def row(options: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-        run = PlannedRun(replace(plan, **changes), teacher, known)
+        run = PlannedRun(plan.changed(changes), teacher, known)
         speed = wanted.speed(run.plan)
         largest = largest_micro_batch(run, wanted.usable_bytes)
         seconds, at_largest = (iteration_seconds(run, speed, size) for size in (None, largest))

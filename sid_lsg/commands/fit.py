@@ -21,11 +21,13 @@ from sid_lsg.checkpoints.resume import check_resume
 from sid_lsg.commands.parser import Parser
 from sid_lsg.commands.table import PROGRAM
 from sid_lsg.data.prompts import PromptDataModule, training_files
+from sid_lsg.loggers.sweep import sweep_run
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.messages.quiet import hide_progress_bars
 from sid_lsg.networks.precision import allow_tf32
 from sid_lsg.options.real_data import check_real_data
+from sid_lsg.options.renamed import current_arguments
 from sid_lsg.training.module import SiDLSG
 from sid_lsg.training.optimizer_options import check_shards, check_steps, optimizers_of
 from sid_lsg.training.run_directory import (
@@ -95,6 +97,12 @@ class SiDCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Leave the checkpoint unread: Lightning would load all of it, to find hyperparameters."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Reject earlier names of options; in a W&B sweep, whose file may be older, read them."""
+        given = sys.argv[1:] if args is None else args
+        read = current_arguments(given, sweep=sweep_run() is not None)
+        super().parse_arguments(parser, args if read == given else read)
 
     def _set_seed(self) -> None:
         """Refuse what is no seed: Lightning takes true for a random one, which nothing repeats."""

@@ -1,7 +1,7 @@
 """The options of `fit` for tools that look at a run before it is one: read, and nothing built."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jsonargparse import SUPPRESS, Namespace
@@ -49,10 +49,11 @@ class FitOptions(SiDCLI):
         finally:
             sys.argv = arguments
 
-    def module(self, **changes: Any) -> SiDLSG:
-        """Make a module as the options say, but for some of `--model.`'s."""
+    def module(self, changes: Mapping[str, Any]) -> SiDLSG:
+        """Make a module as the options say, but for some of `--model.`, by their dotted names."""
         model = self.config.model.clone()
-        model.update(Namespace(**changes))
+        for name, value in changes.items():
+            model[name] = value
         made: SiDLSG = self.parser.instantiate_classes(Namespace(model=model)).model
         return made
 

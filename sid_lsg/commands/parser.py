@@ -9,6 +9,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from sid_lsg.commands.table import PROGRAM
 from sid_lsg.messages.console import fail
+from sid_lsg.options.renamed import current_text
 
 
 class Parser(ArgumentParser):
@@ -24,6 +25,10 @@ class Parser(ArgumentParser):
         if self.prog == PROGRAM:  # the main parser of Lightning, which has no other command
             command += " fit"
         fail(f"{message}.{hint} `{command} --help` explains every option.")
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
+        """Read a configuration, which may be one of an earlier version."""
+        return super().parse_string(current_text(content), *args, **kwargs)
 
     def add_config(self) -> None:
         """Take options from files too."""

@@ -84,7 +84,7 @@ def launching_seconds(run: PlannedRun) -> float:
     backward = {"generator": plan.num_steps, "fake_score": forward["fake_score"], "teacher": 1}
     seconds = 0.0
     for name, passes in forward.items():
-        checkpointed = backward[name] if name in plan.gradient_checkpointing else 0
+        checkpointed = backward[name] if name in plan.checkpointing else 0
         weights = len(list(run.network(name).parameters()))
         seconds += (passes + backward[name] + checkpointed) * weights * _PER_WEIGHT_S
     return seconds

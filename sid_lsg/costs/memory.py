@@ -29,7 +29,7 @@ def standing_bytes(run: PlannedRun) -> dict[str, int]:
         "EMA": run.ema,
     }
     found = {name: _stored([network], seen) // parts for name, network in networks.items()}
-    if plan.ema_device:
+    if plan.ema.device:
         found["EMA"] = 0
     others = [part for part in run.teacher.children() if part is not run.teacher.network]
     found["VAE, text encoder"] = _stored(others, seen)
@@ -116,7 +116,7 @@ def _other_bytes(run: PlannedRun) -> dict[str, int]:
     if plan.images_at_once:
         latents = torch.empty(plan.images_at_once, *teacher.latent_shape, device="meta")
         _, decoding = call_cost(lambda: teacher.decode(latents))  # sampling them takes less
-        borrowed = _stored([run.ema], set()) if plan.ema_device else 0
+        borrowed = _stored([run.ema], set()) if plan.ema.device else 0
         found[f"{plan.images_at_once} images"] = max(borrowed + decoding - gradients, 0)
     return found
 

@@ -1,18 +1,16 @@
 """Read the options of `fit` that decide a run's costs, and list options that would change them."""
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import nn
 
 from sid_lsg.costs.plan import Plan
-from sid_lsg.messages.checks import check_method
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.networks.memory import CHECKPOINTED
 from sid_lsg.optimizers.adam import AdamWithoutMomentum
 from sid_lsg.options.guidance import Guidance
-from sid_lsg.options.lora import LoRA
+from sid_lsg.options.method import Method
+from sid_lsg.options.training import CHECKPOINTED, EMA, Adapters, Compute, InitialWeights, Memory
 from sid_lsg.training.optimizer_options import check_steps, optimizers_of
 
 
@@ -24,7 +22,7 @@ def plan_of(config: Any, gpus: int | None = None) -> Plan:
             the batch is not divisible by the devices and the micro-batch.
     """
     model, trainer = config.model, config.trainer
-    check_method(model)
+    method = Method.of(model)
     optimizers = optimizers_of(model)
     check_steps(optimizers, torch.device("cpu"))  # optimizer_bytes measures them on the CPU
     devices = gpus or _devices(trainer.devices) * int(trainer.num_nodes or 1)
@@ -34,7 +32,7 @@ def plan_of(config: Any, gpus: int | None = None) -> Plan:
             f"--estimate.gpus: {devices} device(s) do not divide --data.batch_size {batch}. Change "
             "one of them."
         )
-    micro = min(model.micro_batch_size or batch // devices, batch // devices)
+    micro = min(method.micro_batch_size or batch // devices, batch // devices)
     if batch // devices % micro:
         raise UsageError(
             f"--model.micro_batch_size: {micro} does not divide the {batch // devices} prompts of "
@@ -43,24 +41,18 @@ def plan_of(config: Any, gpus: int | None = None) -> Plan:
     strategy = trainer.strategy
     strategy = strategy if isinstance(strategy, str) else strategy.class_path.rpartition(".")[2]
     return Plan(
-        kappas=Guidance(**_plain(model.guidance)).kappas,
+        kappas=Guidance(**model.guidance.as_dict()).kappas,
         batch_size=batch,
         micro_batch_size=micro,
-        num_steps=model.num_steps,
+        num_steps=method.num_steps,
         optimizer_fake=optimizers["model.optimizer_fake"],
         optimizer_generator=optimizers["model.optimizer_generator"],
-        lora_fake_score=_lora(model.lora_fake_score),
-        lora_generator=_lora(model.lora_generator),
-        own_bases=frozenset(
-            name for name in ("fake_score", "generator") if model.get(f"{name}_init")
-        ),
-        frozen_precision=model.frozen_precision,
-        gradient_checkpointing=tuple(model.gradient_checkpointing or ()),
-        memory=model.memory,
-        compile=model.compile,
-        ema_device=model.ema_device,
+        lora=Adapters.of(model.lora.as_dict()),
+        init=InitialWeights(**model.init.as_dict()),
+        memory=Memory(**model.memory.as_dict()),
+        ema=EMA(**model.ema.as_dict()),
+        compute=Compute(**model.compute.as_dict()),
         precision=str(trainer.precision or "32-true"),
-        tf32=model.tf32,
         strategy=strategy,
         devices=devices,
         images_at_once=_images_at_once(config),
@@ -88,14 +80,6 @@ def _devices(asked: Any) -> int:
     return number
 
 
-def _plain(value: Any) -> dict[str, Any]:
-    return value.as_dict() if hasattr(value, "as_dict") else asdict(value)
-
-
-def _lora(value: Any) -> LoRA | None:
-    return LoRA(**_plain(value)) if value else None
-
-
 def _images_at_once(config: Any) -> int:
     """Return the largest number of images decoded at a time during training."""
     grid, metrics, health = config.image_grid, config.metrics, config.health
@@ -112,29 +96,27 @@ def levers(plan: Plan) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     if plan.half is None:
         found["--trainer.precision bf16-mixed"] = {"precision": "bf16-mixed"}
-        if not plan.tf32:
-            found["--model.tf32 true"] = {"tf32": True}
-    if not (plan.compile or plan.sharded):
-        found["--model.compile true"] = {"compile": True}
-    if plan.memory != "lean":
-        found["--model.memory lean"] = {"memory": "lean"}
-    if set(plan.gradient_checkpointing) != set(CHECKPOINTED):
-        option = f'--model.gradient_checkpointing "[{", ".join(CHECKPOINTED)}]"'
-        found[option] = {"gradient_checkpointing": CHECKPOINTED}
+        if not plan.compute.tf32:
+            found["--model.compute.tf32 true"] = {"compute.tf32": True}
+    if not (plan.compute.compile or plan.sharded):
+        found["--model.compute.compile true"] = {"compute.compile": True}
+    if plan.memory.activations != "lean":
+        found["--model.memory.activations lean"] = {"memory.activations": "lean"}
+    if set(plan.checkpointing) != set(CHECKPOINTED):
+        option = f'--model.memory.checkpointing "[{", ".join(CHECKPOINTED)}]"'
+        found[option] = {"memory.checkpointing": [*CHECKPOINTED]}
     optimizers = {"optimizer_fake": plan.optimizer_fake}
     optimizers |= {"optimizer_generator": plan.optimizer_generator}
     made = [make([nn.Parameter(torch.zeros(1, 1))]) for make in optimizers.values()]
     if all(map(_stores_gradients, made)):
-        option = (
-            f"class_path: sid_lsg.optimizers.adam.{AdamWithoutMomentum.__name__} (both optimizers)"
-        )
+        option = f"class_path: sid_lsg.optimizers.{AdamWithoutMomentum.__name__} (both optimizers)"
         found[option] = dict.fromkeys(optimizers, AdamWithoutMomentum)
-    if plan.frozen_precision != "bf16":
-        found["--model.frozen_precision bf16"] = {"frozen_precision": "bf16"}
-    if not (plan.ema_device or plan.sharded or plan.lora_generator):
-        found["--model.ema_device cpu"] = {"ema_device": "cpu"}
-    if plan.devices > 1 and not (plan.sharded or plan.lora_generator or plan.lora_fake_score):
-        changed = {"strategy": "fsdp2", "ema_device": None, "compile": False}
+    if plan.memory.frozen_precision != "bf16":
+        found["--model.memory.frozen_precision bf16"] = {"memory.frozen_precision": "bf16"}
+    if not (plan.ema.device or plan.sharded or plan.lora.generator):
+        found["--model.ema.device cpu"] = {"ema.device": "cpu"}
+    if plan.devices > 1 and not (plan.sharded or plan.lora.generator or plan.lora.fake_score):
+        changed = {"strategy": "fsdp2", "ema.device": None, "compute.compile": False}
         found["--trainer.strategy fsdp2 (not compiled)"] = changed
     return found
 

@@ -1,7 +1,8 @@
 """The options that decide a run's costs, and the run's networks on the meta device."""
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,15 +12,12 @@ from sid_lsg.costs.evaluation import Evaluation, Gradient, evaluation
 from sid_lsg.method.guidance import Kappas
 from sid_lsg.networks.lora import adapt, copy_trainable
 from sid_lsg.networks.memory import (
-    EMADevice,
-    FrozenPrecision,
-    Memory,
     checkpoint_gradients,
-    recomputed,
     set_frozen_precision,
 )
 from sid_lsg.optimizers.adam import AdamWithoutMomentum
 from sid_lsg.options.lora import LoRA
+from sid_lsg.options.training import EMA, Adapters, Compute, InitialWeights, Memory
 from sid_lsg.teachers.base import Teacher
 from sid_lsg.training.optimizer_options import MakeOptimizer
 
@@ -29,7 +27,6 @@ class Plan:
     """The options that decide a run's costs, under the names of the options of `fit`.
 
     Attributes:
-        own_bases: Networks with their own initial weights, whose base is not shared.
         devices: Number of devices on all machines; divides the batch.
         images_at_once: Largest number of images sampled and decoded at a time.
         real_data: Whether phase 1 also runs the fake score on real images.
@@ -41,20 +38,30 @@ class Plan:
     num_steps: int = 1
     optimizer_fake: MakeOptimizer = AdamWithoutMomentum
     optimizer_generator: MakeOptimizer = AdamWithoutMomentum
-    lora_fake_score: LoRA | None = None
-    lora_generator: LoRA | None = None
-    own_bases: frozenset[str] = frozenset()
-    frozen_precision: FrozenPrecision = "32"
-    gradient_checkpointing: tuple[str, ...] = ()
-    memory: Memory = "fast"
-    compile: bool = False
-    ema_device: EMADevice | None = None
+    init: InitialWeights = field(default_factory=InitialWeights)
+    lora: Adapters = field(default_factory=Adapters)
+    memory: Memory = field(default_factory=Memory)
+    ema: EMA = field(default_factory=EMA)
+    compute: Compute = field(default_factory=Compute)
     precision: str = "32-true"
-    tf32: bool = False
     strategy: str = "auto"
     devices: int = 1
     images_at_once: int = 0
     real_data: bool = False
+
+    def changed(self, changes: Mapping[str, Any]) -> "Plan":
+        """Return a plan with other options, by their dotted names."""
+        groups: dict[str, Any] = {}
+        for name, value in changes.items():
+            group, dot, option = name.partition(".")
+            before = groups.get(group, getattr(self, group))
+            groups[group] = replace(before, **{option: value}) if dot else value
+        return replace(self, **groups)
+
+    @property
+    def checkpointing(self) -> tuple[str, ...]:
+        """The networks that use activation checkpointing."""
+        return tuple(self.memory.checkpointing or ())
 
     @property
     def share(self) -> int:
@@ -74,7 +81,7 @@ class Plan:
     @property
     def frozen_half(self) -> torch.dtype | None:
         """The 16-bit dtype of the teacher's linear and convolution weights, if any."""
-        return torch.bfloat16 if self.frozen_precision == "bf16" else None
+        return torch.bfloat16 if self.memory.frozen_precision == "bf16" else None
 
 
 class PlannedRun:
@@ -93,17 +100,17 @@ class PlannedRun:
         self.plan, self.teacher = plan, copy.deepcopy(teacher)
         self.known = {} if known is None else known
         self.tokens = next(iter(self.teacher.null_condition().values())).shape[1]
-        self.fake_score = self._start("fake_score", plan.lora_fake_score)
-        self.generator = self._start("generator", plan.lora_generator)
+        self.fake_score = self._start("fake_score", plan.lora.fake_score)
+        self.generator = self._start("generator", plan.lora.generator)
         self.ema = copy_trainable(self.generator)
         trained = {"fake_score": self.fake_score, "generator": self.generator}
         checkpointed = trained | {"teacher": self.teacher.network}
-        checkpoint_gradients(checkpointed, plan.gradient_checkpointing)
-        set_frozen_precision(plan.frozen_precision, self.teacher, *trained.values())
+        checkpoint_gradients(checkpointed, plan.checkpointing)
+        set_frozen_precision(plan.memory.frozen_precision, self.teacher, *trained.values())
 
     def _start(self, name: str, lora: LoRA | None) -> nn.Module:
         network = self.teacher.network
-        if not lora or name in self.plan.own_bases:
+        if not lora or getattr(self.plan.init, name):  # adapters share the teacher's weights
             network = copy.deepcopy(network)
         return adapt(network, lora, 0) if lora else network.requires_grad_(True)
 
@@ -116,12 +123,12 @@ class PlannedRun:
         """Count a forward and backward pass of `teacher`, `fake_score` or `generator`."""
         plan, network = self.plan, self.network(name)
         half, dtype = plan.half, next(network.parameters()).dtype
-        lora = repr(getattr(plan, f"lora_{name}", None))
+        lora = repr(getattr(plan.lora, name, None))
         if dtype == plan.frozen_half:
             half = dtype
         elif plan.sharded and half:  # FSDP2 gathers weights in this dtype, without autocast
             dtype, half = half, None
-        key = (gradient, half, dtype, lora, name in plan.gradient_checkpointing)
+        key = (gradient, half, dtype, lora, name in plan.checkpointing)
         if key not in self.known:
             teacher = self.teacher
             if dtype != next(network.parameters()).dtype:
@@ -132,7 +139,7 @@ class PlannedRun:
 
     def evaluated(self, name: str) -> int:
         """Return the forward passes of `teacher` or `generator` in phase 2: 2 if recomputed."""
-        return 1 + (name in recomputed(self.plan.memory))
+        return 1 + (name in self.plan.memory.recomputed)
 
     def encode(self, prompts: int) -> None:
         """Encode a number of prompts."""

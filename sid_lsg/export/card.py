@@ -114,7 +114,7 @@ def _training(facts: Facts) -> str:
             "guidance": f"kappa_1..kappa_4 = {kappas}",
             "first timestep": f"{model['t_init']}",
             **rows,
-            "half-life of the average": f"{model['ema_halflife_images']:,.0f} images",
+            "half-life of the average": f"{model['ema']['halflife_images']:,.0f} images",
             "optimizers": "; ".join(
                 f"{name.replace('_', ' ')}: {_optimizer(model.get(f'optimizer_{key}'))}"
                 for name, key in (("fake_score", "fake"), ("generator", "generator"))

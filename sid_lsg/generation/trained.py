@@ -64,8 +64,7 @@ def load_trained(
     if teacher:
         where: Mapping[str, Any] = {"model": teacher}
     else:
-        names = ("revision", "variant", "subfolders")
-        where = {"model": options["teacher"]} | {name: options.get(name) for name in names}
+        where = {"model": options["teacher"]} | options.get("loading", {})
     if resolution is None:
         resolution = options.get("resolution")
     loaded = StableDiffusion.from_pretrained(**where, resolution=resolution, option=teacher_option)
@@ -73,9 +72,9 @@ def load_trained(
     state = checkpoint.content["state_dict"]
     average = joined({k[start:]: v for k, v in state.items() if k.startswith(AVERAGE)})
     network: Any = loaded.network
-    lora = options.get("lora_generator")
+    lora = options.get("lora", {}).get("generator")
     if lora:
-        if source := options.get("generator_init"):
+        if source := options.get("init", {}).get("generator"):
             network = load_network(source, loaded, option)
         network = adapt(network, LoRA(**lora), seed=0, option=option)
     if different := first_difference(average, adapters(network) or network.state_dict()):

@@ -37,7 +37,7 @@ def compile_blocks(*networks: nn.Module) -> None:
     """
     if any(is_sharded(network) for network in networks):
         raise UsageError(
-            "--model.compile: networks sharded by fsdp2 cannot be compiled. Choose "
+            "--model.compute.compile: networks sharded by fsdp2 cannot be compiled. Choose "
             "--trainer.strategy ddp_multi, or leave the option out."
         )
     torch._dynamo.config.recompile_limit = max(

@@ -34,10 +34,10 @@ def start(
     Raises:
         UsageError: If `source` is no such network, or cannot have these adapters.
     """
-    network = load_network(source, teacher, f"model.{name}_init") if source else teacher.network
+    network = load_network(source, teacher, f"model.init.{name}") if source else teacher.network
     if adapters:
         own = 2 * seed + (name == "generator")
-        return adapt(network, adapters, own, f"model.lora_{name}")
+        return adapt(network, adapters, own, f"model.lora.{name}")
     return (network if source else copy.deepcopy(network)).requires_grad_(True)
 
 

@@ -181,12 +181,12 @@ def check_adapters_record(module: nn.Module, found: Mapping[str, Any]) -> None:
     for name, now in own["lora_scales"].items():
         if now != (before := found.get("lora_scales", {}).get(name, now)):
             raise UsageError(
-                f"--model.lora_{name}.alpha is {now:g} times the rank, but the checkpoint has "
+                f"--model.lora.{name}.alpha is {now:g} times the rank, but the checkpoint has "
                 f"{before:g} times. Give the checkpoint's alpha, or another checkpoint."
             )
     for name, now in own["lora_bases"].items():
         if now != found.get("lora_bases", {}).get(name, now):
-            option = f"model.{name.replace('ema', 'generator')}_init"
+            option = f"model.init.{name.replace('ema', 'generator')}"
             raise UsageError(
                 f"--ckpt_path: the LoRA adapters of {name!r} were trained on other weights than "
                 f"this run's. Give the --{option} and --model.teacher of the checkpoint's run, or "

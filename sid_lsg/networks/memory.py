@@ -3,23 +3,17 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from sid_lsg.distributed.sharding import is_sharded
-from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.lora import adapters, base
+from sid_lsg.options.training import EMADevice, FrozenPrecision
 from sid_lsg.teachers.base import Teacher, products
-
-Memory = Literal["fast", "balanced", "lean"]
-FrozenPrecision = Literal["32", "bf16"]
-EMADevice = Literal["cpu"]
-
-CHECKPOINTED = ("fake_score", "generator", "teacher")  # all that support activation checkpointing
 
 
 def set_frozen_precision(
@@ -32,8 +26,6 @@ def set_frozen_precision(
     in every forward pass. Norms stay in float32, as in mixed precision. The VAE and the text
     encoder, which are small and exported, stay in float32.
     """
-    if precision not in ("32", "bf16"):
-        refuse("model.frozen_precision", precision, "32 or bf16")
     if precision == "bf16":
         teacher.products_in = torch.bfloat16
         own = teacher.network.parameters()
@@ -55,23 +47,20 @@ def checkpoint_gradients(networks: Mapping[str, nn.Module], names: Sequence[str]
         names: The networks to checkpoint.
 
     Raises:
-        UsageError: If there is no such network, or it does not support checkpointing.
+        UsageError: If one does not support checkpointing.
     """
     for name in names:
-        if name not in networks:
-            wanted = f"a list of {', '.join(networks)}"
-            refuse("model.gradient_checkpointing", list(names), wanted)
         enable = getattr(networks[name], "enable_gradient_checkpointing", None)
         if enable is None:
             raise UsageError(
-                f"--model.gradient_checkpointing: {type(networks[name]).__name__} does not support "
+                f"--model.memory.checkpointing: {type(networks[name]).__name__} does not support "
                 "it. Leave the option out, and lower --model.micro_batch_size."
             )
         enable()
 
 
 def check_ema_device(device: EMADevice | None, ema: nn.Module) -> None:
-    """Reject `ema_device` for a sharded EMA and for one that holds only LoRA adapters.
+    """Reject a device for a sharded EMA and for one that holds only LoRA adapters.
 
     Raises:
         UsageError: If a device is given for such an EMA.
@@ -80,20 +69,7 @@ def check_ema_device(device: EMADevice | None, ema: nn.Module) -> None:
     if adapters(ema):
         reason = "the EMA holds only LoRA adapters, which are small; their base is shared"
     if device and reason:
-        raise UsageError(f"--model.ema_device {device}: {reason}. Leave the option out.")
-
-
-def recomputed(memory: Memory) -> tuple[str, ...]:
-    """Return the networks whose forward pass phase 2 recomputes to store fewer activations.
-
-    Phase 2 backpropagates through the fake score, the teacher and the generator, in this order.
-    `fast` stores the activations of all three. `balanced` recomputes the teacher's after the fake
-    score's are freed, so that only one of the two is held at a time. `lean` also recomputes the
-    generator's, last.
-    """
-    if memory not in get_args(Memory):
-        refuse("model.memory", memory, "fast, balanced or lean")
-    return {"fast": (), "balanced": ("teacher",), "lean": ("teacher", "generator")}[memory]
+        raise UsageError(f"--model.ema.device {device}: {reason}. Leave the option out.")
 
 
 def recompute(function: Callable[..., Any]) -> Callable[..., Any]:

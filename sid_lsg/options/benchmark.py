@@ -14,10 +14,10 @@ class Benchmark:
     Args:
         output: Where to save the numbers: a .json file; a .md file of the same name is beside it.
         precisions: The precisions to measure, one after the other: fp32, tf32, bf16 (that
-            is bf16-mixed), bf16-compile (with --model.compile true), or the config's.
+            is bf16-mixed), bf16-compile (with --model.compute.compile true), or the config's.
         memories: The ways to use memory, each in each precision: fast, balanced, lean (see
-            --model.memory), each with -checkpointing for all networks that compute their
-            activations again, such as lean-checkpointing, or the config's.
+            --model.memory.activations), each with -checkpointing for activation checkpointing of
+            all networks, such as lean-checkpointing, or the config's.
         micro_batches: The micro-batches to measure; each is then the whole batch too. By default
             the config's, with its batch.
         iterations: How many iterations are timed, and how many more are to tell the parts apart.

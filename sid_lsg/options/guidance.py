@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.method.guidance import Kappas
+
+if TYPE_CHECKING:
+    from sid_lsg.method.guidance import Kappas
 
 Preset = Literal["none", "long", "short", "lsg"]
 
@@ -56,8 +58,10 @@ class Guidance:
             )
 
     @property
-    def kappas(self) -> Kappas:
+    def kappas(self) -> "Kappas":
         """Resolve the preset and the given scales into kappa_1..kappa_4."""
+        from sid_lsg.method.guidance import Kappas
+
         default = {"none": 1.0, "long": 1.5, "short": 0.5, "lsg": 1.5}[self.preset]
         scale = default if self.scale is None else float(self.scale)
         fake = scale if self.preset in ("short", "lsg") else 1.0

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
@@ -27,8 +28,12 @@ class LoRA:
 def check_options(option: str, adapters: LoRA | None) -> None:
     """Validate LoRA options, if given, and that peft is installed.
 
+    Args:
+        option: The option that gave them, for messages.
+        adapters: The adapters, if any.
+
     Raises:
-        UsageError: If an option is out of range or peft is not installed.
+        UsageError: If a value is out of range or peft is not installed.
     """
     if adapters is None:
         return
@@ -38,7 +43,5 @@ def check_options(option: str, adapters: LoRA | None) -> None:
         refuse(f"{option}.alpha", adapters.alpha, "a positive number")
     if not adapters.targets:
         refuse(f"{option}.targets", adapters.targets, "suffixes of layers' names")
-    try:
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise UsageError(f"--{option} needs peft: pip install 'sid-lsg[lora]'.") from error
+    if find_spec("peft") is None:
+        raise UsageError(f"--{option} needs peft: pip install 'sid-lsg[lora]'.")

@@ -11,6 +11,7 @@ import yaml
 
 from sid_lsg.messages.checks import check_teacher_guidance, refuse
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.options.renamed import current
 
 ErrorBars = Literal["std", "sem"]
 Options = dict[str, Any]
@@ -199,7 +200,7 @@ def explicit(base: Sequence[str], options: Options) -> Options:
             raise UsageError(f"--base: cannot read {path!r} as YAML ({reason}).") from error
         if not isinstance(content, dict):
             raise UsageError(f"--base: {path!r} holds no options, but {content!r:.60}.")
-        flat |= flatten(content)
+        flat |= flatten(current(content))
     for name, value in options.items():
         flat = merge(flat, {name: value})
         if isinstance(value, Mapping) and value:

@@ -10,6 +10,7 @@ from sid_lsg.files.replacing import replacing
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.messages.words import steps as in_words
 from sid_lsg.method.guidance import sampling_evaluations
+from sid_lsg.options.renamed import current_name
 from sid_lsg.study.options import Options, Study, arguments
 from sid_lsg.study.plan import Run, slugify
 from sid_lsg.study.prompts import located
@@ -81,6 +82,7 @@ class Task:
                 f"--output: {str(self.folder)!r} exists, but the file {self.beside.name!r} beside "
                 "it with its options does not. Give another --output, or delete that folder."
             ) from error
+        before = {_current(name, value): value for name, value in before.items()}
         if changes := differences(before, json.loads(json.dumps(self.options))):
             if len(changes) > _SHOWN:
                 changes[_SHOWN:] = [f"and {len(changes) - _SHOWN} more"]
@@ -90,6 +92,12 @@ class Task:
                 f"{'; '.join(changes)}. Restore them, give another --output, or delete that folder "
                 "to make it again."
             )
+
+
+def _current(name: str, value: Any) -> str:
+    """Return today's name of an option that was written down, perhaps after `fit: `."""
+    start, space, option = name.rpartition(" ")
+    return start + space + current_name(option, value)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -107,8 +107,8 @@ class StableDiffusion(Teacher):
         where = {name: name for name in COMPONENTS} | dict(subfolders or {})
         if unknown := set(where) - set(COMPONENTS):
             raise UsageError(
-                f"--{beside(option, 'subfolders')}: {sorted(unknown)[0]!r} is not a part of the "
-                f"teacher; the parts are {', '.join(COMPONENTS)}."
+                f"--{beside(option, 'loading.subfolders')}: {sorted(unknown)[0]!r} is not a part "
+                f"of the teacher; the parts are {', '.join(COMPONENTS)}."
             )
         source = _locate(model, where, option)
         common: dict[str, Any] = {"revision": revision}
@@ -261,7 +261,9 @@ def _locate(model: str, where: Mapping[str, str], option: str) -> str:
     if missing or foreign:
         found = f"it lacks {', '.join(missing)}" if missing else f"it holds {', '.join(foreign)}"
         # The tools have no such option: what they take is whole.
-        hint = f", or name them with --{beside(option, 'subfolders')}" if "." in option else ""
+        hint = (
+            f", or name them with --{beside(option, 'loading.subfolders')}" if "." in option else ""
+        )
         raise UsageError(
             f"--{option}: {str(folder)!r} is not in Stable Diffusion's layout: {found}"
             f"{f' ({kind})' if kind else ''}. Give a diffusers folder with the subfolders "

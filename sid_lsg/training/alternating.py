@@ -21,10 +21,10 @@ from sid_lsg.distributed.sharding import is_sharded, match_memory_format, reduce
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs
 from sid_lsg.networks.lora import adapters, adapters_record, check_adapters_record, is_adapter
+from sid_lsg.options.training import Gradients
 from sid_lsg.training.bad_samples import Reading, count, replace_bad
 from sid_lsg.training.callback import run_callbacks
 from sid_lsg.training.gradients import (
-    ClipAlgorithm,
     all_reduce_mean,
     clip_gradients,
     gradient_norm,
@@ -45,14 +45,12 @@ class AlternatingModule(L.LightningModule):
 
     Attributes:
         micro_batch_size: Samples per forward and backward pass; None for all at once.
-        gradient_clip_val: Limit for the gradients, or None.
-        gradient_clip_algorithm: "norm" or "value".
+        gradients: Whether and how the gradients are clipped.
         frozen: Prefixes of the state dict that checkpoints leave out.
     """
 
     micro_batch_size: int | None = None
-    gradient_clip_val: float | None = None
-    gradient_clip_algorithm: ClipAlgorithm = "norm"
+    gradients: Gradients = Gradients()
     frozen: tuple[str, ...] = ()
     _measured = False
     _ended = False  # whether the callbacks' `on_trained` has been called
@@ -203,7 +201,7 @@ class AlternatingModule(L.LightningModule):
             if any(adapters(network) for network in networks):
                 raise UsageError(
                     "--trainer.strategy fsdp2 cannot spread the weights that networks with LoRA "
-                    "adapters share. Choose ddp_multi, or leave --model.lora_* out."
+                    "adapters share. Choose ddp_multi, or leave --model.lora out."
                 )
             for network in networks:
                 strategy.shard(network)
@@ -225,8 +223,8 @@ class AlternatingModule(L.LightningModule):
         repair_gradients(parameters)
         if self._measured:
             self._norm = gradient_norm(parameters)
-        if self.gradient_clip_val is not None:
-            clip_gradients(parameters, self.gradient_clip_val, self.gradient_clip_algorithm)
+        if (limit := self.gradients.clip_val) is not None:
+            clip_gradients(parameters, limit, self.gradients.clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what the weights do not show: adapters' scales and bases, optimizers' kinds."""

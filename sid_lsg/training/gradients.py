@@ -1,7 +1,6 @@
 """Reduce, repair, clip and measure gradients between backward pass and optimizer step."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -10,8 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from sid_lsg.distributed.processes import process
 from sid_lsg.distributed.sharding import first_of_share, local, whole
-
-ClipAlgorithm = Literal["norm", "value"]
+from sid_lsg.options.training import ClipAlgorithm
 
 # Numbers per all-reduce: enough for full bandwidth, without a second copy of all gradients.
 _BUCKET = 2**24

@@ -15,7 +15,6 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from sid_lsg.data.prompts import PromptBatch
-from sid_lsg.messages.checks import check_method, check_timesteps
 from sid_lsg.method.adversarial import RealSamples
 from sid_lsg.method.conditioning import Conditioning, Predict, drop_prompts
 from sid_lsg.method.draws import REAL_IMAGES, Draws, Phase, draw
@@ -32,27 +31,31 @@ from sid_lsg.networks.compilation import as_written, compile_blocks
 from sid_lsg.networks.initial import start
 from sid_lsg.networks.lora import copy_trainable, trainable
 from sid_lsg.networks.memory import (
-    EMADevice,
-    FrozenPrecision,
-    Memory,
     borrowed,
     check_ema_device,
     checkpoint_gradients,
     recompute,
-    recomputed,
     set_frozen_precision,
 )
 from sid_lsg.networks.precision import allow_tf32
 from sid_lsg.optimizers.adam import AdamWithoutMomentum
 from sid_lsg.options.guidance import Guidance
-from sid_lsg.options.lora import LoRA, check_options
-from sid_lsg.options.real_data import RealData, check_weights
+from sid_lsg.options.method import Method
+from sid_lsg.options.real_data import RealData
+from sid_lsg.options.training import (
+    EMA,
+    Adapters,
+    Compute,
+    Gradients,
+    InitialWeights,
+    Loading,
+    Memory,
+)
 from sid_lsg.teachers.base import Teacher, Tokens
 from sid_lsg.teachers.untrained import load
 from sid_lsg.training.alternating import AlternatingModule, constant, trained_by
 from sid_lsg.training.discriminator import Discriminator, required
 from sid_lsg.training.ema import update_ema
-from sid_lsg.training.gradients import ClipAlgorithm
 from sid_lsg.training.log import IterationLog
 from sid_lsg.training.optimizer_options import make_optimizer
 
@@ -65,97 +68,68 @@ class SiDLSG(AlternatingModule):
     def __init__(
         self,
         teacher: str,
-        revision: str | None = None,
-        variant: str | None = None,
-        subfolders: dict[str, str] | None = None,
+        loading: Loading = Loading(),  # noqa: B008 (frozen; a default that --help can show)
         resolution: int | None = None,
-        guidance: Guidance = Guidance(),  # noqa: B008 (frozen; a default that --help can show)
-        alpha: float = 1.0,
-        t_init: int = 625,
-        tmin: int = 20,
-        tmax: int = 980,
-        num_steps: int = 1,
-        prompt_dropout: float = 0.1,
+        guidance: Guidance = Guidance(),  # noqa: B008
+        alpha: float = Method.alpha,
+        t_init: int = Method.t_init,
+        tmin: int = Method.tmin,
+        tmax: int = Method.tmax,
+        num_steps: int = Method.num_steps,
+        prompt_dropout: float = Method.prompt_dropout,
         real_data: RealData | None = None,
-        fake_score_init: str | None = None,
-        generator_init: str | None = None,
-        lora_fake_score: LoRA | None = None,
-        lora_generator: LoRA | None = None,
+        init: InitialWeights = InitialWeights(),  # noqa: B008
+        lora: Adapters = Adapters(),  # noqa: B008
         micro_batch_size: int | None = None,
         optimizer_fake: OptimizerCallable = lambda p: AdamWithoutMomentum(p, lr=1e-6),
         optimizer_generator: OptimizerCallable = lambda p: AdamWithoutMomentum(p, lr=1e-6),
-        ema_halflife_images: float = 50_000.0,
-        ema_rampup_ratio: float = 0.05,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: ClipAlgorithm = "norm",
-        tf32: bool = False,
-        memory: Memory = "fast",
-        frozen_precision: FrozenPrecision = "32",
-        gradient_checkpointing: list[str] | None = None,
-        compile: bool = False,
-        ema_device: EMADevice | None = None,
+        ema: EMA = EMA(),  # noqa: B008
+        gradients: Gradients = Gradients(),  # noqa: B008
+        memory: Memory = Memory(),  # noqa: B008
+        compute: Compute = Compute(),  # noqa: B008
         seed: int = 0,
     ) -> None:
-        """Load the teacher and copy it into the fake score, the generator and its average.
+        """Load the teacher and copy it into the fake score, the generator and its EMA.
 
         Args:
             teacher: The model to distil: a folder in Stable Diffusion's diffusers layout, a Hub id
                 such as stable-diffusion-v1-5/stable-diffusion-v1-5; package:demo/fashion, the
                 teacher that comes with this package; or architecture:sd15 (sd21, sd15-small), a
                 model's networks with random weights, to measure.
-            revision: Branch, tag or commit of the teacher on the Hub.
-            variant: Which of the teacher's weight files to load, for example fp16.
-            subfolders: Where a part of the teacher does not lie in the folder of its own name, for
-                example {unet: unet_ema}.
+            loading: How to load the teacher.
             resolution: Side of the images in pixels; by default what the teacher was trained for.
             guidance: Guidance scales kappa_1..kappa_4.
             alpha: Weight of the second term of the generator's loss; 1 in the paper's runs.
             t_init: The timestep at which the generator is evaluated, 1..999 for 1000 timesteps.
             tmin: Smallest timestep at which the losses are evaluated.
             tmax: Largest timestep at which the losses are evaluated, plus one.
-            num_steps: Evaluations of the generator per image, in training and in sampling.
+            num_steps: Network evaluations (NFE) of the generator per image, in training and in
+                sampling.
             prompt_dropout: Probability of replacing a prompt by the empty one in the fake score's
                 phase, if kappa_1 or kappa_2 guides that network.
             real_data: Add an adversarial term on the images of --data.real_images, for example
                 {generator_weight: 0.0001}; by default none, which is data-free.
-            fake_score_init: Start the fake score as the UNet of this folder or Hub id, for example
-                an exported generator; by default it starts as the teacher.
-            generator_init: Start the generator and its average so; by default as the teacher.
-            lora_fake_score: Train LoRA adapters of the fake score alone, for example {rank: 64};
-                its other weights are the teacher's own, or those it starts with. Needs peft.
-            lora_generator: Train LoRA adapters of the generator alone.
-            micro_batch_size: Samples that go through the networks at a time; each process' share of
-                the batch is accumulated in micro-batches of this size. By default all at once.
-                Changes memory and speed, not the result.
+            init: Where the trained networks start; by default as the teacher.
+            lora: Networks that train LoRA adapters only.
+            micro_batch_size: Samples that go through the networks at a time. The gradients of each
+                process' share of the batch are accumulated over micro-batches of this size; by
+                default over one. Changes memory and speed, not the result.
             optimizer_fake: Optimizer of the fake score; by default Adam with beta1 = 0, as in the
-                paper's runs, which stores no first moment and takes one pass over the memory.
-                Another class keeps the options that it shares with the one before, such as the
-                betas [0, 0.999] and no weight_decay.
+                paper's runs, without a stored first moment and in one pass over the memory. Another
+                class keeps the options that it shares with the one before, such as the betas
+                [0, 0.999] and no weight_decay.
             optimizer_generator: Optimizer of the generator.
-            ema_halflife_images: Half-life of the generator's average, in images.
-            ema_rampup_ratio: The half-life is at most this share of the images seen so far.
-            gradient_clip_val: Limit for the gradients of each network; by default none.
-            gradient_clip_algorithm: Limit their total norm, or each entry's value.
-            tf32: Let a GPU round the factors of float32 products to TF32, which on an H200 is 2.5
-                times as fast; by default float32 is float32, as in the paper's runs.
-            memory: What the generator's phase keeps for its backward pass: `fast` everything;
-                `balanced` not the teacher's activations, which it computes again (1 evaluation of
-                18 more, 2 with guidance); `lean` not the generator's either (1 more). The numbers
-                are the same.
-            frozen_precision: Of the teacher's UNet: 32, or bf16 to store the weights of its
-                products in half the memory. In bf16-mixed that changes no bit of what is trained
-                (fsdp2 apart); in 32-true the teacher then computes as in bf16-mixed.
-            gradient_checkpointing: Networks that compute activations again in the backward pass
-                instead of storing them, for example [fake_score, generator, teacher].
-            compile: Let torch.compile make programs of the networks' blocks, which takes minutes
-                in the first iteration. For GPUs: a CPU gains 3%. Not under fsdp2.
-            ema_device: cpu keeps the generator's average there, except while it is sampled.
+            ema: The EMA of the generator.
+            gradients: Clip the gradients.
+            memory: Use less memory.
+            compute: How the networks are computed.
             seed: Seed of all noise, timesteps and dropout; follows --seed_everything.
 
         Raises:
             UsageError: If a value is out of range or the teacher cannot be used.
         """
         super().__init__()
+        method = Method(alpha, t_init, tmin, tmax, num_steps, prompt_dropout, micro_batch_size)
         self.kappas = guidance.kappas
         self.alpha = alpha
         self.t_init, self.tmin, self.tmax = t_init, tmin, tmax
@@ -163,51 +137,43 @@ class SiDLSG(AlternatingModule):
         self.prompt_dropout = prompt_dropout
         self.micro_batch_size = micro_batch_size
         self.optimizer_fake, self.optimizer_generator = optimizer_fake, optimizer_generator
-        self.ema_halflife_images, self.ema_rampup_ratio = ema_halflife_images, ema_rampup_ratio
-        self.gradient_clip_val = gradient_clip_val
-        self.gradient_clip_algorithm: ClipAlgorithm = gradient_clip_algorithm
-        self.tf32 = tf32
-        self.recomputed = recomputed(memory)
-        self.compiled = compile
-        self.ema_device = ema_device
+        self.ema_options, self.gradients, self.compute = ema, gradients, compute
+        self.recomputed = memory.recomputed
         self.seed = seed
         self.log_of_iterations = IterationLog()
-        check_method(self)
-        check_options("model.lora_fake_score", lora_fake_score)
-        check_options("model.lora_generator", lora_generator)
-        check_weights(real_data)
 
-        self.teacher: Teacher = load(teacher, revision, variant, subfolders, resolution)
-        check_timesteps(self, len(self.teacher.schedule))
+        where = loading.revision, loading.variant, loading.subfolders
+        self.teacher: Teacher = load(teacher, *where, resolution)
+        method.check_timesteps(len(self.teacher.schedule))
         # Convolutions are fastest with the channels last, on CPUs and on tensor cores.
         self.teacher.network.to(memory_format=torch.channels_last)
-        self.fake_score = start(self.teacher, "fake_score", fake_score_init, lora_fake_score, seed)
-        self.generator = start(self.teacher, "generator", generator_init, lora_generator, seed)
+        self.fake_score = start(self.teacher, "fake_score", init.fake_score, lora.fake_score, seed)
+        self.generator = start(self.teacher, "generator", init.generator, lora.generator, seed)
         self.ema = copy_trainable(self.generator)
-        check_ema_device(ema_device, self.ema)
+        check_ema_device(ema.device, self.ema)
         networks = {"fake_score": self.fake_score, "generator": self.generator}
         checkpointed = networks | {"teacher": self.teacher.network}
-        checkpoint_gradients(checkpointed, gradient_checkpointing or [])
+        checkpoint_gradients(checkpointed, memory.checkpointing or [])
         self.discriminator = (
             Discriminator(real_data, self.teacher, self.fake_score) if real_data else None
         )
-        set_frozen_precision(frozen_precision, self.teacher, *networks.values())
+        set_frozen_precision(memory.frozen_precision, self.teacher, *networks.values())
 
     def configure_model(self) -> None:
         """Shard the networks, where the strategy does that; compile them, if asked."""
         self.shard(self.teacher.network, self.fake_score, self.generator, self.ema)
-        if self.compiled:
+        if self.compute.compile:
             compile_blocks(self.teacher.network, self.fake_score, self.generator)
-        check_ema_device(self.ema_device, self.ema)
+        check_ema_device(self.ema_options.device, self.ema)
 
     def on_fit_start(self) -> None:
         """Choose how products round, and put the average where it is to be.
 
         Lightning has moved all networks to the device.
         """
-        allow_tf32(self.tf32)
-        if self.ema_device:
-            self.ema.to(self.ema_device)
+        allow_tf32(self.compute.tf32)
+        if self.ema_options.device:
+            self.ema.to(self.ema_options.device)
 
     # ------------------------------------------------------------------ one iteration
 
@@ -233,7 +199,8 @@ class SiDLSG(AlternatingModule):
                 logged,
             )
         images, seen = len(batch.fake) * self.trainer.world_size, self.images_seen(batch)
-        beta = ema_beta(images, seen, self.ema_halflife_images, self.ema_rampup_ratio)
+        halflife, ratio = self.ema_options.halflife_images, self.ema_options.rampup_ratio
+        beta = ema_beta(images, seen, halflife, ratio)
         update_ema(self._averages, trained_by(optimizer_generator), beta)
         self.log_of_iterations.count(batch, fake, generator)
         if logged:
@@ -332,7 +299,7 @@ class SiDLSG(AlternatingModule):
         Returns:
             [B, C, H, W] float32 latents, for `teacher.decode`.
         """
-        with borrowed(network or self.ema, self.device) as chosen, as_written(self.compiled):
+        with borrowed(network or self.ema, self.device) as chosen, as_written(self.compute.compile):
             return self.teacher.generate(
                 chosen, prompts, seeds, self.t_init, num_steps or self.num_steps
             )
@@ -358,7 +325,7 @@ class SiDLSG(AlternatingModule):
         self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, guidance: float
     ) -> Tensor:
         """Sample the teacher itself, slowly: images, as `Teacher.sample_reference` gives them."""
-        with as_written(self.compiled):
+        with as_written(self.compute.compile):
             return self.teacher.sample_reference(prompts, seeds, num_steps, guidance)
 
     # ------------------------------------------------------------------ optimization

@@ -20,7 +20,7 @@ def check_trainer(trainer: Any) -> None:
     if trainer.get("gradient_clip_val") or trainer.get("gradient_clip_algorithm"):
         raise UsageError(
             "--trainer.gradient_clip_val cannot serve two optimizers that take turns. Use "
-            "--model.gradient_clip_val and --model.gradient_clip_algorithm."
+            "--model.gradients.clip_val and --model.gradients.clip_algorithm."
         )
     if trainer.get("accumulate_grad_batches", 1) not in (None, 1):
         raise UsageError(

@@ -19,10 +19,10 @@ ALL = ["fake_score", "generator", "teacher"]
 @pytest.mark.parametrize(
     ("precision", "own", "trainer", "dtype", "changes"),
     [
-        ("fp32", "bf16-mixed", "32-true", torch.float32, {"tf32": False}),
-        ("tf32", "bf16-mixed", "32-true", torch.float32, {"tf32": True}),
+        ("fp32", "bf16-mixed", "32-true", torch.float32, {"compute.tf32": False}),
+        ("tf32", "bf16-mixed", "32-true", torch.float32, {"compute.tf32": True}),
         ("bf16", "32-true", "bf16-mixed", torch.bfloat16, {}),
-        ("bf16-compile", "32-true", "bf16-mixed", torch.bfloat16, {"compile": True}),
+        ("bf16-compile", "32-true", "bf16-mixed", torch.bfloat16, {"compute.compile": True}),
         ("config", "16-mixed", "16-mixed", torch.float16, {}),
         ("config", "32-true", "32-true", torch.float32, {}),
     ],
@@ -45,7 +45,7 @@ def test_memories(memory: MemoryUse) -> None:
     assert setting.name == f"bf16, {memory}"
     networks = ALL if memory.endswith("-checkpointing") else None
     kept = memory.removesuffix("-checkpointing")
-    assert setting.changes == {"memory": kept, "gradient_checkpointing": networks}
+    assert setting.changes == {"memory.activations": kept, "memory.checkpointing": networks}
 
 
 def test_each_memory_is_measured(
@@ -57,7 +57,7 @@ def test_each_memory_is_measured(
     benchmark(
         f"--model.teacher {tiny_sd} --trainer.accelerator cpu --benchmark.output {output} "
         "--benchmark.iterations 1 --benchmark.warmup 1 --benchmark.micro_batches [2] "
-        "--model.guidance.scale 1.5 --model.gradient_checkpointing [teacher] "
+        "--model.guidance.scale 1.5 --model.memory.checkpointing [teacher] "
         f"--benchmark.memories {json.dumps(memories).replace(' ', '')}".split()
     )
     result = json.loads(output.read_text())

@@ -24,6 +24,7 @@ from sid_lsg.data.prompts import PromptDataModule
 from sid_lsg.messages.errors import TrainingStopped, UsageError
 from sid_lsg.metrics.probe import below, choose_prompts, measure, probe
 from sid_lsg.options.guidance import Guidance
+from sid_lsg.options.training import EMA
 from sid_lsg.training.module import SiDLSG
 
 CLIP = "package:demo/fashion/clip"
@@ -99,7 +100,7 @@ def fit(
         guidance=Guidance("none"),
         optimizer_fake=adam,
         optimizer_generator=adam,
-        ema_halflife_images=1000,
+        ema=EMA(halflife_images=1000),
     )
     trainer = L.Trainer(
         accelerator="cpu",

@@ -302,7 +302,7 @@ def test_the_stored_comparisons_say_what_was_compared(name: str, compiled: str) 
     stored = REPOSITORY / f"docs/benchmarks/comparison_tiny_{name}.json"
     written = markdown(json.loads(stored.read_text()))
     assert written == stored.with_suffix(".md").read_text()
-    assert f"- `--model.micro_batch_size null`\n- `--model.compile {compiled}`\n" in written
+    assert f"- `--model.micro_batch_size null`\n- `--model.compute.compile {compiled}`\n" in written
 
 
 @pytest.mark.parametrize(
@@ -315,8 +315,11 @@ def test_the_stored_comparisons_say_what_was_compared(name: str, compiled: str) 
         (["--benchmark.memory_limit", "-1"], "--benchmark.memory_limit must be"),
         ([*COMPARED, "--model.num_steps", "2"], "--model.num_steps: .* has nothing like it"),
         ([*COMPARED, "--model.guidance.eval_fake", "[1, 2]"], "--model.guidance.eval_fake: an"),
-        ([*COMPARED, "--model.frozen_precision", "bf16"], "--model.frozen_precision: an"),
-        ([*COMPARED, "--model.lora_generator.rank", "4"], "--model.lora_generator: an"),
+        (
+            [*COMPARED, "--model.memory.frozen_precision", "bf16"],
+            "--model.memory.frozen_precision: an",
+        ),
+        ([*COMPARED, "--model.lora.generator.rank", "4"], "--model.lora.generator: an"),
     ],
 )
 def test_errors(tiny_sd: str, options: list[str], message: str) -> None:

@@ -13,6 +13,7 @@ from sid_lsg.commands.fit_options import FitOptions
 from sid_lsg.costs.options import levers, plan_of
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.options.lora import LoRA
+from sid_lsg.options.training import Compute
 from tests.helpers.paths import CONFIGS
 
 
@@ -27,14 +28,14 @@ def test_an_estimate_is_printed_and_saved(
     args = ["--model.teacher", tiny_sd, "--data.batch_size", "32", "--model.micro_batch_size", "4"]
     args += ["--trainer.max_steps", "1000", "--estimate.output", str(output)]
     args += [
-        "--model.memory",
+        "--model.memory.activations",
         "lean",
         "--trainer.precision",
         "bf16-mixed",
-        "--model.frozen_precision",
+        "--model.memory.frozen_precision",
         "bf16",
     ]
-    args += ["--model.gradient_checkpointing", "[fake_score, generator, teacher]"]
+    args += ["--model.memory.checkpointing", "[fake_score, generator, teacher]"]
     for name in ("fake", "generator"):
         args += [f"--model.optimizer_{name}=torch.optim.Adam"]
         args += [f"--model.optimizer_{name}.betas=[0.0, 0.999]"]
@@ -45,9 +46,9 @@ def test_an_estimate_is_printed_and_saved(
     rows = found["options"]
     assert [row["options"] for row in rows] == [
         "as configured",
-        "--model.compile true",
+        "--model.compute.compile true",
         "class_path: sid_lsg.optimizers.AdamWithoutMomentum (both optimizers)",
-        "--model.ema_device cpu",
+        "--model.ema.device cpu",
         "--trainer.strategy fsdp2 (not compiled)",
         "all of these",
     ]
@@ -73,13 +74,13 @@ def test_a_config_says_what_decides_the_costs() -> None:
     trainer = CONFIGS / "trainer" / "multinode.yaml"
     args = ["--config", str(CONFIGS / "lsg.yaml"), "--config", str(trainer)]
     plan = plan_of(
-        config_of(*args, "--model.lora_generator.rank", "8", "--model.ema_device", "cpu")
+        config_of(*args, "--model.lora.generator.rank", "8", "--model.ema.device", "cpu")
     )
     assert tuple(plan.kappas) == (1.5, 1.5, 1.5, 1.5)
     assert (plan.batch_size, plan.micro_batch_size, plan.devices) == (512, 4, 16)
     assert (plan.precision, plan.strategy) == ("bf16-mixed", "ddp_multi")
-    assert plan.lora_generator == LoRA(8)
-    assert plan.ema_device == "cpu"
+    assert plan.lora.generator == LoRA(8)
+    assert plan.ema.device == "cpu"
     assert plan.images_at_once == 16
     optimizer = plan.optimizer_fake([torch.nn.Parameter()])
     assert list(optimizer.defaults["betas"]) == [0.0, 0.999]
@@ -105,22 +106,22 @@ def test_devices_that_only_the_machine_knows_are_to_be_told(asked: str) -> None:
 
 def test_only_what_would_change_something_is_advised() -> None:
     args = ["--config", str(CONFIGS / "lsg.yaml"), "--trainer.precision", "bf16-mixed"]
-    args += ["--model.gradient_checkpointing", "[generator, teacher, fake_score]"]
+    args += ["--model.memory.checkpointing", "[generator, teacher, fake_score]"]
     plan = plan_of(config_of(*args, "--trainer.strategy", "fsdp2"), gpus=8)
     assert list(levers(plan)) == [
-        "--model.memory lean",
-        "--model.frozen_precision bf16",
+        "--model.memory.activations lean",
+        "--model.memory.frozen_precision bf16",
     ]
-    assert "--model.compile true" in levers(replace(plan, strategy="ddp_multi"))
+    assert "--model.compute.compile true" in levers(replace(plan, strategy="ddp_multi"))
     plain = plan_of(config_of("--config", str(CONFIGS / "lsg.yaml")))
     assert [option.split()[0] for option in levers(plain)] == [
         "--trainer.precision",
-        "--model.tf32",
-        "--model.compile",
-        "--model.memory",
-        "--model.gradient_checkpointing",
-        "--model.frozen_precision",
-        "--model.ema_device",
+        "--model.compute.tf32",
+        "--model.compute.compile",
+        "--model.memory.activations",
+        "--model.memory.checkpointing",
+        "--model.memory.frozen_precision",
+        "--model.ema.device",
     ]
 
 
@@ -150,10 +151,14 @@ def test_a_card_without_a_name_is_described() -> None:
     half = replace(plan, precision="bf16-mixed")
     assert other.speed(plan) == pytest.approx(0.39e14)
     assert other.speed(half) == pytest.approx(0.19e14)
-    assert other.speed(replace(half, compile=True)) == pytest.approx(0.29e14)
+    assert other.speed(replace(half, compute=Compute(compile=True))) == pytest.approx(0.29e14)
     assert Estimate(gpu="a100").speed(plan) == pytest.approx(19.5e12 * 0.39)
-    assert Estimate(gpu="a100").speed(replace(plan, tf32=True)) == pytest.approx(156e12 * 0.13)
-    assert Estimate(gpu="a100").speed(replace(half, tf32=True)) == pytest.approx(312e12 * 0.19)
+    assert Estimate(gpu="a100").speed(replace(plan, compute=Compute(tf32=True))) == pytest.approx(
+        156e12 * 0.13
+    )
+    assert Estimate(gpu="a100").speed(replace(half, compute=Compute(tf32=True))) == pytest.approx(
+        312e12 * 0.19
+    )
     given = Estimate(gpu="a100", efficiency=0.5)
     assert given.speed(plan) == pytest.approx(19.5e12 / 2)
-    assert given.speed(replace(half, compile=True)) == pytest.approx(156e12)
+    assert given.speed(replace(half, compute=Compute(compile=True))) == pytest.approx(156e12)

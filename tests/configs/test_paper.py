@@ -2,7 +2,6 @@
 
 import math
 import re
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -57,8 +56,9 @@ KNOWN: dict[str, dict[Any, Any]] = {}  # each teacher's evaluations, counted onc
 def seconds_per_iteration(name: str, compiled: bool) -> float:
     config = options(name)
     model = config.model
-    teacher = outline(model.teacher, model.revision, model.subfolders, model.resolution)
-    plan = replace(plan_of(config), compile=compiled)
+    loading = model.loading
+    teacher = outline(model.teacher, loading.revision, loading.subfolders, model.resolution)
+    plan = plan_of(config).changed({"compute.compile": compiled})
     run = PlannedRun(plan, teacher, KNOWN.setdefault(model.teacher, {}))
     return iteration_seconds(run, Estimate(gpu="h200").speed(plan))
 
@@ -90,7 +90,7 @@ def test_headers_count_images_and_hours(name: str) -> None:
     assert float(stated[1]) == round(steps * batch / 1e6, 1)
     hours = re.search(
         r"Estimated: (\d+) H200-hours, .* --config configs/trainer/gpu.yaml "
-        r"--model.micro_batch_size 16 --model.compile true; not compiled (\d+);",
+        r"--model.micro_batch_size 16 --model.compute.compile true; not compiled (\d+);",
         text,
     )
     assert hours

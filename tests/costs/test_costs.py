@@ -30,6 +30,7 @@ from sid_lsg.method.guidance import Kappas
 from sid_lsg.networks.memory import checkpoint_gradients
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.lora import LoRA
+from sid_lsg.options.training import EMA, Adapters, Compute, Memory
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from sid_lsg.teachers.untrained import build, outline
 from sid_lsg.training.module import SiDLSG
@@ -180,11 +181,14 @@ def sizes(*tensors: torch.Tensor) -> int:
     ("guidance", "options"),
     [
         (Guidance("lsg", 1.5), {}),
-        (Guidance("lsg", 1.5), {"memory": "balanced"}),
-        (Guidance("lsg", 1.5), {"memory": "lean"}),
-        (Guidance("none"), {"num_steps": 2, "gradient_checkpointing": ["generator"]}),
-        (Guidance("long"), {"lora_generator": LoRA(4)}),
-        (Guidance("long"), {"lora_generator": LoRA(4), "frozen_precision": "bf16"}),
+        (Guidance("lsg", 1.5), {"memory": Memory("balanced")}),
+        (Guidance("lsg", 1.5), {"memory": Memory("lean")}),
+        (Guidance("none"), {"num_steps": 2, "memory": Memory(checkpointing=["generator"])}),
+        (Guidance("long"), {"lora": Adapters(generator=LoRA(4))}),
+        (
+            Guidance("long"),
+            {"lora": Adapters(generator=LoRA(4)), "memory": Memory(frozen_precision="bf16")},
+        ),
     ],
 )
 def test_a_run_holds_what_is_counted(
@@ -195,8 +199,6 @@ def test_a_run_holds_what_is_counted(
 ) -> None:
     """Weights, gradients and optimizer states match to the byte, temporary memory within 10 %."""
     module, found = trained(guidance=guidance, micro_batch_size=16, **options)
-    if names := options.get("gradient_checkpointing"):
-        options = options | {"gradient_checkpointing": tuple(names)}
     run = plan(kappas=guidance.kappas, micro_batch_size=16, **options)
     standing = standing_bytes(run)
 
@@ -231,8 +233,8 @@ def test_flops_follow_the_method(tiny_sd: str, monkeypatch: pytest.MonkeyPatch) 
     assert units() == pytest.approx(18, rel=0.01)
     assert units(kappas=Kappas(1, 1, 1, 1)) == pytest.approx(11, rel=0.01)
     assert units(kappas=Kappas(1, 1, 1, 3)) == pytest.approx(13, rel=0.01)
-    assert units(memory="balanced") == pytest.approx(20, rel=0.01)
-    assert units(memory="lean") == pytest.approx(21, rel=0.01)
+    assert units(memory=Memory("balanced")) == pytest.approx(20, rel=0.01)
+    assert units(memory=Memory("lean")) == pytest.approx(21, rel=0.01)
     assert units(num_steps=2) == pytest.approx(22, rel=0.01)
 
 
@@ -247,7 +249,7 @@ def test_real_images_cost_one_more_evaluation_at_most(plan: Callable[..., Planne
 
 def test_the_modes_hold_one_graph_less_each(plan: Callable[..., PlannedRun]) -> None:
     fast, balanced, lean = (
-        passing_bytes(plan(memory=mode))["phase 2"] for mode in ("fast", "balanced", "lean")
+        passing_bytes(plan(memory=Memory(mode)))["phase 2"] for mode in ("fast", "balanced", "lean")
     )
     teacher = plan().evaluation("teacher", "inputs").kept(8)
     generator = plan().evaluation("generator", "weights").kept(4)
@@ -276,7 +278,7 @@ def test_the_largest_micro_batch_fits_and_divides(plan: Callable[..., PlannedRun
 
 def test_images_are_decoded_while_there_are_no_gradients(plan: Callable[..., PlannedRun]) -> None:
     few, many, elsewhere = (
-        passing_bytes(plan(images_at_once=n, ema_device=device))[f"{n} images"]
+        passing_bytes(plan(images_at_once=n, ema=EMA(device=device)))[f"{n} images"]
         for n, device in ((1, None), (64, None), (64, "cpu"))
     )
     standing = standing_bytes(plan())
@@ -302,9 +304,9 @@ def test_a_fast_device_waits_for_the_host(plan: Callable[..., PlannedRun]) -> No
     assert iteration_seconds(run, fast, 16) == launching
     assert iteration_seconds(run, fast, 4) == 4 * launching
     for changes, passes in (
-        ({"memory": "balanced"}, 10),
-        ({"memory": "lean"}, 11),
-        ({"gradient_checkpointing": ("fake_score", "generator", "teacher")}, 13),
+        ({"memory": Memory("balanced")}, 10),
+        ({"memory": Memory("lean")}, 11),
+        ({"memory": Memory(checkpointing=["fake_score", "generator", "teacher"])}, 13),
         ({"num_steps": 2}, 12),
         ({"real_data": True}, 11),
     ):
@@ -328,7 +330,11 @@ def test_time_is_that_of_an_h200(name: str, micro_batch_size: int, off: float) -
     [row] = [r for r in report["settings"] if r["micro_batch_size"] == micro_batch_size]
     compiled = name == "bf16_compile"
     plan = Plan(
-        GUIDED, micro_batch_size, micro_batch_size, precision="bf16-mixed", compile=compiled
+        GUIDED,
+        micro_batch_size,
+        micro_batch_size,
+        precision="bf16-mixed",
+        compute=Compute(compile=compiled),
     )
     run = PlannedRun(plan, outline("architecture:sd15", resolution=512), H200)
     seconds = iteration_seconds(run, Estimate(gpu="h200").speed(plan))

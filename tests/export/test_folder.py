@@ -23,6 +23,7 @@ from sid_lsg.export.scheduler import SiDScheduler
 from sid_lsg.generation.models import load_model
 from sid_lsg.images.pixels import to_uint8
 from sid_lsg.method.schedule import DiscreteSchedule
+from sid_lsg.options.training import Loading
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from sid_lsg.training.module import SiDLSG
 
@@ -62,7 +63,7 @@ def trained(tiny_sd: str, prediction_type: str, t_init: int, **options: int) -> 
     """Return a module whose averaged generator is not its teacher."""
     v = {"scheduler": "../tiny_sd_v/scheduler"}
     subfolders = v if prediction_type == "v_prediction" else None
-    module = SiDLSG(tiny_sd, subfolders=subfolders, t_init=t_init, **options)  # type: ignore[arg-type]
+    module = SiDLSG(tiny_sd, loading=Loading(subfolders=subfolders), t_init=t_init, **options)  # type: ignore[arg-type]
     module.ema.load_state_dict(load_file(Path(tiny_sd).parent / "weights_g.safetensors"))
     return module
 

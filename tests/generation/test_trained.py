@@ -27,7 +27,7 @@ def run(
     folder = tmp_path_factory.mktemp("trained")
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(f"a {i} b" for i in range(8)))
-    lora = ["--model.lora_generator.rank=2", "--model.lora_generator.alpha=3"]
+    lora = ["--model.lora.generator.rank=2", "--model.lora.generator.alpha=3"]
     main([
         "fit", f"--model.teacher={tiny_sd}", "--model.optimizer_generator.lr=0.01",
         "--model.t_init=500", *(lora if request.param else []), f"--data.prompts={prompts}",

@@ -22,6 +22,7 @@ from sid_lsg.data.prompts import PromptBatch, PromptDataModule
 from sid_lsg.method.draws import Phase
 from sid_lsg.method.phases import PhaseInputs
 from sid_lsg.options.real_data import RealData
+from sid_lsg.options.training import Gradients, Memory
 from sid_lsg.training.module import SiDLSG
 from sid_lsg.training.strategies import register_strategies
 
@@ -93,7 +94,10 @@ def fit(job: dict[str, Any], run: dict[str, Any]) -> None:
     name, options = run["optimizer"]
     both = {key: optimizer(name, options) for key in ("optimizer_fake", "optimizer_generator")}
     both |= {"real_data": RealData(1.0, 0.1)} if "real_images" in run else {}
-    module = Watched(job["teacher"], prompt_dropout=0.0, **both, **run.get("model", {}))
+    groups = {"memory": Memory, "gradients": Gradients}
+    own = run.get("model", {})
+    own = {k: groups[k](**value) if k in groups else value for k, value in own.items()}
+    module = Watched(job["teacher"], prompt_dropout=0.0, **both, **own)
     module.counted, module.poisoned = run.get("counted", False), run.get("poisoned", ())
     root, rows = Path(job["folder"]) / run["name"], Rows()
     trainer = L.Trainer(

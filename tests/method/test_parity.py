@@ -25,6 +25,7 @@ from sid_lsg.method.sampling import seeded_noises
 from sid_lsg.method.schedule import DiscreteSchedule
 from sid_lsg.method.shapes import per_sample
 from sid_lsg.options.guidance import Guidance
+from sid_lsg.options.training import EMA, Loading
 from sid_lsg.training.gradients import gradient_norm
 from sid_lsg.training.module import SiDLSG
 from tests.helpers.golden import (
@@ -139,9 +140,10 @@ def make_module(golden: Golden, case: dict[str, Any], lr: float, **options: Any)
         return lambda p: torch.optim.Adam(p, lr=rate, betas=tuple(betas), eps=eps)
 
     v = case.get("prediction_type", "epsilon") == "v_prediction"
+    scheduler = f"{golden.path('tiny_sd_v').absolute()}/scheduler"
     module = Recorder(
         str(golden.path("tiny_sd")),
-        subfolders={"scheduler": f"{golden.path('tiny_sd_v').absolute()}/scheduler"} if v else None,
+        loading=Loading(subfolders={"scheduler": scheduler} if v else None),
         alpha=case.get("alpha", 1.0),
         num_steps=case.get("num_steps", 1),
         micro_batch_size=case.get("micro_batch"),
@@ -291,8 +293,7 @@ def check_trajectory(golden: Golden, trajectory: str, monkeypatch: pytest.Monkey
         entry,
         lr=1e-4,
         guidance=Guidance(train_fake=kappa1, eval_fake=[kappa23[0], kappa23[-1]], eval_real=kappa4),
-        ema_halflife_images=entry["ema_halflife_nimg"],
-        ema_rampup_ratio=entry["ema_rampup_ratio"],
+        ema=EMA(entry["ema_halflife_nimg"], entry["ema_rampup_ratio"]),
     )
     module.first_image = entry.get("cur_nimg_start", 0)
     if entry["start"] == "perturbed":

@@ -19,6 +19,7 @@ from sid_lsg.networks.compilation import as_written, compile_blocks
 from sid_lsg.options.benchmark import Benchmark
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.lora import LoRA
+from sid_lsg.options.training import Adapters, Compute, Memory
 from sid_lsg.training.module import SiDLSG
 
 
@@ -63,19 +64,16 @@ def trained(teacher: str, iterations: int = 2, **options: object) -> tuple[SiDLS
 
 
 EVERYTHING = {
-    "memory": "lean",
+    "memory": Memory("lean", ["fake_score", "generator", "teacher"], "bf16"),
     "micro_batch_size": 2,
-    "gradient_checkpointing": ["fake_score", "generator", "teacher"],
-    "lora_fake_score": LoRA(2),
-    "lora_generator": LoRA(2),
-    "frozen_precision": "bf16",
+    "lora": Adapters(LoRA(2), LoRA(2)),
 }
 
 
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
 def test_the_same_run(small_sd: str, options: dict[str, object]) -> None:
     plain, _ = trained(small_sd, **options)
-    compiled, programs = trained(small_sd, compile=True, **options)
+    compiled, programs = trained(small_sd, compute=Compute(compile=True), **options)
     first, second = programs.counts
     # Five graphs per block: the generator's with and without gradients, the fake score's with
     # gradients for weights and for inputs, the teacher's. Recomputation adds one.
@@ -112,7 +110,7 @@ def test_a_copy_has_weights_of_its_own(tiny_sd: str) -> None:
 
 def test_sharded_networks_are_refused(tiny_sd: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sid_lsg.networks.compilation.is_sharded", lambda _: True)
-    with pytest.raises(UsageError, match="--model.compile: .*cannot be compiled.*ddp_multi"):
+    with pytest.raises(UsageError, match="--model.compute.compile: .*be compiled.*ddp_multi"):
         compile_blocks(SiDLSG(tiny_sd).generator)
 
 
@@ -143,7 +141,8 @@ def test_the_benchmark_measures_the_programs(
     rows = {}
     for compiled in (False, True):
         run.clear()
-        module = SiDLSG(small_sd, optimizer_fake=sgd, optimizer_generator=sgd, compile=compiled)  # type: ignore[arg-type]
+        compute = Compute(compile=compiled)
+        module = SiDLSG(small_sd, optimizer_fake=sgd, optimizer_generator=sgd, compute=compute)  # type: ignore[arg-type]
         rows[compiled] = measure(module, 2, iterations=1, warmup=1, accelerator="cpu")
     # Warm-up, whole, in parts, operations, operators, memory: compiled graphs run except where
     # operations or tensors are counted one by one.
@@ -156,5 +155,5 @@ def test_the_benchmark_measures_the_programs(
 
 def test_the_command_line_has_it(tiny_sd: str) -> None:
     options = FitOptions(benchmark, Benchmark, ["--model.teacher", tiny_sd])
-    assert not options.module().compiled
-    assert options.module(compile=True).compiled
+    assert not options.module({}).compute.compile
+    assert options.module({"compute.compile": True}).compute.compile

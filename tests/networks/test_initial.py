@@ -16,6 +16,7 @@ from sid_lsg.data.prompts import PromptDataModule
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.lora import adapters, base, merged
 from sid_lsg.options.lora import LoRA
+from sid_lsg.options.training import Adapters, InitialWeights, Loading, Memory
 from sid_lsg.training.module import SiDLSG
 from tests.helpers.paths import GOLDEN
 
@@ -79,12 +80,12 @@ def test_weights_of_another_precision_become_float32(
     half = shutil.copytree(exported / "unet", tmp_path / "half")
     file = half / "diffusion_pytorch_model.safetensors"
     save_file({name: value.half() for name, value in load_file(file).items()}, file)
-    network = make(tiny_sd, generator_init=str(half)).generator
+    network = make(tiny_sd, init=InitialWeights(generator=str(half))).generator
     assert is_other(network, {name: value.half().float() for name, value in other.items()})
 
 
 def test_the_size_of_samples_is_the_runs(tiny_sd: str, exported: Path, tmp_path: Path) -> None:
-    module = make(tiny_sd, generator_init=str(exported), resolution=32)
+    module = make(tiny_sd, init=InitialWeights(generator=str(exported)), resolution=32)
     module.teacher.save_generator(module.ema, tmp_path, module.t_init)
     assert json.loads((tmp_path / "unet" / "config.json").read_text())["sample_size"] == 4
 
@@ -110,7 +111,7 @@ def fit(tiny_sd: str, tmp_path: Path) -> Callable[..., SiDLSG]:
 def test_starting_from_the_teachers_own_folder_changes_no_bit(
     fit: Callable[..., SiDLSG], tiny_sd: str
 ) -> None:
-    plain, same = fit(), fit(generator_init=tiny_sd, fake_score_init=f"{tiny_sd}/unet")
+    plain, same = fit(), fit(init=InitialWeights(f"{tiny_sd}/unet", tiny_sd))
     for name, value in plain.state_dict().items():
         assert torch.equal(value, same.state_dict()[name]), name
 
@@ -118,8 +119,8 @@ def test_starting_from_the_teachers_own_folder_changes_no_bit(
 def test_adapters_train_on_what_a_folder_holds(
     fit: Callable[..., SiDLSG], tiny_sd: str, exported: Path, other: dict[str, Tensor]
 ) -> None:
-    options = {f"{name}_init": str(exported) for name in NAMES}
-    options |= {f"lora_{name}": LoRA(2) for name in NAMES}
+    init = InitialWeights(str(exported), str(exported))
+    options = {"init": init, "lora": Adapters(LoRA(2), LoRA(2))}
     start = make(tiny_sd, **options)
     for network in (start.fake_score, start.generator, start.ema):
         assert is_other(merged(network), other)
@@ -142,7 +143,7 @@ def test_adapters_train_on_what_a_folder_holds(
     assert places[0] == places[1]
     assert not places[0] & places[2]
     assert not (places[0] | places[2]) & places[3]
-    half = make(tiny_sd, **options, frozen_precision="bf16")
+    half = make(tiny_sd, **options, memory=Memory(frozen_precision="bf16"))
     for network in (half.fake_score, half.generator, half.ema):
         assert {p.dtype for p in base(network).values() if p.dim() > 1} == {torch.bfloat16}
         assert all(p.dtype == torch.float32 for p in adapters(network).values())
@@ -173,8 +174,8 @@ def test_what_is_no_network_is_refused_by_name(
     tiny_sd: str, exported: Path, tmp_path: Path, other: dict[str, Tensor]
 ) -> None:
     def refused(source: str | Path, message: str) -> None:
-        with pytest.raises(UsageError, match=f"--model.generator_init: {message}"):
-            make(tiny_sd, generator_init=str(source))
+        with pytest.raises(UsageError, match=f"--model.init.generator: {message}"):
+            make(tiny_sd, init=InitialWeights(generator=str(source)))
 
     refused(tmp_path / "nowhere", "there is no folder .*nowhere")
     refused("nowhere", "there is no folder 'nowhere', and it is not a Hub id")
@@ -194,7 +195,7 @@ def test_what_is_no_network_is_refused_by_name(
 
 def test_a_network_that_predicts_something_else_is_refused(tiny_sd: str, exported: Path) -> None:
     """The shapes of an epsilon- and a v-prediction network are the same."""
-    v = {"scheduler": "../tiny_sd_v/scheduler"}
+    v = Loading(subfolders={"scheduler": "../tiny_sd_v/scheduler"})
     with pytest.raises(UsageError, match="predicts 'epsilon', and the teacher's 'v_prediction'"):
-        make(tiny_sd, subfolders=v, generator_init=str(exported))
-    make(tiny_sd, subfolders=v, generator_init=str(exported / "unet"))  # does not say
+        make(tiny_sd, loading=v, init=InitialWeights(generator=str(exported)))
+    make(tiny_sd, loading=v, init=InitialWeights(generator=str(exported / "unet")))  # does not say

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,7 @@ from sid_lsg.networks.lora import (
     trainable,
 )
 from sid_lsg.options.lora import LoRA
+from sid_lsg.options.training import EMA, Adapters, InitialWeights, Memory
 from sid_lsg.training.alternating import constant
 from sid_lsg.training.ema import update_ema
 from sid_lsg.training.module import SiDLSG
@@ -41,7 +43,8 @@ from tests.helpers import forked
 
 PROMPTS = ["a red cat", "two dogs running", "a blue bird", "the moon"]
 SEEDS = [5, 0, 2**40, 1]
-BOTH = {"lora_fake_score": LoRA(4), "lora_generator": LoRA(2, alpha=6.0)}
+ADAPTERS = Adapters(LoRA(4), LoRA(2, alpha=6.0))
+BOTH = {"lora": ADAPTERS}
 
 
 def adam(parameters: Any) -> torch.optim.Optimizer:
@@ -134,12 +137,12 @@ def test_networks_start_as_the_teacher_on_its_tensors(small_sd: str) -> None:
     for name, value in module.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
         assert torch.equal(value, other.state_dict()[name]) == (".lora_B." in name)
-    equal = make(small_sd, lora_fake_score=LoRA(2), lora_generator=LoRA(2))
+    equal = make(small_sd, lora=Adapters(LoRA(2), LoRA(2)))
     assert not torch.equal(trainable(equal.fake_score)[0], trainable(equal.generator)[0])
 
 
 def test_without_adapters_all_weights_are_trained(small_sd: str) -> None:
-    module = make(small_sd, lora_fake_score=LoRA(4))
+    module = make(small_sd, lora=Adapters(LoRA(4)))
     assert trainable(module.generator) == [*module.generator.parameters()]
     assert base(module.generator) == adapters(module.generator) == {}
     assert merged(module.generator) is module.generator
@@ -208,7 +211,7 @@ def test_gradient_checkpointing_changes_nothing(small_sd: str, phase: Phase) -> 
         return gradients(module, phase, getattr(module, name))
 
     plain = made()
-    checkpointed = made(gradient_checkpointing=["fake_score", "generator", "teacher"])
+    checkpointed = made(memory=Memory(checkpointing=["fake_score", "generator", "teacher"]))
     assert len(plain) == 48
     assert plain.keys() == checkpointed.keys()
     for name, value in plain.items():
@@ -218,8 +221,7 @@ def test_gradient_checkpointing_changes_nothing(small_sd: str, phase: Phase) -> 
 
 def test_the_base_may_be_in_bf16_and_the_adapters_stay_in_float32(small_sd: str, fit: Fit) -> None:
     half, whole = (
-        make(small_sd, **BOTH, frozen_precision=p, gradient_checkpointing=["fake_score"])
-        for p in ("bf16", "32")
+        make(small_sd, **BOTH, memory=Memory("fast", ["fake_score"], p)) for p in ("bf16", "32")
     )
     for module in (half, whole):
         stir(module.fake_score)
@@ -227,7 +229,7 @@ def test_the_base_may_be_in_bf16_and_the_adapters_stay_in_float32(small_sd: str,
     assert all(value.dtype == torch.float32 for value in ours.values())
     together = [torch.cat([value.flatten() for value in g.values()]) for g in (ours, theirs)]
     assert 0 < relative(*together) < 0.1
-    module = fit(frozen_precision="bf16")
+    module = fit(memory=Memory(frozen_precision="bf16"))
     own = places(module.teacher.network.parameters())
     for network in (module.fake_score, module.generator, module.ema):
         assert places(base(network).values()) == own
@@ -240,11 +242,11 @@ def test_the_base_may_be_in_bf16_and_the_adapters_stay_in_float32(small_sd: str,
 # ---------------------------------------------------------------------- a training
 
 
-@pytest.mark.parametrize("whole", ["lora_generator", "lora_fake_score", None])
+@pytest.mark.parametrize("whole", ["generator", "fake_score", None])
 def test_a_training_changes_what_is_trained_alone(
     small_sd: str, fit: Fit, whole: str | None
 ) -> None:
-    options = {whole: None} if whole else {}
+    options = {"lora": replace(ADAPTERS, **{whole: None})} if whole else {}
     start, module = make(small_sd, **BOTH | options), fit(**options)
     before = start.teacher.network.state_dict()
     for name, value in module.teacher.network.state_dict().items():
@@ -297,7 +299,7 @@ def test_checkpoints_of_other_networks_are_refused(fit: Fit, small_sd: str, tmp_
     fit(1, save=True)
     last, plain = (str(tmp_path / "checkpoints" / f"{name}.ckpt") for name in ("last", "plain"))
     os.rename(os.path.realpath(last), str(tmp_path / "adapters.ckpt"))
-    fit(1, save=True, lora_fake_score=None, lora_generator=None)
+    fit(1, save=True, lora=Adapters())
     os.rename(os.path.realpath(last), plain)
     last = str(tmp_path / "adapters.ckpt")
 
@@ -310,18 +312,18 @@ def test_checkpoints_of_other_networks_are_refused(fit: Fit, small_sd: str, tmp_
 
     check_resume(require_checkpoint(last), make(small_sd, **BOTH))
     names = r"fake_score\.down_blocks\.0.*lora_A\.default\.weight"
-    shapes = r"is \[4, 8\] in the file and \[3, 8\].*Give the --model.lora_fake_score that"
-    refused(last, f"'{names}' {shapes}", **BOTH | {"lora_fake_score": LoRA(3)})
-    few = r"'fake_score.*to_k.*absent from this run.*Give the --model.lora_fake_score"
-    refused(last, few, **BOTH | {"lora_fake_score": LoRA(4, targets=["to_q"])})
-    refused(last, "adapters of 'fake_score', all of which.*--model.lora_fake_score")
-    one = {"lora_fake_score": LoRA(4)}
-    refused(last, "adapters of 'generator', all of which.*--model.lora_generator", **one)
-    refused(plain, "all weights of 'fake_score'.*--model.lora_fake_score trains adapters", **BOTH)
-    one = {"lora_generator": LoRA(4)}
-    refused(plain, "all weights of 'generator'.*--model.lora_generator trains adapters", **one)
-    with pytest.raises(UsageError, match="--model.lora_generator.alpha is 1 times .* 3 times"):
-        fit(2, ckpt_path=last, lora_generator=LoRA(2))
+    shapes = r"is \[4, 8\] in the file and \[3, 8\].*Give the --model.lora.fake_score that"
+    refused(last, f"'{names}' {shapes}", lora=replace(ADAPTERS, fake_score=LoRA(3)))
+    few = r"'fake_score.*to_k.*absent from this run.*Give the --model.lora.fake_score"
+    refused(last, few, lora=replace(ADAPTERS, fake_score=LoRA(4, targets=["to_q"])))
+    refused(last, "adapters of 'fake_score', all of which.*--model.lora.fake_score")
+    one = {"lora": Adapters(fake_score=LoRA(4))}
+    refused(last, "adapters of 'generator', all of which.*--model.lora.generator", **one)
+    refused(plain, "all weights of 'fake_score'.*--model.lora.fake_score trains adapters", **BOTH)
+    one = {"lora": Adapters(generator=LoRA(4))}
+    refused(plain, "all weights of 'generator'.*--model.lora.generator trains adapters", **one)
+    with pytest.raises(UsageError, match="--model.lora.generator.alpha is 1 times .* 3 times"):
+        fit(2, ckpt_path=last, lora=replace(ADAPTERS, generator=LoRA(2)))
 
 
 def test_adapters_are_not_continued_on_other_weights(
@@ -333,15 +335,16 @@ def test_adapters_are_not_continued_on_other_weights(
         for p in teacher.network.parameters():
             p.mul_(1.1)
     teacher.save_generator(teacher.network, tmp_path / "base", 625)
-    own = {"generator_init": str(tmp_path / "base")}
+    own = {"init": InitialWeights(generator=str(tmp_path / "base"))}
     fit(1, save=True, **own)
     path = str(tmp_path / "checkpoints" / "last.ckpt")
-    message = "adapters of 'generator' .* other weights .*--model.generator_init"
+    message = "adapters of 'generator' .* other weights .*--model.init.generator"
     with pytest.raises(UsageError, match=message):
         check_resume(require_checkpoint(path), make(small_sd, **BOTH))
     with pytest.raises(UsageError, match=message):
         fit(2, ckpt_path=path)
-    check_resume(require_checkpoint(path), make(small_sd, **BOTH, **own, frozen_precision="bf16"))
+    half = Memory(frozen_precision="bf16")
+    check_resume(require_checkpoint(path), make(small_sd, **BOTH, **own, memory=half))
     fit(2, ckpt_path=path, **own)
 
 
@@ -405,7 +408,8 @@ def test_stock_diffusers_loads_the_adapters_and_the_merged_export(
 
 
 def test_adapters_of_convolutions_are_loaded_too(small_sd: str, tmp_path: Path) -> None:
-    module = make(small_sd, lora_generator=LoRA(3, alpha=1.5, targets=["conv1", "proj_in", "to_v"]))
+    lora = LoRA(3, alpha=1.5, targets=["conv1", "proj_in", "to_v"])
+    module = make(small_sd, lora=Adapters(generator=lora))
     ours = call(module, stir(module.ema))
     assert relative(call(module, merged(module.ema)), ours) < 1e-5
     module.teacher.save_generator(module.teacher.network, tmp_path / "teacher", module.t_init)
@@ -420,7 +424,7 @@ def test_a_generator_is_rebuilt_from_a_checkpoint(trained: SiDLSG, tiny_sd: str)
     state = trained.state_dict()
     average = {name[4:]: value for name, value in state.items() if name.startswith("ema.")}
     fresh = make(tiny_sd)
-    network = adapt(fresh.teacher.network, BOTH["lora_generator"], seed=99)
+    network = adapt(fresh.teacher.network, ADAPTERS.generator, seed=99)
     assert adapters(network).keys() == average.keys()
     network.load_state_dict(average, strict=False)
     assert torch.equal(call(fresh, network), call(trained, trained.ema))
@@ -434,10 +438,10 @@ def test_the_command_line_trains_exports_and_continues_adapters(
 ) -> None:
     prompts, overlay, root = (tmp_path / name for name in ("prompts.txt", "lora.yaml", "run"))
     prompts.write_text("\n".join(PROMPTS))
-    overlay.write_text("model:\n  lora_fake_score:\n    rank: 3\n    targets: [to_q]\n")
+    overlay.write_text("model:\n  lora:\n    fake_score:\n      rank: 3\n      targets: [to_q]\n")
     options = {
-        "config": overlay, "model.teacher": small_sd, "model.lora_generator.rank": 2,
-        "model.lora_generator.alpha": 6, "data.prompts": prompts, "data.batch_size": 4,
+        "config": overlay, "model.teacher": small_sd, "model.lora.generator.rank": 2,
+        "model.lora.generator.alpha": 6, "data.prompts": prompts, "data.batch_size": 4,
         "data.num_workers": 0, "data.num_heldout": 0, "trainer.accelerator": "cpu",
         "trainer.devices": 1, "trainer.default_root_dir": root, "progress.refresh_rate": 0,
         "image_grid.num_images": 2,
@@ -447,11 +451,12 @@ def test_the_command_line_trains_exports_and_continues_adapters(
     main([*command, "--trainer.max_steps", "2", "--ckpt_path", "last"])
     model = yaml.safe_load((root / "config.yaml").read_text())["model"]
     attention = ["to_q", "to_k", "to_v", "to_out.0"]
-    assert model["lora_generator"] == {"rank": 2, "alpha": 6.0, "targets": attention}
-    assert model["lora_fake_score"] == {"rank": 3, "alpha": None, "targets": ["to_q"]}
+    assert model["lora"]["generator"] == {"rank": 2, "alpha": 6.0, "targets": attention}
+    assert model["lora"]["fake_score"] == {"rank": 3, "alpha": None, "targets": ["to_q"]}
     saved = torch.load(root / "checkpoints" / "last.ckpt", weights_only=True)
-    assert LoRA(**saved["sid_lsg"]["config"]["model"]["lora_generator"]) == BOTH["lora_generator"]
-    module = make(small_sd, lora_generator=LoRA(2, 6.0), lora_fake_score=LoRA(3, targets=["to_q"]))
+    recorded = saved["sid_lsg"]["config"]["model"]["lora"]
+    assert LoRA(**recorded["generator"]) == ADAPTERS.generator
+    module = make(small_sd, lora=Adapters(LoRA(3, targets=["to_q"]), LoRA(2, 6.0)))
     module.load_state_dict(saved["state_dict"])
     (file,) = (root / "generator" / "unet").glob("*.safetensors")
     exported, plain = load_file(file), merged(module.ema).state_dict()
@@ -462,9 +467,9 @@ def test_the_command_line_trains_exports_and_continues_adapters(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model.lora_generator.rank", "0"], "rank must be at least 1"),
-        (["--model.lora_generator.alpha", "2"], "rank"),
-        (["--model.lora_generator.rnk", "2"], "rnk"),
+        (["--model.lora.generator.rank", "0"], "rank must be at least 1"),
+        (["--model.lora.generator.alpha", "2"], "rank"),
+        (["--model.lora.generator.rnk", "2"], "rnk"),
     ],
 )
 def test_the_command_line_refuses_adapters_that_are_none(
@@ -492,8 +497,8 @@ def test_the_command_line_refuses_adapters_that_are_none(
 @pytest.mark.parametrize("name", ["fake_score", "generator"])
 def test_adapters_that_do_nothing_are_refused(name: str, options: Any, message: str) -> None:
     """They are refused before the teacher is loaded, which may need a download."""
-    with pytest.raises(UsageError, match=rf"--model\.lora_{name}\.{message}"):
-        SiDLSG("nobody/nothing", **{f"lora_{name}": LoRA(**options)})
+    with pytest.raises(UsageError, match=rf"--model\.lora\.{name}\.{message}"):
+        SiDLSG("nobody/nothing", lora=Adapters(**{name: LoRA(**options)}))
 
 
 @pytest.mark.parametrize(
@@ -501,14 +506,14 @@ def test_adapters_that_do_nothing_are_refused(name: str, options: Any, message: 
     [
         ("to_x", "no layer's name ends with 'to_x'.*to_q'"),
         ("o_q", "no layer's name ends with 'o_q'"),
-        ("norm1", "--model.lora_generator.targets: Target module.*not supported"),
+        ("norm1", "--model.lora.generator.targets: Target module.*not supported"),
     ],
 )
 def test_layers_that_cannot_have_adapters_are_refused(
     small_sd: str, target: str, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        make(small_sd, lora_generator=LoRA(4, targets=["to_q", target]))
+        make(small_sd, lora=Adapters(generator=LoRA(4, targets=["to_q", target])))
 
 
 def test_without_peft_the_message_says_what_to_install(
@@ -518,16 +523,16 @@ def test_without_peft_the_message_says_what_to_install(
     monkeypatch.setitem(sys.modules, "peft", None)
     make(small_sd)
     with pytest.raises(
-        UsageError, match=r"--model.lora_fake_score .*pip install 'sid-lsg\[lora\]'"
+        UsageError, match=r"--model.lora.fake_score .*pip install 'sid-lsg\[lora\]'"
     ):
-        make(small_sd, lora_fake_score=LoRA(4))
+        make(small_sd, lora=Adapters(LoRA(4)))
 
 
 def test_a_shared_base_is_neither_moved_nor_sharded(small_sd: str) -> None:
-    with pytest.raises(UsageError, match="--model.ema_device cpu: .*Leave the option out"):
-        make(small_sd, lora_generator=LoRA(4), ema_device="cpu")
-    make(small_sd, lora_fake_score=LoRA(4), ema_device="cpu")
-    module = make(small_sd, lora_fake_score=LoRA(4))
+    with pytest.raises(UsageError, match="--model.ema.device cpu: .*Leave the option out"):
+        make(small_sd, lora=Adapters(generator=LoRA(4)), ema=EMA(device="cpu"))
+    make(small_sd, lora=Adapters(LoRA(4)), ema=EMA(device="cpu"))
+    module = make(small_sd, lora=Adapters(LoRA(4)))
     trainer: Any = SimpleNamespace(strategy=FSDP2Strategy())
     module._fabric = None
     module.__class__ = type("Of", (SiDLSG,), {"trainer": trainer})

@@ -8,18 +8,17 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from sid_lsg.data.prompts import PromptBatch
-from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.draws import Phase
-from sid_lsg.networks.memory import Memory, recomputed
 from sid_lsg.options.guidance import Guidance
+from sid_lsg.options.training import Activations, Memory
 from sid_lsg.training.module import SiDLSG
 
 GUIDED = Guidance("lsg", 2.0)
 
 
-def made(source: str, memory: Memory, **options: object) -> SiDLSG:
+def made(source: str, memory: Activations, **options: object) -> SiDLSG:
     """Return a module whose networks differ, so that gradients are not zero."""
-    module = SiDLSG(source, memory=memory, **options)  # type: ignore[arg-type]
+    module = SiDLSG(source, memory=Memory(memory), **options)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for network in (module.fake_score, module.generator):
@@ -82,8 +81,3 @@ def test_a_recomputed_generator_holds_one_step_at_a_time(tiny_sd: str) -> None:
         backward(module, 1)
         peaks.append(peak(lambda module=module: backward(module, 4)))  # type: ignore[misc]
     assert peaks[1] < 1.02 * peaks[0]
-
-
-def test_other_choices_are_refused() -> None:
-    with pytest.raises(UsageError, match="--model.memory must be fast, balanced or lean"):
-        recomputed("small")  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import torch
 from sid_lsg.benchmark.runs import fit
 from sid_lsg.cli import main
 from sid_lsg.networks.precision import allow_tf32, tf32
+from sid_lsg.options.training import Compute
 from sid_lsg.training.module import SiDLSG
 
 BACKENDS: Any = (torch.backends.cuda.matmul, torch.backends.cudnn)
@@ -43,7 +44,7 @@ def test_training_is_in_what_was_chosen(small_sd: str, options: dict[str, bool])
             seen.append(allowed())
 
     allow_tf32(not options.get("tf32"))
-    fit(SiDLSG(small_sd, **options), 2, 1, [Watch()], accelerator="cpu")
+    fit(SiDLSG(small_sd, compute=Compute(**options)), 2, 1, [Watch()], accelerator="cpu")
     assert seen == [[options.get("tf32", False)] * 2] * 2
 
 

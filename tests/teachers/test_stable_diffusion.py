@@ -422,7 +422,7 @@ def test_a_folder_without_a_part(folder: Path, part: str) -> None:
     assert message.startswith("--model.teacher: ")
     assert f"it lacks {part} (StableDiffusionPipeline)" in message
     assert LAYOUT in message
-    assert "--model.subfolders" in message
+    assert "--model.loading.subfolders" in message
 
 
 @pytest.mark.parametrize("foreign", ["text_encoder_2", "transformer"])
@@ -445,14 +445,14 @@ def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
 
 def test_an_unknown_part_in_the_subfolders(tiny_sd: str) -> None:
     message = refusal(tiny_sd, subfolders={"unett": "unet_ema"})
-    assert message.startswith("--model.subfolders: 'unett' is not a part")
+    assert message.startswith("--model.loading.subfolders: 'unett' is not a part")
     assert LAYOUT in message
 
 
 def test_a_subfolder_that_does_not_exist(tiny_sd: str) -> None:
     message = refusal(tiny_sd, subfolders={"unet": "unet_ema"})
     assert "it lacks unet" in message
-    assert "--model.subfolders" in message
+    assert "--model.loading.subfolders" in message
 
 
 def replace_unet(folder: Path, **config: Any) -> None:

@@ -25,7 +25,8 @@ from sid_lsg.networks.compilation import compile_blocks
 from sid_lsg.networks.lora import trainable
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.lora import LoRA
-from sid_lsg.options.real_data import RealData, check_real_data, check_weights
+from sid_lsg.options.real_data import RealData, check_real_data
+from sid_lsg.options.training import Adapters, Compute, Memory
 from sid_lsg.training.alternating import constant
 from sid_lsg.training.module import SiDLSG
 from tests.helpers.comparison import relative, weights
@@ -164,9 +165,9 @@ def test_micro_batches_change_nothing(small_sd: str, photographs: str) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"memory": "lean"},
-        {"gradient_checkpointing": ["fake_score", "generator", "teacher"]},
-        {"compile": True},
+        {"memory": Memory("lean")},
+        {"memory": Memory(checkpointing=["fake_score", "generator", "teacher"])},
+        {"compute": Compute(compile=True)},
     ],
     ids=["lean", "checkpointing", "compiled"],
 )
@@ -176,12 +177,12 @@ def test_memory_and_compilation_change_nothing(
     monkeypatch.setattr("sid_lsg.networks.compilation._BACKEND", "eager")
     plain, batch = made(small_sd, photographs)
     other, _ = made(small_sd, photographs, **options)
-    if options.get("compile"):
+    if "compute" in options:
         compile_blocks(other.fake_score)
     found, expected = (gradients_of(module, batch, 4) for module in (other, plain))
     torch._dynamo.reset()
     for ours, theirs in zip(found, expected, strict=True):
-        assert relative(ours, theirs) < (1e-5 if options.get("compile") else 1e-30)
+        assert relative(ours, theirs) < (1e-5 if "compute" in options else 1e-30)
 
 
 def test_runs_are_logged_and_resume_bitwise(
@@ -199,11 +200,11 @@ def test_runs_are_logged_and_resume_bitwise(
         ]
 
     found: dict[str, SiDLSG] = {}
-    whole = rows("whole", steps=3, module=Poisoned, lora_fake_score=LoRA(2))
+    whole = rows("whole", steps=3, module=Poisoned, lora=Adapters(LoRA(2)))
     parts = ["loss_adversarial_fake", "loss_adversarial_generator", "logit_real", "logit_generated"]
     assert all(row.keys() >= set(parts) for row in whole)
     assert [row["skipped_samples"] for row in whole] == [0, 2, 0]
-    options: dict[str, Any] = {"module": Poisoned, "lora_fake_score": LoRA(2)}
+    options: dict[str, Any] = {"module": Poisoned, "lora": Adapters(LoRA(2))}
     rows("first", steps=2, callbacks=[Checkpoint(every_n_steps=1)], **options)
     path = str(tmp_path / "checkpoints/last.ckpt")
     resumed = rows("resumed", steps=3, ckpt_path=path, **options)
@@ -325,4 +326,4 @@ def test_the_term_and_its_images_go_together(
     for name in ("fake_weight", "generator_weight"):
         for value in (-1.0, float("nan")):
             with pytest.raises(UsageError, match=f"--model.real_data.{name} must be a finite"):
-                check_weights(RealData(**{name: value}))
+                RealData(**{name: value})

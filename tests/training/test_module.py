@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sid_lsg.networks.lora import trainable
 from sid_lsg.networks.memory import borrowed
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.lora import LoRA
+from sid_lsg.options.training import EMA, Adapters, Gradients, Memory
 from sid_lsg.teachers.base import products
 from sid_lsg.training.alternating import constant
 from sid_lsg.training.bad_samples import replace_bad
@@ -241,7 +243,7 @@ def test_gradient_clipping_is_the_modules(fit: Callable[..., SiDLSG]) -> None:
             assert float(torch.nn.utils.get_total_norm(gradients)) <= 0.5 * (1 + 1e-5)
             assert float(self._norm) > 0.5  # what is logged is the norm before
 
-    fit(steps=1, module=Norms, gradient_clip_val=0.5)
+    fit(steps=1, module=Norms, gradients=Gradients(clip_val=0.5))
 
 
 def test_checkpoints_hold_no_teacher_and_resume_bitwise(
@@ -286,8 +288,6 @@ def test_a_checkpoint_of_another_model_is_refused(small_sd: str) -> None:
         ("prompt_dropout", 1.5),
         ("micro_batch_size", 0),
         ("micro_batch_size", -4),
-        ("ema_halflife_images", float("nan")),
-        ("gradient_clip_val", -1.0),
         ("resolution", 60),
     ],
 )
@@ -363,7 +363,7 @@ def test_gradient_checkpointing_changes_nothing(
     once = {name: calls.count(name) for name in ("fake", "generator", "teacher")}
     calls.clear()
     names = ["fake_score", "generator", "teacher"]
-    checkpointed = fit(**options, gradient_checkpointing=names)
+    checkpointed = fit(**options, memory=Memory(checkpointing=names))
     for name, value in plain.state_dict().items():
         assert torch.equal(value, checkpointed.state_dict()[name]), name
     # Again wherever gradients flow: not in phase 1's samples, not in the teacher's own training.
@@ -374,7 +374,7 @@ def test_gradient_checkpointing_changes_nothing(
 
 def test_a_frozen_network_may_be_stored_in_bf16(fit: Callable[..., SiDLSG]) -> None:
     both = {"optimizer_fake": sgd, "optimizer_generator": sgd, "steps": 2}
-    whole, half = fit(**both), fit(**both, frozen_precision="bf16")
+    whole, half = fit(**both), fit(**both, memory=Memory(frozen_precision="bf16"))
     own = [p for layer in products(half.teacher.network) for p in layer.parameters(recurse=False)]
     stored = {p.data_ptr() for p in half.teacher.parameters() if p.dtype == torch.bfloat16}
     assert stored == {p.data_ptr() for p in own}
@@ -394,18 +394,21 @@ def test_a_frozen_network_may_be_stored_in_bf16(fit: Callable[..., SiDLSG]) -> N
     "options",
     [
         {},
-        {"memory": "lean", "gradient_checkpointing": ["fake_score", "generator", "teacher"]},
-        {"lora_generator": LoRA(4), "lora_fake_score": LoRA(4)},
+        {"memory": Memory("lean", ["fake_score", "generator", "teacher"])},
+        {"lora": Adapters(LoRA(4), LoRA(4))},
     ],
 )
 def test_in_mixed_precision_a_teacher_in_bf16_changes_nothing(
     fit: Callable[..., SiDLSG], options: dict[str, Any]
 ) -> None:
     options = options | {"precision": "bf16-mixed", "guidance": Guidance("lsg", 1.5)}
-    whole, half = (fit(**options, frozen_precision=stored) for stored in ("32", "bf16"))
+    memory = options.pop("memory", Memory())
+    whole, half = (
+        fit(**options, memory=replace(memory, frozen_precision=stored)) for stored in ("32", "bf16")
+    )
     states = [module.state_dict() for module in (whole, half)]
     assert states[0].keys() == states[1].keys()
-    start = fit(**options, steps=0).state_dict()
+    start = fit(**options, memory=memory, steps=0).state_dict()
     assert not any(torch.equal(v, start[name]) for name, v in states[0].items() if "to_q" in name)
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
@@ -427,7 +430,7 @@ def test_the_export_of_a_run_with_a_bf16_teacher_is_that_of_any(
     small_sd: str, tmp_path: Path
 ) -> None:
     for stored in ("32", "bf16"):
-        module = SiDLSG(small_sd, frozen_precision=stored)
+        module = SiDLSG(small_sd, memory=Memory(frozen_precision=stored))
         module.teacher.save_generator(module.ema, tmp_path / stored, module.t_init)
     files = [path.relative_to(tmp_path / "32") for path in (tmp_path / "32").rglob("*.safetensors")]
     assert len(files) == 3
@@ -436,7 +439,7 @@ def test_the_export_of_a_run_with_a_bf16_teacher_is_that_of_any(
 
 
 def test_the_average_may_be_kept_on_the_cpu(fit: Callable[..., SiDLSG]) -> None:
-    plain, kept = fit(), fit(ema_device="cpu")
+    plain, kept = fit(), fit(ema=EMA(device="cpu"))
     for name, value in plain.state_dict().items():
         assert torch.equal(value, kept.state_dict()[name]), name
     network = torch.nn.Linear(2, 3)
@@ -449,7 +452,7 @@ def test_the_average_may_be_kept_on_the_cpu(fit: Callable[..., SiDLSG]) -> None:
 
 @pytest.mark.gpu
 def test_a_gpus_average_on_the_cpu_is_the_same(small_sd: str) -> None:
-    made = [SiDLSG(small_sd, ema_device=where).cuda() for where in (None, "cpu")]
+    made = [SiDLSG(small_sd, ema=EMA(device=where)).cuda() for where in (None, "cpu")]
     for module in made:
         module.on_fit_start()
         part_from_teacher(module.generator.cpu())
@@ -460,11 +463,3 @@ def test_a_gpus_average_on_the_cpu_is_the_same(small_sd: str) -> None:
     images = [module.generate(PROMPTS[:2], [0, 1]) for module in made]
     torch.testing.assert_close(images[0], images[1], rtol=1e-3, atol=1e-3)
     assert next(here.ema.parameters()).device.type == "cpu"
-
-
-@pytest.mark.parametrize(
-    ("option", "value"), [("frozen_precision", "16"), ("gradient_checkpointing", ["vae"])]
-)
-def test_memory_options_are_checked(small_sd: str, option: str, value: Any) -> None:
-    with pytest.raises(UsageError, match=rf"--model\.{option}"):
-        SiDLSG(small_sd, **{option: value})

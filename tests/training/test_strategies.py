@@ -82,7 +82,7 @@ def handed(steps: int, before: str | None = None, strategy: str = "auto") -> dic
         run["from"] = before
     if strategy != "auto":
         run["trainer"] = {"strategy": strategy, "devices": 2}
-    return run | {"model": {"gradient_clip_val": 1.0, "micro_batch_size": 1 + steps % 2}}
+    return run | {"model": {"gradients": {"clip_val": 1.0}, "micro_batch_size": 1 + steps % 2}}
 
 
 SGD_RUN: dict[str, Any] = {"optimizer": SGD, "steps": 5}
@@ -119,8 +119,11 @@ def results(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     fsdp2 = short | {"trainer": {"strategy": "fsdp2", "devices": 2}, "counted": True}
     names = ["fake_score", "generator", "teacher"]
     options: dict[str, Any] = {"num_steps": 2, "micro_batch_size": 1}
-    lean = {"name": "fsdp2, two steps, lean", "model": options | {"memory": "lean"}}
-    options |= {"gradient_checkpointing": names}
+    lean = {
+        "name": "fsdp2, two steps, lean",
+        "model": options | {"memory": {"activations": "lean"}},
+    }
+    options |= {"memory": {"checkpointing": names}}
     runs += [fsdp2 | {"name": "fsdp2, two steps", "model": options}, fsdp2 | lean]
     half = {"trainer": fsdp2["trainer"] | {"precision": "bf16-mixed"}}
     runs.append(fsdp2 | half | {"name": "fsdp2, bf16"})

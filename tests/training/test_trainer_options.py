@@ -16,8 +16,8 @@ def by_class(name: str) -> Namespace:
 @pytest.mark.parametrize(
     ("options", "found", "remedy"),
     [
-        ({"gradient_clip_val": 1.0}, "gradient_clip_val", "--model.gradient_clip_val"),
-        ({"gradient_clip_algorithm": "value"}, "gradient_clip_val", "--model.gradient_clip_algo"),
+        ({"gradient_clip_val": 1.0}, "gradient_clip_val", "--model.gradients.clip_val"),
+        ({"gradient_clip_algorithm": "value"}, "gradient_clip_val", "--model.gradients.clip_algo"),
         ({"accumulate_grad_batches": 4}, "accumulate_grad_batches", "--model.micro_batch_size"),
         ({"overfit_batches": 1}, "overfit_batches", "--trainer.max_steps"),
         ({"overfit_batches": 0.5}, "overfit_batches", "--trainer.max_steps"),
