@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sid_lsg.method.ema import ema_beta
 from sid_lsg.method.guidance import Kappas
+from sid_lsg.optimizers.adam import BETAS, LEARNING_RATE
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 
 
@@ -46,7 +47,7 @@ class Baseline:
         tmax: int = 980,
         prompt_dropout: float = 0.1,
         micro_batch_size: int | None = None,
-        lr: float = 1e-6,
+        lr: float = LEARNING_RATE,
         collect: bool = True,
     ) -> None:
         """Copy the teacher's network; the arguments are those of `SiDLSG`.
@@ -70,7 +71,7 @@ class Baseline:
 
         self.teacher, self.fake_score, self.generator, self.ema = (copied() for _ in range(4))
         self.optimizers = {
-            network: torch.optim.Adam(network.parameters(), lr=lr, betas=(0.0, 0.999))
+            network: torch.optim.Adam(network.parameters(), lr=lr, betas=BETAS)
             for network in (self.fake_score, self.generator)
         }
         self.images_seen = 0

@@ -41,10 +41,6 @@ from sid_lsg.training.run_directory import (
 from sid_lsg.training.strategies import register_strategies
 from sid_lsg.training.trainer_options import check_trainer
 
-_ADAM = {
-    "class_path": "sid_lsg.optimizers.AdamWithoutMomentum",
-    "init_args": {"lr": 1e-6, "betas": [0.0, 0.999]},
-}
 _DESCRIPTION = """Distil a teacher into a one-step generator.
 
 Start from a config, and change what you like on the command line:
@@ -89,9 +85,6 @@ class SiDCLI(LightningCLI):
         parser.add_lightning_class_args(Metrics, "metrics")
         parser.add_lightning_class_args(Health, "health")
         parser.link_arguments("metrics.clip", "health.clip")
-        # The module's own defaults, as a class that configs and the command line can change.
-        for name in ("optimizer_fake", "optimizer_generator"):
-            parser.set_defaults({f"model.{name}": _ADAM})
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 

@@ -11,6 +11,9 @@ from torch.optim.adam import adam
 from sid_lsg.distributed.sharding import local
 from sid_lsg.messages.errors import UsageError
 
+LEARNING_RATE, BETAS = 1e-6, (0.0, 0.999)
+"""The paper's values: the defaults of --model.optimizer_fake and --model.optimizer_generator."""
+
 # Maximum number of elements that have temporary copies in a step that is not fused (128 MB).
 # torch's Adam would copy all of them. A smaller value would not help Stable Diffusion 1.5: its
 # largest weight has 29.5 million elements.
@@ -31,8 +34,8 @@ class AdamWithoutMomentum(Adam):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.0, 0.999),
+        lr: float | Tensor = LEARNING_RATE,
+        betas: tuple[float, float] = BETAS,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         fused: bool | None = None,

@@ -45,12 +45,12 @@ class AlternatingModule(L.LightningModule):
 
     Attributes:
         micro_batch_size: Samples per forward and backward pass; None for all at once.
-        gradients: Whether and how the gradients are clipped.
+        clipping: Whether and how the gradients are clipped.
         frozen: Prefixes of the state dict that checkpoints leave out.
     """
 
     micro_batch_size: int | None = None
-    gradients: Gradients = Gradients()
+    clipping = Gradients()
     frozen: tuple[str, ...] = ()
     _measured = False
     _ended = False  # whether the callbacks' `on_trained` has been called
@@ -223,8 +223,8 @@ class AlternatingModule(L.LightningModule):
         repair_gradients(parameters)
         if self._measured:
             self._norm = gradient_norm(parameters)
-        if (limit := self.gradients.clip_val) is not None:
-            clip_gradients(parameters, limit, self.gradients.clip_algorithm)
+        if (limit := self.clipping.clip_val) is not None:
+            clip_gradients(parameters, limit, self.clipping.clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what the weights do not show: adapters' scales and bases, optimizers' kinds."""

@@ -81,8 +81,8 @@ class SiDLSG(AlternatingModule):
         init: InitialWeights = InitialWeights(),  # noqa: B008
         lora: Adapters = Adapters(),  # noqa: B008
         micro_batch_size: int | None = None,
-        optimizer_fake: OptimizerCallable = lambda p: AdamWithoutMomentum(p, lr=1e-6),
-        optimizer_generator: OptimizerCallable = lambda p: AdamWithoutMomentum(p, lr=1e-6),
+        optimizer_fake: OptimizerCallable = AdamWithoutMomentum,
+        optimizer_generator: OptimizerCallable = AdamWithoutMomentum,
         ema: EMA = EMA(),  # noqa: B008
         gradients: Gradients = Gradients(),  # noqa: B008
         memory: Memory = Memory(),  # noqa: B008
@@ -137,7 +137,7 @@ class SiDLSG(AlternatingModule):
         self.prompt_dropout = prompt_dropout
         self.micro_batch_size = micro_batch_size
         self.optimizer_fake, self.optimizer_generator = optimizer_fake, optimizer_generator
-        self.ema_options, self.gradients, self.compute = ema, gradients, compute
+        self.ema_options, self.clipping, self.compute = ema, gradients, compute
         self.recomputed = memory.recomputed
         self.seed = seed
         self.log_of_iterations = IterationLog()

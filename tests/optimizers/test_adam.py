@@ -1,6 +1,7 @@
 """Check that Adam without a first moment equals torch.optim.Adam and uses less memory."""
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,7 @@ def test_groups_have_options_of_their_own() -> None:
         return [{"params": weights[:2], "lr": 0.1}, {"params": weights[2:], "eps": 1e-3}]
 
     adam = train(lambda w: Adam(groups(w), 1e-3, BETAS))
-    assert_same(train(lambda w: AdamWithoutMomentum(groups(w), fused=False)), adam)
+    assert_same(train(lambda w: AdamWithoutMomentum(groups(w), 1e-3, fused=False)), adam)
 
 
 def test_weight_decay_leaves_the_gradients_as_they_are() -> None:
@@ -419,3 +420,17 @@ def test_moments_of_another_order_in_memory_are_put_into_the_weights(plain: bool
     assert match_memory_format(found, weight) is found
     step = torch.zeros(())
     assert match_memory_format(step, weight) is step  # of another shape
+
+
+def test_defaults_have_one_source(capsys: pytest.CaptureFixture[str]) -> None:
+    """Check that the command line and `SiDLSG` take the defaults of the class."""
+    with pytest.raises(SystemExit):
+        main(["fit", "--print_config"])
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    for name in ("optimizer_fake", "optimizer_generator"):
+        assert model[name]["class_path"] == "sid_lsg.optimizers.AdamWithoutMomentum"
+        found = model[name]["init_args"]
+        assert (found["lr"], found["betas"]) == (1e-6, [0.0, 0.999])
+        assert inspect.signature(SiDLSG).parameters[name].default is AdamWithoutMomentum
+    own = AdamWithoutMomentum(make_weights(SHAPES)).defaults
+    assert (own["lr"], own["betas"]) == (1e-6, (0.0, 0.999))
