@@ -38,7 +38,7 @@ class OpenCheckpoint:
     def record(self) -> dict[str, Any]:
         """Return schema, versions and configuration; {} if it was written without them.
 
-        The configuration of an earlier version has today's names of its options.
+        A configuration of an earlier version is returned with the current names of its options.
         """
         record = self.content.get(RECORD) or {}
         config = record.get("config")

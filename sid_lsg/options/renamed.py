@@ -1,4 +1,4 @@
-"""Earlier names of options: read from files of earlier runs, and answered on a command line."""
+"""Renamed options: read earlier names from files, and reject them on a command line."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,18 +26,17 @@ RENAMED = {
     "model.tf32": "model.compute.tf32",
     "model.compile": "model.compute.compile",
 }
-"""Dotted names of options: earlier ones, and today's."""
-
+"""Earlier and current dotted names."""
 
 _CHOICES = ("fast", "balanced", "lean")  # values of the earlier model.memory
 
 
 def current_name(name: str, value: Any = None) -> str:
-    """Return today's name of an option, or of a part of one such as `model.lora_generator.rank`.
+    """Return the current name of an option, or of a part such as `model.lora_generator.rank`.
 
     Args:
         name: A dotted name.
-        value: The option's value. `model.memory` was a choice and is a group of options today.
+        value: The option's value: `model.memory` was a choice and is now a group of options.
     """
     for old, new in RENAMED.items():
         regrouped = new.startswith(f"{old}.")
@@ -49,11 +48,11 @@ def current_name(name: str, value: Any = None) -> str:
 
 
 def current(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with today's names; one without earlier names is equal.
+    """Return a configuration with the current names of its options.
 
     Args:
-        tree: A configuration of `fit`, as in a config.yaml or a checkpoint's record, or one of
-            another command, which may hold options of `fit` by their dotted names.
+        tree: The content of a config.yaml or of a checkpoint's record; or the configuration of
+            another command such as `study`, which may name options of `fit` by dotted names.
     """
     found: dict[str, Any] = {}
     for name, value in tree.items():
@@ -79,7 +78,10 @@ def _current_model(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def current_text(text: str) -> str:
-    """Return a configuration in YAML with today's names; one without earlier names as it is."""
+    """Return a configuration in YAML with the current names of its options.
+
+    Text without earlier names is returned unchanged.
+    """
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -90,18 +92,17 @@ def current_text(text: str) -> str:
 
 
 def current_arguments(arguments: Sequence[str], sweep: bool = False) -> list[str]:
-    """Reject earlier names on a command line.
+    """Reject earlier names of options on a command line.
 
     Args:
         arguments: The command line.
-        sweep: Whether a W&B sweep's agent wrote it, whose parameters are from a stored file:
-            earlier names are replaced.
+        sweep: Replace earlier names instead, since the arguments come from a stored W&B sweep.
 
     Returns:
-        The command line with today's names.
+        The command line with the current names.
 
     Raises:
-        UsageError: For the first earlier name, with today's.
+        UsageError: For the first earlier name; the message gives the current one.
     """
     found = []
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
@@ -111,7 +112,7 @@ def current_arguments(arguments: Sequence[str], sweep: bool = False) -> list[str
         new = current_name(name, value)
         if option.startswith("--") and new != name:
             if not sweep:
-                raise UsageError(f"--{name} has another name now: give --{new} {value}.")
+                raise UsageError(f"--{name} was renamed: give --{new} {value}.")
             argument = f"--{new}={value}" if equals else f"--{new}"
         found.append(argument)
     return found

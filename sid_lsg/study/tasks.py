@@ -95,7 +95,7 @@ class Task:
 
 
 def _current(name: str, value: Any) -> str:
-    """Return today's name of an option that was written down, perhaps after `fit: `."""
+    """Return the current name of a recorded option, which may begin with `fit: `."""
     start, space, option = name.rpartition(" ")
     return start + space + current_name(option, value)
 

@@ -48,7 +48,7 @@ NEW: dict[str, Any] = {
 KEPT = {"teacher": "t", "guidance": {"preset": "lsg", "scale": 1.5}, "micro_batch_size": 4}
 
 
-def test_a_configuration_gets_todays_names() -> None:
+def test_a_configuration_gets_current_names() -> None:
     assert {f"model.{name}" for name in OLD} == set(RENAMED)
     rest = {"data": {"prompts": "p.txt"}, "ckpt_path": None, "seed_everything": 0}
     assert current({"model": KEPT | OLD, **rest}) == {"model": KEPT | NEW, **rest}
@@ -56,7 +56,7 @@ def test_a_configuration_gets_todays_names() -> None:
 
 
 @pytest.mark.parametrize("tree", [{"model": KEPT | NEW}, {"model": "runs/demo", "seed": 1}, {}])
-def test_one_of_today_stays_as_it_is(tree: dict[str, Any]) -> None:
+def test_one_of_now_stays_as_it_is(tree: dict[str, Any]) -> None:
     assert current(tree) == tree
     text = f"# a comment\n{yaml.safe_dump(tree)}"
     assert current_text(text) is text
@@ -67,7 +67,7 @@ def test_the_parser_answers_what_is_no_configuration(text: str) -> None:
     assert current_text(text) == text
 
 
-def test_earlier_and_todays_names_may_stand_together() -> None:
+def test_earlier_and_current_names_may_stand_together() -> None:
     for pair in (
         {"ema_device": "cpu", "ema": {"halflife_images": 5}},
         {"ema": {"halflife_images": 5}, "ema_device": "cpu"},
@@ -110,11 +110,11 @@ def test_names(name: str, value: Any, expected: str) -> None:
         (["--data.batch_size", "4", "--model.tf32=true"], "give --model.compute.tf32 true"),
     ],
 )
-def test_a_command_line_is_answered_with_todays_name(arguments: list[str], answer: str) -> None:
+def test_a_command_line_is_answered_with_current_name(arguments: list[str], answer: str) -> None:
     old = next(argument.split("=")[0] for argument in arguments if "model." in argument)
     with pytest.raises(UsageError) as refusal:
         current_arguments(["fit", *arguments])
-    assert str(refusal.value) == f"{old} has another name now: {answer}."
+    assert str(refusal.value) == f"{old} was renamed: {answer}."
 
 
 def test_a_sweeps_agent_may_use_earlier_names() -> None:
@@ -129,7 +129,7 @@ def test_a_sweeps_agent_may_use_earlier_names() -> None:
     assert current_arguments(arguments, sweep=True) == [*now, "true"]
 
 
-def test_todays_command_line_is_untouched() -> None:
+def test_current_command_line_is_untouched() -> None:
     arguments = [
         "fit",
         "--model.memory",
