@@ -1,7 +1,8 @@
-"""Networks that are trained in turn: the mechanics of a step, whatever the method.
+"""The mechanics of training several networks in turn, whatever the method.
 
-A LightningModule with manual optimization. Only one network's gradients are reduced per phase,
-once, a bad sample cannot spoil the others, and one iteration of all phases counts as one step.
+A LightningModule with manual optimization. Gradients are reduced once per phase, for the network
+that the phase trains; samples whose loss is not finite are excluded; an iteration of all phases
+counts as one step.
 """
 
 from collections import defaultdict
@@ -62,10 +63,10 @@ class AlternatingModule(L.LightningModule):
         self.register_state_dict_post_hook(_drop_frozen)
 
     def remember_options(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Note the options that optimizers are made with: learning rates, betas and so on.
+        """Store the options that the optimizers were made with: learning rates, betas and so on.
 
-        And let a gradient scaler unscale gradients before they are repaired: a fused optimizer
-        would do it in its step, and the scaler would never see that they have overflown.
+        Also make a gradient scaler unscale gradients before they are repaired. A fused optimizer
+        would unscale them in its step, and the scaler would never see an overflow.
         """
         for optimizer in optimizers:
             setattr(optimizer, "_step_supports_amp_scaling", False)  # noqa: B010 (none declares it)
@@ -75,10 +76,10 @@ class AlternatingModule(L.LightningModule):
         ]
 
     def on_train_start(self) -> None:
-        """Make what a checkpoint has brought this run's: the order in memory, and the options.
+        """Apply this run's memory format and options to the optimizers' loaded states.
 
-        A checkpoint holds the options of the run that wrote it; a learning rate that is changed
-        when a run is continued would silently have no effect.
+        A checkpoint holds the options of the run that wrote it. Without this, a learning rate that
+        is changed for a resumed run would silently have no effect.
         """
         for optimizer, groups in zip(self.trainer.optimizers, self._options, strict=True):
             for weight, state in optimizer.state.items():
@@ -98,17 +99,17 @@ class AlternatingModule(L.LightningModule):
             callback.on_trained(self.trainer, self)
 
     def on_fit_end(self) -> None:
-        """Do the same for a run that was complete when it began: Lightning skips its training."""
+        """Call `on_train_end` for a run that was complete already: Lightning skips its training."""
         if not self._ended:
             self.to(self.trainer.strategy.root_device)
             self.on_train_end()
         self._ended = False  # the module may be trained again
 
     def count_steps_of(self, optimizer: Any) -> None:
-        """Let this optimizer's steps alone count.
+        """Count only this optimizer's steps.
 
-        `global_step`, `max_steps`, checkpoints and the loggers' x axis then mean iterations;
-        Lightning would count every optimizer's step.
+        `global_step`, `max_steps`, checkpoints and the loggers' x axis then mean iterations.
+        Lightning would count the steps of every optimizer.
         """
         for other in self.optimizers():
             if other is not optimizer:
@@ -124,17 +125,17 @@ class AlternatingModule(L.LightningModule):
     ) -> Update:
         """Accumulate a phase's gradients over its micro-batches and take one optimizer step.
 
-        A sample whose loss is not finite has no part in the step: if there is one on any rank, all
-        ranks evaluate the phase again, with good samples in the places of bad ones. The others'
-        gradients are exact; the loss stays divided by the whole batch.
+        Samples whose loss is not finite are excluded. If there is one on any rank, all ranks
+        evaluate the phase again with good samples in place of bad ones. The gradients of the good
+        samples are exact; the loss is still divided by the whole batch.
 
         Args:
             inputs: This rank's share of the batch.
             phase: The phase's forward pass.
             network: The network to update.
             optimizer: Its optimizer.
-            measured: Whether to measure what costs two passes over all gradients and a read of
-                the weights; none of them waits for the device.
+            measured: Whether to measure gradients and the step, which takes two passes over the
+                gradients and one over the weights, without waiting for the device.
         """
         losses, numbers, bad = self._accumulate(inputs, phase, network)
         finite = losses.isfinite()
@@ -164,9 +165,9 @@ class AlternatingModule(L.LightningModule):
         """Backpropagate a phase's loss, micro-batch by micro-batch.
 
         Returns:
-            Every sample's loss [B]; its weight and further numbers, each [B] by name; all zero for
-            samples that do not count; and how many losses of all ranks are not finite. That is sent
-            before the last backward pass, which keeps the device busy while the host waits for it.
+            The loss of every sample, [B]; further numbers, each [B] by name; both are 0 for samples
+            that do not count. And the number of losses on all ranks that are not finite: its copy
+            starts before the last backward pass, which keeps the device busy meanwhile.
         """
         losses = inputs.draws.u.new_zeros(inputs.size)
         numbers: dict[str, Tensor] = defaultdict(partial(torch.zeros_like, losses))
@@ -187,15 +188,15 @@ class AlternatingModule(L.LightningModule):
         return losses, numbers, bad
 
     def _without_reduction(self) -> AbstractContextManager[None]:
-        """Keep DistributedDataParallel from reducing: it would reduce both networks each time."""
+        """Return a context without DistributedDataParallel's reduction of both networks."""
         wrapper = self.trainer.strategy.model
         return wrapper.no_sync() if isinstance(wrapper, DistributedDataParallel) else nullcontext()
 
     def shard(self, *networks: nn.Module) -> None:
-        """Shard networks, where the strategy does that.
+        """Shard networks if the strategy does so.
 
         Raises:
-            UsageError: If one has adapters: its base belongs to several networks.
+            UsageError: If a network has LoRA adapters: networks share their base weights.
         """
         if isinstance(strategy := self.trainer.strategy, FSDP2Strategy):
             if any(adapters(network) for network in networks):
@@ -207,16 +208,16 @@ class AlternatingModule(L.LightningModule):
                 strategy.shard(network)
 
     def full_parameters(self, network: nn.Module) -> AbstractContextManager[nn.Module]:
-        """Give the first process a network with whole weights, to read. For all processes.
+        """Return a context with a network that the first process can read as a whole. Collective.
 
-        That is the network itself unless it is sharded, when it is a copy on the CPU.
+        It is the network itself, or a copy on the CPU if the network is sharded.
         """
         if is_sharded(network):
             return self.trainer.strategy.full_parameters(network)
         return nullcontext(network)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Repair, measure and clip the gradients, after a precision plugin has unscaled them."""
+        """Repair, measure and clip the gradients, which a precision plugin has unscaled before."""
         parameters = trained_by(optimizer)
         if self._measured:
             self._nonfinite = nonfinite_share(parameters)
@@ -227,16 +228,16 @@ class AlternatingModule(L.LightningModule):
             clip_gradients(parameters, limit, self.clipping.clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what the weights do not show: adapters' scales and bases, optimizers' kinds."""
+        """Add adapters' scales and bases and the optimizers' classes, which weights do not show."""
         checkpoint |= adapters_record(self)
         checkpoint["optimizer_names"] = [type(o).__name__ for o in self.trainer.optimizers]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse adapters that would count for more or less, or are for other weights."""
+        """Refuse LoRA adapters with another scale or for other base weights."""
         check_adapters_record(self, checkpoint)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load a checkpoint; refuse one with anything missing, left over or misshapen."""
+        """Load weights; refuse missing or unexpected names and other shapes."""
         check_weights(self.state_dict(), state_dict)
         return super().load_state_dict(state_dict, strict=False)
 
@@ -244,7 +245,7 @@ class AlternatingModule(L.LightningModule):
 def _drop_frozen(
     module: AlternatingModule, state_dict: dict[str, Any], prefix: str, _: Any
 ) -> None:
-    """Leave what is not trained out of checkpoints: it comes from files of its own."""
+    """Remove frozen weights from a state dict: they are loaded from files of their own."""
     frozen = tuple(prefix + name for name in module.frozen)
     adapted = tuple(f"{prefix}{name}." for name, net in module.named_children() if adapters(net))
     for name in list(state_dict):
@@ -253,8 +254,8 @@ def _drop_frozen(
 
 
 @contextmanager
-def constant(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Stop gradients to what is trained of a network, not through it to its inputs."""
+def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Freeze parameters within the context; gradients still flow through to the inputs."""
     for p in parameters:
         p.requires_grad_(False)
     try:
@@ -265,12 +266,12 @@ def constant(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 def trained_by(optimizer: Any) -> list[nn.Parameter]:
-    """Return an optimizer's parameters: what `trainable` finds, without a walk over the network."""
+    """Return an optimizer's parameters: those of `trainable`, without a walk over the modules."""
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _counted(values: Tensor, samples: PhaseInputs) -> Tensor:
-    """Return numbers [b] without gradient, 0 for samples that do not count."""
+    """Return detached numbers [b], 0 for samples that do not count."""
     values = values.detach()
     return values if samples.counted is None else values.where(samples.counted, 0)
 

@@ -1,4 +1,4 @@
-"""What an iteration leaves in the log."""
+"""Logging of an iteration."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from sid_lsg.training.update import Update
 
 
 class IterationLog:
-    """Logs the two updates of an iteration, and counts bad samples in between."""
+    """Logs the two updates of an iteration, and counts skipped samples between rows of the log."""
 
     def __init__(self) -> None:
         self.skipped = 0  # bad samples of all ranks since the last row
         self._warned = False
 
     def count(self, batch: PromptBatch, fake: Update, generator: Update) -> None:
-        """Count both phases' bad samples; warn about the first. For all ranks."""
+        """Count the skipped samples of both phases; warn about the first. Collective."""
         count = fake.skipped_samples + generator.skipped_samples
         self.skipped += count
         if count and not self._warned:
@@ -29,7 +29,7 @@ class IterationLog:
     def write(
         self, module: L.LightningModule, fake: Update, generator: Update, images_seen: int
     ) -> None:
-        """Log the whole batch's losses and what goes with them."""
+        """Log losses, gradients, steps and progress, as means over the batch of all ranks."""
         optimizers = module.trainer.optimizers
         losses = {"loss_fake": fake.loss, "loss_generator": generator.loss}
         others: dict[str, Any] = {
@@ -49,8 +49,8 @@ class IterationLog:
             # Lightning takes the loggers' x axis from this name; its own would be one behind.
             "step": float(module.trainer.global_step),
         }
-        # Each rank's loss is divided by its share of the batch: their mean is the whole batch's.
+        # A rank's loss is divided by its own share of the batch, so the batch's is their mean.
         module.log_dict(losses, prog_bar=True, sync_dist=True)
         module.log_dict(others, sync_dist=True)
-        module.log("skipped_samples", float(self.skipped))  # on every rank that of all of them
+        module.log("skipped_samples", float(self.skipped))  # of all ranks already
         self.skipped = 0

@@ -53,7 +53,7 @@ from sid_lsg.options.training import (
 )
 from sid_lsg.teachers.base import Teacher, Tokens
 from sid_lsg.teachers.untrained import load
-from sid_lsg.training.alternating import AlternatingModule, constant, trained_by
+from sid_lsg.training.alternating import AlternatingModule, frozen, trained_by
 from sid_lsg.training.discriminator import Discriminator, required
 from sid_lsg.training.ema import update_ema
 from sid_lsg.training.log import IterationLog
@@ -190,7 +190,7 @@ class SiDLSG(AlternatingModule):
             optimizer_fake,
             logged,
         )
-        with constant(trained_by(optimizer_fake)):
+        with frozen(trained_by(optimizer_fake)):
             generator = self.update(
                 self.phase_inputs(Phase.GENERATOR, batch),
                 self.generator_phase,

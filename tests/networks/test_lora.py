@@ -35,7 +35,7 @@ from sid_lsg.networks.lora import (
 )
 from sid_lsg.options.lora import LoRA
 from sid_lsg.options.training import EMA, Adapters, InitialWeights, Memory
-from sid_lsg.training.alternating import constant
+from sid_lsg.training.alternating import frozen
 from sid_lsg.training.ema import update_ema
 from sid_lsg.training.module import SiDLSG
 from sid_lsg.training.strategies import FSDP2Strategy, register_strategies
@@ -175,7 +175,7 @@ def gradients(module: SiDLSG, phase: Phase, network: nn.Module) -> dict[str, Ten
     if phase is Phase.FAKE_SCORE:
         module.fake_score_phase(inputs).loss.backward()
     else:
-        with constant(trainable(module.fake_score)):
+        with frozen(trainable(module.fake_score)):
             module.generator_phase(inputs).loss.backward()
     assert all(p.grad is None for p in module.teacher.parameters())
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}

@@ -27,7 +27,7 @@ from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.lora import LoRA
 from sid_lsg.options.real_data import RealData, check_real_data
 from sid_lsg.options.training import Adapters, Compute, Memory
-from sid_lsg.training.alternating import constant
+from sid_lsg.training.alternating import frozen
 from sid_lsg.training.module import SiDLSG
 from tests.helpers.comparison import relative, weights
 from tests.helpers.modules import PROMPTS, Poisoned, part_from_teacher
@@ -128,7 +128,7 @@ def test_the_discriminator_trains_the_encoder_and_the_generator_alone_is_to_fool
 
     module.fake_score_phase(first).numbers["loss_adversarial_fake"].sum().backward()
     assert reached() == {"fake conv_in", "fake time_embedding", "fake down_blocks"}
-    with constant(trainable(module.fake_score)):
+    with frozen(trainable(module.fake_score)):
         module.generator_phase(second).numbers["loss_adversarial_generator"].sum().backward()
     whole = {name.split(".")[0] for name, _ in module.generator.named_parameters()}
     assert reached() == {f"generator {name}" for name in whole}

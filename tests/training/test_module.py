@@ -22,7 +22,7 @@ from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.lora import LoRA
 from sid_lsg.options.training import EMA, Adapters, Gradients, Memory
 from sid_lsg.teachers.base import products
-from sid_lsg.training.alternating import constant
+from sid_lsg.training.alternating import frozen
 from sid_lsg.training.bad_samples import replace_bad
 from sid_lsg.training.ema import update_ema
 from sid_lsg.training.module import SiDLSG
@@ -332,7 +332,7 @@ def test_good_samples_gradients_are_exact_beside_bad_ones(small_sd: str) -> None
         module.generator_phase(chosen).loss.backward()
         return torch.cat([p.grad.flatten() for p in module.generator.parameters()])
 
-    with constant(trainable(module.fake_score)):
+    with frozen(trainable(module.fake_score)):
         alone = sum(gradient(inputs.select(slice(i, i + 1))) for i in (0, 2))
         inputs.draws.noises[0][1] = float("nan")
         replaced = replace_bad(inputs, good)
