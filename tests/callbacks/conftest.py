@@ -1,0 +1,56 @@
+"""Fixtures of the tests of callbacks: the directory of one run serves most of them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from sid_lsg.callbacks import Checkpoint, Export, ImageGrid, Progress, Throughput
+from sid_lsg.loggers import CSVLogger
+from sid_lsg.metrics.features import CLIPFeatures
+from sid_lsg.metrics.protocol import clip_protocol
+from tests.helpers.callback_runs import EVERY, PROMPTS, Files, Run, fit, metrics
+from tests.helpers.embedders import DIMENSION, make_clip
+from tests.helpers.statistics import statistics
+
+
+@pytest.fixture(scope="package")
+def files(tmp_path_factory: pytest.TempPathFactory, small_sd: str) -> Files:
+    folder = tmp_path_factory.mktemp("callbacks")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    features = torch.randn(50, DIMENSION, generator=torch.Generator().manual_seed(0))
+    clip = make_clip(folder / "clip", Path(small_sd, "tokenizer"))
+    protocol = clip_protocol(CLIPFeatures.from_pretrained(str(clip)), fast=True)
+    reference = statistics(features, protocol=protocol.identity)
+    reference.save(folder / "reference.safetensors")
+    names = (str(folder / name) for name in ("reference.safetensors", "prompts.txt"))
+    return Files(folder, str(clip), *names)
+
+
+@pytest.fixture(scope="package")
+def run(small_sd: str, files: Files) -> Run:
+    """A run with every callback, in a directory where an earlier export is."""
+    root = files.folder / "run"
+    (root / "generator").mkdir(parents=True)
+    (root / "generator" / "earlier.txt").touch()
+    return fit(
+        small_sd,
+        files,
+        root,
+        Checkpoint(every_n_steps=3, keep=2),
+        ImageGrid(every_n_steps=EVERY, num_images=4),
+        Throughput(),
+        Progress(refresh_rate=1),
+        Export(),
+        metrics(files),
+        logger=CSVLogger(str(root), name="", version=""),
+    )
+
+
+@pytest.fixture
+def earlier(run: Run, tmp_path: Path) -> Path:
+    """A directory with what is needed to continue the run."""
+    root = tmp_path / "run"
+    shutil.copytree(run.root / "checkpoints", root / "checkpoints", symlinks=True)
+    return root

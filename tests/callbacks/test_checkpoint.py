@@ -1,0 +1,132 @@
+"""Checkpoints on schedule, and runs that continue from them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import wandb
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from sid_lsg.callbacks import Checkpoint, Export, ImageGrid, Progress, Throughput
+from sid_lsg.loggers import CSVLogger
+from tests.helpers.callback_runs import BATCH, FID, STEPS, Files, Run, fit, metrics, rows
+
+
+def test_checkpoints_are_on_schedule_and_at_the_end(run: Run) -> None:
+    folder = run.root / "checkpoints"
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["0000003.ckpt", "0000004.ckpt", "last.ckpt"]
+    assert (folder / "last.ckpt").is_symlink()
+    assert (folder / "last.ckpt").resolve() == (folder / "0000004.ckpt").resolve()
+    assert (folder / "last.ckpt").readlink() == Path("0000004.ckpt")  # the run can be moved
+
+
+def test_checkpoints_are_plain_data_without_the_teacher(run: Run) -> None:
+    for name, step in (("0000003.ckpt", 3), ("last.ckpt", STEPS)):
+        checkpoint = torch.load(run.root / "checkpoints" / name, weights_only=True)
+        assert checkpoint["global_step"] == step
+        assert len(checkpoint["optimizer_states"]) == 2
+        weights = checkpoint["state_dict"]
+        networks = {name.split(".")[0] for name in weights}
+        assert networks == {"fake_score", "generator", "ema"}
+    assert all(torch.equal(value, weights[name]) for name, value in run.module.state_dict().items())
+
+
+class Iterations(L.Callback):
+    """Remembers which iterations ran."""
+
+    def __init__(self) -> None:
+        self.ran: list[int] = []
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+        self.ran.append(batch.iteration)
+
+
+LOGGERS: dict[str, Callable[[Path], Logger | bool]] = {
+    "none": lambda root: False,
+    "csv": lambda root: CSVLogger(str(root), name="", version=""),
+    "wandb": lambda root: WandbLogger(project="sid-lsg", save_dir=str(root), mode="disabled"),
+}
+
+
+@pytest.mark.parametrize("logger", LOGGERS)
+def test_last_continues_with_any_logger(
+    small_sd: str, files: Files, earlier: Path, logger: str
+) -> None:
+    """Lightning looks for `last` before callbacks are set up, where the logger suggests."""
+    iterations, progress = Iterations(), Progress(refresh_rate=1)
+    pictures = ImageGrid(every_n_steps=1, num_images=1)
+    callbacks = [Checkpoint(), iterations, progress, pictures]
+    options = {"logger": LOGGERS[logger](earlier), "max_steps": STEPS + 2, "ckpt_path": "last"}
+    fit(small_sd, files, earlier, *callbacks, **options)
+    wandb.finish()
+    assert iterations.ran == [STEPS, STEPS + 1]
+    bar = progress.train_progress_bar
+    assert (bar.n, bar.total) == (STEPS + 2, STEPS + 2)
+    grids = sorted(path.name for path in (earlier / "grids").iterdir())
+    assert grids == [f"step-{step:07d}.png" for step in (5, 6)]  # each iteration's once
+
+
+def test_last_is_the_newest_after_a_moved_run_continued(
+    small_sd: str, files: Files, earlier: Path
+) -> None:
+    fit(small_sd, files, earlier, Checkpoint(), max_steps=STEPS + 1, ckpt_path="last")
+    links = {p.name: str(p.readlink()) for p in (earlier / "checkpoints").glob("last*")}
+    assert links == {"last.ckpt": "0000005.ckpt"}
+
+
+def test_continuing_keeps_what_was_logged(
+    small_sd: str, files: Files, run: Run, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(run.root, tmp_path / "run", symlinks=True))
+    logger = CSVLogger(str(root), name="", version="")
+    callbacks = [Checkpoint(), Throughput(), metrics(files)]
+    options = {"logger": logger, "max_steps": STEPS + 2, "ckpt_path": "last"}
+    after = rows(fit(small_sd, files, root, *callbacks, **options))
+    for name in ("loss_fake", FID):
+        assert [int(row["step"]) for row in after if row[name]] == [2, 4, 6]
+    before = rows(run)
+    assert after[: len(before)] == before
+
+
+def test_a_changed_learning_rate_holds_when_a_run_is_continued(
+    small_sd: str, files: Files, earlier: Path
+) -> None:
+    """Not the checkpoint's, which torch would bring back; its moments are kept."""
+    options = {"max_steps": STEPS + 1, "ckpt_path": "last", "lr": 5e-4}
+    for optimizer in fit(small_sd, files, earlier, Checkpoint(), **options).trainer.optimizers:
+        assert optimizer.param_groups[0]["lr"] == 5e-4
+        assert float(next(iter(optimizer.state.values()))["step"]) == STEPS + 1
+
+
+def test_a_finished_run_can_be_started_again(small_sd: str, files: Files, earlier: Path) -> None:
+    """Nothing is left to train; the summary is still written."""
+    again = fit(small_sd, files, earlier, Checkpoint(), Export(), metrics(files), ckpt_path="last")
+    assert again.trainer.global_step == STEPS
+    summary = json.loads((earlier / "summary.json").read_text())
+    assert summary["images_seen"] == STEPS * BATCH
+    assert summary[FID] > 0
+
+
+def test_a_finished_run_that_is_started_again_makes_up_for_what_failed_at_its_end(
+    small_sd: str, files: Files, earlier: Path
+) -> None:
+    """The export was lost to a full disk, say, and the comparison to a signal."""
+    last = torch.load(earlier / "checkpoints" / "last.ckpt", weights_only=True)
+    seconds = last["callbacks"]["Metrics"]["fit_seconds"]
+    assert 0 < seconds < 100
+    assert not (earlier / "generator").exists()
+    checkpoint = Checkpoint(best=FID)
+    own = metrics(files)
+    fit(small_sd, files, earlier, checkpoint, Export(), own, ckpt_path="last")
+    assert (earlier / "generator" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+    after = json.loads((earlier / "summary.json").read_text())
+    assert after["fit_seconds"] == round(seconds, 1)  # the comparison is no training
+    assert checkpoint.best is not None
+    assert checkpoint.best.state_dict()["value"] == pytest.approx(after[FID])
+    assert (earlier / "checkpoints" / "best.ckpt").exists()

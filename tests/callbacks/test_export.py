@@ -1,0 +1,89 @@
+"""Exported generators: at the end of a run, in between, and on a full disk."""
+
+import errno
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from sid_lsg.callbacks import Export
+from sid_lsg.generation.models import load_model
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.teachers.stable_diffusion import StableDiffusion
+from tests.helpers.callback_runs import (
+    Files,
+    Run,
+    fit,
+)
+
+
+def test_the_export_is_the_averaged_generator(run: Run) -> None:
+    folder = run.root / "generator"
+    assert not (folder / "earlier.txt").exists()
+    weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    ema = run.module.ema.state_dict()
+    assert weights.keys() == ema.keys()
+    assert all(torch.equal(value, ema[name]) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("error", [OSError, SafetensorError])
+def test_an_export_that_fails_leaves_the_earlier_one(
+    error: type[Exception], tmp_path: Path
+) -> None:
+    def fail(network: Any, folder: Path, t_init: int, num_steps: int) -> None:
+        folder.mkdir()
+        raise error("no space left")
+
+    (tmp_path / "generator").mkdir()
+    (tmp_path / "generator" / "model_index.json").write_text("earlier")
+    module = SimpleNamespace(
+        teacher=SimpleNamespace(save_generator=fail), t_init=625, num_steps=1,
+        averaged=lambda: nullcontext(torch.nn.Identity()),
+    )  # fmt: skip
+    strategy = SimpleNamespace(broadcast=lambda value: value)
+    trainer: Any = SimpleNamespace(default_root_dir=tmp_path, strategy=strategy)
+    export = Export()
+    export.on_train_end(trainer, module)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="could not be written .*no space"):
+        export.on_trained(trainer, module)  # after the last checkpoint
+    assert (tmp_path / "generator" / "model_index.json").read_text() == "earlier"
+
+
+def test_generators_on_the_way_are_kept(small_sd: str, files: Files, tmp_path: Path) -> None:
+    """The same files as those of a run that ends there, for everything that takes a model."""
+    run = fit(small_sd, files, tmp_path / "long", Export(every_n_steps=2), max_steps=5)
+    fit(small_sd, files, tmp_path / "short", Export(), max_steps=2)
+    kept = sorted(path.name for path in (run.root / "generators").iterdir())
+    assert kept == ["step-0000002", "step-0000004"]
+    early, end = run.root / "generators" / kept[0], run.root / "generator"
+    for path in (p for p in (tmp_path / "short" / "generator").rglob("*") if p.is_file()):
+        assert (early / path.relative_to(tmp_path / "short" / "generator")).read_bytes() == (
+            path.read_bytes()
+        ), path
+    weights = Path("unet", "diffusion_pytorch_model.safetensors")
+    assert (early / weights).read_bytes() != (end / weights).read_bytes()
+    plain = fit(small_sd, files, tmp_path / "plain", Export(), max_steps=5)  # trained no otherwise
+    assert (plain.root / "generator" / weights).read_bytes() == (end / weights).read_bytes()
+    assert load_model(str(early)).sample(["a red dress"], [0]).shape == (1, 3, 64, 64)
+
+
+def test_a_full_disk_costs_a_generator_on_the_way_alone(
+    small_sd: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = StableDiffusion.save_generator
+
+    def fail(self: Any, network: Any, folder: Path, *args: Any) -> None:
+        save(self, network, folder, *args)
+        if folder.parent.name == "generators":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(StableDiffusion, "save_generator", fail)
+    with pytest.warns(UserWarning, match=r"generators/step-0000001 could not be .*No space left"):
+        fit(small_sd, files, tmp_path, Export(every_n_steps=1), max_steps=2)
+    assert list((tmp_path / "generators").iterdir()) == []
+    assert (tmp_path / "generator" / "model_index.json").is_file()

@@ -1,0 +1,158 @@
+"""Scores during a run, and the comparison with the teacher at its end."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sid_lsg.callbacks import Checkpoint, Metrics
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.metrics.evaluator import Evaluator
+from sid_lsg.metrics.features import CLIPFeatures
+from sid_lsg.metrics.protocol import clip_protocol
+from sid_lsg.metrics.statistics import Statistics
+from sid_lsg.training.module import SiDLSG
+from tests.helpers.callback_runs import (
+    BATCH,
+    CLIP,
+    FID,
+    NUM_IMAGES,
+    NUM_PICTURED,
+    PROMPTS,
+    STEPS,
+    Files,
+    Run,
+    fit,
+    metrics,
+    pixels,
+    rows,
+)
+
+
+def test_metrics_are_logged_at_iterations(run: Run) -> None:
+    table = rows(run)
+    assert {"loss_fake", "loss_generator", "images_per_s", FID, CLIP} <= table[0].keys()
+    losses = [row for row in table if row["loss_fake"]]
+    assert [int(row["step"]) for row in losses] == [2, 4]
+    assert [float(row["images_seen"]) for row in losses] == [2 * BATCH, 4 * BATCH]
+    scores = [row for row in table if row[FID]]
+    assert [int(row["step"]) for row in scores] == [2, 4]
+    assert all(row[CLIP] for row in scores)
+
+
+def test_the_summary_compares_teacher_start_and_end(run: Run, files: Files) -> None:
+    summary = json.loads((run.root / "summary.json").read_text())
+    assert summary["fit_seconds"] > 0
+    assert summary["images_seen"] == STEPS * BATCH
+    assert summary["iterations"] == STEPS
+    assert (run.root / summary["export"] / "model_index.json").is_file()
+    assert summary["teacher_steps"] == 2
+    assert summary["teacher_guidance"] == run.module.kappas.eval_real
+    counts = [summary[f"{key}evaluations_per_image"] for key in ("teacher_", "initial_", "")]
+    assert counts == [4, 1, 1]
+
+    module, teacher = run.module, run.module.teacher
+    samplers = {
+        "teacher_": lambda prompts, seeds: teacher.sample_reference(prompts, seeds, 2, 1.5),
+        "initial_": lambda prompts, seeds: teacher.decode(
+            module.generate(prompts, seeds, network=teacher.network)
+        ),
+        "": lambda prompts, seeds: teacher.decode(module.generate(prompts, seeds)),
+    }
+    features = CLIPFeatures.from_pretrained(files.clip)
+    protocol = clip_protocol(features, fast=True)
+    reference = Statistics.load(files.reference)
+    evaluator = Evaluator(protocol, features, reference=reference)
+    found = {}
+    for key, sampler in samplers.items():
+        scores = evaluator.of_sampler(sampler, PROMPTS, NUM_IMAGES, NUM_IMAGES, "cpu").values
+        found[key] = (summary[key + FID], summary[key + CLIP])
+        assert found[key] == pytest.approx((scores["fid"], scores["clip_score"]), rel=1e-3)
+    assert len(set(found.values())) == 3
+
+
+def test_the_last_scores_are_in_the_log_too(run: Run) -> None:
+    summary = json.loads((run.root / "summary.json").read_text())
+    last = [row for row in rows(run) if row[FID]][-1]
+    assert float(last[FID]) == pytest.approx(summary[FID])
+    assert float(last[CLIP]) == pytest.approx(summary[CLIP])
+
+
+def test_the_comparison_shows_three_rows(run: Run) -> None:
+    height, width, _ = pixels(run.root / "comparison.png").shape
+    side = 2 * 64  # enlarged by a whole factor
+    assert height > 3 * side
+    assert width > NUM_PICTURED * side
+
+
+def test_the_seconds_of_a_continued_run_are_those_of_all_its_training(
+    small_sd: str, files: Files, earlier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = metrics(files)
+    load = own.load_state_dict
+    monkeypatch.setattr(own, "load_state_dict", lambda state: load(state | {"fit_seconds": 1e4}))
+    fit(small_sd, files, earlier, Checkpoint(), own, ckpt_path="last", max_steps=STEPS + 1)
+    summary = json.loads((earlier / "summary.json").read_text())
+    assert 1e4 < summary["fit_seconds"] < 1.01e4
+    saved = torch.load(earlier / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["callbacks"]["Metrics"]["fit_seconds"] == pytest.approx(1e4, rel=0.01)
+
+
+def test_the_table_says_how_many_steps_the_generator_takes(
+    small_sd: str, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = metrics(files, num_images=2, teacher_steps=1, num_pictured=1, teacher_guidance=1.0)
+    fit(small_sd, files, tmp_path, few, max_steps=1, num_steps=2)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    counts = [summary[f"{key}evaluations_per_image"] for key in ("teacher_", "initial_", "")]
+    assert counts == [1, 2, 2]
+    assert summary["teacher_guidance"] == 1.0
+    table = capsys.readouterr().out
+    assert "teacher, 1 step" in table
+    assert "untrained, 2 steps" in table
+    assert "SiD-LSG, 2 steps" in table
+
+
+def test_the_comparison_comes_before_the_networks_leave_their_device(
+    small_sd: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning moves them to the CPU before `on_fit_end`; and the last checkpoint comes first."""
+    events: list[str] = []
+
+    def noting(owner: Any, name: str, event: str) -> None:
+        own = getattr(owner, name)
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            events.append(event)
+            return own(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    noting(Checkpoint, "on_train_end", "saved")
+    noting(SiDLSG, "sample_teacher", "compared")
+    noting(SiDLSG, "cpu", "moved")
+    own = metrics(files, every_n_images=0)
+    fit(small_sd, files, tmp_path, own, Checkpoint(), max_steps=1)
+    assert list(dict.fromkeys(events)) == ["saved", "compared", "moved"]
+
+
+@pytest.mark.parametrize("scale", [0.5, 0, -1, float("nan")])
+def test_a_scale_at_which_the_teacher_would_not_be_guided_is_refused(scale: float) -> None:
+    with pytest.raises(UsageError, match=r"--metrics\.teacher_guidance must be .*at least 1"):
+        Metrics(teacher_guidance=scale)
+
+
+def test_fewer_scored_images_than_processes_are_refused(
+    small_sd: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sid_lsg.distributed.processes.process", lambda: (0, 5))
+    with pytest.raises(UsageError, match=r"--metrics\.num_images: 4 images for 5 processes"):
+        fit(small_sd, files, tmp_path, metrics(files, num_images=4))
+
+
+def test_a_reference_without_a_clip_is_refused(files: Files) -> None:
+    """FID would be left out without a word."""
+    with pytest.raises(UsageError, match=r"--metrics\.reference.*--metrics\.clip"):
+        Metrics(reference=files.reference)
