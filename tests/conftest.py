@@ -52,7 +52,7 @@ def tiny_sd() -> str:
 
 @pytest.fixture(scope="session")
 def small_sd(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One with a single level in its U-Net: an iteration takes half as long."""
+    """A Stable Diffusion whose UNet has one level, so that an iteration takes half as long."""
     folder = tmp_path_factory.mktemp("small_sd") / "small_sd"
     shutil.copytree(tiny_sd, folder, ignore=shutil.ignore_patterns("unet", "vae"))
     with torch.random.fork_rng():

@@ -2,7 +2,8 @@
 
 They hold a few large arrays and no Python object per string: forked workers share those pages with
 their parent (objects would be copied as soon as they are counted), spawned workers receive them as
-shared memory.
+shared memory. Arrow arrays of strings do neither: five million lines take 413 MiB in memory, and
+again in every spawned worker, compared with 40 MiB of offsets that the workers share.
 """
 
 import codecs

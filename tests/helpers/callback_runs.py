@@ -1,4 +1,4 @@
-"""Runs of the tiny pipeline with callbacks."""
+"""Train the tiny pipeline with callbacks, and read what a run wrote."""
 
 import csv
 from pathlib import Path
@@ -21,7 +21,7 @@ FID, CLIP = "fid_fast_5", "clip_score_fast_5"
 
 
 class Run(NamedTuple):
-    """What is left of a run."""
+    """A finished run: its directory, module and trainer."""
 
     root: Path
     module: SiDLSG
@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
 
 class Files(NamedTuple):
-    """What runs need: all in one folder."""
+    """The inputs of a run, in one folder."""
 
     folder: Path
     clip: str

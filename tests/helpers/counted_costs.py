@@ -1,4 +1,4 @@
-"""Count what PyTorch allocates, and the guidance scales of the runs that are counted."""
+"""Count what PyTorch allocates; the guidance scales of the counted runs."""
 
 import itertools
 from contextlib import contextmanager

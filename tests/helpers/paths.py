@@ -1,4 +1,4 @@
-"""Where the repository and the recorded data of its tests are."""
+"""Paths of the repository and of the tests' data."""
 
 from pathlib import Path
 
