@@ -48,6 +48,7 @@ def test_memories(memory: MemoryUse) -> None:
     assert setting.changes == {"memory.activations": kept, "memory.checkpointing": networks}
 
 
+@pytest.mark.slow
 def test_each_memory_is_measured(
     tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,6 +75,7 @@ def test_each_memory_is_measured(
     assert f"## config, {memories[3]}, micro-batch 2, batch 2" in printed
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_kept(
     tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

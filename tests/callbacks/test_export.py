@@ -54,6 +54,7 @@ def test_an_export_that_fails_leaves_the_earlier_one(
     assert (tmp_path / "generator" / "model_index.json").read_text() == "earlier"
 
 
+@pytest.mark.slow
 def test_generators_on_the_way_are_kept(small_sd: str, files: Files, tmp_path: Path) -> None:
     """The same files as those of a run that ends there, for everything that takes a model."""
     run = fit(small_sd, files, tmp_path / "long", Export(every_n_steps=2), max_steps=5)

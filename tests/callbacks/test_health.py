@@ -140,6 +140,7 @@ def step_of(path: Path) -> int:
 # ---------------------------------------------------------------------- what is seen
 
 
+@pytest.mark.slow
 def test_a_healthy_run_raises_nothing_and_is_logged(tmp_path: Path) -> None:
     assert warned(lambda: fit(tmp_path, health())) == []
     (seen,) = [row for row in rows(tmp_path) if row["health/retrieval"]]
@@ -150,6 +151,7 @@ def test_a_healthy_run_raises_nothing_and_is_logged(tmp_path: Path) -> None:
     assert 0.75 < float(seen["health/retrieval"]) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "kind", "seen"),
     [
@@ -166,6 +168,7 @@ def test_a_planted_failure_is_seen_at_once_and_alone(
     assert "--model.guidance.scale" in message
 
 
+@pytest.mark.slow
 def test_a_generator_that_ignores_its_prompt_is_both(tmp_path: Path) -> None:
     first, second = warned(lambda: fit(tmp_path, health(), module=OneImage))
     assert "collapse" in first
@@ -330,6 +333,7 @@ def test_samples_that_are_not_finite_are_seen(tiny: Callable[..., SiDLSG]) -> No
     assert "50.0% of the samples are not finite (limit 1.0%)" in message
 
 
+@pytest.mark.slow
 def test_a_warning_is_repeated_only_after_a_recovery(
     tiny: Callable[..., SiDLSG], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +359,7 @@ def test_stop_saves_the_present_state_and_ends(tiny: Callable[..., SiDLSG], tmp_
     assert [int(row["step"]) for row in rows(tmp_path)] == [2, 4]  # what was seen is on record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0, 1])
 def test_keep_good_returns_to_the_last_good_checkpoint(
     tiny: Callable[..., SiDLSG], tmp_path: Path, keep: int
@@ -379,6 +384,7 @@ def test_keep_good_returns_to_the_last_good_checkpoint(
     assert (step_of(folder / "last.ckpt"), step_of(folder / "good.ckpt")) == (8, 8)
 
 
+@pytest.mark.slow
 def test_what_was_good_later_is_not_returned_to(
     tiny: Callable[..., SiDLSG], tmp_path: Path
 ) -> None:
@@ -392,6 +398,7 @@ def test_what_was_good_later_is_not_returned_to(
     assert (folder / "last.ckpt").readlink() != Path("good.ckpt")
 
 
+@pytest.mark.slow
 def test_good_is_the_state_that_was_judged_where_that_is_saved(
     tiny: Callable[..., SiDLSG], tmp_path: Path
 ) -> None:
@@ -442,6 +449,7 @@ def test_keep_good_without_any_good_checkpoint_says_so(
     assert not (tmp_path / "checkpoints/last.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_where_both_are_asked_for_nothing_bad_is_saved(tmp_path: Path) -> None:
     watch = health(collapse_action="stop", misalignment_action="keep_good")
     with pytest.raises(TrainingStopped, match="(?s)collapse.*misalignment.*no earlier checkpoint"):
@@ -449,6 +457,7 @@ def test_where_both_are_asked_for_nothing_bad_is_saved(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_a_probe_that_fails_is_not_good(tmp_path: Path) -> None:
     fit(tmp_path, health(), Checkpoint(every_n_steps=1, keep=0), module=NoNoise)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
@@ -457,6 +466,7 @@ def test_a_probe_that_fails_is_not_good(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- what stays as it is
 
 
+@pytest.mark.slow
 def test_the_training_is_bitwise_the_same_without(tiny: Callable[..., SiDLSG]) -> None:
     class Watched(Health):
         def on_train_batch_end(self, *arguments: Any) -> None:

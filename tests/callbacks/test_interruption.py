@@ -33,6 +33,8 @@ from tests.helpers import forked
 from tests.helpers.operations import Operations, step_counters
 from tests.helpers.runs import command, finish, rows, start, temporary, wait, workers
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 
 

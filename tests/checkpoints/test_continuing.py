@@ -19,6 +19,7 @@ from tests.helpers.comparison import same
 # ---------------------------------------------------------------------- continuing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 4])
 def test_a_continued_run_is_the_uninterrupted_one(
     small_sd: str, run: Path, copied: Path, step: int
@@ -107,6 +108,7 @@ def test_the_row_of_an_iteration_is_on_disk_before_its_checkpoint(
     assert not loops["epoch_loop.batch_progress"]["is_last_batch"]  # the third is
 
 
+@pytest.mark.slow
 def test_saving_counts_as_no_time_of_an_iteration(
     small_sd: str, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +155,7 @@ def best_of(root: Path) -> tuple[int, float]:
     return step, found["value"]
 
 
+@pytest.mark.slow
 def test_the_best_is_kept_beside_the_last(small_sd: str, empty: Path) -> None:
     scores = Scored(s1=5.0, s2=float("nan"), s3=4.0, s4=4.5)
     options: dict[str, Any] = {"every_n_steps": 2, "keep": 2, "best": "fid"}
@@ -203,6 +206,7 @@ def test_a_best_that_nobody_measures_is_refused(small_sd: str, empty: Path) -> N
         Checkpoint(best="fid", best_mode="mean")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_options_may_change_when_a_run_is_continued(small_sd: str, copied: Path) -> None:
     """And what earlier options have kept is deleted in time."""
     checkpoint = Checkpoint(every_n_steps=1, keep=2)

@@ -41,6 +41,7 @@ def test_a_first_save_that_fails_leaves_nothing_to_continue_from(
     assert "Make room, then begin again." in message
 
 
+@pytest.mark.slow
 def test_a_final_save_that_fails_is_an_error(
     command: list[str], empty: Path, no_room: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
@@ -71,6 +72,7 @@ def save_slowly(small_sd: str, root: Path) -> None:
     fit(small_sd, root, Checkpoint(every_n_steps=2))
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_while_saving_leaves_the_checkpoint_before(
     small_sd: str, run: Path, empty: Path
 ) -> None:

@@ -41,6 +41,7 @@ def test_truncation_is_seen(run: Path, tmp_path: Path, share: float, seen: str) 
     assert seen in damage(path)
 
 
+@pytest.mark.slow
 def test_a_changed_bit_is_seen_or_harmless(run: Path, tmp_path: Path) -> None:
     """In tensors, in the pickled part at the start, and in the directory at the end."""
     source, path = run / "checkpoints/last.ckpt", tmp_path / "0000001.ckpt"
@@ -193,6 +194,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Counter[str], 
     return during
 
 
+@pytest.mark.slow
 def test_a_model_is_opened_once(
     directory: Path, tmp_path: Path, count: Callable[..., tuple[Counter[str], Counter[str]]]
 ) -> None:
@@ -205,6 +207,7 @@ def test_a_model_is_opened_once(
         assert exported == (once, once)
 
 
+@pytest.mark.slow
 def test_what_a_run_is_continued_from_is_opened_once(
     trained: list[str], directory: Path, count: Callable[..., tuple[Counter[str], Counter[str]]]
 ) -> None:

@@ -16,6 +16,7 @@ from sid_lsg.optimizers.adam import AdamWithoutMomentum
 from tests.helpers.checkpoint_runs import change, contents, fit, load, refused
 
 
+@pytest.mark.slow
 def test_a_checkpoint_says_what_it_is(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -41,6 +42,7 @@ def test_a_checkpoint_says_what_it_is(
     assert load(folder / "last.ckpt")["global_step"] == 4
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_architecture_is_refused(
     command: list[str], copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

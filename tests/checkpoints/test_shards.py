@@ -183,6 +183,7 @@ def save_together(rank: int, path: Path, port: int) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_processes_write_together_or_not_at_all(tmp_path: Path) -> None:
     path, port = tmp_path / "0000001.ckpt", forked.free_port()
     forked.together(save_together, path, port)
@@ -323,6 +324,7 @@ def big(path: Path, mebibytes: int = 256) -> Tensor:
     return weight
 
 
+@pytest.mark.slow
 def test_large_files_take_little_memory(tmp_path: Path) -> None:
     weight, output = big(tmp_path / "0000001.ckpt"), tmp_path / "output"
     before = anonymous_memory()

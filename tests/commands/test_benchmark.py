@@ -31,6 +31,7 @@ def measured(tiny_sd: str) -> dict[str, Any]:
     return measure(module, 4, 2, 1, accelerator="cpu") | {"module": module}
 
 
+@pytest.mark.slow
 def test_parts(measured: dict[str, Any]) -> None:
     parts = measured["parts_seconds"]
     assert {"generator", "fake score", "backward", "text", "draws", "optimizer"} <= set(
@@ -43,6 +44,7 @@ def test_parts(measured: dict[str, Any]) -> None:
     assert 0.3 < whole / measured["seconds"]["median"] < 3  # all of it, on a busy machine
 
 
+@pytest.mark.slow
 def test_flops(measured: dict[str, Any]) -> None:
     """18 evaluations of the UNet with guidance; the attention's backward pass recomputes some."""
     fake, generator = (measured["parts_flops"][name] for name in ("fake score", "generator"))
@@ -54,6 +56,7 @@ def test_flops(measured: dict[str, Any]) -> None:
     assert measured["flops"] == sum(sum(parts.values()) for parts in (fake, generator))
 
 
+@pytest.mark.slow
 def test_operators(measured: dict[str, Any]) -> None:
     """The profiler's kinds hold all that is counted, and most of the time on a CPU."""
     kinds = measured["operators"]
@@ -101,6 +104,7 @@ def test_a_gpu_waits_as_long_as_without_the_profiler() -> None:
     assert waiting(on_cpu, 0.75) == on_cpu
 
 
+@pytest.mark.slow
 def test_memory_by_category(measured: dict[str, Any]) -> None:
     memory, module = measured["memory_bytes"], measured["module"]
     size = sum(p.numel() for p in module.generator.parameters()) * 4
@@ -116,12 +120,14 @@ def test_memory_by_category(measured: dict[str, Any]) -> None:
     assert kept + memory["activations"] < memory["all"] <= sum(memory.values()) - memory["all"]
 
 
+@pytest.mark.slow
 def test_activations_are_those_of_a_micro_batch(tiny_sd: str, measured: dict[str, Any]) -> None:
     module = SiDLSG(tiny_sd, guidance=Guidance(scale=2.0))
     whole = measure(module, 4, 1, 1, accelerator="cpu")["memory_bytes"]["activations"]
     assert 1.7 < whole / measured["memory_bytes"]["activations"] < 2.1
 
 
+@pytest.mark.slow
 def test_memory_agrees_with_the_profiler(tiny_sd: str) -> None:
     """PyTorch's profiler sees every allocation on a CPU: the peak above what was there before."""
 
@@ -219,6 +225,7 @@ def run(tiny_sd: str, output: Path, *options: str, iterations: int = 2) -> dict[
     return result
 
 
+@pytest.mark.slow
 def test_command(tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two micro-batches and the largest one under a limit, from a config that `fit` takes."""
     result = run(
@@ -243,6 +250,7 @@ def test_command(tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert f"{shown}: " in progress
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_kept_when_it_is_stopped(
     small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +268,7 @@ def stop(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_compare(tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--benchmark.compare_official", "true", "--data.batch_size", "2")
     comparison = run(tiny_sd, tmp_path / "numbers.json", *options)["comparison"]
@@ -273,6 +282,7 @@ def test_compare(tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "taking turns: " in progress
 
 
+@pytest.mark.slow
 def test_turns_are_kept_when_they_are_stopped(
     tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ def config_of(*args: str) -> Any:
     return FitOptions(estimate, Estimate, args).config
 
 
+@pytest.mark.slow
 def test_an_estimate_is_printed_and_saved(
     tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

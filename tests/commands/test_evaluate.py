@@ -123,6 +123,7 @@ def test_a_model_gets_a_report_with_pictures(
         assert f"| ours | {score} |" in text
 
 
+@pytest.mark.slow
 def test_its_images_score_the_same_as_a_folder(files: Files, tmp_path: Path) -> None:
     main(files.line(output=tmp_path / "a"))
     images = tmp_path / "a" / "images"
@@ -136,6 +137,7 @@ def test_its_images_score_the_same_as_a_folder(files: Files, tmp_path: Path) -> 
     assert report(tmp_path / "b")["prompts_sha256"] == report(tmp_path / "a")["prompts_sha256"]
 
 
+@pytest.mark.slow
 def test_the_export_scores_as_the_training_said(
     files: Files, small_sd: str, tmp_path: Path
 ) -> None:
@@ -172,6 +174,7 @@ def folder_line(files: Files, images: Path, **options: Any) -> list[str]:
     return [*line[:place], "--images", str(images), *line[place + 2 :]]
 
 
+@pytest.mark.slow
 def test_finished_images_are_not_made_again(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,6 +202,7 @@ def test_finished_images_are_not_made_again(
     assert "num_steps is 1, and now 2" in message
 
 
+@pytest.mark.slow
 def test_statistics_are_computed_once(files: Files, tmp_path: Path, cache: Path) -> None:
     images = files.real
     for name in ("a", "b"):
@@ -216,6 +220,7 @@ def test_statistics_are_computed_once(files: Files, tmp_path: Path, cache: Path)
     assert report(tmp_path / "c")["scores"] == scores
 
 
+@pytest.mark.slow
 def test_statistics_of_a_folder_that_changed_are_new(
     files: Files, tmp_path: Path, cache: Path
 ) -> None:
@@ -252,6 +257,7 @@ def test_images_of_others_are_not_taken_for_the_models(
     assert [path.name for path in folder.iterdir()] == ["0000000.png"]
 
 
+@pytest.mark.slow
 def test_teacher_and_student_stand_in_one_table(
     files: Files, small_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,6 +288,7 @@ def test_reports_of_one_name_are_both_pictured(files: Files, tmp_path: Path) -> 
     assert two > one + 60
 
 
+@pytest.mark.slow
 def test_a_reference_whose_images_were_replaced_is_another(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,6 +308,7 @@ def test_a_reference_whose_images_were_replaced_is_another(
     main(again)
 
 
+@pytest.mark.slow
 def test_two_processes_report_as_one(files: Files, tmp_path: Path) -> None:
     """Six images in three batches of two."""
     main(files.line(output=tmp_path / "one", batch_size=2))
@@ -482,6 +490,7 @@ def evaluate_on_a_full_disk(line: list[str]) -> None:
     main(line)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_with_one_message_and_keeps_what_is_finished(
     files: Files, tmp_path: Path
 ) -> None:

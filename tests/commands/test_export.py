@@ -154,6 +154,7 @@ def test_a_unet_alone_goes_into_the_teachers_pipeline(
     assert same(executed(code), picture(run, num_steps))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_weights_are_of_the_dtype(run: Path, tmp_path: Path, dtype: str) -> None:
     folder = tmp_path / "small"

@@ -105,6 +105,7 @@ def test_every_prompt_is_shown_with_every_seed(
     assert sheet.width > 3 * 160 > 2 * sheet.height / len(LINES)  # a row for each prompt
 
 
+@pytest.mark.slow
 def test_batches_and_processes_do_not_change_a_bit(
     model: str, prompts: Path, tmp_path: Path
 ) -> None:

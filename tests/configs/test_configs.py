@@ -53,6 +53,7 @@ def small(tmp_path: Path, small_sd: str, path: Path) -> list[str]:
     return [part for name, value in options.items() for part in (f"--{name}", value)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", COMPLETE, ids=lambda path: path.name)
 def test_complete_configs_run(
     path: Path, small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -66,6 +67,7 @@ def test_complete_configs_run(
     assert {path.name for path in tmp_path.iterdir()} == {"run", "prompts.txt"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", OVERLAYS + TRAINERS, ids=lambda path: f"{path.parent.name}/{path.name}"
 )

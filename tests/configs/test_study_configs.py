@@ -21,6 +21,7 @@ STUDIES = sorted((REPOSITORY / "configs/study").glob("*.yaml"))
 RATE = 400  # evaluations per second on 2 CPU cores, as docs/studies/kappa took with its scoring
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_headers_state_the_cost(path: Path) -> None:
     _, runs, _ = shipped(path)
@@ -39,6 +40,7 @@ def test_headers_state_the_cost(path: Path) -> None:
     assert stated[4] == f"{evaluations / RATE / 3600:.1f}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_a_point_of_each_series_runs(
     path: Path, small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -126,6 +126,7 @@ def in_repository(arguments: list[str]) -> None:
     atexit._run_exitfuncs()  # which a forked process leaves out; wandb ends its run there
 
 
+@pytest.mark.slow
 def test_two_agents_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Their very commands, made small, as processes that share the configured run directory."""
     small = {

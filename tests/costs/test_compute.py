@@ -24,6 +24,7 @@ BENCHMARKS = REPOSITORY / "docs/benchmarks"
 H200: dict[Any, Any] = {}  # cache of counted passes
 
 
+@pytest.mark.slow
 def test_flops_follow_the_method(tiny_sd: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """METHOD: 18 units per image with guidance; backward costs 1 for inputs and 1 for weights."""
     # Attention's backward costs the same for inputs and weights, so only convolutions are counted.
@@ -44,6 +45,7 @@ def test_flops_follow_the_method(tiny_sd: str, monkeypatch: pytest.MonkeyPatch) 
     assert units(num_steps=2) == pytest.approx(22, rel=0.01)
 
 
+@pytest.mark.slow
 def test_real_images_cost_one_more_evaluation_at_most(plan: Callable[..., PlannedRun]) -> None:
     run, data_free = plan(real_data=True), plan()
     more, least = iteration_flops(run), run.evaluation("fake_score", "weights")
@@ -80,6 +82,7 @@ def test_a_fast_device_waits_for_the_host(plan: Callable[..., PlannedRun]) -> No
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "micro_batch_size", "off"),
     [

@@ -14,6 +14,7 @@ from sid_lsg.teachers.untrained import build, outline
 from tests.helpers.counted_costs import allocations
 
 
+@pytest.mark.slow
 def test_stable_diffusion_costs_what_is_published() -> None:
     """METHOD: 803 GFLOP forward, counting a multiply-add as two."""
     teacher = build("sd15", "meta")
@@ -34,6 +35,7 @@ def test_flops_are_those_of_pytorchs_own_counter(tiny_sd: str) -> None:
     assert cost.forward + cost.backward == counter.get_total_flops()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("gradient", ["weights", "inputs"])
 def test_an_evaluation_allocates_what_is_counted(

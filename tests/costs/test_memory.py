@@ -62,6 +62,7 @@ def sizes(*tensors: torch.Tensor) -> int:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("guidance", "options"),
     [

@@ -27,6 +27,8 @@ from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from tests.helpers import forked
 from tests.helpers.paths import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -64,6 +64,7 @@ def test_a_lock_that_cannot_be_opened_is_said_by_its_option(tmp_path: Path) -> N
         check_files(Namespace(trainer=trainer, ckpt_path=None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("continued", [False, True])
 def test_a_second_run_leaves_a_running_one_alone(
     small_sd: str, tmp_path: Path, continued: bool

@@ -231,6 +231,7 @@ def _evaluate(rank: int, folder: str, clip_folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_score_as_one(clip: CLIPFeatures, clip_folder: str, tmp_path: Path) -> None:
     """Of three batches, the second process discards one; it must not be counted."""
     write_images(tmp_path / "images")

@@ -115,6 +115,7 @@ def _accumulate(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_accumulate_as_one(tmp_path: Path) -> None:
     forked.together(_accumulate, str(tmp_path))
     features = normal(60, 2)

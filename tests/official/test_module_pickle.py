@@ -334,6 +334,7 @@ def test_bytes_as_text_are_made_once(path: Path) -> None:
     assert len({id(value) for value in made}) == 1
 
 
+@pytest.mark.slow
 def test_no_mutation_runs_anything(tmp_path: Path) -> None:
     """The process that reads them says what the interpreter has done, and what it has not."""
     done = subprocess.run(

@@ -162,6 +162,7 @@ def test_micro_batches_change_nothing(small_sd: str, photographs: str) -> None:
             assert relative(found, expected) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -185,6 +186,7 @@ def test_memory_and_compilation_change_nothing(
         assert relative(ours, theirs) < (1e-5 if "compute" in options else 1e-30)
 
 
+@pytest.mark.slow
 def test_runs_are_logged_and_resume_bitwise(
     fit: Callable[..., SiDLSG],
     photographs: str,

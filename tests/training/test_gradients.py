@@ -165,6 +165,7 @@ def average(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_average_their_gradients(tmp_path: Path) -> None:
     forked.together(average, str(tmp_path))
     ranks = [load_file(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1)]
@@ -233,6 +234,7 @@ def treat_sharded(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_sharded_gradients_are_treated_as_whole_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

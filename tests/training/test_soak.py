@@ -16,6 +16,8 @@ from sid_lsg.checkpoints.io import SafeCheckpointIO
 from tests.helpers.comparison import same
 from tests.helpers.runs import changes, command, finish, rows, start, temporary
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("SOAK", "4"))
 WATCHED = ("metrics.csv", "grids", "checkpoints")
 SEED = 1

@@ -27,6 +27,8 @@ from tests.helpers.images import photographs
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.strategy_runs import Rows, optimizer
 
+pytestmark = pytest.mark.slow
+
 NETWORKS = ("fake_score", "generator", "ema")
 PROMPTS = [f"a {color} {thing}" for color in ("red", "blue", "old") for thing in range(20)]
 SGD = ["SGD", {"lr": 1e-4}]
