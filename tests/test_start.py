@@ -101,6 +101,7 @@ def test_the_package_hands_on_its_public_names_when_they_are_used() -> None:
         _ = sid_lsg.Zebra
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ENTRIES, ids=["sid_lsg", "sid_lsg.cli", "sid-lsg"])
 def test_each_entry_is_launched_again_for_a_second_device(
     entry: list[str], small_sd: str, tmp_path: Path
