@@ -62,7 +62,7 @@ def is_other(network: nn.Module, other: dict[str, Tensor]) -> bool:
 def test_a_network_starts_from_a_folder(
     tiny_sd: str, exported: Path, other: dict[str, Tensor], name: str, subfolder: str
 ) -> None:
-    module = make(tiny_sd, **{f"{name}_init": str(exported / subfolder)})
+    module = make(tiny_sd, init=InitialWeights(**{name: str(exported / subfolder)}))
     for network in (*NAMES, "ema"):
         own = network == name or (network == "ema" and name == "generator")
         assert is_other(getattr(module, network), other) == own
@@ -157,11 +157,11 @@ def test_a_network_of_another_shape_is_refused(
     config |= {"in_channels": 9}
     make_unet(config, tmp_path / "wide")
     weight = r"'conv_in.weight' is \[\d+, 9, 3, 3\] in .*wide.* and \[\d+, 4, 3, 3\] in the teacher"
-    with pytest.raises(UsageError, match=rf"--model.{name}_init: {weight}"):
-        make(tiny_sd, **{f"{name}_init": str(tmp_path / "wide")})
+    with pytest.raises(UsageError, match=rf"--model.init.{name}: {weight}"):
+        make(tiny_sd, init=InitialWeights(**{name: str(tmp_path / "wide")}))
     make_unet(config | {"in_channels": 4, "time_cond_proj_dim": 8}, tmp_path / "more")
     with pytest.raises(UsageError, match="'time_embedding.cond_proj.weight' .* and absent from"):
-        make(tiny_sd, **{f"{name}_init": str(tmp_path / "more")})
+        make(tiny_sd, init=InitialWeights(**{name: str(tmp_path / "more")}))
 
 
 def make_unet(config: dict[str, Any], folder: Path) -> None:
