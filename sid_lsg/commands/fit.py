@@ -26,7 +26,7 @@ from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.messages.quiet import hide_progress_bars
 from sid_lsg.networks.precision import allow_tf32
-from sid_lsg.options.real_data import check_real_data
+from sid_lsg.options.real_data import RealData, check_real_data
 from sid_lsg.options.renamed import current_arguments
 from sid_lsg.training.module import SiDLSG
 from sid_lsg.training.optimizer_options import check_shards, check_steps, optimizers_of
@@ -114,7 +114,9 @@ class SiDCLI(LightningCLI):
         if config.trainer.enable_progress_bar is False:  # Lightning refuses any bar beside that
             config.trainer.enable_progress_bar, config.progress.refresh_rate = None, 0
         training_files(config.data.prompts)
-        check_real_data(config.model.real_data, config.data.real_images)
+        real = config.model.real_data
+        real = None if real is None else RealData(**real.as_dict())
+        check_real_data(real, config.data.real_images)
         put_inside(config.trainer)
         self.resumed = check_files(config)
 
