@@ -10,16 +10,17 @@ full garbage collection. Only `--benchmark.compare_official` uses it.
 import copy
 import gc
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from sid_lsg.method.conditioning import Conditioning, concatenate
 from sid_lsg.method.ema import ema_beta
 from sid_lsg.method.guidance import Kappas
 from sid_lsg.optimizers.adam import BETAS, LEARNING_RATE
-from sid_lsg.teachers.stable_diffusion import StableDiffusion
+from sid_lsg.teachers.base import Teacher
 
 
 class Noise(NamedTuple):
@@ -39,7 +40,7 @@ class Baseline:
 
     def __init__(
         self,
-        teacher: StableDiffusion,
+        teacher: Teacher,
         kappas: Kappas,
         alpha: float = 1.0,
         t_init: int = 625,
@@ -60,13 +61,14 @@ class Baseline:
         self.kappas, self.alpha, self.t_init = kappas, alpha, t_init
         self.tmin, self.tmax, self.prompt_dropout = tmin, tmax, prompt_dropout
         self.micro_batch_size, self.collect = micro_batch_size, collect
-        self.tokenizer, self.text_encoder = teacher.text.tokenizer, teacher.text.text_encoder
+        self.encode, self.evaluate = teacher.encode_prompts, teacher.predict
         self.latent_shape = teacher.latent_shape
         self.scheduler = DDPMScheduler.from_config(teacher.scheduler_config, clip_sample=False)
-        self.device = next(self.text_encoder.parameters()).device
+        self.device = next(teacher.network.parameters()).device
 
         def copied() -> nn.Module:
-            network = copy.deepcopy(teacher.network).to(memory_format=torch.contiguous_format)
+            network: Any = copy.deepcopy(teacher.network)
+            network.to(memory_format=torch.contiguous_format)
             return network.requires_grad_(False).eval()
 
         self.teacher, self.fake_score, self.generator, self.ema = (copied() for _ in range(4))
@@ -179,20 +181,11 @@ class Baseline:
 
     # ------------------------------------------------------------------ networks and text
 
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Tokenize and encode prompts."""
-        tokens = self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, return_tensors="pt"
-        )
-        return self.text_encoder(tokens.input_ids.to(self.device))[0]
-
     def sample(self, prompts: Sequence[str], z: Tensor) -> Tensor:
         """Sample the generator in one step."""
-        condition = self.encode(prompts)
         t = torch.full((len(z),), self.t_init, dtype=torch.int64, device=self.device)
         x_t = self.scheduler.add_noise(torch.zeros_like(z), z, t)
-        prediction = self.generator(x_t, t, encoder_hidden_states=condition).sample
+        prediction = self.evaluate(self.generator, x_t, t, self.encode(prompts))
         # All samples have the same timestep, so one call is enough.
         return self.scheduler.step(prediction, self.t_init, x_t).pred_original_sample
 
@@ -200,13 +193,11 @@ class Baseline:
         self, network: nn.Module, x_t: Tensor, t: Tensor, prompts: Sequence[str], kappa: float
     ) -> Tensor:
         """Predict with guidance: prompts and empty prompts in one doubled batch."""
-        condition = self.encode(prompts)
+        condition: Conditioning = self.encode(prompts)
         if kappa == 1:
-            return network(x_t, t, encoder_hidden_states=condition).sample
-        empty = self.encode([""] * len(prompts))
-        doubled = network(
-            torch.cat([x_t] * 2), torch.cat([t] * 2), torch.cat([empty, condition])
-        ).sample
+            return self.evaluate(network, x_t, t, condition)
+        both = concatenate(self.encode([""] * len(prompts)), condition)
+        doubled = self.evaluate(network, torch.cat([x_t] * 2), torch.cat([t] * 2), both)
         uncond, cond = doubled.chunk(2)
         return uncond + kappa * (cond - uncond)
 

@@ -68,7 +68,7 @@ class _Turns(L.Callback):
         m = self._module
         m.teacher.to(trainer.strategy.root_device)
         self._baseline = Baseline(
-            m.teacher,  # type: ignore[arg-type]
+            m.teacher,
             m.kappas,
             m.alpha,
             m.t_init,

@@ -12,6 +12,7 @@ from torch import nn
 
 from sid_lsg.export.card import write_card
 from sid_lsg.export.facts import Facts, facts_of, teacher_license
+from sid_lsg.export.folder import save_pipeline
 from sid_lsg.files.replacing import replacing
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
@@ -105,9 +106,10 @@ class Export(RunCallback):
     def _save(self, trainer: L.Trainer, network: nn.Module, module: Any, name: str) -> Facts:
         """Save under a temporary name, then rename; return the facts of the model card."""
         with replacing(Path(trainer.default_root_dir, name)) as folder:
-            module.teacher.save_generator(merged(network), folder, module.t_init, module.num_steps)
+            teacher, plain = module.teacher, merged(network)
+            save_pipeline(teacher, plain, folder, module.t_init, module.num_steps)
             if adapters(network):
-                save_lora(network, folder / LORA_FOLDER)
+                save_lora(network, teacher.network_name, folder / LORA_FOLDER)
             facts = self._gather(trainer, module)
             write_card(folder, facts)
         return facts
@@ -118,4 +120,4 @@ class Export(RunCallback):
         if config := config_of(trainer):
             known["config"] = config
             known["license"] = teacher_license(config["model"]["teacher"])
-        return facts_of(module.teacher, module.num_steps, **known)
+        return facts_of(module.teacher, module.t_init, module.num_steps, **known)

@@ -94,7 +94,7 @@ def estimate(args: Sequence[str]) -> dict[str, Any]:
     )
     from sid_lsg.costs.options import levers, plan_of
     from sid_lsg.costs.plan import PlannedRun
-    from sid_lsg.teachers.untrained import outline
+    from sid_lsg.teachers.families import outline
     from sid_lsg.training.trainer_options import check_trainer
 
     config = FitOptions(estimate, Estimate, args).config

@@ -1,9 +1,9 @@
-"""`export`: a trained generator for diffusers, as a UNet alone, or as an ONNX graph."""
+"""`export`: a trained generator for diffusers, as a network alone, or as an ONNX graph."""
 
 import glob
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sid_lsg.files.replacing import (
     check_outside,
@@ -12,6 +12,7 @@ from sid_lsg.files.replacing import (
     replacing,
     writing,
 )
+from sid_lsg.files.sources import SCHEDULER_CONFIG, locate
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.options.choices import Layout, Precision
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
     from sid_lsg.checkpoints.opening import OpenCheckpoint
     from sid_lsg.generation.trained import Trained
 
-_OWN = ("model_index.json", "unet", "generator.onnx")  # one of these every export has
+_OWN = ("model_index.json", SCHEDULER_CONFIG, "generator.onnx")  # one of these every export has
 _TAG = "sid-lsg"  # of its card
 
 
 def export(
     ckpt_path: str,
     output: str,
-    format: Layout = "diffusers",
+    format: Layout | Literal["unet"] = "diffusers",
     dtype: Precision = "float32",
     num_steps: int | None = None,
     resolution: int | None = None,
@@ -47,10 +48,10 @@ def export(
     Args:
         ckpt_path: A checkpoint, or a run directory for its newest one.
         output: The folder to write.
-        format: `diffusers`: a pipeline for stock diffusers; `unet`: the UNet and its scheduler, for
-            a pipeline of the teacher; `onnx`: one graph from noise and tokens to images, with the
-            tokenizer.
-        dtype: Of the weights of UNet, text encoder and VAE. In float16 the VAE of some teachers
+        format: `diffusers`: a pipeline for stock diffusers; `network` (or `unet`, its earlier
+            name): the denoising network and its scheduler, for a pipeline of the teacher; `onnx`:
+            one graph from noise and tokens to images, with the tokenizer.
+        dtype: Of the weights of all networks. In float16 the VAE of some teachers
             (Stable Diffusion XL's is known for it) makes numbers that are too large, and so black
             images; bfloat16 has float32's range.
         num_steps: Steps of the generator, by default the training's. One step needs classes of
@@ -80,6 +81,7 @@ def export(
         refuse("num_steps", num_steps, "at least 1")
     if push_to_hub:
         check_id(push_to_hub)
+    layout: Layout = "network" if format == "unet" else format
     if format == "onnx":
         if dtype != "float32":
             refuse("dtype", dtype, "float32 with --format onnx")
@@ -100,18 +102,19 @@ def export(
     check_outside(root, {"teacher": source})
     facts = facts_of(
         found.teacher,
+        found.t_init,
         steps,
         config=found.record["config"],
         versions=found.record.get("versions") or {},
         license=license or teacher_license(source, ask_hub=True),
-        layout=format,
+        layout=layout,
         dtype=dtype,
         **_history(checkpoint, found),
         **({"model": push_to_hub} if push_to_hub else {}),
     )
     with writing(root, "output"):
         with replacing(root) as temporary:
-            _save(found, temporary, format, steps, getattr(torch, dtype))
+            _save(found, temporary, layout, steps, getattr(torch, dtype))
             write_card(temporary, facts)
         for leftover in root.parent.glob(f".{glob.escape(root.name)}.*.tmp"):
             remove(leftover)  # of a command that was killed
@@ -138,16 +141,15 @@ def _check_output(root: Path, overwrite: bool) -> None:
 
 def _is_export(root: Path) -> bool:
     """Tell whether this project has written a folder: by its card, or by its scheduler's t_init."""
+    from sid_lsg.export.exported import read_exported
     from sid_lsg.export.facts import CARD
-    from sid_lsg.export.folder import t_init_of
 
     try:
         card = root / CARD
         if card.is_file() and _TAG in card.read_text(encoding="utf-8"):
             return any((root / name).exists() for name in _OWN)
-        scheduler = json.loads((root / "scheduler" / "scheduler_config.json").read_text())
-        return t_init_of(scheduler) is not None
-    except (OSError, ValueError, AttributeError):
+        return read_exported(locate(str(root))) is not None
+    except (OSError, ValueError):
         return False
 
 
@@ -179,14 +181,14 @@ def _read(path: Path) -> dict[str, Any]:
 def _save(found: "Trained", folder: Path, layout: Layout, steps: int, dtype: "torch.dtype") -> None:
     from lightning.pytorch.utilities import rank_zero_info
 
-    from sid_lsg.export.folder import save_pipeline, save_unet
+    from sid_lsg.export.folder import save_network, save_pipeline
     from sid_lsg.networks.lora import LORA_FOLDER, save_lora
 
     if layout != "onnx":
-        save = save_pipeline if layout == "diffusers" else save_unet
+        save = save_pipeline if layout == "diffusers" else save_network
         save(found.teacher, found.teacher.network, folder, found.t_init, steps, dtype)
         if found.adapted is not None:
-            save_lora(found.adapted, folder / LORA_FOLDER)
+            save_lora(found.adapted, found.teacher.network_name, folder / LORA_FOLDER)
         return
     from sid_lsg.export.graph import check_graph, save_graph
 

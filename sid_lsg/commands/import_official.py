@@ -34,7 +34,7 @@ def import_official(
     Args:
         checkpoint: The .pkl file.
         base: The model that was distilled: a diffusers folder or a Hub id, for example
-            stable-diffusion-v1-5/stable-diffusion-v1-5. All but the UNet's weights comes from it.
+            stable-diffusion-v1-5/stable-diffusion-v1-5. All but the network's weights come from it.
         output: The folder to write.
         key: Which of the file's networks is the generator.
         t_init: The timestep at which the generator was trained; of the released ones it is in the
@@ -48,24 +48,25 @@ def import_official(
     import torch
     from lightning.pytorch.utilities import rank_zero_info
 
+    from sid_lsg.export.folder import save_pipeline
     from sid_lsg.official.checkpoint import read_official
-    from sid_lsg.teachers.stable_diffusion import StableDiffusion
+    from sid_lsg.teachers import families
 
     folder = Path(output).expanduser().resolve()
     _check_output(folder, {"checkpoint": checkpoint, "base": base}, overwrite)
     stored, recorded = read_official(checkpoint, key)
     check_writable(folder.parent, "output")
-    teacher = StableDiffusion.from_pretrained(base, revision, option="base")
+    teacher = families.load(base, revision, option="base")
     if not 1 <= t_init < len(teacher.schedule):
         refuse("t_init", t_init, f"1 to {len(teacher.schedule) - 1}, a timestep of the base")
     own = teacher.network.state_dict()
     _check_fit(stored, own, checkpoint, base)
-    _warn_of_options(recorded, dict(teacher.network.config))
+    _warn_of_options(recorded, teacher.network_options)
     with torch.no_grad():
         for name, tensor in own.items():  # one by one, so that memory holds one network, not two
             tensor.copy_(stored[name].load())
     with writing(folder.parent, "output"), replacing(folder) as temporary:
-        teacher.save_generator(teacher.network, temporary, t_init)
+        save_pipeline(teacher, teacher.network, temporary, t_init)
     rank_zero_info(f"{folder}: {len(own)} tensors of {checkpoint}, t_init {t_init}")
 
 
@@ -91,7 +92,7 @@ def _check_fit(
     from sid_lsg.official.inert_pickle import quoted
 
     if different := first_difference(stored, own):
-        where = repr(checkpoint), f"the UNet of {base!r}"
+        where = repr(checkpoint), f"the network of {base!r}"
         raise UsageError(
             f"--base: {different.between(*where)}. Give the model from which this generator was "
             "distilled."
@@ -105,7 +106,7 @@ def _check_fit(
 
 
 def _warn_of_options(recorded: dict[str, Any], own: dict[str, Any]) -> None:
-    """Say in which options the UNets differ, since these do not show in the weights."""
+    """Say in which options the networks differ, since these do not show in the weights."""
     from lightning.pytorch.utilities import rank_zero_warn
 
     def plain(value: Any) -> Any:

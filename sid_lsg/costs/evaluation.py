@@ -158,7 +158,7 @@ def _passes(
     condition = {name: v.new_empty(samples, *v.shape[1:]) for name, v in null.items()}
     x_t = torch.empty(samples, *teacher.latent_shape, device="meta")
     x_t.requires_grad_(gradient in ("inputs", "both"))
-    t = torch.empty(samples, dtype=torch.long, device="meta")
+    t = torch.empty(samples, dtype=teacher.schedule.time_dtype, device="meta")
     with AsOnCuda(half), Meter() as meter:
         out = teacher.predict(network, x_t, t, condition)
         forward, kept = meter.flops, sum(meter.live.values())

@@ -16,7 +16,7 @@ from sid_lsg.training.optimizer_options import MakeOptimizer
 def standing_bytes(run: PlannedRun) -> dict[str, int]:
     """Count the bytes that are held during the whole run.
 
-    One network has gradients at a time. In a sharded run each device holds a shard of the UNets'
+    One network has gradients at a time. In a sharded run each device holds a shard of the networks'
     weights, gradients and optimizer states, and all of the text encoder and the VAE.
     DistributedDataParallel holds a copy of both networks' gradients.
     """

@@ -99,7 +99,6 @@ class PlannedRun:
         """
         self.plan, self.teacher = plan, copy.deepcopy(teacher)
         self.known = {} if known is None else known
-        self.tokens = next(iter(self.teacher.null_condition().values())).shape[1]
         self.fake_score = self._start("fake_score", plan.lora.fake_score)
         self.generator = self._start("generator", plan.lora.generator)
         self.ema = copy_trainable(self.generator)
@@ -143,5 +142,8 @@ class PlannedRun:
 
     def encode(self, prompts: int) -> None:
         """Encode a number of prompts."""
-        ids = torch.empty(prompts, self.tokens, dtype=torch.long, device="meta")
-        self.teacher.encode({"input_ids": ids})
+        tokens = {
+            name: torch.empty(prompts, *one.shape[1:], dtype=one.dtype, device="meta")
+            for name, one in self.teacher.tokenize([""]).items()
+        }
+        self.teacher.encode(tokens)

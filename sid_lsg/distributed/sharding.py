@@ -161,7 +161,7 @@ def skeleton(network: nn.Module) -> nn.Module:
 
 
 def blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """Yield the blocks to shard or compile: members of module lists, and a UNet's `mid_block`."""
+    """Yield the blocks to shard or compile: members of module lists, and `mid_block`."""
     for name, child in network.named_children():
         if isinstance(child, nn.ModuleList):
             yield from child

@@ -10,6 +10,7 @@ import yaml
 
 from sid_lsg.export import snippets
 from sid_lsg.export.facts import CARD, Facts, is_hub_id, public_name
+from sid_lsg.export.folder import SCHEDULER_CLASS
 from sid_lsg.files.replacing import replacing
 from sid_lsg.messages.words import steps, table
 from sid_lsg.options.guidance import Guidance
@@ -70,19 +71,22 @@ def card(facts: Facts) -> str:
 def _use(facts: Facts) -> str:
     notes = {
         "diffusers": "The picture of a seed is that of sid-lsg's own `generate`.",
-        "unet": "The folder holds the UNet and its scheduler; the rest is the teacher's.",
+        "network": f"The folder holds the {facts.network[0]} and its scheduler; the rest is the "
+        "teacher's.",
         "onnx": "`noise` is standard normal, `image` in [-1, 1]; batches may be of any size. For "
         "the picture that sid-lsg makes of a seed, draw the noise with PyTorch.",
     }[facts.layout]
+    how = facts.scheduler, facts.num_steps, facts.dtype, facts.pipeline_options
     if facts.layout == "diffusers":
-        code = snippets.pipeline_snippet(facts.model, facts.num_steps, facts.dtype)
-    elif facts.layout == "unet":
+        code = snippets.pipeline_snippet(facts.model, *how)
+    elif facts.layout == "network":
         teacher = facts.teacher if is_hub_id(facts.teacher) else "path/to/the/teacher"
-        code = snippets.unet_snippet(facts.model, teacher, facts.num_steps, facts.dtype)
+        code = snippets.network_snippet(facts.model, teacher, facts.network, *how)
     else:
+        assert facts.tokens is not None  # `graph.save_graph` takes one tokenizer
         code = snippets.onnx_snippet(facts.model, facts.num_steps, facts.latent_shape, facts.tokens)
         return f"```python\n{code}\n```\n\n{notes}"
-    if facts.num_steps > 1:
+    if facts.scheduler == SCHEDULER_CLASS:
         notes += (
             " `trust_remote_code=True` lets diffusers run `scheduler/sid_lsg_scheduler.py`: its own"
             " schedulers do not sample so. `num_inference_steps` may be another number."
@@ -103,7 +107,7 @@ def _use(facts: Facts) -> str:
 
 def _training(facts: Facts) -> str:
     rows = {"weights": f"average over the training, {facts.dtype}"}
-    rows |= {"UNet": f"{facts.prediction_type} prediction, {facts.steps}"}
+    rows |= {"network": f"{facts.prediction_type} prediction, {facts.steps}"}
     if facts.config:
         model, data = facts.config["model"], facts.config.get("data", {})
         known = {f.name for f in fields(Guidance)}

@@ -3,18 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, hf_hub_download
 
+from sid_lsg.export.folder import make_scheduler
 from sid_lsg.export.snippets import PLACE
 from sid_lsg.files.sources import ARCHITECTURE, PREFIX, locate
 from sid_lsg.messages.words import steps
 from sid_lsg.options.choices import Layout
-
-if TYPE_CHECKING:
-    from sid_lsg.teachers.stable_diffusion import StableDiffusion
+from sid_lsg.teachers.base import Teacher
 
 CARD = "README.md"
 
@@ -27,8 +26,12 @@ class Facts:
         num_steps: The folder's number of steps.
         size: Height and width of an image in pixels.
         latent_shape: (C, H, W) of a latent.
-        prediction_type: What the UNet predicts.
-        tokens: How many a prompt is padded to, the padding's id, and its text.
+        prediction_type: What the network predicts.
+        tokens: How many a prompt is padded to, the padding's id, and its text; None for a teacher
+            with several tokenizers or none.
+        network: The network's name in diffusers' pipelines, and its class.
+        scheduler: The class of the scheduler of diffusers that samples it, or of ours.
+        pipeline_options: Arguments with which a pipeline samples it.
         config: The configuration of the training, if it is known.
         iterations: Of the training.
         versions: Of what trained it.
@@ -44,7 +47,10 @@ class Facts:
     size: tuple[int, int]
     latent_shape: tuple[int, ...]
     prediction_type: str
-    tokens: tuple[int, int, str]
+    tokens: tuple[int, int, str] | None
+    network: tuple[str, str]
+    scheduler: str
+    pipeline_options: Mapping[str, Any]
     config: Mapping[str, Any] | None = None
     iterations: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -73,15 +79,29 @@ class Facts:
         return steps(self.num_steps)
 
 
-def facts_of(teacher: "StableDiffusion", num_steps: int, **known: Any) -> Facts:
-    """Collect what the teacher's parts say, with everything else that is known."""
-    tokenizer = teacher.text.tokenizer
+def facts_of(teacher: Teacher, t_init: int, num_steps: int, **known: Any) -> Facts:
+    """Collect what the teacher's parts say, with everything else that is known.
+
+    Args:
+        teacher: The teacher.
+        t_init: The generator's first timestep.
+        num_steps: K.
+        known: Further fields of `Facts`.
+    """
+    tokenizers = [*teacher.tokenizers.values()]
+    tokens = None
+    if len(tokenizers) == 1:
+        (own,) = tokenizers
+        tokens = own.model_max_length, own.pad_token_id, own.pad_token
     return Facts(
         num_steps=num_steps,
         size=teacher.image_size,
         latent_shape=teacher.latent_shape,
         prediction_type=teacher.schedule.prediction_type,
-        tokens=(tokenizer.model_max_length, tokenizer.pad_token_id, tokenizer.pad_token),
+        tokens=tokens,
+        network=(teacher.network_name, type(teacher.network).__name__),
+        scheduler=type(make_scheduler(teacher, t_init, num_steps)).__name__,
+        pipeline_options=teacher.pipeline_options,
         **known,
     )
 

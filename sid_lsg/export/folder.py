@@ -1,22 +1,19 @@
-"""A generator as a folder in Stable Diffusion's layout, which stock diffusers samples."""
+"""A generator as a folder in diffusers' layout, which stock diffusers samples."""
 
 import copy
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, EulerDiscreteScheduler
 from torch import nn
 
-from sid_lsg.export import scheduler as scheduler_file
-from sid_lsg.export.scheduler import SiDScheduler
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.teachers.base import Teacher
 
-if TYPE_CHECKING:
-    from sid_lsg.teachers.stable_diffusion import StableDiffusion
-
+SCHEDULER_CLASS = "SiDScheduler"
 SCHEDULER_MODULE = "sid_lsg_scheduler"  # the file's name in a folder's scheduler/
 
 # Where the libraries remember from what folder of the trainer's machine something was loaded.
@@ -24,86 +21,74 @@ _OF_THE_MACHINE = (
     *("_name_or_path", "name_or_path", "_commit_hash", "is_local", "local_files_only"),
     *("tokenizer_file", "special_tokens_map_file", "vocab_file", "merges_file"),
 )
-_LEAST_SIGNAL = 2.0**-24  # abar where a schedule ends without any, as diffusers itself puts it
 _CONFIGS = ("model_index.json", "config.json", "scheduler_config.json", "tokenizer_config.json")
 
 
 def save_pipeline(
-    teacher: "StableDiffusion",
+    teacher: Teacher,
     network: nn.Module,
-    folder: Path,
+    folder: str | Path,
     t_init: int,
-    num_steps: int,
+    num_steps: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Save a generator with its teacher's other parts as a `StableDiffusionPipeline`.
+    """Save a generator with its teacher's other parts as the family's diffusers pipeline.
 
-    In one step it is sampled by classes of diffusers alone. For more steps the file of
-    `SiDScheduler` is saved with it, which diffusers runs if `trust_remote_code=True`.
+    Where diffusers has a scheduler for it, a generator of one step is sampled by classes of
+    diffusers alone. Otherwise the file of `SiDScheduler` is saved with it, which diffusers runs if
+    `trust_remote_code=True`.
+
+    Args:
+        teacher: The teacher.
+        network: The generator.
+        folder: Where to write.
+        t_init: The first timestep.
+        num_steps: K.
+        dtype: Of all weights.
 
     Raises:
         UsageError: If a weight is too large for the dtype.
     """
-    scheduler = make_scheduler(teacher, t_init, num_steps)
+    folder, scheduler = Path(folder), make_scheduler(teacher, t_init, num_steps)
     pipeline = teacher.pipeline(network, scheduler)
-    for name in ("unet", "vae", "text_encoder"):
-        setattr(pipeline, name, _converted(getattr(pipeline, name), dtype))
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module):
+            setattr(pipeline, name, _converted(part, dtype))
     pipeline.save_pretrained(folder, safe_serialization=True)
     _complete(folder, scheduler)
-    _complete_tokenizer(folder / "tokenizer")
+    for tokenizer in folder.glob("tokenizer*"):
+        _complete_tokenizer(tokenizer)
 
 
-def save_unet(
-    teacher: "StableDiffusion",
+def save_network(
+    teacher: Teacher,
     network: Any,
-    folder: Path,
+    folder: str | Path,
     t_init: int,
-    num_steps: int,
+    num_steps: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Save a generator's UNet and scheduler, to be put into a pipeline of the teacher.
+    """Save a generator's network and scheduler, to be put into a pipeline of the teacher.
 
-    Raises:
-        UsageError: If a weight is too large for the dtype.
+    The arguments and errors are those of `save_pipeline`.
     """
-    scheduler = make_scheduler(teacher, t_init, num_steps)
-    _converted(network, dtype).save_pretrained(folder / "unet", safe_serialization=True)
+    folder, scheduler = Path(folder), make_scheduler(teacher, t_init, num_steps)
+    name = teacher.network_name
+    _converted(network, dtype).save_pretrained(folder / name, safe_serialization=True)
     scheduler.save_pretrained(folder / "scheduler")
     _complete(folder, scheduler)
 
 
-def make_scheduler(
-    teacher: "StableDiffusion", t_init: int, num_steps: int
-) -> EulerDiscreteScheduler | SiDScheduler:
+def make_scheduler(teacher: Teacher, t_init: int, num_steps: int) -> Any:
     """Make the scheduler of a generator.
 
-    Its input is sigma_t z at t = t_init and its image is the x_0-estimate there. An Euler step over
-    the first t_init + 1 betas, from the last of them to zero noise, is just that. No scheduler of
-    diffusers adds fresh noise to x_0 at the timesteps of K steps.
+    No scheduler of diffusers adds fresh noise to x_0 at the times of K steps.
     """
-    betas = DDPMScheduler.from_config(teacher.scheduler_config).betas[: t_init + 1]
-    if num_steps == 1 and betas[-1] == 1:  # zero terminal SNR, where an Euler step is infinite
-        betas[-1] = 1 - _LEAST_SIGNAL / (1 - betas[:-1]).prod()
-    common = {
-        "num_train_timesteps": t_init + 1,
-        "trained_betas": betas.tolist(),
-        "prediction_type": teacher.schedule.prediction_type,
-    }
-    if num_steps > 1:
-        return SiDScheduler(num_steps=num_steps, **common)
-    return EulerDiscreteScheduler(
-        timestep_spacing="trailing",
-        steps_offset=1,  # unused by this spacing; diffusers warns about any other value
-        **common,
-    )
+    if num_steps == 1 and (scheduler := teacher.one_step_scheduler(t_init)) is not None:
+        return scheduler
+    from sid_lsg.export.scheduler import SiDScheduler
 
-
-def t_init_of(scheduler_config: Mapping[str, Any]) -> int | None:
-    """Return the generator's timestep, if it is the configuration of a scheduler made here."""
-    betas = scheduler_config.get("trained_betas")
-    trailing = scheduler_config.get("timestep_spacing") == "trailing"
-    made_here = betas is not None and (trailing or "num_steps" in scheduler_config)
-    return len(betas) - 1 if betas is not None and made_here else None
+    return SiDScheduler(num_steps=num_steps, **teacher.scheduler_options(t_init))
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -127,6 +112,8 @@ def _complete_tokenizer(folder: Path) -> None:
     if (folder / "vocab.json").exists():
         return
     model = content["model"]
+    if "merges" not in model:
+        return
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     vocabulary = json.dumps(model["vocab"], ensure_ascii=False)
     (folder / "vocab.json").write_text(vocabulary, encoding="utf-8")
@@ -152,13 +139,13 @@ def _converted(network: Any, dtype: torch.dtype) -> Any:
 def _complete(folder: Path, scheduler: Any) -> None:
     """Add a scheduler's own file and name it in the index; forget the trainer's machine."""
     _forget_machine(folder)
-    if not isinstance(scheduler, SiDScheduler):
+    if type(scheduler).__name__ != SCHEDULER_CLASS:
         return
-    code = Path(scheduler_file.__file__).read_text(encoding="utf-8")
+    code = Path(inspect.getfile(type(scheduler))).read_text(encoding="utf-8")
     (folder / "scheduler" / f"{SCHEDULER_MODULE}.py").write_text(code, encoding="utf-8")
     if (index := folder / "model_index.json").is_file():
         parts = json.loads(index.read_text(encoding="utf-8"))
-        parts["scheduler"] = [SCHEDULER_MODULE, SiDScheduler.__name__]
+        parts["scheduler"] = [SCHEDULER_MODULE, SCHEDULER_CLASS]
         _write_json(index, parts)
 
 

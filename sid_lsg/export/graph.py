@@ -14,9 +14,10 @@ from torch.export import Dim
 from sid_lsg.export.folder import save_tokenizer
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.sampling import seeded_noises
-from sid_lsg.teachers.stable_diffusion import StableDiffusion
+from sid_lsg.teachers.base import Teacher
 
 GRAPH = "generator.onnx"
+_TOKENS = "input_ids"
 _PROMPTS, _SEEDS = ["a lighthouse at dawn", ""], [0, 1]  # what is traced, and compared
 _TOLERANCE = 1 / 255  # of an image in [-1, 1]: half a grey level
 
@@ -24,11 +25,11 @@ _TOLERANCE = 1 / 255  # of an image in [-1, 1]: half a grey level
 class Generator(nn.Module):
     """From noise and tokens to images, in K steps.
 
-    The same as `StableDiffusion.sample` and `decode`, with timesteps that do not depend on the
+    The same as `Teacher.sample` and `decode`, with timesteps that do not depend on the
     batch, so that the graph takes a batch of any size.
     """
 
-    def __init__(self, teacher: StableDiffusion, t_init: int, num_steps: int) -> None:
+    def __init__(self, teacher: Teacher, t_init: int, num_steps: int) -> None:
         super().__init__()
         self.teacher = teacher
         self.times = teacher.schedule.generator_times(t_init, num_steps)
@@ -44,7 +45,7 @@ class Generator(nn.Module):
             Images [B, 3, H, W] float32, nominally in [-1, 1].
         """
         teacher, schedule = self.teacher, self.teacher.schedule
-        condition = teacher.encode({"input_ids": input_ids})
+        condition = teacher.encode({_TOKENS: input_ids})
         noises = noise.unbind(1) if noise.dim() == 5 else (noise,)
         x_g = torch.zeros_like(noises[0])
         for z, time in zip(noises, self.times, strict=True):
@@ -71,7 +72,7 @@ def check_installed() -> None:
 
 
 @torch.no_grad()
-def save_graph(teacher: StableDiffusion, folder: Path, t_init: int, num_steps: int) -> None:
+def save_graph(teacher: Teacher, folder: Path, t_init: int, num_steps: int) -> None:
     """Write generator.onnx, its weights beside it, and the tokenizer.
 
     Args:
@@ -79,7 +80,15 @@ def save_graph(teacher: StableDiffusion, folder: Path, t_init: int, num_steps: i
         folder: Where to write; made if it is not there.
         t_init: The first timestep.
         num_steps: K.
+
+    Raises:
+        UsageError: If the teacher reads prompts otherwise than as one tokenizer's `input_ids`.
     """
+    if [*teacher.tokenize(_PROMPTS)] != [_TOKENS] or len(teacher.tokenizers) != 1:
+        raise UsageError(
+            f"--format onnx: {type(teacher).__name__} does not read prompts as the ids of one "
+            "tokenizer. Use --format diffusers."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     # diffusers lays tensors of 64 images and more out anew, which changes no number: without this
     # bound the tracing would refuse to ignore it. The graph itself has none.
@@ -98,11 +107,12 @@ def save_graph(teacher: StableDiffusion, folder: Path, t_init: int, num_steps: i
         for part in (program.model.graph, *program.model.graph):
             part.metadata_props.clear()  # they name this machine's files
         program.save(folder / GRAPH, external_data=True)
-    save_tokenizer(teacher.text.tokenizer, folder / "tokenizer")
+    for name, tokenizer in teacher.tokenizers.items():
+        save_tokenizer(tokenizer, folder / name)
 
 
-def check_graph(teacher: StableDiffusion, folder: Path, t_init: int, num_steps: int) -> float:
-    """Compare two images of the graph in onnxruntime with those of `StableDiffusion.generate`.
+def check_graph(teacher: Teacher, folder: Path, t_init: int, num_steps: int) -> float:
+    """Compare two images of the graph in onnxruntime with those of `Teacher.generate`.
 
     Returns:
         The largest difference, in units of their range [-1, 1].
@@ -131,10 +141,10 @@ def run_graph(folder: Path, noise: Tensor, input_ids: Tensor) -> Tensor:
     return torch.from_numpy(images)
 
 
-def _example(teacher: StableDiffusion, num_steps: int) -> tuple[Tensor, Tensor]:
+def _example(teacher: Teacher, num_steps: int) -> tuple[Tensor, Tensor]:
     """Make the graph's inputs for two images."""
     noises = torch.stack(seeded_noises(_SEEDS, teacher.latent_shape, num_steps), dim=1)
-    input_ids = teacher.tokenize(_PROMPTS)["input_ids"]
+    input_ids = teacher.tokenize(_PROMPTS)[_TOKENS]
     return (noises if num_steps > 1 else noises[:, 0]), input_ids
 
 

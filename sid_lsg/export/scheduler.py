@@ -14,8 +14,10 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
 
         x = 0;  for i = 0..K-1:  x = x_0-estimate at (alpha_{t_i} x + sigma_{t_i} z_i)
 
-    with t_i = trunc(t_init (1 - i / K)) and every z_i standard normal, drawn from the generators
-    that the pipeline is given. No guidance, no clipping. Any K up to t_init can be sampled.
+    with every z_i standard normal, drawn from the generators that the pipeline is given. In
+    diffusion t_i = trunc(t_init (1 - i / K)); in flow matching alpha = 1 - t, sigma = t and
+    t_i = t_init / (T - 1) (1 - i / K), of which the pipeline sees 1000 t_i. No guidance, no
+    clipping. Any K up to t_init can be sampled.
     """
 
     order = 1
@@ -27,21 +29,35 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
         trained_betas: list[float] | None = None,
         prediction_type: str = "epsilon",
         num_steps: int = 1,
+        t_init: int | None = None,
     ) -> None:
-        """Take the noise schedule, which ends at the generator's first timestep.
+        """Take the noise schedule.
 
         Args:
-            num_train_timesteps: t_init + 1.
-            trained_betas: The betas of the timesteps 0..t_init; by default Stable Diffusion's.
-            prediction_type: What the network predicts: epsilon, or v_prediction.
+            num_train_timesteps: t_init + 1 in diffusion; T in flow matching.
+            trained_betas: The betas of the timesteps 0..t_init; by default Stable Diffusion's. Not
+                for flow matching.
+            prediction_type: What the network predicts: epsilon, v_prediction or flow_prediction.
             num_steps: K of the training, and where no other number is asked for.
+            t_init: The first timestep in flow matching; by default T - 1.
         """
-        if prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(f"prediction_type {prediction_type!r} is not epsilon or v_prediction")
+        if prediction_type not in ("epsilon", "v_prediction", "flow_prediction"):
+            raise ValueError(
+                f"prediction_type {prediction_type!r} is not epsilon or v_prediction or "
+                "flow_prediction"
+            )
+        self.flow = prediction_type == "flow_prediction"
+        if self.flow:
+            last = num_train_timesteps - 1
+            self.t_init = last if t_init is None else t_init
+            self.init_noise_sigma = self.t_init / last
+            self.set_timesteps()
+            return
         if trained_betas is None:
             betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000)[:num_train_timesteps] ** 2
         else:
             betas = torch.tensor(trained_betas, dtype=torch.float32)
+        self.t_init = len(betas) - 1
         alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
         self.alphas = alphas_cumprod.sqrt()
         self.sigmas = (1.0 - alphas_cumprod).sqrt()
@@ -57,12 +73,21 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
             ValueError: If it is not 1 to t_init.
         """
         steps = num_inference_steps or self.config.num_steps
-        t_init = len(self.alphas) - 1
-        if not 1 <= steps <= t_init:
-            raise ValueError(f"num_inference_steps must be 1 to {t_init}, got {steps}")
+        if not 1 <= steps <= self.t_init:
+            raise ValueError(f"num_inference_steps must be 1 to {self.t_init}, got {steps}")
         self.num_inference_steps = steps
-        timesteps = [t_init * (steps - i) // steps for i in range(steps)]
-        self.timesteps = torch.tensor(timesteps, device=device)
+        if self.flow:
+            first = 1000 * self.init_noise_sigma
+            times = [first * (steps - i) / steps for i in range(steps)]
+        else:
+            times = [self.t_init * (steps - i) // steps for i in range(steps)]
+        self.timesteps = torch.tensor(times, device=device)
+
+    def scales(self, timestep: float) -> tuple[float | torch.Tensor, float | torch.Tensor]:
+        """Return alpha_t and sigma_t."""
+        if self.flow:
+            return 1 - timestep / 1000, timestep / 1000
+        return self.alphas[int(timestep)], self.sigmas[int(timestep)]
 
     def scale_model_input(
         self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None
@@ -81,24 +106,27 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
         """Estimate x_0, and noise it to the next timestep, if there is one.
 
         Args:
-            model_output: The network's prediction, [B, C, H, W].
+            model_output: The network's prediction, [B, ...].
             timestep: t_i.
             sample: x at t_i.
             generator: Where the fresh noise comes from.
             return_dict: Return a `SchedulerOutput` in place of a tuple.
         """
-        t = int(timestep)
-        prediction, x_t = model_output.float(), sample.float()
-        if self.config.prediction_type == "v_prediction":
-            x = self.alphas[t] * x_t - self.sigmas[t] * prediction
+        prediction, x_t, kind = model_output.float(), sample.float(), self.config.prediction_type
+        alpha, sigma = self.scales(float(timestep))
+        if kind == "flow_prediction":
+            x = x_t - sigma * prediction
+        elif kind == "v_prediction":
+            x = alpha * x_t - sigma * prediction
         else:
-            x = (x_t - self.sigmas[t] * prediction) / self.alphas[t]
-        later = [following for following in self.timesteps.tolist() if following < t]
+            x = (x_t - sigma * prediction) / alpha
+        later = [time for time in self.timesteps.tolist() if time < float(timestep)]
         if later:
+            alpha, sigma = self.scales(later[0])
             noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=sample.dtype)
-            x = self.alphas[later[0]] * x + self.sigmas[later[0]] * noise
+            x = alpha * x + sigma * noise
         x = x.to(sample.dtype)
         return SchedulerOutput(prev_sample=x) if return_dict else (x,)
 
     def __len__(self) -> int:
-        return len(self.alphas)
+        return int(self.config.num_train_timesteps) if self.flow else len(self.alphas)

@@ -1,51 +1,65 @@
 """Python that samples an exported folder, for its model card."""
 
-from sid_lsg.export.folder import SCHEDULER_MODULE
-from sid_lsg.export.scheduler import SiDScheduler
+from collections.abc import Mapping
+from typing import Any
+
+from sid_lsg.export.folder import SCHEDULER_CLASS, SCHEDULER_MODULE
 
 PLACE = "path/to/this/folder"  # for those who have it from elsewhere than the Hub
 _PROMPT = "a lighthouse at dawn"
 
 
-def pipeline_snippet(model: str, num_steps: int, dtype: str) -> str:
+def pipeline_snippet(
+    model: str, scheduler: str, num_steps: int, dtype: str, options: Mapping[str, Any]
+) -> str:
     """Load and sample a whole pipeline."""
-    trust = ", trust_remote_code=True" if num_steps > 1 else ""
+    trust = ", trust_remote_code=True" if scheduler == SCHEDULER_CLASS else ""
     load = f'DiffusionPipeline.from_pretrained("{model}"{_typed(dtype)}{trust})'
     lines = ["import torch", "from diffusers import DiffusionPipeline", "", f"pipeline = {load}"]
-    return "\n".join([*lines, *_sampled(num_steps, dtype)])
+    return "\n".join([*lines, *_sampled(num_steps, dtype, options)])
 
 
-def unet_snippet(model: str, teacher: str, num_steps: int, dtype: str) -> str:
-    """Put a UNet and its scheduler into the teacher's pipeline."""
-    name = SiDScheduler.__name__ if num_steps > 1 else "EulerDiscreteScheduler"
+def network_snippet(
+    model: str,
+    teacher: str,
+    network: tuple[str, str],
+    scheduler: str,
+    num_steps: int,
+    dtype: str,
+    options: Mapping[str, Any],
+) -> str:
+    """Put a network and its scheduler into the teacher's pipeline."""
+    name, kind = network
     imports = ["import torch"]
     found = []
-    if num_steps > 1:
+    if scheduler == SCHEDULER_CLASS:
         imports += [
-            "from diffusers import DiffusionPipeline, UNet2DConditionModel",
+            f"from diffusers import DiffusionPipeline, {kind}",
             "from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module",
         ]
         found = [
-            f"{name} = get_class_from_dynamic_module(",
+            f"{scheduler} = get_class_from_dynamic_module(",
             f'    "{model}",',
             f'    "{SCHEDULER_MODULE}.py",',
             '    subfolder="scheduler",',
-            f'    class_name="{name}",',
+            f'    class_name="{scheduler}",',
             "    trust_remote_code=True,",
             ")",
         ]
     else:
-        imports += [f"from diffusers import DiffusionPipeline, {name}, UNet2DConditionModel"]
+        imports += [
+            f"from diffusers import {', '.join(sorted(['DiffusionPipeline', scheduler, kind]))}"
+        ]
     typed = _typed(dtype)
     body = [
         *found,
-        f'unet = UNet2DConditionModel.from_pretrained("{model}", subfolder="unet"{typed})',
-        f'scheduler = {name}.from_pretrained("{model}", subfolder="scheduler")',
+        f'{name} = {kind}.from_pretrained("{model}", subfolder="{name}"{typed})',
+        f'scheduler = {scheduler}.from_pretrained("{model}", subfolder="scheduler")',
         "pipeline = DiffusionPipeline.from_pretrained(",
-        f'    "{teacher}", unet=unet, scheduler=scheduler{typed}',
+        f'    "{teacher}", {name}={name}, scheduler=scheduler{typed}',
         ")",
     ]
-    return "\n".join([*imports, "", *body, *_sampled(num_steps, dtype)])
+    return "\n".join([*imports, "", *body, *_sampled(num_steps, dtype, options)])
 
 
 def onnx_snippet(
@@ -76,14 +90,14 @@ def _typed(dtype: str) -> str:
     return "" if dtype == "float32" else f", torch_dtype=torch.{dtype}"
 
 
-def _sampled(num_steps: int, dtype: str) -> list[str]:
+def _sampled(num_steps: int, dtype: str, options: Mapping[str, Any]) -> list[str]:
     move = [] if dtype == "float32" else ['pipeline.to("cuda")']
     return [
         *move,
         "image = pipeline(",
         f'    "{_PROMPT}",',
         f"    num_inference_steps={num_steps},",
-        "    guidance_scale=0,",
+        *(f"    {name}={value!r}," for name, value in options.items()),
         "    generator=torch.Generator().manual_seed(0),",
         ").images[0]",
     ]

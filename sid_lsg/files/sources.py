@@ -10,6 +10,7 @@ from sid_lsg.messages.errors import UsageError
 
 PREFIX = "package:"
 ARCHITECTURE = "architecture:"
+SCHEDULER_CONFIG = "scheduler/scheduler_config.json"  # in a model of diffusers
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 

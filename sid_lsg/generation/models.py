@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from sid_lsg.checkpoints.opening import find_checkpoint
+from sid_lsg.export.exported import exported, read_exported
+from sid_lsg.files.sources import locate
 from sid_lsg.files.weights import weights_hash
 from sid_lsg.generation import pipelines
 from sid_lsg.generation.trained import load_trained
@@ -16,7 +18,8 @@ from sid_lsg.messages.checks import check_teacher_guidance, refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.guidance import sampling_evaluations
 from sid_lsg.options.choices import Precision, SamplerName
-from sid_lsg.teachers.stable_diffusion import StableDiffusion
+from sid_lsg.teachers import families
+from sid_lsg.teachers.base import Teacher
 from sid_lsg.teachers.text import cut_off
 
 
@@ -70,7 +73,7 @@ def load_model(
         model: A checkpoint of this project or a run directory (its newest checkpoint), a folder in
             diffusers' layout or a Hub id.
         sampler: `generator` samples what this project trained as the training does, in one step or
-            K; `ddim` samples a Stable Diffusion teacher as the training's comparison does;
+            K; `ddim` samples a teacher as the training's comparison does;
             `pipeline` is the model's own diffusers pipeline and scheduler; `auto` is the first for
             checkpoints and exported folders, else the last.
         num_steps: Steps; the training's by default for a generator, and to be given for the others.
@@ -127,10 +130,11 @@ def open_model(
         )
     elif sampler != "pipeline":
         try:
-            loaded = StableDiffusion.from_pretrained(model, resolution=resolution, option=option)
-            t_init, trained_steps = loaded.exported_t_init, loaded.exported_num_steps or 1
+            loaded = families.load(model, resolution=resolution, option=option)
+            if own := exported(loaded.scheduler_config):
+                t_init, trained_steps = own
         except UsageError:
-            if sampler != "auto" or pipelines.is_exported(model):
+            if sampler != "auto" or read_exported(locate(model)):
                 raise
     if sampler == "auto":
         sampler = "pipeline" if t_init is None else "generator"
@@ -149,14 +153,14 @@ def open_model(
         ready = _ready(loaded, place, kind)
         return partial(_teacher, ready, about | _identity(ready))
     pipeline = pipelines.load(model, kind, resolution, option).to(place)
-    network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    network = families.network_of(pipeline)
     about |= {"pipeline": type(pipeline).__name__, "scheduler": type(pipeline.scheduler).__name__}
     about |= {"weights_sha256": weights_hash(network.state_dict()) if network else None}
     return partial(_pipeline, pipeline, about | {"resolution": resolution})
 
 
 def _generator(
-    teacher: StableDiffusion,
+    teacher: Teacher,
     t_init: int,
     trained_steps: int,
     about: dict[str, Any],
@@ -175,18 +179,18 @@ def _generator(
         return teacher.decode(latents)
 
     settings = {"num_steps": steps, "guidance": None, "t_init": t_init}
-    return ImageModel(sample, about | settings, steps, partial(cut_off, teacher.text.tokenizer))
+    return ImageModel(sample, about | settings, steps, teacher.cut_off)
 
 
 def _teacher(
-    teacher: StableDiffusion, about: dict[str, Any], num_steps: int | None, guidance: float | None
+    teacher: Teacher, about: dict[str, Any], num_steps: int | None, guidance: float | None
 ) -> ImageModel:
     steps, scale = _given(about, num_steps, guidance, len(teacher.schedule))
     return ImageModel(
         lambda prompts, seeds: teacher.sample_reference(prompts, seeds, steps, scale),
         about | {"num_steps": steps, "guidance": scale},
         sampling_evaluations(steps, scale),
-        partial(cut_off, teacher.text.tokenizer),
+        teacher.cut_off,
     )
 
 
@@ -218,16 +222,17 @@ def _given(
     return num_steps, guidance
 
 
-def _ready(teacher: StableDiffusion, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
+def _ready(teacher: Teacher, device: torch.device, dtype: torch.dtype) -> Teacher:
     """Set up a teacher's networks as the training does, so that every bit agrees in float32."""
     teacher.to(device)
-    teacher.network.to(dtype=dtype, memory_format=torch.channels_last)
-    teacher.vae.to(dtype=dtype)
-    teacher.text.to(dtype=dtype)  # the schedule stays in float32
+    teacher.use_channels_last()
+    for part in teacher.children():
+        if part is not teacher.schedule:  # which stays in float32
+            part.to(dtype=dtype)
     return teacher
 
 
-def _identity(teacher: StableDiffusion) -> dict[str, Any]:
+def _identity(teacher: Teacher) -> dict[str, Any]:
     """Describe what was loaded, independently of its path."""
     return {
         "weights_sha256": weights_hash(teacher.network.state_dict()),

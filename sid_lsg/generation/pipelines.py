@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from sid_lsg.export.folder import t_init_of
 from sid_lsg.files.loading import explained
 from sid_lsg.files.sources import locate
 from sid_lsg.messages.checks import refuse
@@ -42,15 +41,6 @@ def load(model: str, dtype: torch.dtype, resolution: int | None, option: str) ->
         refuse("resolution", resolution, f"a multiple of {multiple} for {model!r}")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def is_exported(model: str) -> bool:
-    """Tell whether a folder or Hub id is a generator of this project, by its scheduler alone."""
-    try:
-        config = DDPMScheduler.load_config(locate(model).location, subfolder="scheduler")
-    except (OSError, ValueError):
-        return False
-    return t_init_of(config) is not None
 
 
 def sampler(

@@ -12,7 +12,8 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.initial import load_network
 from sid_lsg.networks.lora import adapt, adapters, merged
 from sid_lsg.options.lora import LoRA
-from sid_lsg.teachers.stable_diffusion import StableDiffusion
+from sid_lsg.teachers import families
+from sid_lsg.teachers.base import Teacher
 
 AVERAGE = "ema."  # the generator's average in a checkpoint, which is what is evaluated
 
@@ -28,7 +29,7 @@ class Trained(NamedTuple):
         adapted: The same generator with its LoRA adapters apart; None if it was trained whole.
     """
 
-    teacher: StableDiffusion
+    teacher: Teacher
     t_init: int
     num_steps: int
     record: dict[str, Any]
@@ -67,7 +68,7 @@ def load_trained(
         where = {"model": options["teacher"]} | options.get("loading", {})
     if resolution is None:
         resolution = options.get("resolution")
-    loaded = StableDiffusion.from_pretrained(**where, resolution=resolution, option=teacher_option)
+    loaded = families.load(**where, resolution=resolution, option=teacher_option)
     start = len(AVERAGE)
     state = checkpoint.content["state_dict"]
     average = joined({k[start:]: v for k, v in state.items() if k.startswith(AVERAGE)})

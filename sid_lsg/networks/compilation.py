@@ -20,8 +20,8 @@ _BACKEND = "inductor"
 _RECOMPILE_LIMIT = 512
 
 # With PyTorch 2.13 or later, a block looks up its graph only among its own. Searching the graphs of
-# all blocks of its class, in three networks, took a fifth of the time of calling Stable Diffusion's
-# UNet, and at small micro-batches the GPU waits for the CPU.
+# all blocks of its class, in three networks, took a fifth of the time of calling Stable Diffusion
+# 1.5's network, and at small micro-batches the GPU waits for the CPU.
 _ISOLATED = (
     {"isolate_recompiles": True}
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters

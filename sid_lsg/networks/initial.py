@@ -4,18 +4,16 @@ import copy
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from torch import nn
 
+from sid_lsg.files import loading
 from sid_lsg.files.loading import explained
-from sid_lsg.files.sources import located
+from sid_lsg.files.sources import SCHEDULER_CONFIG, locate, located
 from sid_lsg.files.weights import first_difference
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.lora import adapt
 from sid_lsg.options.lora import LoRA
 from sid_lsg.teachers.base import Teacher
-
-_SUBFOLDER = "unet"
 
 
 def start(
@@ -45,49 +43,47 @@ def load_network(source: str, teacher: Teacher, option: str) -> nn.Module:
     """Load a network of the teacher's kind in float32, from safetensors alone.
 
     Args:
-        source: A folder or Hub id with a `unet/`, for example an exported one; or a folder that is
-            a UNet itself.
+        source: A model's folder or Hub id, for example an exported one; or the folder of a network
+            alone.
         teacher: What it has to fit.
         option: The option that named it, for messages.
 
     Raises:
         UsageError: If it is not there, or of another shape or prediction type.
     """
-    path, subfolder = _locate(source, option)
+    path, subfolder = _locate(source, teacher.network_name, option)
     own: Any = teacher.network
-    options = {"torch_dtype": torch.float32, "use_safetensors": True, "low_cpu_mem_usage": False}
     remedy = (
         "Give a folder with its config.json and safetensors weights, or a Hub id that this machine "
         "can reach."
     )
-    with explained(f"--{option}: could not load the UNet of {source!r}", remedy):
-        network, report = type(own).from_pretrained(
-            path, subfolder=subfolder, output_loading_info=True, **options
+    with explained(f"--{option}: could not load the network of {source!r}", remedy):
+        network = loading.load_network(
+            type(own), path, subfolder=subfolder, torch_dtype=torch.float32, low_cpu_mem_usage=False
         )
-        if missing := sorted(report["missing_keys"]):
-            raise ValueError(f"its weights lack {missing[0]}")
     _check_fit(network, teacher, source, option)
     if subfolder:
-        _check_prediction(path, teacher, source, option)
-    # As the teacher's: samples are of this size, convolutions are fastest with the channels last.
-    network.register_to_config(sample_size=own.config.sample_size)
+        _check_prediction(teacher, source, option)
+    if "sample_size" in own.config:  # samples are of the teacher's size
+        network.register_to_config(sample_size=own.config.sample_size)
+    # Convolutions are fastest with the channels last.
     return network.to(memory_format=torch.channels_last).eval()
 
 
-def _locate(source: str, option: str) -> tuple[str, str | None]:
-    """Find the UNet: the folder or Hub id, and the subfolder."""
-    remedy = "Give a diffusers folder with a unet/, or a UNet's own folder."
+def _locate(source: str, name: str, option: str) -> tuple[str, str | None]:
+    """Find the network: the folder or Hub id, and the subfolder."""
+    remedy = f"Give a diffusers folder with a {name}/, or a network's own folder."
     found = located(source, option, remedy)
     if found.kind == "hub":
-        return source, _SUBFOLDER
+        return source, name
     folder = found.path
-    if (folder / _SUBFOLDER).is_dir():
-        return str(folder), _SUBFOLDER
+    if (folder / name).is_dir():
+        return str(folder), name
     if (folder / "config.json").is_file():
         return str(folder), None
-    inside = [path.parent for path in sorted(folder.glob(f"*/{_SUBFOLDER}"))]
-    hint = f"Give {str(inside[0])!r}" if inside else "Give a diffusers folder, or a UNet's own"
-    raise UsageError(f"--{option}: {str(folder)!r} holds no unet/ and is not a UNet. {hint}.")
+    inside = [path.parent for path in sorted(folder.glob(f"*/{name}"))]
+    hint = f"Give {str(inside[0])!r}" if inside else "Give a diffusers folder, or a network's own"
+    raise UsageError(f"--{option}: {str(folder)!r} holds no {name}/ and is not a network. {hint}.")
 
 
 def _check_fit(network: nn.Module, teacher: Teacher, source: str, option: str) -> None:
@@ -99,15 +95,17 @@ def _check_fit(network: nn.Module, teacher: Teacher, source: str, option: str) -
         )
 
 
-def _check_prediction(path: str, teacher: Teacher, source: str, option: str) -> None:
+def _check_prediction(teacher: Teacher, source: str, option: str) -> None:
     """Compare what the networks predict, which their shapes do not show."""
     try:
-        config = DDPMScheduler.load_config(path, subfolder="scheduler")
-    except (OSError, ValueError):  # a UNet alone
+        config = loading.read_json(locate(source), SCHEDULER_CONFIG)
+    except (OSError, ValueError):
+        config = None
+    if config is None:  # a network alone
         return
-    own, found = teacher.schedule.prediction_type, config.get("prediction_type", "epsilon")
+    own, found = teacher.schedule.prediction_type, teacher.predicted_by(config)
     if found != own:
         raise UsageError(
-            f"--{option}: the UNet of {source!r} predicts {found!r}, and the teacher's {own!r}. "
+            f"--{option}: the network of {source!r} predicts {found!r}, and the teacher's {own!r}. "
             "Give a network that was made from this teacher, or from one like it."
         )

@@ -123,16 +123,21 @@ def merged(network: nn.Module) -> nn.Module:
     return copied.cpu().eval()
 
 
-def save_lora(network: nn.Module, folder: str | Path) -> None:
-    """Save a network's adapters for `StableDiffusionPipeline.load_lora_weights(folder)`.
+def save_lora(network: nn.Module, name: str, folder: str | Path) -> None:
+    """Save a network's adapters for a diffusers pipeline's `load_lora_weights(folder)`.
 
     B is saved multiplied by alpha / rank: without a stored alpha, loaders use a scale of 1.
+
+    Args:
+        network: The network.
+        name: Its name in the pipeline, `Teacher.network_name`.
+        folder: Where to write.
     """
     weights = {}
-    for name, value in adapters(network).items():
-        factor = scale(network) if ".lora_B." in name else 1.0
+    for key, value in adapters(network).items():
+        factor = scale(network) if ".lora_B." in key else 1.0
         plain = (value.detach().float() * factor).cpu().contiguous()
-        weights[f"unet.{name.replace(f'.{_ADAPTER}.', '.')}"] = plain
+        weights[f"{name}.{key.replace(f'.{_ADAPTER}.', '.')}"] = plain
     with replacing(Path(folder) / LORA_FILE) as temporary:
         save_file(weights, temporary, metadata={"format": "pt"})
 

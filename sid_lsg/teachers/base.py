@@ -1,14 +1,15 @@
 """The interface between the method and the diffusion model it distils.
 
-The objective and the LightningModule see a teacher only through this class, so another family of
-models (two text encoders, a flow-matching transformer) joins by a subclass of its own.
+Everything outside this wing sees a teacher through this class alone. Another family of models (two
+text encoders, a flow-matching transformer) is a subclass in a file of its own and a line in
+`families.py`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,23 +29,102 @@ def products(module: nn.Module) -> Iterator[nn.Linear | nn.Conv2d]:
     return (layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d))
 
 
+class Architecture(Protocol):
+    """An untrained model that a family can make."""
+
+    @property
+    def hub_ids(self) -> tuple[str, ...]:
+        """Return the Hub ids of models of this architecture."""
+
+
 class Teacher(nn.Module, ABC):
     """A frozen text-to-image diffusion model; the fake score and generator are copies of `network`.
 
     Attributes:
+        network_name: What diffusers calls the denoising network, in pipelines and in folders:
+            "unet" or "transformer".
+        architectures: The family's untrained models, by the NAME of `architecture:NAME`.
+        pipeline_options: Arguments with which the family's pipeline samples a generator: no
+            guidance.
         network: The denoising network, f_phi.
         schedule: alpha_t, sigma_t, the prediction type and the times.
+        scheduler_config: The configuration of the scheduler that the model came with.
         latent_shape: (C, H, W) of a latent at the chosen resolution.
         image_size: (H, W) of an image in pixels.
         products_in: The type in which the frozen weights of networks' products are stored, where
             the others' is float32 (`memory.set_frozen_precision`).
     """
 
+    network_name: ClassVar[str]
+    architectures: ClassVar[Mapping[str, Architecture]] = {}
+    pipeline_options: ClassVar[Mapping[str, Any]] = {"guidance_scale": 0}
     network: nn.Module
     schedule: Schedule
+    scheduler_config: dict[str, Any]
     latent_shape: tuple[int, int, int]
     image_size: tuple[int, int]
     products_in: torch.dtype | None = None
+
+    # ------------------------------------------------------------------ opening a model
+
+    @classmethod
+    @abstractmethod
+    def from_pretrained(
+        cls,
+        model: str,
+        revision: str | None = None,
+        variant: str | None = None,
+        subfolders: Mapping[str, str] | None = None,
+        resolution: int | None = None,
+        option: str = "model.teacher",
+    ) -> Self:
+        """Load a folder or Hub id of the family in float32, from safetensors alone.
+
+        The arguments and errors are those of `families.load`.
+        """
+
+    @classmethod
+    @abstractmethod
+    def outline(
+        cls,
+        model: str,
+        revision: str | None = None,
+        subfolders: Mapping[str, str] | None = None,
+        resolution: int | None = None,
+        option: str = "model.teacher",
+    ) -> Self:
+        """Make a folder's or Hub id's model on the meta device, from its configuration files."""
+
+    @classmethod
+    def build(
+        cls,
+        name: str,
+        device: str | torch.device | None = None,
+        resolution: int | None = None,
+        seed: int = 0,
+        option: str = "model.teacher",
+    ) -> Self:
+        """Make one of the family's architectures with random weights, without a download.
+
+        Args:
+            name: One of `architectures`.
+            device: Where its weights are made, by default PyTorch's default device; on "meta" they
+                have shapes alone, for counting.
+            resolution: Pixels of an image's side.
+            seed: Seed of the weights. The global random state is as before.
+            option: The option that named it, for messages.
+
+        Raises:
+            UsageError: If the architecture cannot take the resolution.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no architectures")
+
+    # ------------------------------------------------------------------ text
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """Return the tokenizers of transformers by their subfolders."""
+        return {}
 
     @property
     @abstractmethod
@@ -54,6 +134,16 @@ class Teacher(nn.Module, ABC):
     @abstractmethod
     def encode(self, tokens: Tokens) -> Conditioning:
         """Turn tokens into conditioning, on the teacher's device, without gradient."""
+
+    def encode_null(self) -> Conditioning:
+        """Return the conditioning of no prompt, one sample: that of the empty prompt by default."""
+        return self.encode_prompts([""])
+
+    def cut_off(self, prompt: str) -> str:
+        """Return what the model does not see of a prompt that is too long; "" if it sees all."""
+        return ""
+
+    # ------------------------------------------------------------------ networks
 
     @abstractmethod
     def predict(
@@ -81,16 +171,44 @@ class Teacher(nn.Module, ABC):
         """
 
     @abstractmethod
-    def save_generator(
-        self, network: nn.Module, folder: str | Path, t_init: int, num_steps: int = 1
-    ) -> None:
-        """Save a generator as a folder that the family's usual library samples."""
-
-    @abstractmethod
     def sample_reference(
         self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, guidance: float
     ) -> Tensor:
         """Sample the teacher itself, slowly: images as `decode` gives them."""
+
+    # ------------------------------------------------------------------ diffusers
+
+    @abstractmethod
+    def pipeline(self, network: nn.Module, scheduler: Any) -> Any:
+        """Make the family's diffusers pipeline of a network, a scheduler and the other parts."""
+
+    def predicted_by(self, scheduler_config: Mapping[str, Any]) -> str:
+        """Return what a network predicts that comes with a scheduler of the family."""
+        return self.schedule.prediction_type
+
+    def scheduler_options(self, t_init: int) -> dict[str, Any]:
+        """Return the arguments that tell `export.scheduler.SiDScheduler` the schedule.
+
+        The default is for flow matching, where alpha_t = 1 - t and sigma_t = t.
+
+        Args:
+            t_init: The generator's first timestep.
+        """
+        return {
+            "num_train_timesteps": len(self.schedule),
+            "prediction_type": self.schedule.prediction_type,
+            "t_init": t_init,
+        }
+
+    def one_step_scheduler(self, t_init: int) -> Any | None:
+        """Return a scheduler of diffusers that samples a generator in one step, if there is one.
+
+        Args:
+            t_init: The generator's first timestep.
+        """
+        return None
+
+    # ------------------------------------------------------------------ what families share
 
     @contextmanager
     def precision_of(self, network: nn.Module) -> Iterator[torch.dtype]:
@@ -115,14 +233,25 @@ class Teacher(nn.Module, ABC):
         """Make every parameter constant; gradients still flow through to the inputs."""
         self.requires_grad_(False).eval()
 
+    @property
+    def network_options(self) -> dict[str, Any]:
+        """Return the configuration of the network, as diffusers stores it."""
+        network: Any = self.network
+        return dict(network.config)
+
+    def use_channels_last(self) -> None:
+        """Put the network's weights into the memory format in which convolutions are fastest."""
+        network: Any = self.network
+        network.to(memory_format=torch.channels_last)
+
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in evaluation mode: a frozen network has no dropout, whatever Lightning asks."""
         return super().train(False)
 
     def null_condition(self) -> Conditioning:
-        """Return the empty prompt's conditioning, one sample; encoded once per run."""
+        """Return the conditioning of no prompt, one sample; encoded once per run."""
         if not hasattr(self, "_null"):
-            self._null = self.encode_prompts([""])
+            self._null = self.encode_null()
         device = next(self.network.parameters()).device
         self._null = {name: value.to(device) for name, value in self._null.items()}
         return self._null

@@ -1,43 +1,45 @@
-"""Stable Diffusion as a teacher: a diffusers folder or Hub id into networks, text and schedule."""
+"""Stable Diffusion 1 and 2 as teachers: UNet, KL autoencoder, one CLIP text encoder."""
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
+    EulerDiscreteScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sid_lsg.export.folder import save_pipeline, t_init_of
-from sid_lsg.files.loading import explained
-from sid_lsg.files.sources import located
+from sid_lsg.files.loading import explained, load_network
 from sid_lsg.images.pixels import from_uint8
 from sid_lsg.messages.checks import beside
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.conditioning import Conditioning, expand
 from sid_lsg.method.schedule import PREDICTION_TYPES, DiscreteSchedule
 from sid_lsg.teachers.base import Teacher, Tokenize, Tokens
-from sid_lsg.teachers.text import PromptEncoder, tokenize
+from sid_lsg.teachers.layout import locate_parts
+from sid_lsg.teachers.text import PromptEncoder, cut_off, tokenize
+from sid_lsg.teachers.untrained import ARCHITECTURES, Architecture, configured, untrained
 
 _REMEDY = (
     "Give a folder in Stable Diffusion's diffusers layout with safetensors weights, or a Hub id "
     "that this machine can reach."
 )
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_LEAST_SIGNAL = 2.0**-24  # abar where a schedule ends without any, as diffusers itself puts it
 
 
 class StableDiffusion(Teacher):
     """A model in Stable Diffusion's layout: UNet, KL autoencoder, one CLIP text encoder."""
 
+    network_name = "unet"
+    architectures: ClassVar[Mapping[str, Architecture]] = ARCHITECTURES
     network: UNet2DConditionModel
 
     def __init__(
@@ -91,40 +93,19 @@ class StableDiffusion(Teacher):
         resolution: int | None = None,
         option: str = "model.teacher",
     ) -> "StableDiffusion":
-        """Load from a diffusers folder or a Hub id, in float32, from safetensors alone.
+        """Load a folder or Hub id in Stable Diffusion's layout.
 
-        Args:
-            model: Folder, Hub id, or `package:...` for a folder inside this package.
-            revision: Branch, tag or commit on the Hub.
-            variant: Which weight files, e.g. "fp16".
-            subfolders: Where a part does not lie in the folder of its own name.
-            resolution: As in `__init__`.
-            option: The option that named the model, for messages.
-
-        Raises:
-            UsageError: If there is no such model, or it is not in Stable Diffusion's layout.
+        The arguments and errors are those of `families.load`.
         """
-        where = {name: name for name in COMPONENTS} | dict(subfolders or {})
-        if unknown := set(where) - set(COMPONENTS):
-            raise UsageError(
-                f"--{beside(option, 'loading.subfolders')}: {sorted(unknown)[0]!r} is not a part "
-                f"of the teacher; the parts are {', '.join(COMPONENTS)}."
-            )
-        source = _locate(model, where, option)
+        source, where = _locate(model, subfolders, option, revision)
         common: dict[str, Any] = {"revision": revision}
-        weights = common | {"variant": variant, "use_safetensors": True}
-        weights["output_loading_info"] = True
+        weights = common | {"variant": variant}
 
         def load(part: Any, name: str, **options: Any) -> Any:
-            what = f"--{option}: could not load the {name} of {model!r}"
-            with explained(what, _REMEDY):
-                loaded = part.from_pretrained(source, subfolder=where[name], **options)
-                if "use_safetensors" not in options:
-                    return loaded
-                network, report = loaded  # libraries fill a missing weight with random numbers
-                if missing := sorted(report["missing_keys"]):
-                    raise ValueError(f"its weights lack {missing[0]}")
-                return network
+            with explained(f"--{option}: could not load the {name} of {model!r}", _REMEDY):
+                if "variant" in options:
+                    return load_network(part, source, subfolder=where[name], **options)
+                return part.from_pretrained(source, subfolder=where[name], **options)
 
         # Diffusers would warn where `accelerate` is not installed unless this is said.
         plain = weights | {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
@@ -140,6 +121,38 @@ class StableDiffusion(Teacher):
                 option=option,
             )
 
+    @classmethod
+    def outline(
+        cls,
+        model: str,
+        revision: str | None = None,
+        subfolders: Mapping[str, str] | None = None,
+        resolution: int | None = None,
+        option: str = "model.teacher",
+    ) -> "StableDiffusion":
+        """Make a folder's or Hub id's model on the meta device, from its configuration files."""
+        source, where = _locate(model, subfolders, option, revision)
+        parts = configured(model, source, where, revision, option)
+        return cls(*parts, resolution, option).to("meta")
+
+    @classmethod
+    def build(
+        cls,
+        name: str,
+        device: str | torch.device | None = None,
+        resolution: int | None = None,
+        seed: int = 0,
+        option: str = "model.teacher",
+    ) -> "StableDiffusion":
+        """Make one of `ARCHITECTURES` with random weights, at 512 pixels by default."""
+        device = device or torch.get_default_device()
+        return cls(*untrained(name, device, seed), resolution, option).to(device)
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """Return the CLIP tokenizer."""
+        return {"tokenizer": self.text.tokenizer}
+
     @property
     def tokenize(self) -> Tokenize:
         """The CLIP tokenizer: `input_ids` [B, L]."""
@@ -148,6 +161,10 @@ class StableDiffusion(Teacher):
     def encode(self, tokens: Tokens) -> Conditioning:
         """Encode prompts: `encoder_hidden_states` [B, L, D]."""
         return {"encoder_hidden_states": self.text(tokens["input_ids"])}
+
+    def cut_off(self, prompt: str) -> str:
+        """Return what of a prompt is beyond the tokenizer's length; "" if nothing."""
+        return cut_off(self.text.tokenizer, prompt)
 
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Conditioning
@@ -191,24 +208,35 @@ class StableDiffusion(Teacher):
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def save_generator(
-        self, network: nn.Module, folder: str | Path, t_init: int, num_steps: int = 1
-    ) -> None:
-        """Save a generator as a Stable Diffusion pipeline for stock diffusers, in float32.
+    def predicted_by(self, scheduler_config: Mapping[str, Any]) -> str:
+        """Return a scheduler's prediction_type; diffusers' default is epsilon."""
+        return str(scheduler_config.get("prediction_type", "epsilon"))
 
-        `pipeline(prompt, num_inference_steps=num_steps, guidance_scale=0)` samples it.
+    def scheduler_options(self, t_init: int) -> dict[str, Any]:
+        """Return the first t_init + 1 betas, and the prediction type."""
+        betas = DDPMScheduler.from_config(self.scheduler_config).betas[: t_init + 1]
+        return {
+            "num_train_timesteps": t_init + 1,
+            "trained_betas": betas.tolist(),
+            "prediction_type": self.schedule.prediction_type,
+        }
+
+    def one_step_scheduler(self, t_init: int) -> EulerDiscreteScheduler:
+        """Return an Euler scheduler over the first t_init + 1 betas.
+
+        A generator's input is sigma_t z at t = t_init and its image is the x_0-estimate there,
+        which is an Euler step from the last of these betas to zero noise.
         """
-        save_pipeline(self, network, Path(folder), t_init, num_steps)
-
-    @property
-    def exported_t_init(self) -> int | None:
-        """The generator's timestep, if these are the parts that `save_generator` wrote."""
-        return t_init_of(self.scheduler_config)
-
-    @property
-    def exported_num_steps(self) -> int | None:
-        """The generator's number of steps, if these are the parts that `save_generator` wrote."""
-        return None if self.exported_t_init is None else self.scheduler_config.get("num_steps", 1)
+        options = self.scheduler_options(t_init)
+        betas = torch.tensor(options["trained_betas"])
+        if betas[-1] == 1:  # zero terminal SNR, where an Euler step is infinite
+            betas[-1] = 1 - _LEAST_SIGNAL / (1 - betas[:-1]).prod()
+        options["trained_betas"] = betas.tolist()
+        return EulerDiscreteScheduler(
+            timestep_spacing="trailing",
+            steps_offset=1,  # unused by this spacing; diffusers warns about any other value
+            **options,
+        )
 
     @torch.no_grad()
     def sample_reference(
@@ -218,7 +246,7 @@ class StableDiffusion(Teacher):
         scheduler = DDIMScheduler.from_config(self.scheduler_config, clip_sample=False)
         (condition,) = self.encode_prompts(prompts).values()
         # Encoded anew: `null_condition` keeps what the training has encoded in its own precision.
-        (null,) = expand(self.encode_prompts([""]), len(prompts)).values()
+        (null,) = expand(self.encode_null(), len(prompts)).values()
         with self.precision_of(self.network):  # of the UNet alone: text is encoded before
             latents = self.pipeline(self.network, scheduler)(
                 prompt_embeds=condition,
@@ -233,43 +261,11 @@ class StableDiffusion(Teacher):
         return self.decode(latents)
 
 
-def _locate(model: str, where: Mapping[str, str], option: str) -> str:
-    """Resolve a folder or Hub id; say what a folder lacks of Stable Diffusion's layout."""
-    remedy = "Give a diffusers folder in Stable Diffusion's layout or a Hub id."
-    source = located(model, option, remedy)
-    folder = source.path
-    if source.kind == "hub":
-        return model
-    if source.kind == "file":
-        raise UsageError(
-            f"--{option}: {str(folder)!r} is a file. Give a diffusers folder with the subfolders "
-            f"{', '.join(COMPONENTS)}; of a whole model in one file diffusers makes it: "
-            f"StableDiffusionPipeline.from_single_file({str(folder)!r}).save_pretrained(DIR)"
-        )
-    index = folder / "model_index.json"
-    try:
-        kind = (
-            json.loads(index.read_text(encoding="utf-8"))["_class_name"] if index.is_file() else ""
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"--{option}: {str(index)!r} does not name a pipeline ({error}). Give a diffusers "
-            "folder in Stable Diffusion's layout."
-        ) from error
-    missing = [name for name, path in where.items() if not (folder / path).is_dir()]
-    foreign = [name for name in ("text_encoder_2", "transformer") if (folder / name).is_dir()]
-    if missing or foreign:
-        found = f"it lacks {', '.join(missing)}" if missing else f"it holds {', '.join(foreign)}"
-        # The tools have no such option: what they take is whole.
-        hint = (
-            f", or name them with --{beside(option, 'loading.subfolders')}" if "." in option else ""
-        )
-        raise UsageError(
-            f"--{option}: {str(folder)!r} is not in Stable Diffusion's layout: {found}"
-            f"{f' ({kind})' if kind else ''}. Give a diffusers folder with the subfolders "
-            f"{', '.join(COMPONENTS)}{hint}."
-        )
-    return str(folder)
+def _locate(
+    model: str, subfolders: Mapping[str, str] | None, option: str, revision: str | None
+) -> tuple[str, dict[str, str]]:
+    names = "Stable Diffusion", StableDiffusionPipeline.__name__
+    return locate_parts(model, COMPONENTS, subfolders, option, *names, revision)
 
 
 def _check_fit(

@@ -1,16 +1,19 @@
-"""Prompts to text embeddings, as Stable Diffusion reads them."""
+"""CLIP's text encoder, as Stable Diffusion uses it."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 
 class PromptEncoder(nn.Module):
     """A CLIP tokenizer and text encoder, in the way Stable Diffusion uses them."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> None:
+    def __init__(self, tokenizer: "CLIPTokenizer", text_encoder: "CLIPTextModel") -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
@@ -26,7 +29,7 @@ class PromptEncoder(nn.Module):
         return self.text_encoder(input_ids.to(device, non_blocking=True))[0]
 
 
-def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> dict[str, Tensor]:
+def tokenize(tokenizer: "CLIPTokenizer", prompts: Sequence[str]) -> dict[str, Tensor]:
     """Turn prompts into `input_ids` [B, L] int64, padded or cut to the tokenizer's length L.
 
     As diffusers does it. The official code's tokenizer also repairs text (`ftfy`): broken
@@ -39,7 +42,7 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> dict[str, Tens
     return {"input_ids": torch.tensor(tokens.input_ids)}
 
 
-def cut_off(tokenizer: CLIPTokenizer, prompt: str) -> str:
+def cut_off(tokenizer: "CLIPTokenizer", prompt: str) -> str:
     """Return what of a prompt is beyond the tokenizer's length, and not seen; "" if nothing."""
     tokens = tokenizer(prompt, return_offsets_mapping=True, verbose=False)
     if len(tokens.input_ids) <= tokenizer.model_max_length:

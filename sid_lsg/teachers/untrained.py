@@ -1,4 +1,4 @@
-"""Known models' architectures with random weights: for measuring and counting, not for pictures.
+"""Stable Diffusion without weights: for measuring and counting, not for images.
 
 `--model.teacher architecture:sd15` trains one as if it were the model, without a download.
 """
@@ -12,11 +12,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sid_lsg.files.sources import resolve
+from sid_lsg.files.sources import ARCHITECTURE, resolve
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.teachers.stable_diffusion import COMPONENTS, StableDiffusion, _locate
-
-PREFIX = "architecture:"
 
 _TOKENIZER = "package:demo/fashion/tokenizer"
 _UNET = {"sample_size": 64, "cross_attention_dim": 768}
@@ -76,38 +73,24 @@ ARCHITECTURES = {
 }
 
 
-def build(
-    name: str,
-    device: str | torch.device | None = None,
-    resolution: int | None = None,
-    seed: int = 0,
-    option: str = "model.teacher",
-) -> StableDiffusion:
-    """Make a model of a named architecture with random weights, without a download.
+Parts = tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel, CLIPTokenizer, DDPMScheduler]
 
-    Its tokenizer is the embedded demo's, padded to this text encoder's 77 places: each of its ids
+
+def untrained(name: str, device: str | torch.device, seed: int) -> Parts:
+    """Make the parts of a named architecture with random weights, without a download.
+
+    The tokenizer is the embedded demo's, padded to this text encoder's 77 places: each of its ids
     is one of the architecture's 49,408. The lengths, and so all costs, are those of the model.
 
     Args:
         name: One of `ARCHITECTURES`.
-        device: Where its weights are made, by default PyTorch's default device; on "meta" they have
-            shapes alone, for counting.
-        resolution: Pixels of an image's side; by default 512.
+        device: Where the weights are made; on "meta" they have shapes alone.
         seed: Seed of the weights. The global random state is as before.
-        option: The option that named it, for messages.
-
-    Raises:
-        UsageError: If there is no such architecture, or it cannot take the resolution.
     """
-    if name not in ARCHITECTURES:
-        raise UsageError(
-            f"--{option}: there is no architecture {name!r}. Choose one of "
-            f"{', '.join(ARCHITECTURES)}."
-        )
-    made, device = ARCHITECTURES[name], device or torch.get_default_device()
+    made = ARCHITECTURES[name]
     levels = len(made.vae_channels)
     with torch.device("meta"):  # without the libraries' own initialisation, which takes long
-        parts = (
+        networks = (
             UNet2DConditionModel(**_UNET | made.unet),
             AutoencoderKL(
                 block_out_channels=made.vae_channels,
@@ -120,58 +103,29 @@ def build(
         )
     if torch.device(device).type != "meta":
         generator = torch.Generator(device).manual_seed(seed)
-        for part in parts:
-            _initialise(part.to_empty(device=device), generator)
+        for network in networks:
+            initialise(network.to_empty(device=device), generator)
     scheduler = DDPMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
     )
-    tokenizer = _tokenizer(parts[-1])
-    return StableDiffusion(*parts, tokenizer, scheduler, resolution, option).to(device)
+    return *networks, _tokenizer(networks[-1]), scheduler
 
 
-def load(
-    model: str,
-    revision: str | None = None,
-    variant: str | None = None,
-    subfolders: Mapping[str, str] | None = None,
-    resolution: int | None = None,
-) -> StableDiffusion:
-    """Load the teacher that `--model.teacher` names, or make one of `architecture:NAME`.
-
-    The arguments and errors are those of `StableDiffusion.from_pretrained`.
-    """
-    if model.startswith(PREFIX):
-        return build(model.removeprefix(PREFIX), resolution=resolution)
-    return StableDiffusion.from_pretrained(model, revision, variant, subfolders, resolution)
-
-
-def outline(
-    model: str,
-    revision: str | None = None,
-    subfolders: Mapping[str, str] | None = None,
-    resolution: int | None = None,
-    option: str = "model.teacher",
-) -> StableDiffusion:
-    """Make a model that has shapes and no numbers, on the meta device, for counting.
-
-    Nothing is downloaded for the known models; for another one on the Hub, its configuration files.
+def configured(
+    model: str, source: str, where: Mapping[str, str], revision: str | None, option: str
+) -> Parts:
+    """Make the parts of a model on the meta device, from its configuration files.
 
     Args:
-        model: As in `StableDiffusion.from_pretrained`; or architecture:NAME.
+        model: The model's name, for messages.
+        source: Its folder or Hub id.
+        where: The subfolders of its parts.
         revision: Branch, tag or commit on the Hub.
-        subfolders: Where a part does not lie in the folder of its own name.
-        resolution: Pixels of an image's side.
         option: The option that named the model, for messages.
 
     Raises:
-        UsageError: If there is no such model.
+        UsageError: If the files cannot be read.
     """
-    named = [name for name, made in ARCHITECTURES.items() if model in made.hub_ids]
-    if named or model.startswith(PREFIX):
-        name = named[0] if named else model.removeprefix(PREFIX)
-        return build(name, "meta", resolution, option=option)
-    where = {name: name for name in COMPONENTS} | dict(subfolders or {})
-    source = _locate(model, where, option)
     try:
         unet, vae, scheduler = (
             part.load_config(source, subfolder=where[name], revision=revision)
@@ -187,17 +141,15 @@ def outline(
     except (OSError, ValueError) as error:
         raise UsageError(
             f"--{option}: could not read how {model!r} is made ({str(error).splitlines()[0]}). "
-            f"Give its folder, or {PREFIX}NAME with one of {', '.join(ARCHITECTURES)}."
+            f"Give its folder, or {ARCHITECTURE}NAME with one of {', '.join(ARCHITECTURES)}."
         ) from error
     with torch.device("meta"):
-        parts = (
+        networks = (
             UNet2DConditionModel.from_config(unet),
             AutoencoderKL.from_config(vae),
             CLIPTextModel(text),
         )
-    betas = DDPMScheduler.from_config(scheduler)
-    tokenizer = _tokenizer(parts[-1])
-    return StableDiffusion(*parts, tokenizer, betas, resolution, option).to("meta")
+    return *networks, _tokenizer(networks[-1]), DDPMScheduler.from_config(scheduler)
 
 
 def _tokenizer(text_encoder: CLIPTextModel) -> CLIPTokenizer:
@@ -207,7 +159,7 @@ def _tokenizer(text_encoder: CLIPTextModel) -> CLIPTokenizer:
 
 
 @torch.no_grad()
-def _initialise(network: nn.Module, generator: torch.Generator) -> None:
+def initialise(network: nn.Module, generator: torch.Generator) -> None:
     """Fill weights as PyTorch's layers do, so that activations neither vanish nor overflow.
 
     A layer of n inputs gets U(-1/sqrt(n), 1/sqrt(n)); biases 0; a normalisation's scale 1.

@@ -52,7 +52,7 @@ from sid_lsg.options.training import (
     Memory,
 )
 from sid_lsg.teachers.base import Teacher, Tokens
-from sid_lsg.teachers.untrained import load
+from sid_lsg.teachers.families import load
 from sid_lsg.training.alternating import AlternatingModule, frozen, trained_by
 from sid_lsg.training.discriminator import Discriminator, required
 from sid_lsg.training.ema import update_ema
@@ -145,8 +145,7 @@ class SiDLSG(AlternatingModule):
         where = loading.revision, loading.variant, loading.subfolders
         self.teacher: Teacher = load(teacher, *where, resolution)
         method.check_timesteps(len(self.teacher.schedule))
-        # Convolutions are fastest with the channels last, on CPUs and on tensor cores.
-        self.teacher.network.to(memory_format=torch.channels_last)
+        self.teacher.use_channels_last()
         self.fake_score = start(self.teacher, "fake_score", init.fake_score, lora.fake_score, seed)
         self.generator = start(self.teacher, "generator", init.generator, lora.generator, seed)
         self.ema = copy_trainable(self.generator)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
+from sid_lsg.export.folder import save_pipeline
 from sid_lsg.generation.models import load_model
 from sid_lsg.images.pixels import to_uint8
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
@@ -43,7 +44,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> str:
         return model
     folder = tmp_path_factory.mktemp("generator")
     teacher = StableDiffusion.from_pretrained(TEACHER)
-    teacher.save_generator(teacher.network, folder, 625)
+    save_pipeline(teacher, teacher.network, folder, 625)
     return str(folder)
 
 

@@ -27,6 +27,7 @@ from sid_lsg.app.panels import (
     take,
 )
 from sid_lsg.commands.app import _listen, app
+from sid_lsg.export.folder import save_pipeline
 from sid_lsg.generation.models import ImageModel, load_model
 from sid_lsg.images.pixels import to_uint8
 from sid_lsg.messages.errors import UsageError
@@ -42,7 +43,7 @@ def exported(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return an exported, untrained generator."""
     folder = tmp_path_factory.mktemp("generator")
     teacher = StableDiffusion.from_pretrained(small_sd)
-    teacher.save_generator(teacher.network, folder, 600)
+    save_pipeline(teacher, teacher.network, folder, 600)
     return str(folder)
 
 

@@ -86,7 +86,8 @@ def test_counts(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    baseline.text_encoder.register_forward_hook(counted("text", lambda *_: None))
+    text_encoder = baseline.encode.__self__.text.text_encoder  # type: ignore[attr-defined]
+    text_encoder.register_forward_hook(counted("text", lambda *_: None))
     monkeypatch.setattr(baseline.scheduler, "step", counted("step", baseline.scheduler.step))
     monkeypatch.setattr(gc, "collect", counted("collect", gc.collect))
     losses = baseline.iteration(["a cat"] * 3, ["a dog"] * 3)

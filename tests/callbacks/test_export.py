@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sid_lsg.callbacks import Export
+from sid_lsg.export.folder import save_pipeline
 from sid_lsg.generation.models import load_model
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from tests.helpers.callback_runs import (
     Files,
     Run,
@@ -33,18 +33,18 @@ def test_the_export_is_the_averaged_generator(run: Run) -> None:
 
 @pytest.mark.parametrize("error", [OSError, SafetensorError])
 def test_an_export_that_fails_leaves_the_earlier_one(
-    error: type[Exception], tmp_path: Path
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(network: Any, folder: Path, t_init: int, num_steps: int) -> None:
+    def fail(teacher: Any, network: Any, folder: Path, t_init: int, num_steps: int) -> None:
         folder.mkdir()
         raise error("no space left")
 
     (tmp_path / "generator").mkdir()
     (tmp_path / "generator" / "model_index.json").write_text("earlier")
     module = SimpleNamespace(
-        teacher=SimpleNamespace(save_generator=fail), t_init=625, num_steps=1,
-        averaged=lambda: nullcontext(torch.nn.Identity()),
+        teacher=None, t_init=625, num_steps=1, averaged=lambda: nullcontext(torch.nn.Identity()),
     )  # fmt: skip
+    monkeypatch.setattr("sid_lsg.callbacks.export.save_pipeline", fail)
     strategy = SimpleNamespace(broadcast=lambda value: value)
     trainer: Any = SimpleNamespace(default_root_dir=tmp_path, strategy=strategy)
     export = Export()
@@ -76,14 +76,12 @@ def test_generators_on_the_way_are_kept(small_sd: str, files: Files, tmp_path: P
 def test_a_full_disk_costs_a_generator_on_the_way_alone(
     small_sd: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = StableDiffusion.save_generator
-
-    def fail(self: Any, network: Any, folder: Path, *args: Any) -> None:
-        save(self, network, folder, *args)
+    def fail(teacher: Any, network: Any, folder: Path, *args: Any) -> None:
+        save_pipeline(teacher, network, folder, *args)
         if folder.parent.name == "generators":
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(StableDiffusion, "save_generator", fail)
+    monkeypatch.setattr("sid_lsg.callbacks.export.save_pipeline", fail)
     with pytest.warns(UserWarning, match=r"generators/step-0000001 could not be .*No space left"):
         fit(small_sd, files, tmp_path, Export(every_n_steps=1), max_steps=2)
     assert list((tmp_path / "generators").iterdir()) == []

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from sid_lsg.cli import main
+from sid_lsg.export.folder import save_pipeline
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.protocol import clip_protocol
 from sid_lsg.metrics.reference import compute_statistics
@@ -32,7 +33,7 @@ class Files:
         self.folder = folder
         module = SiDLSG(small_sd)
         self.generator = folder / "generator"
-        module.teacher.save_generator(module.generator, self.generator, module.t_init)
+        save_pipeline(module.teacher, module.generator, self.generator, module.t_init)
         self.clip = make_clip(folder / "clip", Path(small_sd, "tokenizer"))
         self.prompts = folder / "prompts.txt"
         self.prompts.write_text("\n".join(PROMPTS) + "\n")

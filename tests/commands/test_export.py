@@ -263,6 +263,9 @@ def facts(**options: Any) -> Facts:
         "latent_shape": (4, 64, 64),
         "prediction_type": "epsilon",
         "tokens": (77, 49407, "<|endoftext|>"),
+        "network": ("unet", "UNet2DConditionModel"),
+        "scheduler": "EulerDiscreteScheduler",
+        "pipeline_options": {"guidance_scale": 0},
     }
     return Facts(**given | options)  # type: ignore[arg-type]
 
@@ -278,13 +281,13 @@ def test_a_teacher_on_the_hub_is_the_base_model(run: Path, tmp_path: Path) -> No
     assert 'from_pretrained("me/mine")' in (tmp_path / "README.md").read_text()
     assert "prompts alone, without images" in (tmp_path / "README.md").read_text()
     config["model"]["real_data"] = {"fake_weight": 1.0, "generator_weight": 0.0001}
-    write_card(tmp_path, facts(config=config, layout="unet"))
+    write_card(tmp_path, facts(config=config, layout="network"))
     assert "with an adversarial term on real images" in (tmp_path / "README.md").read_text()
     assert '"stable-diffusion-v1-5/stable-diffusion-v1-5", unet=unet' in snippet(tmp_path)
 
 
 def test_a_card_needs_no_record(small_sd: str) -> None:
-    text = card(facts_of(StableDiffusion.from_pretrained(small_sd), 1))
+    text = card(facts_of(StableDiffusion.from_pretrained(small_sd), 625, 1))
     assert "# SiD-LSG, 1 step" in text
     assert "64 x 64 pixels" in text
     assert "## Scores" not in text

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from sid_lsg.cli import main
 from sid_lsg.commands.generate import parse_seeds
+from sid_lsg.export.folder import save_pipeline
 from sid_lsg.images.pixels import to_pil
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
@@ -29,7 +30,7 @@ SEEDS_OF_LINES = [0, 2, 4, 5, 6, 7]
 def model(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("generate") / "generator"
     teacher = StableDiffusion.from_pretrained(small_sd)
-    teacher.save_generator(teacher.network, folder, 600)
+    save_pipeline(teacher, teacher.network, folder, 600)
     return str(folder)
 
 

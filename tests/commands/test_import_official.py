@@ -13,6 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sid_lsg.commands.import_official import import_official
+from sid_lsg.export.exported import exported as exported_as
+from sid_lsg.export.exported import read_exported
+from sid_lsg.files.sources import locate
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.official.checkpoint import read_official
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
@@ -55,7 +58,7 @@ def test_the_folder_is_what_the_network_was(
 
     wanted = trained.generate(trained.network, PROMPTS, SEEDS, T_INIT, 1)
     loaded = StableDiffusion.from_pretrained(str(output))
-    assert loaded.exported_t_init == T_INIT
+    assert exported_as(loaded.scheduler_config) == (T_INIT, 1)
     assert loaded.generate(loaded.network, PROMPTS, SEEDS, T_INIT, 1).equal(wanted)
     pipeline = DiffusionPipeline.from_pretrained(output)
     pipeline.set_progress_bar_config(disable=True)
@@ -129,7 +132,7 @@ def test_networks_that_do_not_fit_the_base(
     other = altered(path, network, cross_attention_dim=48)
     message = refused(other, tiny_sd)
     assert "attn2.to_k.weight' is [16, 48] in" in message
-    assert "[16, 32] in the UNet of" in message
+    assert "[16, 32] in the network of" in message
     network = UNet2DConditionModel.from_config(network.config)
     del network.conv_out.bias
     network.register_buffer("added", torch.ones(1))
@@ -169,7 +172,7 @@ def test_what_is_in_the_output_folder(
     assert "give --overwrite" in refused(checkpoint, tiny_sd, output=output)
     (output / "README.md").write_text("mine")
     import_official(str(checkpoint), tiny_sd, str(output), t_init=500, overwrite=True)
-    assert StableDiffusion.from_pretrained(str(output)).exported_t_init == 500
+    assert read_exported(locate(str(output))) == (500, 1)
     assert not (output / "README.md").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == [checkpoint.name, "out"]
 
@@ -190,16 +193,16 @@ def test_a_failed_save_leaves_the_old_folder(
 ) -> None:
     import_official(str(checkpoint), tiny_sd, str(tmp_path / "out"), t_init=T_INIT)
 
-    def fail(self: Any, network: Any, folder: Path, t_init: int) -> None:
+    def fail(teacher: Any, network: Any, folder: Path, t_init: int) -> None:
         folder.mkdir()
         (folder / "half").write_text("")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(StableDiffusion, "save_generator", fail)
+    monkeypatch.setattr("sid_lsg.commands.import_official.save_pipeline", fail)
     for output, overwrite in ((tmp_path / "out", True), (tmp_path / "new", False)):
         message = refused(checkpoint, tiny_sd, output=output, overwrite=overwrite)
         assert "No space left" in message
-    assert StableDiffusion.from_pretrained(str(tmp_path / "out")).exported_t_init == T_INIT
+    assert read_exported(locate(str(tmp_path / "out"))) == (T_INIT, 1)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")

@@ -15,7 +15,7 @@ from sid_lsg.costs.compute import iteration_seconds
 from sid_lsg.costs.options import plan_of
 from sid_lsg.costs.plan import PlannedRun
 from sid_lsg.options.guidance import Guidance
-from sid_lsg.teachers.untrained import outline
+from sid_lsg.teachers.families import outline
 from tests.helpers.paths import CONFIGS
 
 SD15, SD21 = (

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sid_lsg.costs.plan import Plan, PlannedRun
-from sid_lsg.teachers.untrained import outline
+from sid_lsg.teachers.families import outline
 from tests.helpers.counted_costs import GUIDED
 
 

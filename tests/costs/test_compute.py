@@ -16,7 +16,7 @@ from sid_lsg.costs.memory import (
 from sid_lsg.costs.plan import Plan, PlannedRun
 from sid_lsg.method.guidance import Kappas
 from sid_lsg.options.training import Compute, Memory
-from sid_lsg.teachers.untrained import outline
+from sid_lsg.teachers.families import outline
 from tests.helpers.counted_costs import GUIDED
 from tests.helpers.paths import REPOSITORY
 

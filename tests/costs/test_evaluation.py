@@ -9,15 +9,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sid_lsg.costs.evaluation import AsOnCuda, Meter, evaluation
 from sid_lsg.networks.memory import checkpoint_gradients
+from sid_lsg.teachers.families import outline
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
-from sid_lsg.teachers.untrained import build, outline
 from tests.helpers.counted_costs import allocations
 
 
 @pytest.mark.slow
 def test_stable_diffusion_costs_what_is_published() -> None:
     """METHOD: 803 GFLOP forward, counting a multiply-add as two."""
-    teacher = build("sd15", "meta")
+    teacher = StableDiffusion.build("sd15", "meta")
     cost = evaluation(teacher, teacher.network, "weights")
     assert cost.forward == pytest.approx(803e9, rel=1e-3)
     # Twice that, plus attention's scores, which are recomputed.

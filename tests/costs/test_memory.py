@@ -19,7 +19,7 @@ from sid_lsg.costs.plan import Plan, PlannedRun
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.lora import LoRA
 from sid_lsg.options.training import EMA, Adapters, Memory
-from sid_lsg.teachers.untrained import build
+from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from sid_lsg.training.module import SiDLSG
 from tests.helpers.counted_costs import GUIDED, allocations
 
@@ -161,5 +161,5 @@ def test_a_cuda_device_allocates_what_is_counted(precision: str) -> None:
     torch.cuda.reset_peak_memory_stats()
     fit(module, 16, 2, [], accelerator="gpu", precision=precision)
     options = {"batch_size": 16, "micro_batch_size": 8, "precision": precision}
-    run = PlannedRun(Plan(GUIDED, **options), build("sd15-small", "meta", 512))
+    run = PlannedRun(Plan(GUIDED, **options), StableDiffusion.build("sd15-small", "meta", 512))
     assert torch.cuda.max_memory_allocated() == pytest.approx(total_bytes(run), rel=0.1)

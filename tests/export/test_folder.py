@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from sid_lsg.export.exported import exported as exported_as
+from sid_lsg.export.folder import save_pipeline
 from sid_lsg.export.scheduler import SiDScheduler
 from sid_lsg.generation.models import load_model
 from sid_lsg.images.pixels import to_uint8
@@ -98,7 +100,7 @@ def test_stock_diffusers_samples_the_same(
     module = trained(tiny_sd, prediction_type, t_init, num_steps=num_steps)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        module.teacher.save_generator(module.ema, tmp_path, t_init, num_steps)
+        save_pipeline(module.teacher, module.ema, tmp_path, t_init, num_steps)
         pipeline = load(tmp_path, num_steps)
         latents = sample(pipeline, num_steps=num_steps)
 
@@ -117,7 +119,7 @@ def test_stock_diffusers_samples_the_same(
     assert (pixels.int() - expected.int()).abs().max() <= 1
 
     again = StableDiffusion.from_pretrained(str(tmp_path))
-    assert (again.exported_t_init, again.exported_num_steps) == (t_init, num_steps)
+    assert exported_as(again.scheduler_config) == (t_init, num_steps)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])
@@ -130,7 +132,7 @@ def test_stock_diffusers_samples_a_schedule_that_ends_without_signal(
     parts = (teacher.network, teacher.vae, teacher.text.text_encoder, teacher.text.tokenizer)
     teacher = StableDiffusion(*parts, scheduler)
     assert teacher.schedule.alphas[999] == 0
-    teacher.save_generator(teacher.network, tmp_path, 999, num_steps)
+    save_pipeline(teacher, teacher.network, tmp_path, 999, num_steps)
     ours = teacher.generate(teacher.network, PROMPTS, SEEDS, 999, num_steps)
     latents = sample(load(tmp_path, num_steps), num_steps=num_steps)
     assert (latents - ours).norm() / ours.norm() < 1e-3
@@ -138,7 +140,7 @@ def test_stock_diffusers_samples_a_schedule_that_ends_without_signal(
 
 def test_a_teacher_is_no_export(tiny_sd: str) -> None:
     teacher = StableDiffusion.from_pretrained(tiny_sd)
-    assert (teacher.exported_t_init, teacher.exported_num_steps) == (None, None)
+    assert exported_as(teacher.scheduler_config) is None
 
 
 @pytest.mark.parametrize("exported", [1, 2])
@@ -146,7 +148,7 @@ def test_a_folder_is_sampled_in_any_number_of_steps(
     tiny_sd: str, tmp_path: Path, exported: int
 ) -> None:
     module = trained(tiny_sd, "epsilon", 625)
-    module.teacher.save_generator(module.ema, tmp_path, 625, exported)
+    save_pipeline(module.teacher, module.ema, tmp_path, 625, exported)
     pipeline = load(tmp_path, exported)
     if exported == 1:
         pipeline.scheduler = SiDScheduler.from_config(pipeline.scheduler.config)
@@ -159,7 +161,7 @@ def test_a_folder_is_sampled_in_any_number_of_steps(
 def test_code_of_a_folder_runs_only_where_it_is_trusted(tiny_sd: str, tmp_path: Path) -> None:
     module = trained(tiny_sd, "epsilon", 625)
     folder = tmp_path / "generator"
-    module.teacher.save_generator(module.ema, folder, 625, 2)
+    save_pipeline(module.teacher, module.ema, folder, 625, 2)
     ours = module.teacher.decode(module.generate(PROMPTS, SEEDS, 2))
     code = folder / "scheduler" / "sid_lsg_scheduler.py"
     code.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n" + code.read_text())
@@ -175,7 +177,7 @@ def test_code_of_a_folder_runs_only_where_it_is_trusted(tiny_sd: str, tmp_path: 
 
 def test_the_folder_samples_at_the_resolution_of_the_training(tiny_sd: str, tmp_path: Path) -> None:
     module = trained(tiny_sd, "epsilon", 625, resolution=32)
-    module.teacher.save_generator(module.ema, tmp_path, 625)
+    save_pipeline(module.teacher, module.ema, tmp_path, 625)
     latents = sample(DiffusionPipeline.from_pretrained(tmp_path))
     ours = module.generate(PROMPTS, SEEDS)
     assert latents.shape == ours.shape == (3, 4, 4, 4)
@@ -184,7 +186,7 @@ def test_the_folder_samples_at_the_resolution_of_the_training(tiny_sd: str, tmp_
 
 def test_the_folder_holds_safetensors_and_stock_classes_alone(tiny_sd: str, tmp_path: Path) -> None:
     module = trained(tiny_sd, "epsilon", 625)
-    module.teacher.save_generator(module.ema, tmp_path, 625)
+    save_pipeline(module.teacher, module.ema, tmp_path, 625)
     files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
     weights = {name for name in files if not name.endswith((".json", ".txt"))}
     assert weights == {
@@ -233,7 +235,7 @@ def test_impossible_numbers_of_steps_are_refused(steps: int) -> None:
 def test_old_tokenizers_find_their_files(tiny_sd: str, tmp_path: Path) -> None:
     """Before transformers 5 the CLIP tokenizer read vocab.json and merges.txt alone."""
     module = trained(tiny_sd, "epsilon", 625)
-    module.teacher.save_generator(module.ema, tmp_path, 625)
+    save_pipeline(module.teacher, module.ema, tmp_path, 625)
     own = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
     for name in ("vocab.json", "merges.txt"):
         found = (tmp_path / "tokenizer" / name).read_text()
@@ -255,7 +257,7 @@ def test_no_file_names_a_folder_of_this_machine(
 ) -> None:
     copied = shutil.copytree(tiny_sd, tmp_path / "secret" / "teacher")
     teacher = StableDiffusion.from_pretrained(str(copied))
-    teacher.save_generator(teacher.network, tmp_path / "out", 625, num_steps)
+    save_pipeline(teacher, teacher.network, tmp_path / "out", 625, num_steps)
     for path in (tmp_path / "out").rglob("*"):
         assert not path.is_file() or b"secret" not in path.read_bytes(), path
     kept = json.loads((tmp_path / "out/unet/config.json").read_text())
@@ -266,6 +268,6 @@ def test_exporting_changes_nothing_in_the_module(tiny_sd: str, tmp_path: Path) -
     module = trained(tiny_sd, "epsilon", 625)
     before = module.generate(PROMPTS, SEEDS)
     flags = [(p.requires_grad, p.dtype) for p in module.parameters()]
-    module.teacher.save_generator(module.ema, tmp_path, 625)
+    save_pipeline(module.teacher, module.ema, tmp_path, 625)
     assert torch.equal(module.generate(PROMPTS, SEEDS), before)
     assert [(p.requires_grad, p.dtype) for p in module.parameters()] == flags

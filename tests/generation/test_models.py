@@ -8,6 +8,8 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from torch import Tensor
 
+from sid_lsg.export.exported import exported as exported_as
+from sid_lsg.export.folder import save_pipeline
 from sid_lsg.generation.models import load_model
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.options.choices import SamplerName
@@ -31,7 +33,7 @@ def module(tiny_sd: str) -> SiDLSG:
 @pytest.fixture(scope="module")
 def exported(module: SiDLSG, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("samplers") / "generator"
-    module.teacher.save_generator(module.ema, folder, module.t_init)
+    save_pipeline(module.teacher, module.ema, folder, module.t_init)
     return str(folder)
 
 
@@ -123,8 +125,8 @@ def test_identity_is_that_of_the_weights(exported: str, tiny_sd: str, tmp_path: 
 
 
 def test_a_teacher_is_no_export(tiny_sd: str, exported: str) -> None:
-    assert StableDiffusion.from_pretrained(tiny_sd).exported_t_init is None
-    assert StableDiffusion.from_pretrained(exported).exported_t_init == 600
+    assert exported_as(StableDiffusion.from_pretrained(tiny_sd).scheduler_config) is None
+    assert exported_as(StableDiffusion.from_pretrained(exported).scheduler_config) == (600, 1)
 
 
 @pytest.mark.parametrize(

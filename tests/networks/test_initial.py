@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sid_lsg.data.prompts import PromptDataModule
+from sid_lsg.export.folder import save_pipeline
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.lora import adapters, base, merged
 from sid_lsg.options.lora import LoRA
@@ -45,7 +46,7 @@ def exported(
     """A folder that a run has exported."""
     module, folder = SiDLSG(tiny_sd), tmp_path_factory.mktemp("run") / "generator"
     module.ema.load_state_dict(other)
-    module.teacher.save_generator(module.ema, folder, module.t_init)
+    save_pipeline(module.teacher, module.ema, folder, module.t_init)
     return folder
 
 
@@ -86,7 +87,7 @@ def test_weights_of_another_precision_become_float32(
 
 def test_the_size_of_samples_is_the_runs(tiny_sd: str, exported: Path, tmp_path: Path) -> None:
     module = make(tiny_sd, init=InitialWeights(generator=str(exported)), resolution=32)
-    module.teacher.save_generator(module.ema, tmp_path, module.t_init)
+    save_pipeline(module.teacher, module.ema, tmp_path, module.t_init)
     assert json.loads((tmp_path / "unet" / "config.json").read_text())["sample_size"] == 4
 
 
@@ -185,12 +186,12 @@ def test_what_is_no_network_is_refused_by_name(
     broken = shutil.copytree(exported, tmp_path / "broken")
     file = broken / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({name: value for name, value in other.items() if name != "conv_in.bias"}, file)
-    refused(broken, "could not load the UNet .*its weights lack conv_in.bias")
+    refused(broken, "could not load the network .*its weights lack conv_in.bias")
     file.write_bytes(file.read_bytes()[:1000])
-    refused(broken, "could not load the UNet of .*broken")
+    refused(broken, "could not load the network of .*broken")
     file.unlink()
     torch.save(other, broken / "unet" / "diffusion_pytorch_model.bin")  # never unpickled
-    refused(broken, "could not load the UNet of .*safetensors")
+    refused(broken, "could not load the network of .*safetensors")
 
 
 def test_a_network_that_predicts_something_else_is_refused(tiny_sd: str, exported: Path) -> None:

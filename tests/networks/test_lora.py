@@ -22,6 +22,7 @@ from sid_lsg.checkpoints.opening import require_checkpoint
 from sid_lsg.checkpoints.resume import check_resume
 from sid_lsg.cli import main
 from sid_lsg.data.prompts import PromptBatch, PromptDataModule
+from sid_lsg.export.folder import save_pipeline
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.draws import Phase
 from sid_lsg.networks.lora import (
@@ -334,7 +335,7 @@ def test_adapters_are_not_continued_on_other_weights(
     with torch.no_grad():
         for p in teacher.network.parameters():
             p.mul_(1.1)
-    teacher.save_generator(teacher.network, tmp_path / "base", 625)
+    save_pipeline(teacher, teacher.network, tmp_path / "base", 625)
     own = {"init": InitialWeights(generator=str(tmp_path / "base"))}
     fit(1, save=True, **own)
     path = str(tmp_path / "checkpoints" / "last.ckpt")
@@ -392,10 +393,9 @@ def test_stock_diffusers_loads_the_adapters_and_the_merged_export(
     trained: SiDLSG, tmp_path: Path
 ) -> None:
     ours = trained.generate(PROMPTS, SEEDS)
-    save = trained.teacher.save_generator
-    save(merged(trained.ema), tmp_path / "merged", trained.t_init)
-    save(trained.teacher.network, tmp_path / "teacher", trained.t_init)
-    save_lora(trained.ema, tmp_path / "lora")
+    save_pipeline(trained.teacher, merged(trained.ema), tmp_path / "merged", trained.t_init)
+    save_pipeline(trained.teacher, trained.teacher.network, tmp_path / "teacher", trained.t_init)
+    save_lora(trained.ema, "unet", tmp_path / "lora")
     assert [path.name for path in (tmp_path / "lora").iterdir()] == [LORA_FILE]
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "merged")
     assert relative(pipeline_latents(pipeline), ours) < 1e-4
@@ -412,8 +412,8 @@ def test_adapters_of_convolutions_are_loaded_too(small_sd: str, tmp_path: Path) 
     module = make(small_sd, lora=Adapters(generator=lora))
     ours = call(module, stir(module.ema))
     assert relative(call(module, merged(module.ema)), ours) < 1e-5
-    module.teacher.save_generator(module.teacher.network, tmp_path / "teacher", module.t_init)
-    save_lora(module.ema, tmp_path / "lora")
+    save_pipeline(module.teacher, module.teacher.network, tmp_path / "teacher", module.t_init)
+    save_lora(module.ema, "unet", tmp_path / "lora")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "teacher")
     assert relative(pipeline_latents(pipeline), ours) > 1e-3
     pipeline.load_lora_weights(tmp_path / "lora")

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.teachers.families import outline
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
-from sid_lsg.teachers.untrained import ARCHITECTURES, build, outline
+from sid_lsg.teachers.untrained import ARCHITECTURES
 
 
 def numbers(module: torch.nn.Module) -> int:
@@ -17,7 +18,7 @@ def numbers(module: torch.nn.Module) -> int:
     [("sd15", 859_520_964, 123_060_480), ("sd21", 865_910_724, 340_387_840)],
 )
 def test_the_published_models_have_as_many_parameters(name: str, unet: int, text: int) -> None:
-    teacher = build(name, "meta")
+    teacher = StableDiffusion.build(name, "meta")
     assert numbers(teacher.network) == unet
     assert numbers(teacher.vae) == 83_653_863
     assert numbers(teacher.text) == text
@@ -27,14 +28,14 @@ def test_the_published_models_have_as_many_parameters(name: str, unet: int, text
 
 
 def test_the_small_one_has_the_same_blocks() -> None:
-    small, full = (build(name, "meta") for name in ("sd15-small", "sd15"))
+    small, full = (StableDiffusion.build(name, "meta") for name in ("sd15-small", "sd15"))
     assert small.state_dict().keys() == full.state_dict().keys()
     assert 50 < numbers(full.network) / numbers(small.network) < 150
 
 
 def test_random_weights_compute_sane_numbers() -> None:
     before = torch.get_rng_state()
-    teacher = build("sd15-small", resolution=64)
+    teacher = StableDiffusion.build("sd15-small", resolution=64)
     assert torch.equal(torch.get_rng_state(), before)
     condition = teacher.encode_prompts(["a red shoe", ""])
     embeddings = condition["encoder_hidden_states"]
@@ -50,7 +51,7 @@ def test_random_weights_compute_sane_numbers() -> None:
 
 def test_a_seed_decides_the_weights() -> None:
     def weight(seed: int) -> torch.Tensor:
-        return build("sd15-small", seed=seed).network.conv_in.weight
+        return StableDiffusion.build("sd15-small", seed=seed).network.conv_in.weight
 
     assert torch.equal(weight(1), weight(1))
     assert not torch.equal(weight(1), weight(2))
@@ -58,7 +59,7 @@ def test_a_seed_decides_the_weights() -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_tokenizer_has_only_ids_that_the_text_encoder_knows(name: str) -> None:
-    teacher = build(name, "meta")
+    teacher = StableDiffusion.build(name, "meta")
     tokens = teacher.text.tokenizer(["a cat, ß 猫 🐈"], padding="max_length")["input_ids"][0]
     assert len(tokens) == 77
     assert len(teacher.text.tokenizer) <= teacher.text.text_encoder.config.vocab_size

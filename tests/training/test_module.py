@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sid_lsg.callbacks import Checkpoint
 from sid_lsg.data.prompts import PromptBatch
+from sid_lsg.export.folder import save_pipeline
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.draws import Phase
 from sid_lsg.method.phases import PhaseInputs
@@ -431,7 +432,7 @@ def test_the_export_of_a_run_with_a_bf16_teacher_is_that_of_any(
 ) -> None:
     for stored in ("32", "bf16"):
         module = SiDLSG(small_sd, memory=Memory(frozen_precision=stored))
-        module.teacher.save_generator(module.ema, tmp_path / stored, module.t_init)
+        save_pipeline(module.teacher, module.ema, tmp_path / stored, module.t_init)
     files = [path.relative_to(tmp_path / "32") for path in (tmp_path / "32").rglob("*.safetensors")]
     assert len(files) == 3
     for file in files:

@@ -1,0 +1,43 @@
+"""Which models are generators of this project: their schedulers' configurations tell."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from sid_lsg.files.loading import read_json
+from sid_lsg.files.sources import SCHEDULER_CONFIG, Source
+
+
+class Exported(NamedTuple):
+    """How an exported generator is sampled.
+
+    Attributes:
+        t_init: The first timestep.
+        num_steps: K, as the folder was exported.
+    """
+
+    t_init: int
+    num_steps: int
+
+
+def exported(scheduler_config: Mapping[str, Any]) -> Exported | None:
+    """Read how a generator is sampled from the scheduler that was exported with it.
+
+    Returns:
+        None if the scheduler is not one that `export.folder` makes.
+    """
+    num_steps, betas = scheduler_config.get("num_steps"), scheduler_config.get("trained_betas")
+    if num_steps is not None and (t_init := scheduler_config.get("t_init")) is not None:
+        return Exported(t_init, num_steps)
+    trailing = scheduler_config.get("timestep_spacing") == "trailing"
+    if betas is None or not (trailing or num_steps is not None):
+        return None
+    return Exported(len(betas) - 1, num_steps or 1)
+
+
+def read_exported(source: Source) -> Exported | None:
+    """Read how the generator in a folder or on the Hub is sampled; None for any other model."""
+    try:
+        config = read_json(source, SCHEDULER_CONFIG)
+    except (OSError, ValueError):
+        return None
+    return exported(config) if config else None

@@ -1,0 +1,109 @@
+"""Where the parts of a model in diffusers' layout lie, and which pipeline they are for."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sid_lsg.files.loading import read_json
+from sid_lsg.files.sources import Source, located
+from sid_lsg.messages.checks import beside
+from sid_lsg.messages.errors import UsageError
+
+INDEX = "model_index.json"
+# Parts that some families have and others do not.
+_TELLING = ("unet", "transformer", "text_encoder_2", "text_encoder_3")
+
+
+def read_index(source: Source, option: str, revision: str | None = None) -> dict[str, Any]:
+    """Read a model's index: the pipeline class as `_class_name`, and the parts by name.
+
+    Args:
+        source: The model.
+        option: The option that named it, for messages.
+        revision: Branch, tag or commit on the Hub.
+
+    Returns:
+        Nothing if the model has no index, or cannot be reached.
+
+    Raises:
+        UsageError: If the index cannot be read, or names no pipeline.
+    """
+    try:
+        index = read_json(source, INDEX, revision) or {}
+        if index and not isinstance(index["_class_name"], str):
+            raise ValueError(f"its _class_name is {index['_class_name']!r}")
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"--{option}: {str(source.path / INDEX)!r} does not name a pipeline ({error}). Give a "
+            "folder in diffusers' layout."
+        ) from error
+    return index
+
+
+def locate_parts(
+    model: str,
+    parts: Sequence[str],
+    subfolders: Mapping[str, str] | None,
+    option: str,
+    family: str,
+    pipeline: str,
+    revision: str | None = None,
+) -> tuple[str, dict[str, str]]:
+    """Find a model's parts, and say what its folder lacks of a family's layout.
+
+    Args:
+        model: A folder in diffusers' layout, a Hub id or `package:...`.
+        parts: The family's parts.
+        subfolders: Where a part does not lie in the subfolder of its own name.
+        option: The option that named the model, for messages.
+        family: The family's name, for messages.
+        pipeline: The name of its pipeline class, for messages.
+        revision: Branch, tag or commit on the Hub.
+
+    Returns:
+        The folder or Hub id, and each part's subfolder.
+
+    Raises:
+        UsageError: If there is no such folder, or it is not in the family's layout.
+    """
+    where = {name: name for name in parts} | dict(subfolders or {})
+    if unknown := set(where) - set(parts):
+        raise UsageError(
+            f"--{_subfolders(option)}: {sorted(unknown)[0]!r} is not a part of the teacher; the "
+            f"parts are {', '.join(parts)}."
+        )
+    source = located(model, option, f"Give a diffusers folder in {family}'s layout or a Hub id.")
+    if source.kind == "file":
+        raise UsageError(
+            f"--{option}: {str(source.path)!r} is a file. Give a diffusers folder with the "
+            f"subfolders {', '.join(parts)}; of a whole model in one file diffusers makes it: "
+            f"{pipeline}.from_single_file({str(source.path)!r}).save_pretrained(DIR)"
+        )
+    _check_layout(source, where, option, family, read_index(source, option, revision))
+    return source.location, where
+
+
+def _check_layout(
+    source: Source, where: Mapping[str, str], option: str, family: str, index: Mapping[str, Any]
+) -> None:
+    def holds(name: str, path: str) -> bool:
+        if source.kind == "folder":
+            return (source.path / path).is_dir()
+        return path != name or (index.get(name) or [None])[0] is not None
+
+    if source.kind == "hub" and not index:
+        return  # loading the parts will tell
+    missing = [name for name, path in where.items() if not holds(name, path)]
+    foreign = [name for name in _TELLING if name not in where and holds(name, name)]
+    if missing or foreign:
+        found = f"it lacks {', '.join(missing)}" if missing else f"it holds {', '.join(foreign)}"
+        kind = f" ({index['_class_name']})" if index else ""
+        # The commands have no such option: what they take is whole.
+        hint = f", or name them with --{_subfolders(option)}" if "." in option else ""
+        raise UsageError(
+            f"--{option}: {source.location!r} is not in {family}'s layout: {found}{kind}. Give a "
+            f"diffusers folder with the subfolders {', '.join(where)}{hint}."
+        )
+
+
+def _subfolders(option: str) -> str:
+    return beside(option, "loading.subfolders")
