@@ -94,6 +94,7 @@ def estimate(args: Sequence[str]) -> dict[str, Any]:
     )
     from sid_lsg.costs.options import levers, plan_of
     from sid_lsg.costs.plan import PlannedRun
+    from sid_lsg.networks.memory import can_checkpoint
     from sid_lsg.teachers.families import outline
     from sid_lsg.training.trainer_options import check_trainer
 
@@ -144,7 +145,7 @@ def estimate(args: Sequence[str]) -> dict[str, Any]:
         "tflop_per_image": {name: f / 1e12 for name, f in iteration_flops(run).items()},
     }
     print(in_words(found), flush=True)
-    options = levers(plan)
+    options = levers(plan, can_checkpoint(teacher.network))
     rows = [row("as configured", {}), *(row(label, options[label]) for label in options)]
     if len(options) > 1:
         rows.append(

@@ -91,8 +91,13 @@ def _images_at_once(config: Any) -> int:
     )
 
 
-def levers(plan: Plan) -> dict[str, dict[str, Any]]:
-    """Return options that would change the costs, as typed by a user, with the plan's changes."""
+def levers(plan: Plan, checkpointing: bool = True) -> dict[str, dict[str, Any]]:
+    """Return options that would change the costs, as typed by a user, with the plan's changes.
+
+    Args:
+        plan: The run.
+        checkpointing: Whether the teacher's networks support activation checkpointing.
+    """
     found: dict[str, dict[str, Any]] = {}
     if plan.half is None:
         found["--trainer.precision bf16-mixed"] = {"precision": "bf16-mixed"}
@@ -102,7 +107,7 @@ def levers(plan: Plan) -> dict[str, dict[str, Any]]:
         found["--model.compute.compile true"] = {"compute.compile": True}
     if plan.memory.activations != "lean":
         found["--model.memory.activations lean"] = {"memory.activations": "lean"}
-    if set(plan.checkpointing) != set(CHECKPOINTED):
+    if checkpointing and set(plan.checkpointing) != set(CHECKPOINTED):
         option = f'--model.memory.checkpointing "[{", ".join(CHECKPOINTED)}]"'
         found[option] = {"memory.checkpointing": [*CHECKPOINTED]}
     optimizers = {"optimizer_fake": plan.optimizer_fake}

@@ -50,13 +50,18 @@ def checkpoint_gradients(networks: Mapping[str, nn.Module], names: Sequence[str]
         UsageError: If one does not support checkpointing.
     """
     for name in names:
-        enable = getattr(networks[name], "enable_gradient_checkpointing", None)
-        if enable is None:
+        network: Any = networks[name]
+        if not can_checkpoint(network):
             raise UsageError(
-                f"--model.memory.checkpointing: {type(networks[name]).__name__} does not support "
+                f"--model.memory.checkpointing: {type(network).__name__} does not support "
                 "it. Leave the option out, and lower --model.micro_batch_size."
             )
-        enable()
+        network.enable_gradient_checkpointing()
+
+
+def can_checkpoint(network: nn.Module) -> bool:
+    """Return whether a network of diffusers supports activation checkpointing."""
+    return bool(getattr(network, "_supports_gradient_checkpointing", False))
 
 
 def check_ema_device(device: EMADevice | None, ema: nn.Module) -> None:
