@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sid_lsg.method.conditioning import Conditioning, concatenate
 from sid_lsg.method.ema import ema_beta
 from sid_lsg.method.guidance import Kappas
+from sid_lsg.method.schedule import DiscreteSchedule
 from sid_lsg.optimizers.adam import BETAS, LEARNING_RATE
 from sid_lsg.teachers.base import Teacher
 
@@ -54,10 +55,12 @@ class Baseline:
         """Copy the teacher's network; the arguments are those of `SiDLSG`.
 
         Raises:
-            ValueError: If kappa_2 and kappa_3 differ: the baseline has one scale for both.
+            ValueError: If kappa_2 and kappa_3 differ, or the teacher is no discrete diffusion.
         """
         if kappas.eval_fake_2 != kappas.eval_fake_3:
             raise ValueError("the baseline has one guidance scale for kappa_2 and kappa_3")
+        if not isinstance(teacher.schedule, DiscreteSchedule):
+            raise ValueError("the baseline samples through the timesteps of a DDPM scheduler")
         self.kappas, self.alpha, self.t_init = kappas, alpha, t_init
         self.tmin, self.tmax, self.prompt_dropout = tmin, tmax, prompt_dropout
         self.micro_batch_size, self.collect = micro_batch_size, collect
