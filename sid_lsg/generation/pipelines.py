@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from sid_lsg.files.loading import explained
@@ -32,6 +31,8 @@ def load(model: str, dtype: torch.dtype, resolution: int | None, option: str) ->
     Raises:
         UsageError: If it cannot be loaded, or takes no such resolution.
     """
+    from diffusers import DiffusionPipeline
+
     with explained(f"--{option}: could not load a diffusers pipeline from {model!r}", _REMEDY):
         pipeline = DiffusionPipeline.from_pretrained(
             locate(model).location, torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False
