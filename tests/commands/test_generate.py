@@ -175,6 +175,7 @@ def test_what_a_long_prompt_loses_is_said(
 # ---------------------------------------------------------------------- which models
 
 
+@pytest.mark.slow
 def test_a_checkpoint_its_run_and_its_export_give_the_same_pictures(
     small_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -341,6 +342,7 @@ def test_a_prompt_may_hold_any_kind_of_line_break(model: str, tmp_path: Path) ->
     assert json.loads(row)["text"] == "a dog"
 
 
+@pytest.mark.slow
 def test_prompts_are_written_as_utf8_whatever_the_locale(model: str, tmp_path: Path) -> None:
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
     prompts.write_text("ein Kätzchen\n", encoding="utf-8")

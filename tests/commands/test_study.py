@@ -432,6 +432,7 @@ def test_two_studies_do_not_share_a_folder(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_small_study_from_beginning_to_end(
     tmp_path: Path, small_sd: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
