@@ -19,11 +19,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from sid_lsg.files.loading import explained, load_network
 from sid_lsg.images.pixels import from_uint8
 from sid_lsg.messages.checks import beside
-from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.conditioning import Conditioning, expand
-from sid_lsg.method.schedule import PREDICTION_TYPES, DiscreteSchedule
+from sid_lsg.method.schedule import DiscreteSchedule
 from sid_lsg.teachers.base import Teacher, Tokenize, Tokens
 from sid_lsg.teachers.layout import locate_parts
+from sid_lsg.teachers.stable_diffusion_parts import check_parts, latent_size, vae_factor
 from sid_lsg.teachers.text import PromptEncoder, cut_off, tokenize
 from sid_lsg.teachers.untrained import ARCHITECTURES, Architecture, configured, untrained
 
@@ -67,7 +67,7 @@ class StableDiffusion(Teacher):
             UsageError: If the parts are not Stable Diffusion's, or cannot take the resolution.
         """
         super().__init__()
-        _check_fit(unet, vae, text_encoder, scheduler, option)
+        check_parts(unet, vae, text_encoder, scheduler, option)
         self.network = unet
         self.vae = vae
         self.text = PromptEncoder(tokenizer, text_encoder)
@@ -75,9 +75,9 @@ class StableDiffusion(Teacher):
         self.schedule = DiscreteSchedule.from_alphas_cumprod(
             scheduler.alphas_cumprod, scheduler.config.prediction_type
         )
-        height, width = _latent_size(unet, vae, resolution, beside(option, "resolution"))
+        height, width = latent_size(unet, vae, resolution, beside(option, "resolution"))
         self.latent_shape = (unet.config.in_channels, height, width)
-        self.image_size = (height * _factor(vae), width * _factor(vae))
+        self.image_size = (height * vae_factor(vae), width * vae_factor(vae))
         if resolution is not None:
             # What is exported then samples at this resolution by default.
             unet.register_to_config(sample_size=self.latent_shape[1])
@@ -266,63 +266,3 @@ def _locate(
 ) -> tuple[str, dict[str, str]]:
     names = "Stable Diffusion", StableDiffusionPipeline.__name__
     return locate_parts(model, COMPONENTS, subfolders, option, *names, revision)
-
-
-def _check_fit(
-    unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
-    text: CLIPTextModel,
-    scheduler: DDPMScheduler,
-    option: str,
-) -> None:
-    """Refuse parts that are loaded well but do not make a Stable Diffusion."""
-    problem = None
-    if unet.config.in_channels != vae.config.latent_channels:
-        problem = (
-            f"its UNet takes {unet.config.in_channels} channels and its VAE's latents have "
-            f"{vae.config.latent_channels} (an inpainting or upscaling model?)"
-        )
-    elif unet.config.cross_attention_dim != text.config.hidden_size:
-        problem = (
-            f"its UNet attends to {unet.config.cross_attention_dim} features and its text encoder "
-            f"gives {text.config.hidden_size}"
-        )
-    elif unet.config.addition_embed_type or unet.config.class_embed_type:
-        problem = "its UNet wants more than a timestep and a prompt (SDXL or a variant of it?)"
-    elif scheduler.config.prediction_type not in PREDICTION_TYPES:
-        problem = (
-            f"its scheduler's prediction_type is {scheduler.config.prediction_type!r}, not one of "
-            f"{', '.join(PREDICTION_TYPES)}"
-        )
-    if problem:
-        raise UsageError(
-            f"--{option}: {problem}. Give a text-to-image model of Stable Diffusion 1 or 2."
-        )
-
-
-def _factor(vae: AutoencoderKL) -> int:
-    """Return how many pixels of an image's side make one of a latent's."""
-    return int(2 ** (len(vae.config.block_out_channels) - 1))
-
-
-def _latent_size(
-    unet: UNet2DConditionModel, vae: AutoencoderKL, resolution: int | None, option: str
-) -> tuple[int, int]:
-    """Return the latents' height and width, which the UNet must be able to halve at every level."""
-    factor = _factor(vae)
-    if resolution is None:
-        size = unet.config.sample_size
-        if size is None:
-            raise UsageError(
-                f"--{option} is missing: this teacher's UNet does not say for what size it was "
-                "trained. Give the side of an image in pixels, for example 512."
-            )
-        height, width = (size, size) if isinstance(size, int) else size
-        return height, width
-    multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)
-    if resolution < multiple or resolution % multiple:
-        raise UsageError(
-            f"--{option}: {resolution} pixels cannot pass this teacher's VAE (factor "
-            f"{factor}) and UNet; use a positive multiple of {multiple}."
-        )
-    return resolution // factor, resolution // factor

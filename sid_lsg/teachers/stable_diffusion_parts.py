@@ -1,0 +1,67 @@
+"""Check that a UNet, a VAE and a text encoder make one Stable Diffusion, and at which size."""
+
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel
+
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.schedule import PREDICTION_TYPES
+
+
+def check_parts(
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    text: CLIPTextModel,
+    scheduler: DDPMScheduler,
+    option: str,
+) -> None:
+    """Reject parts that load but do not make a Stable Diffusion."""
+    problem = None
+    if unet.config.in_channels != vae.config.latent_channels:
+        problem = (
+            f"its UNet takes {unet.config.in_channels} channels and its VAE's latents have "
+            f"{vae.config.latent_channels} (an inpainting or upscaling model?)"
+        )
+    elif unet.config.cross_attention_dim != text.config.hidden_size:
+        problem = (
+            f"its UNet attends to {unet.config.cross_attention_dim} features and its text encoder "
+            f"gives {text.config.hidden_size}"
+        )
+    elif unet.config.addition_embed_type or unet.config.class_embed_type:
+        problem = "its UNet wants more than a timestep and a prompt (SDXL or a variant of it?)"
+    elif scheduler.config.prediction_type not in PREDICTION_TYPES:
+        problem = (
+            f"its scheduler's prediction_type is {scheduler.config.prediction_type!r}, not one of "
+            f"{', '.join(PREDICTION_TYPES)}"
+        )
+    if problem:
+        raise UsageError(
+            f"--{option}: {problem}. Give a text-to-image model of Stable Diffusion 1 or 2."
+        )
+
+
+def vae_factor(vae: AutoencoderKL) -> int:
+    """Return the number of an image's pixels per latent pixel, along each side."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def latent_size(
+    unet: UNet2DConditionModel, vae: AutoencoderKL, resolution: int | None, option: str
+) -> tuple[int, int]:
+    """Return the latents' height and width, which the UNet halves at every level."""
+    factor = vae_factor(vae)
+    if resolution is None:
+        size = unet.config.sample_size
+        if size is None:
+            raise UsageError(
+                f"--{option} is missing: this teacher's UNet does not say for what size it was "
+                "trained. Give the side of an image in pixels, for example 512."
+            )
+        height, width = (size, size) if isinstance(size, int) else size
+        return height, width
+    multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)
+    if resolution < multiple or resolution % multiple:
+        raise UsageError(
+            f"--{option}: {resolution} pixels cannot pass this teacher's VAE (factor "
+            f"{factor}) and UNet; use a positive multiple of {multiple}."
+        )
+    return resolution // factor, resolution // factor
