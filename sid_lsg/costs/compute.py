@@ -32,7 +32,7 @@ def iteration_flops(run: PlannedRun) -> dict[str, float]:
     if plan.real_data:
         image = torch.empty(1, 3, *run.teacher.image_size, dtype=torch.uint8, device="meta")
         vae, _ = call_cost(lambda: run.teacher.encode_images(image))
-        # An upper bound: real images need no backward pass through the UNet's decoder.
+        # An upper bound: real images need no backward pass through the network's decoder.
         whole = trained.forward + trained.backward
         real_images = {"real images, at most": text + vae + whole}
     return real_images | {
@@ -80,7 +80,7 @@ def launching_seconds(run: PlannedRun) -> float:
         "fake_score": 2 + plan.real_data,
         "teacher": run.evaluated("teacher"),
     }
-    # Real images count as a full backward pass, although they need only the UNet's encoder.
+    # Real images count as a full backward pass, although they need only the network's encoder.
     backward = {"generator": plan.num_steps, "fake_score": forward["fake_score"], "teacher": 1}
     seconds = 0.0
     for name, passes in forward.items():

@@ -132,7 +132,7 @@ class PlannedRun:
             teacher = self.teacher
             if dtype != next(network.parameters()).dtype:
                 network, teacher = copy.deepcopy(network).to(dtype), copy.copy(teacher)
-                teacher.products_in = None  # the whole network has this dtype
+                teacher.frozen_dtype = None  # the whole network has this dtype
             self.known[key] = evaluation(teacher, network, gradient, half)
         return self.known[key]
 

@@ -13,7 +13,7 @@ from sid_lsg.distributed.sharding import is_sharded
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.lora import adapters, base
 from sid_lsg.options.training import EMADevice, FrozenPrecision
-from sid_lsg.teachers.base import Teacher, products
+from sid_lsg.teachers.base import Teacher, linear_layers
 
 
 def set_frozen_precision(
@@ -27,11 +27,13 @@ def set_frozen_precision(
     encoder, which are small and exported, stay in float32.
     """
     if precision == "bf16":
-        teacher.products_in = torch.bfloat16
+        teacher.frozen_dtype = torch.bfloat16
         own = teacher.network.parameters()
         stored = {id(p) for p in (*own, *(p for n in networks for p in base(n).values()))}
         for network in (teacher.network, *networks):
-            for p in (p for layer in products(network) for p in layer.parameters(recurse=False)):
+            for p in (
+                p for layer in linear_layers(network) for p in layer.parameters(recurse=False)
+            ):
                 if id(p) in stored:  # frozen
                     p.data = p.data.to(torch.bfloat16)
 

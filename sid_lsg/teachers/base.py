@@ -24,8 +24,8 @@ Tokens = dict[str, Tensor]
 Tokenize = Callable[[Sequence[str]], Tokens]
 
 
-def products(module: nn.Module) -> Iterator[nn.Linear | nn.Conv2d]:
-    """Find the layers that multiply by their weights; mixed precision does that in 16 bits."""
+def linear_layers(module: nn.Module) -> Iterator[nn.Linear | nn.Conv2d]:
+    """Yield the linear and convolution layers, which mixed precision runs in 16 bits."""
     return (layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d))
 
 
@@ -51,8 +51,8 @@ class Teacher(nn.Module, ABC):
         scheduler_config: The configuration of the scheduler that the model came with.
         latent_shape: (C, H, W) of a latent at the chosen resolution.
         image_size: (H, W) of an image in pixels.
-        products_in: The type in which the frozen weights of networks' products are stored, where
-            the others' is float32 (`memory.set_frozen_precision`).
+        frozen_dtype: The dtype of the frozen weights of linear and convolution layers, if it is
+            not that of the others (`memory.set_frozen_precision`).
     """
 
     network_name: ClassVar[str]
@@ -63,7 +63,7 @@ class Teacher(nn.Module, ABC):
     scheduler_config: dict[str, Any]
     latent_shape: tuple[int, int, int]
     image_size: tuple[int, int]
-    products_in: torch.dtype | None = None
+    frozen_dtype: torch.dtype | None = None
 
     # ------------------------------------------------------------------ opening a model
 
@@ -129,7 +129,7 @@ class Teacher(nn.Module, ABC):
     @property
     @abstractmethod
     def tokenize(self) -> Tokenize:
-        """What turns prompts into tokens, on the CPU; a loader's workers have copies of it."""
+        """Return the function from prompts to tokens, on the CPU; data workers copy it."""
 
     @abstractmethod
     def encode(self, tokens: Tokens) -> Conditioning:
@@ -140,7 +140,7 @@ class Teacher(nn.Module, ABC):
         return self.encode_prompts([""])
 
     def cut_off(self, prompt: str) -> str:
-        """Return what the model does not see of a prompt that is too long; "" if it sees all."""
+        """Return the part of a prompt that is cut off because it is too long; "" for none."""
         return ""
 
     # ------------------------------------------------------------------ networks
@@ -174,7 +174,7 @@ class Teacher(nn.Module, ABC):
     def sample_reference(
         self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, guidance: float
     ) -> Tensor:
-        """Sample the teacher itself, slowly: images as `decode` gives them."""
+        """Sample the teacher itself in many steps: images as from `decode`."""
 
     # ------------------------------------------------------------------ diffusers
 
@@ -183,7 +183,7 @@ class Teacher(nn.Module, ABC):
         """Make the family's diffusers pipeline of a network, a scheduler and the other parts."""
 
     def predicted_by(self, scheduler_config: Mapping[str, Any]) -> str:
-        """Return what a network predicts that comes with a scheduler of the family."""
+        """Return the prediction type of networks that come with a scheduler of the family."""
         return self.schedule.prediction_type
 
     def scheduler_options(self, t_init: int) -> dict[str, Any]:
@@ -212,12 +212,12 @@ class Teacher(nn.Module, ABC):
 
     @contextmanager
     def precision_of(self, network: nn.Module) -> Iterator[torch.dtype]:
-        """Compute in a network's precision; give the type of its inputs.
+        """Compute in a network's precision, and yield the dtype of its inputs.
 
-        Where its products alone have weights in 16 bits, that is mixed precision.
+        If only its linear and convolution layers have 16-bit weights, that is mixed precision.
         """
-        weight = next(products(network)).weight
-        if weight.dtype != self.products_in:
+        weight = next(linear_layers(network)).weight
+        if weight.dtype != self.frozen_dtype:
             yield weight.dtype
             return
         device = weight.device.type
@@ -230,7 +230,7 @@ class Teacher(nn.Module, ABC):
         return self.encode(self.tokenize(prompts))
 
     def freeze(self) -> None:
-        """Make every parameter constant; gradients still flow through to the inputs."""
+        """Freeze every parameter; gradients still flow to the inputs."""
         self.requires_grad_(False).eval()
 
     @property

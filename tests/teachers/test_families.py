@@ -1,6 +1,7 @@
 """Which family a model belongs to, and that a second family takes part in everything."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -298,3 +299,15 @@ def test_a_family_is_imported_when_it_is_chosen() -> None:
         "assert not {'diffusers', 'transformers', 'lightning'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_one_file_knows_the_families() -> None:
+    """No other wing names a family's module, or its network."""
+    package = Path(families.__file__).parents[1]
+    # What the demo is made of, and the official code's own files, are Stable Diffusion.
+    others = {"teachers", "demo", "official"}
+    for path in package.rglob("*.py"):
+        if path.relative_to(package).parts[0] in others:
+            continue
+        found = re.search(r"teachers\.(stable_|untrained)|UNet|StableDiff", path.read_text())
+        assert not found, path

@@ -22,7 +22,7 @@ from sid_lsg.networks.memory import borrowed
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.lora import LoRA
 from sid_lsg.options.training import EMA, Adapters, Gradients, Memory
-from sid_lsg.teachers.base import products
+from sid_lsg.teachers.base import linear_layers
 from sid_lsg.training.alternating import frozen
 from sid_lsg.training.bad_samples import replace_bad
 from sid_lsg.training.ema import update_ema
@@ -376,7 +376,9 @@ def test_gradient_checkpointing_changes_nothing(
 def test_a_frozen_network_may_be_stored_in_bf16(fit: Callable[..., SiDLSG]) -> None:
     both = {"optimizer_fake": sgd, "optimizer_generator": sgd, "steps": 2}
     whole, half = fit(**both), fit(**both, memory=Memory(frozen_precision="bf16"))
-    own = [p for layer in products(half.teacher.network) for p in layer.parameters(recurse=False)]
+    own = [
+        p for layer in linear_layers(half.teacher.network) for p in layer.parameters(recurse=False)
+    ]
     stored = {p.data_ptr() for p in half.teacher.parameters() if p.dtype == torch.bfloat16}
     assert stored == {p.data_ptr() for p in own}
     assert len(stored) > 30
