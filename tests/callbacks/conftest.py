@@ -1,4 +1,4 @@
-"""Fixtures of the tests of callbacks: the directory of one run serves most of them."""
+"""Fixtures of the callback tests; most tests share the directory of one run."""
 
 import shutil
 from pathlib import Path
@@ -30,7 +30,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, small_sd: str) -> Files:
 
 @pytest.fixture(scope="package")
 def run(small_sd: str, files: Files) -> Run:
-    """A run with every callback, in a directory where an earlier export is."""
+    """Train with every callback in a directory that contains an earlier export."""
     root = files.folder / "run"
     (root / "generator").mkdir(parents=True)
     (root / "generator" / "earlier.txt").touch()
@@ -50,7 +50,7 @@ def run(small_sd: str, files: Files) -> Run:
 
 @pytest.fixture
 def earlier(run: Run, tmp_path: Path) -> Path:
-    """A directory with what is needed to continue the run."""
+    """Return a directory with the files needed to continue the run."""
     root = tmp_path / "run"
     shutil.copytree(run.root / "checkpoints", root / "checkpoints", symlinks=True)
     return root

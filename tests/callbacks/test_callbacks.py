@@ -1,4 +1,4 @@
-"""All callbacks together, in real runs of the tiny pipeline."""
+"""Train the tiny pipeline with all callbacks together."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ from tests.helpers.callback_runs import (
 )
 
 
-def test_nothing_temporary_is_left(run: Run) -> None:
+def test_no_temporary_files_are_left(run: Run) -> None:
     assert sorted(path.name for path in run.root.iterdir()) == [
         "checkpoints", "comparison.png", "generator", "grids", "metrics.csv", "summary.json",
     ]  # fmt: skip
@@ -47,14 +47,15 @@ def test_evaluation_never_changes_training(small_sd: str, files: Files, run: Run
         assert torch.equal(value, with_all[name]), name
     start = bare.module.teacher.network.state_dict()
     for network in (bare.module.generator, bare.module.fake_score, bare.module.ema):
-        assert not torch.equal(network.conv_out.weight, start["conv_out.weight"])  # it trained
+        # training changed the weights
+        assert not torch.equal(network.conv_out.weight, start["conv_out.weight"])
     assert not (files.folder / "bare").exists()
 
 
-def test_what_is_switched_off_is_absent(
+def test_disabled_callbacks_leave_nothing(
     small_sd: str, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No grids, no scores, no export, no bar."""
+    """No grids, scores, export or progress bar."""
     (tmp_path / "run").mkdir()
     off = [ImageGrid(every_n_steps=0), Metrics(), Progress(refresh_rate=0)]
     fit(small_sd, files, tmp_path / "run", *off, max_steps=1)
@@ -67,7 +68,7 @@ def test_what_is_switched_off_is_absent(
 
 
 @pytest.mark.gpu
-def test_a_run_on_a_gpu_is_scored_to_its_end(small_sd: str, files: Files, tmp_path: Path) -> None:
+def test_a_run_on_a_gpu_is_scored_at_its_end(small_sd: str, files: Files, tmp_path: Path) -> None:
     where: set[str] = set()
 
     class Where(RunCallback):
@@ -96,7 +97,7 @@ def test_a_run_on_a_gpu_is_scored_to_its_end(small_sd: str, files: Files, tmp_pa
         (Checkpoint, "checkpoint.keep", -2),
     ],
 )
-def test_impossible_numbers_are_refused(callback: Any, option: str, value: int) -> None:
+def test_impossible_numbers_are_rejected(callback: Any, option: str, value: int) -> None:
     with pytest.raises(UsageError, match=rf"--{option} must be at least -?\d, got {value}"):
         callback(**{option.split(".")[1]: value})
 
@@ -108,8 +109,8 @@ def test_wandb_gets_grids_and_scores(
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb-own"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    wandb.finish()  # a run that another test may have left
-    wandb.teardown()  # read these variables anew
+    wandb.finish()  # close a run that another test may have left open
+    wandb.teardown()  # make wandb read these variables again
     root = tmp_path / "run"
     root.mkdir()
     logger = WandbLogger(project="sid-lsg", save_dir=str(root))
@@ -132,7 +133,7 @@ def test_wandb_gets_grids_and_scores(
         return sorted(pixels(path).tobytes() for path in folder.glob(pattern))
 
     shown = contents(media, "grid_*.png")
-    assert len(shown) == 3 * 2  # one by one
+    assert len(shown) == 3 * 2  # each grid is logged separately
     module = result.module
     images = module.teacher.decode(module.generate(spread(PROMPTS, 2), range(2)))
     assert {np.asarray(image).tobytes() for image in to_pil(images)} <= set(shown)

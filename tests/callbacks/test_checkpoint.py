@@ -1,4 +1,4 @@
-"""Checkpoints on schedule, and runs that continue from them."""
+"""Checkpoints saved on schedule, and runs that continue from them."""
 
 import json
 import shutil
@@ -17,16 +17,17 @@ from sid_lsg.loggers import CSVLogger
 from tests.helpers.callback_runs import BATCH, FID, STEPS, Files, Run, fit, metrics, rows
 
 
-def test_checkpoints_are_on_schedule_and_at_the_end(run: Run) -> None:
+def test_checkpoints_are_saved_on_schedule_and_at_the_end(run: Run) -> None:
     folder = run.root / "checkpoints"
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["0000003.ckpt", "0000004.ckpt", "last.ckpt"]
     assert (folder / "last.ckpt").is_symlink()
     assert (folder / "last.ckpt").resolve() == (folder / "0000004.ckpt").resolve()
-    assert (folder / "last.ckpt").readlink() == Path("0000004.ckpt")  # the run can be moved
+    # relative, so the run can be moved
+    assert (folder / "last.ckpt").readlink() == Path("0000004.ckpt")
 
 
-def test_checkpoints_are_plain_data_without_the_teacher(run: Run) -> None:
+def test_checkpoints_are_plain_tensors_without_the_teacher(run: Run) -> None:
     for name, step in (("0000003.ckpt", 3), ("last.ckpt", STEPS)):
         checkpoint = torch.load(run.root / "checkpoints" / name, weights_only=True)
         assert checkpoint["global_step"] == step
@@ -38,7 +39,7 @@ def test_checkpoints_are_plain_data_without_the_teacher(run: Run) -> None:
 
 
 class Iterations(L.Callback):
-    """Remembers which iterations ran."""
+    """Record which iterations ran."""
 
     def __init__(self) -> None:
         self.ran: list[int] = []
@@ -55,7 +56,7 @@ LOGGERS: dict[str, Callable[[Path], Logger | bool]] = {
 
 
 @pytest.mark.parametrize("logger", LOGGERS)
-def test_last_continues_with_any_logger(
+def test_ckpt_path_last_works_with_any_logger(
     small_sd: str, files: Files, earlier: Path, logger: str
 ) -> None:
     """Lightning looks for `last` before callbacks are set up, where the logger suggests."""
@@ -69,10 +70,10 @@ def test_last_continues_with_any_logger(
     bar = progress.train_progress_bar
     assert (bar.n, bar.total) == (STEPS + 2, STEPS + 2)
     grids = sorted(path.name for path in (earlier / "grids").iterdir())
-    assert grids == [f"step-{step:07d}.png" for step in (5, 6)]  # each iteration's once
+    assert grids == [f"step-{step:07d}.png" for step in (5, 6)]  # each iteration's grid once
 
 
-def test_last_is_the_newest_after_a_moved_run_continued(
+def test_last_is_the_newest_checkpoint_after_a_moved_run_continued(
     small_sd: str, files: Files, earlier: Path
 ) -> None:
     fit(small_sd, files, earlier, Checkpoint(), max_steps=STEPS + 1, ckpt_path="last")
@@ -80,7 +81,7 @@ def test_last_is_the_newest_after_a_moved_run_continued(
     assert links == {"last.ckpt": "0000005.ckpt"}
 
 
-def test_continuing_keeps_what_was_logged(
+def test_continuing_keeps_logged_rows(
     small_sd: str, files: Files, run: Run, tmp_path: Path
 ) -> None:
     root = Path(shutil.copytree(run.root, tmp_path / "run", symlinks=True))
@@ -94,10 +95,10 @@ def test_continuing_keeps_what_was_logged(
     assert after[: len(before)] == before
 
 
-def test_a_changed_learning_rate_holds_when_a_run_is_continued(
+def test_a_changed_learning_rate_applies_to_a_continued_run(
     small_sd: str, files: Files, earlier: Path
 ) -> None:
-    """Not the checkpoint's, which torch would bring back; its moments are kept."""
+    """torch would restore the learning rate of the checkpoint. The moments are kept."""
     options = {"max_steps": STEPS + 1, "ckpt_path": "last", "lr": 5e-4}
     for optimizer in fit(small_sd, files, earlier, Checkpoint(), **options).trainer.optimizers:
         assert optimizer.param_groups[0]["lr"] == 5e-4
@@ -113,10 +114,10 @@ def test_a_finished_run_can_be_started_again(small_sd: str, files: Files, earlie
     assert summary[FID] > 0
 
 
-def test_a_finished_run_that_is_started_again_makes_up_for_what_failed_at_its_end(
+def test_restarting_a_finished_run_completes_its_export_and_comparison(
     small_sd: str, files: Files, earlier: Path
 ) -> None:
-    """The export was lost to a full disk, say, and the comparison to a signal."""
+    """For example, a full disk prevented the export and a signal the comparison."""
     last = torch.load(earlier / "checkpoints" / "last.ckpt", weights_only=True)
     seconds = last["callbacks"]["Metrics"]["fit_seconds"]
     assert 0 < seconds < 100
@@ -126,7 +127,7 @@ def test_a_finished_run_that_is_started_again_makes_up_for_what_failed_at_its_en
     fit(small_sd, files, earlier, checkpoint, Export(), own, ckpt_path="last")
     assert (earlier / "generator" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
     after = json.loads((earlier / "summary.json").read_text())
-    assert after["fit_seconds"] == round(seconds, 1)  # the comparison is no training
+    assert after["fit_seconds"] == round(seconds, 1)  # without the time of the comparison
     assert checkpoint.best is not None
     assert checkpoint.best.state_dict()["value"] == pytest.approx(after[FID])
     assert (earlier / "checkpoints" / "best.ckpt").exists()

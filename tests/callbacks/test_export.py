@@ -1,4 +1,4 @@
-"""Exported generators: at the end of a run, in between, and on a full disk."""
+"""Exported generators: at the end of a run, during it, and on a full disk."""
 
 import errno
 from contextlib import nullcontext
@@ -22,7 +22,7 @@ from tests.helpers.callback_runs import (
 )
 
 
-def test_the_export_is_the_averaged_generator(run: Run) -> None:
+def test_the_export_contains_the_ema(run: Run) -> None:
     folder = run.root / "generator"
     assert not (folder / "earlier.txt").exists()
     weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
@@ -32,7 +32,7 @@ def test_the_export_is_the_averaged_generator(run: Run) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError, SafetensorError])
-def test_an_export_that_fails_leaves_the_earlier_one(
+def test_a_failed_export_keeps_the_earlier_one(
     error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(teacher: Any, network: Any, folder: Path, t_init: int, num_steps: int) -> None:
@@ -55,8 +55,10 @@ def test_an_export_that_fails_leaves_the_earlier_one(
 
 
 @pytest.mark.slow
-def test_generators_on_the_way_are_kept(small_sd: str, files: Files, tmp_path: Path) -> None:
-    """The same files as those of a run that ends there, for everything that takes a model."""
+def test_generators_exported_during_training_are_kept(
+    small_sd: str, files: Files, tmp_path: Path
+) -> None:
+    """They have the same files as the export of a run that ends at that iteration."""
     run = fit(small_sd, files, tmp_path / "long", Export(every_n_steps=2), max_steps=5)
     fit(small_sd, files, tmp_path / "short", Export(), max_steps=2)
     kept = sorted(path.name for path in (run.root / "generators").iterdir())
@@ -68,12 +70,12 @@ def test_generators_on_the_way_are_kept(small_sd: str, files: Files, tmp_path: P
         ), path
     weights = Path("unet", "diffusion_pytorch_model.safetensors")
     assert (early / weights).read_bytes() != (end / weights).read_bytes()
-    plain = fit(small_sd, files, tmp_path / "plain", Export(), max_steps=5)  # trained no otherwise
+    plain = fit(small_sd, files, tmp_path / "plain", Export(), max_steps=5)  # the same training
     assert (plain.root / "generator" / weights).read_bytes() == (end / weights).read_bytes()
     assert load_model(str(early)).sample(["a red dress"], [0]).shape == (1, 3, 64, 64)
 
 
-def test_a_full_disk_costs_a_generator_on_the_way_alone(
+def test_a_full_disk_during_training_loses_only_that_export(
     small_sd: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(teacher: Any, network: Any, folder: Path, *args: Any) -> None:

@@ -1,4 +1,4 @@
-"""Planted failures of the embedded teacher's distillation, and what is done about each."""
+"""Failures planted in the distillation of the embedded teacher, and the actions of Health."""
 
 import csv
 import functools
@@ -33,21 +33,21 @@ KINDS = ("collapse", "misalignment", "instability")
 
 
 class NoNoise(SiDLSG):
-    """Its generator makes one image of each prompt, whatever the noise."""
+    """Generate the same image of a prompt for every noise."""
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], *rest: Any) -> Tensor:
         return super().generate(prompts, [0] * len(seeds), *rest)
 
 
 class OneImage(SiDLSG):
-    """Its generator ignores the prompt too."""
+    """Ignore the prompt."""
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], *rest: Any) -> Tensor:
         return super().generate(["a pink sandal on a gray background"] * len(prompts), seeds, *rest)
 
 
 class Shuffled(SiDLSG):
-    """Its generator takes one prompt for another."""
+    """Generate images of other prompts than the given ones."""
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], *rest: Any) -> Tensor:
         prompts_of = self.trainer.datamodule.heldout_prompts
@@ -56,7 +56,7 @@ class Shuffled(SiDLSG):
 
 
 class Bad(SiDLSG):
-    """From some iteration on, half of its samples are not finite."""
+    """Make half of the samples NaN from iteration `since` on."""
 
     since = 0
 
@@ -68,7 +68,7 @@ class Bad(SiDLSG):
 
 
 def health(**options: Any) -> Health:
-    """Watch with a small probe, every 3 iterations."""
+    """Return a Health callback with a small probe every 3 iterations."""
     defaults = {
         "clip": CLIP,
         "every_n_images": 3 * BATCH,
@@ -90,7 +90,7 @@ def fit(
     log_every_n_steps: int = 1,
     ckpt_path: str | None = None,
 ) -> SiDLSG:
-    """Distil the demo's teacher for some iterations of 4 images."""
+    """Distil the demo's teacher for `max_steps` iterations of 4 images."""
 
     def adam(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=lr, betas=(0.0, 0.999))
@@ -121,7 +121,7 @@ def fit(
 
 
 def warned(run: Callable[[], SiDLSG]) -> list[str]:
-    """Train; return the warnings that are Health's."""
+    """Train and return the warnings of Health."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run()
@@ -137,11 +137,11 @@ def step_of(path: Path) -> int:
     return int(torch.load(path, weights_only=True)["global_step"])
 
 
-# ---------------------------------------------------------------------- what is seen
+# ---------------------------------------------------------------------- detection
 
 
 @pytest.mark.slow
-def test_a_healthy_run_raises_nothing_and_is_logged(tmp_path: Path) -> None:
+def test_a_healthy_run_is_logged_without_warnings(tmp_path: Path) -> None:
     assert warned(lambda: fit(tmp_path, health())) == []
     (seen,) = [row for row in rows(tmp_path) if row["health/retrieval"]]
     assert (int(seen["step"]), float(seen["images_seen"])) == (3, 3 * BATCH)
@@ -159,7 +159,7 @@ def test_a_healthy_run_raises_nothing_and_is_logged(tmp_path: Path) -> None:
         (Shuffled, "misalignment", "retrieval accuracy is 0.0"),
     ],
 )
-def test_a_planted_failure_is_seen_at_once_and_alone(
+def test_a_planted_failure_raises_only_its_own_warning(
     tmp_path: Path, module: type[SiDLSG], kind: str, seen: str
 ) -> None:
     (message,) = warned(lambda: fit(tmp_path, health(), module=module))
@@ -169,14 +169,14 @@ def test_a_planted_failure_is_seen_at_once_and_alone(
 
 
 @pytest.mark.slow
-def test_a_generator_that_ignores_its_prompt_is_both(tmp_path: Path) -> None:
+def test_a_generator_that_ignores_its_prompt_is_collapsed_and_misaligned(tmp_path: Path) -> None:
     first, second = warned(lambda: fit(tmp_path, health(), module=OneImage))
     assert "collapse" in first
     assert "across prompts is 0.0" in first
     assert "misalignment" in second
 
 
-def test_a_learning_rate_a_thousand_times_too_large_is_seen_at_once(tmp_path: Path) -> None:
+def test_a_learning_rate_1000_times_too_large_is_detected_at_once(tmp_path: Path) -> None:
     (message,) = warned(lambda: fit(tmp_path, Health(), lr=5e-2, max_steps=1))
     assert message.startswith("instability at iteration 1, 4 images seen: update_ratio_fake is ")
     assert "update_ratio_generator is " in message
@@ -184,7 +184,7 @@ def test_a_learning_rate_a_thousand_times_too_large_is_seen_at_once(tmp_path: Pa
     assert "init_args.lr" in message
 
 
-def test_measures_against_a_loop() -> None:
+def test_measures_equal_a_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     images, texts = (torch.randn(n, 5, generator=generator).double() for n in (6, 3))
 
@@ -201,7 +201,7 @@ def test_measures_against_a_loop() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_a_probe_gives_every_image_a_seed_of_its_own(batch_size: int) -> None:
+def test_a_probe_gives_every_image_a_different_seed(batch_size: int) -> None:
     seen: list[tuple[str, int]] = []
 
     def sampler(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
@@ -212,10 +212,11 @@ def test_a_probe_gives_every_image_a_seed_of_its_own(batch_size: int) -> None:
     features = SimpleNamespace(images=lambda images: images, texts=lambda _: torch.eye(9)[::3])
     found = probe(sampler, features, ["a", "b", "c"], 3, batch_size)  # type: ignore[arg-type]
     assert seen == [(prompt, seed) for seed, prompt in enumerate("aaabbbccc")]
-    assert found == pytest.approx((1, 1, 1 / 3, 5 / 9))  # where all are 0, the first is largest
+    # with all similarities 0, the first text is the largest
+    assert found == pytest.approx((1, 1, 1 / 3, 5 / 9))
 
 
-def test_a_ratio_that_is_not_a_number_is_below_any_limit() -> None:
+def test_a_nan_ratio_is_below_any_limit() -> None:
     ratios = {"a": 0.5, "b": math.nan, "c": 0.2}
     assert below(0.25, ratios) == (
         "b is nan times the teacher's (limit 0.25); c is 0.20 times the teacher's (limit 0.25)"
@@ -223,7 +224,7 @@ def test_a_ratio_that_is_not_a_number_is_below_any_limit() -> None:
     assert below(0.2, {"c": 0.2}) == ""
 
 
-def test_prompts_are_distinct_and_spread() -> None:
+def test_prompts_are_distinct_and_evenly_spread() -> None:
     assert choose_prompts(["a", "b", "a", "a", "c"], 3) == ["a", "b", "c"]
     assert choose_prompts(["a", "a"], 3) == ["a"]
     assert choose_prompts([str(i) for i in range(1000)], 4) == ["0", "250", "500", "750"]
@@ -244,7 +245,7 @@ HEALTHY = {
 
 
 def judge(*changes: dict[str, float], window: int = 50) -> list[str]:
-    """Judge a healthy past and then these values; return what was said of each."""
+    """Judge a healthy past and then the changed values; return the message for each change."""
     instability = Instability(spike=20, update_ratio=0.02, nonfinite=0.01, window=window)
     said = []
     for change in [*[{}] * BASELINE, *changes]:
@@ -255,7 +256,7 @@ def judge(*changes: dict[str, float], window: int = 50) -> list[str]:
 
 
 @pytest.mark.parametrize("name", list(HEALTHY)[:6])
-def test_what_grows_and_stays_is_a_spike_and_one_outlier_is_not(name: str) -> None:
+def test_a_lasting_increase_is_a_spike_and_one_outlier_is_not(name: str) -> None:
     change = {name: 21 * HEALTHY[name]}
     values = judge({}, change, {}, {}, change, change)
     assert [bool(said) for said in values] == [False] * 5 + [True]
@@ -263,13 +264,13 @@ def test_what_grows_and_stays_is_a_spike_and_one_outlier_is_not(name: str) -> No
     assert not any(judge(*[{name: 19 * HEALTHY[name]}] * 5))
 
 
-def test_a_loss_around_zero_is_compared_by_its_size() -> None:
+def test_a_loss_around_zero_is_compared_by_its_magnitude() -> None:
     around = [{"loss_generator": value} for value in (1.0, -2.0, 0.001, -1.5, 3.0, 1e-5) * 3]
     assert not any(judge(*around))
     assert judge(*around, *[{"loss_generator": -101.0}] * 2)[-1]
 
 
-def test_the_past_is_a_window() -> None:
+def test_the_baseline_is_a_sliding_window() -> None:
     values = [60.0] * 30 + [60.0 * 15] * 10 + [60.0 * 15**2] * RECENT
     rise = [{"grad_norm_fake": value} for value in values]
     assert not any(judge(*rise, window=5))
@@ -284,25 +285,25 @@ def test_the_past_is_a_window() -> None:
         ({"loss_fake": math.nan}, "loss_fake is inf"),
     ],
 )
-def test_what_is_not_finite_is_seen_when_it_stays(change: dict[str, float], seen: str) -> None:
+def test_lasting_nonfinite_values_are_detected(change: dict[str, float], seen: str) -> None:
     values = judge({}, change, {}, {}, change, change)
     assert [bool(said) for said in values] == [False] * 5 + [True]
     assert seen in values[-1]
 
 
 @pytest.mark.parametrize("value", [0.021, math.nan, math.inf])
-def test_a_step_that_is_too_long_is_seen_at_once(value: float) -> None:
+def test_a_too_large_update_is_detected_at_once(value: float) -> None:
     instability = Instability(spike=20, update_ratio=0.02, nonfinite=0.01, window=50)
     metrics = HEALTHY | {"update_ratio_fake": value}
     said = instability.judge({name: torch.tensor(v) for name, v in metrics.items()}, 50)
     assert said == f"update_ratio_fake is {value:.3g} (limit 0.02)"
 
 
-# ---------------------------------------------------------------------- what is done about it
+# ---------------------------------------------------------------------- actions
 
 
 class Shaken(SiDLSG):
-    """Takes far too long steps in some iterations, counted from 1."""
+    """Make far too large updates in the iterations `shaken`, counted from 1."""
 
     shaken: tuple[int, ...] = (4, 5, 6)
 
@@ -318,7 +319,7 @@ class AlwaysShaken(Shaken):
 
 @pytest.fixture
 def tiny(small_sd: str, tmp_path: Path) -> Callable[..., SiDLSG]:
-    """Return a function that trains the tiny pipeline, looked at after every 2nd iteration."""
+    """Return a function that trains the tiny pipeline and logs every second iteration."""
 
     def run(*callbacks: L.Callback, **options: Any) -> SiDLSG:
         options = {"module": Shaken, "max_steps": 8, "log_every_n_steps": 2} | options
@@ -327,7 +328,7 @@ def tiny(small_sd: str, tmp_path: Path) -> Callable[..., SiDLSG]:
     return run
 
 
-def test_samples_that_are_not_finite_are_seen(tiny: Callable[..., SiDLSG]) -> None:
+def test_nonfinite_samples_are_detected(tiny: Callable[..., SiDLSG]) -> None:
     (message,) = warned(lambda: tiny(Health(), module=Bad, max_steps=RECENT, log_every_n_steps=1))
     assert f"at iteration {RECENT}, " in message
     assert "50.0% of the samples are not finite (limit 1.0%)" in message
@@ -347,7 +348,7 @@ def test_a_warning_is_repeated_only_after_a_recovery(
     assert iterations(12, update_ratio=1e-12) == [1, 11]  # or after ten more
 
 
-def test_stop_saves_the_present_state_and_ends(tiny: Callable[..., SiDLSG], tmp_path: Path) -> None:
+def test_stop_saves_the_current_state_and_ends(tiny: Callable[..., SiDLSG], tmp_path: Path) -> None:
     watch = Health(instability_action="stop")
     with pytest.raises(TrainingStopped) as stopped:
         tiny(watch, Checkpoint(every_n_steps=3), Export())
@@ -356,7 +357,8 @@ def test_stop_saves_the_present_state_and_ends(tiny: Callable[..., SiDLSG], tmp_
     assert str(stopped.value).endswith(f"the present state is {folder / '0000004.ckpt'}.")
     assert (step_of(folder / "last.ckpt"), step_of(folder / "0000004.ckpt")) == (4, 4)
     assert not (tmp_path / "generator").exists()
-    assert [int(row["step"]) for row in rows(tmp_path)] == [2, 4]  # what was seen is on record
+    # the row of the failure is logged
+    assert [int(row["step"]) for row in rows(tmp_path)] == [2, 4]
 
 
 @pytest.mark.slow
@@ -375,7 +377,7 @@ def test_keep_good_returns_to_the_last_good_checkpoint(
     assert step_of(folder / "last.ckpt") == 2
     assert not (folder / "0000004.ckpt").exists()
     assert not (tmp_path / "generator").exists()
-    # The run goes on from there; it may fail again before anything is saved, or end well.
+    # A continued run may fail again before it saves anything, or end without a failure.
     again = (Health(instability_action="keep_good"), Checkpoint(every_n_steps=5, keep=keep))
     with pytest.raises(TrainingStopped, match="at iteration 4, .* the last good checkpoint"):
         tiny(*again, ckpt_path="last")
@@ -385,10 +387,10 @@ def test_keep_good_returns_to_the_last_good_checkpoint(
 
 
 @pytest.mark.slow
-def test_what_was_good_later_is_not_returned_to(
+def test_a_good_checkpoint_of_a_later_iteration_is_not_used(
     tiny: Callable[..., SiDLSG], tmp_path: Path
 ) -> None:
-    """A run that goes back to an earlier checkpoint leaves what followed it."""
+    """A run that continues from an earlier checkpoint ignores the later ones."""
     tiny(Health(), Checkpoint(every_n_steps=1, keep=-1), module=SiDLSG)
     folder = tmp_path / "checkpoints"
     assert step_of(folder / "good.ckpt") == 8
@@ -399,11 +401,9 @@ def test_what_was_good_later_is_not_returned_to(
 
 
 @pytest.mark.slow
-def test_good_is_the_state_that_was_judged_where_that_is_saved(
-    tiny: Callable[..., SiDLSG], tmp_path: Path
-) -> None:
+def test_good_is_the_judged_state(tiny: Callable[..., SiDLSG], tmp_path: Path) -> None:
     good = tmp_path / "checkpoints/good.ckpt"
-    watch = Health(every_n_images=BATCH)  # which says nothing without a CLIP model
+    watch = Health(every_n_images=BATCH)  # judges nothing here: it has no CLIP model
     tiny(watch, Checkpoint(every_n_steps=2), module=SiDLSG, max_steps=5)
     assert (step_of(good), step_of(good.with_name("last.ckpt"))) == (4, 5)
     tiny(Health(), Checkpoint(every_n_steps=9), module=SiDLSG, max_steps=6)  # saved at the end
@@ -411,7 +411,7 @@ def test_good_is_the_state_that_was_judged_where_that_is_saved(
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_file_system_without_hard_links_serves_too(
+def test_good_works_without_hard_links(
     tiny: Callable[..., SiDLSG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def link(*_: Any) -> None:
@@ -422,10 +422,8 @@ def test_a_file_system_without_hard_links_serves_too(
     assert step_of(tmp_path / "checkpoints/good.ckpt") == 2
 
 
-def test_a_run_that_is_continued_remembers_what_was_usual(
-    tiny: Callable[..., SiDLSG], tmp_path: Path
-) -> None:
-    """Else its first row would be healthy whatever it holds, and become `good.ckpt`."""
+def test_a_continued_run_restores_its_baseline(tiny: Callable[..., SiDLSG], tmp_path: Path) -> None:
+    """Without a baseline, any first row would count as healthy and become `good.ckpt`."""
     watch = Health()
     past = {"loss_fake": [1.0, math.inf]}
     watch.load_state_dict({"failed": {"instability": 2}, "past": past})
@@ -438,7 +436,7 @@ def test_a_run_that_is_continued_remembers_what_was_usual(
     assert len(state["past"]["loss_fake"]) > 0
 
 
-def test_keep_good_without_any_good_checkpoint_says_so(
+def test_keep_good_without_a_good_checkpoint_says_so(
     tiny: Callable[..., SiDLSG], tmp_path: Path
 ) -> None:
     (tmp_path / "checkpoints").mkdir()
@@ -450,7 +448,7 @@ def test_keep_good_without_any_good_checkpoint_says_so(
 
 
 @pytest.mark.slow
-def test_where_both_are_asked_for_nothing_bad_is_saved(tmp_path: Path) -> None:
+def test_stop_and_keep_good_together_save_nothing_bad(tmp_path: Path) -> None:
     watch = health(collapse_action="stop", misalignment_action="keep_good")
     with pytest.raises(TrainingStopped, match="(?s)collapse.*misalignment.*no earlier checkpoint"):
         fit(tmp_path, watch, Checkpoint(every_n_steps=9), module=OneImage)
@@ -458,16 +456,16 @@ def test_where_both_are_asked_for_nothing_bad_is_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_probe_that_fails_is_not_good(tmp_path: Path) -> None:
+def test_a_failing_probe_is_not_good(tmp_path: Path) -> None:
     fit(tmp_path, health(), Checkpoint(every_n_steps=1, keep=0), module=NoNoise)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
-# ---------------------------------------------------------------------- what stays as it is
+# ---------------------------------------------------------------------- unchanged training
 
 
 @pytest.mark.slow
-def test_the_training_is_bitwise_the_same_without(tiny: Callable[..., SiDLSG]) -> None:
+def test_health_does_not_change_the_training(tiny: Callable[..., SiDLSG]) -> None:
     class Watched(Health):
         def on_train_batch_end(self, *arguments: Any) -> None:
             torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
@@ -512,12 +510,12 @@ def test_actions_that_save_need_checkpoints(tmp_path: Path) -> None:
         ("clip", "./nowhere"),
     ],
 )
-def test_values_out_of_range_are_refused_by_name(option: str, value: Any) -> None:
+def test_values_out_of_range_are_rejected_by_name(option: str, value: Any) -> None:
     with pytest.raises(UsageError, match=rf"--health\.{option}\b"):
         Health(**{option: value})
 
 
-def test_one_prompt_cannot_be_told_from_others(tmp_path: Path) -> None:
+def test_a_single_prompt_is_rejected(tmp_path: Path) -> None:
     class Single(L.Callback):
         def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             trainer.datamodule._heldout_prompts = ["a red coat"] * 3  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Grids of images: the start, the progress, and the prompts they show."""
+"""Image grids: when they are written, and the prompts that they show."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from sid_lsg.training.module import SiDLSG
 from tests.helpers.callback_runs import PROMPTS, Files, Run, fit, pixels
 
 
-def test_grids_show_the_start_and_the_progress(run: Run) -> None:
+def test_grids_are_written_at_the_start_and_on_schedule(run: Run) -> None:
     names = sorted(path.name for path in (run.root / "grids").iterdir())
     assert names == [f"step-{step:07d}.png" for step in (0, 2, 4)]
     prompts, module = [*PROMPTS, PROMPTS[0]], run.module
@@ -30,7 +30,7 @@ def test_grids_show_the_start_and_the_progress(run: Run) -> None:
     assert not np.array_equal(middle, end)
 
 
-def test_a_grid_shows_prompts_of_ones_own(small_sd: str, files: Files, tmp_path: Path) -> None:
+def test_a_grid_shows_custom_prompts(small_sd: str, files: Files, tmp_path: Path) -> None:
     own = ["a red dress", "a boot"]
     options = {"max_steps": 1, "lr": 0.0}
     fit(small_sd, files, tmp_path, ImageGrid(1, num_images=3, prompts=own), **options)  # type: ignore[arg-type]
@@ -40,7 +40,7 @@ def test_a_grid_shows_prompts_of_ones_own(small_sd: str, files: Files, tmp_path:
 
 
 @pytest.mark.parametrize("prompts", [[], ["a", "b", "c"]])
-def test_prompts_that_a_grid_has_no_place_for_are_refused(prompts: list[str]) -> None:
+def test_more_prompts_than_cells_are_rejected(prompts: list[str]) -> None:
     with pytest.raises(
         UsageError, match=r"--image_grid\.prompts must be a list of 1 to 2 .*, got \d"
     ):

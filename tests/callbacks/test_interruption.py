@@ -1,4 +1,4 @@
-"""What SIGTERM and Ctrl-C lead to, in real processes."""
+"""SIGTERM, Ctrl-C and SLURM's signals, sent to real processes."""
 
 import json
 import os
@@ -40,7 +40,7 @@ STEPS = 4
 
 @pytest.fixture
 def arguments(small_sd: str, tmp_path: Path) -> list[str]:
-    """A run that scores nothing, and saves nothing on schedule before it is interrupted."""
+    """Return the arguments of a run without scores and without checkpoints on schedule."""
     return [
         *command(small_sd, tmp_path), "--metrics.every_n_images=0", "--health.every_n_images=0",
         "--metrics.clip=null", "--metrics.reference=null", "--checkpoint.every_n_steps=1000000",
@@ -53,7 +53,7 @@ def saved_step(root: Path) -> int:
 
 
 def assert_saved(root: Path, said: str, name: str) -> int:
-    """The state of the last logged iteration is saved, and the run did not end as if complete."""
+    """Check that the last logged iteration was saved and the run was not finished."""
     step = saved_step(root)
     assert [int(row["step"]) for row in rows(root)] == list(range(1, step + 1))
     assert {path.name for path in root.iterdir()} == {
@@ -75,7 +75,7 @@ def assert_saved(root: Path, said: str, name: str) -> int:
 def test_a_signal_ends_a_run_between_iterations(
     arguments: list[str], tmp_path: Path, number: signal.Signals, name: str
 ) -> None:
-    """The processes that read the data get it too, as from a scheduler or a terminal."""
+    """The data workers receive the signal too, as they do from a scheduler or a terminal."""
     root = tmp_path / "run"
     processes = start(arguments, root, 1)
     wait(processes, root / "metrics.csv", 3)
@@ -84,7 +84,7 @@ def test_a_signal_ends_a_run_between_iterations(
     for worker in workers(pid):
         os.kill(worker, number)
     time.sleep(0.5)
-    assert processes[0].is_alive()  # they are deaf
+    assert processes[0].is_alive()  # the data workers ignore the signal
     os.kill(pid, number)
     said = finish(processes, root, 128 + number)
     step = assert_saved(root, said, name)
@@ -95,7 +95,7 @@ def test_a_signal_ends_a_run_between_iterations(
     assert (root / "generator").is_dir()
 
 
-def test_a_second_ctrl_c_ends_it_at_once(arguments: list[str], tmp_path: Path) -> None:
+def test_a_second_ctrl_c_ends_the_run_at_once(arguments: list[str], tmp_path: Path) -> None:
     root = tmp_path / "run"
     big = [a for a in arguments if "batch_size" not in a and "every_n_steps" not in a]
     big += ["--data.batch_size=256", "--model.micro_batch_size=256", "--checkpoint.every_n_steps=1"]
@@ -114,7 +114,7 @@ def test_a_second_ctrl_c_ends_it_at_once(arguments: list[str], tmp_path: Path) -
 
 
 def test_two_processes_stop_after_the_same_iteration(arguments: list[str], tmp_path: Path) -> None:
-    """Only the second has the signal; only the first speaks."""
+    """Only the second process receives the signal; only the first one prints."""
     root = tmp_path / "run"
     processes = start(arguments, root, 2)
     wait(processes, root / "metrics.csv", 3)
@@ -125,9 +125,9 @@ def test_two_processes_stop_after_the_same_iteration(arguments: list[str], tmp_p
 
 
 class Signalled(L.Callback):
-    """Sends this process a signal in the midst of an iteration, 0 for before the first one.
+    """Send this process a signal during an iteration; 0 means before the first one.
 
-    And counts reads of what has not been sent, from the second iteration's start to the third's.
+    Count the reads of unsent values from the start of the second iteration to the third's.
     """
 
     def __init__(self, iteration: int) -> None:
@@ -156,7 +156,7 @@ class Signalled(L.Callback):
 
 
 def fit(folder: Path, teacher: str, strategy: str, iteration: int, signalled: list[int]) -> None:
-    """Train until a signal in an iteration of some ranks; report what this one did."""
+    """Train until some ranks receive a signal in an iteration; write a report of this rank."""
     rank, read = int(os.environ["RANK"]), []
     callback = Signalled(iteration if rank in signalled else -1)
     trainer = L.Trainer(
@@ -174,7 +174,7 @@ def fit(folder: Path, teacher: str, strategy: str, iteration: int, signalled: li
     )
 
     class Dated(Reading):
-        """Notes after how many iterations it is sent and read."""
+        """Record the iteration counts at which the numbers are sent and read."""
 
         def __init__(self, numbers: Tensor) -> None:
             super().__init__(numbers)
@@ -211,7 +211,7 @@ CASES: list[tuple[str, int, list[int]]] = [
 
 @pytest.fixture(scope="module")
 def ended(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Let two processes, started as torchrun starts them, be interrupted again and again."""
+    """Run all cases in two processes that are started as torchrun starts them."""
     folder = tmp_path_factory.mktemp("ended")
     (folder / "prompts.txt").write_text("a red cat\ntwo dogs\na blue bird\nthe moon\nan old book")
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(forked.free_port())}
@@ -222,34 +222,34 @@ def ended(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=map(str, CASES))
-def test_whichever_process_has_the_signal_all_stop_together(ended: Path, number: int) -> None:
-    """After the iteration in which they hear of it, or the last one; and the state is saved."""
+def test_all_processes_stop_after_a_signal_to_any(ended: Path, number: int) -> None:
+    """They stop after the iteration in which the signal arrives there, and save the state."""
     _, iteration, _ = CASES[number]
     root = ended / str(number)
     first, second = (json.loads((root / f"report{rank}.json").read_text()) for rank in "01")
     assert first == second
     step = min(iteration + 1, STEPS)
     assert first["step"] == saved_step(root) == step
-    last = iteration >= STEPS - 1  # what is told before the last iteration is read after it
+    last = iteration >= STEPS - 1  # a signal in the last two iterations is read after the last one
     when = f"SIGTERM after {'the last iteration, ' if last else 'iteration '}{step}: "
     assert first["said"].startswith(when)
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=map(str, CASES))
-def test_processes_do_not_wait_for_what_they_tell_each_other(ended: Path, number: int) -> None:
-    """They read it when the next iteration is complete; at the end alone what they have just told.
+def test_processes_do_not_wait_for_each_others_messages(ended: Path, number: int) -> None:
+    """A message is read after the next iteration; only the last one is read immediately.
 
-    And nothing else, be it Lightning's, is read that has not been sent before.
+    Neither this project nor Lightning reads anything that was not sent before.
     """
     report = json.loads((ended / str(number) / "report0.json").read_text())
     last, step = CASES[number][1] >= STEPS - 1, report["step"]
     expected = [[told, told + 1] for told in range(step - last)]
     assert report["read"] == (expected if not last else [*expected, [step, step]])
-    assert report["unsent"] == (0 if step > 2 else None)  # of those that came so far
+    assert report["unsent"] == (0 if step > 2 else None)  # None: the run did not get so far
 
 
-def test_processes_that_lightning_launches_stop_too(arguments: list[str], tmp_path: Path) -> None:
-    """A terminal signals all of them at once; the command's status is the first one's."""
+def test_processes_launched_by_lightning_stop_too(arguments: list[str], tmp_path: Path) -> None:
+    """A terminal signals all of them at once; the command returns the first one's status."""
     root, log = tmp_path / "run", tmp_path / "log"
     options = [
         "--trainer.devices=2",
@@ -268,8 +268,10 @@ def test_processes_that_lightning_launches_stop_too(arguments: list[str], tmp_pa
     assert_saved(root, log.read_text(), "Ctrl-C")
 
 
-def test_a_signal_while_processes_wait_for_each_other(arguments: list[str], tmp_path: Path) -> None:
-    """The first one is deaf meanwhile, and the others have not heard of any signal's meaning."""
+def test_a_signal_while_processes_connect_ends_the_run(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    """The first process cannot react while it waits; the others have no handler yet."""
     root, log = tmp_path / "run", tmp_path / "log"
     options = ["--trainer.devices=2", "--trainer.strategy=ddp_multi"]
     options += [f"--trainer.default_root_dir={root}"]
@@ -288,7 +290,7 @@ def test_a_signal_while_processes_wait_for_each_other(arguments: list[str], tmp_
 
 
 def test_slurm_requeues_a_job(arguments: list[str], tmp_path: Path) -> None:
-    """SIGUSR1 says that time is nearly up: save, requeue and go on. SIGTERM ends it."""
+    """SIGUSR1 announces the time limit: save, requeue and continue. SIGTERM ends the run."""
     root, log, calls = tmp_path / "run", tmp_path / "run.log", tmp_path / "calls"
     scontrol = tmp_path / "bin/scontrol"
     scontrol.parent.mkdir()
@@ -304,7 +306,7 @@ def test_slurm_requeues_a_job(arguments: list[str], tmp_path: Path) -> None:
     options += [f"--trainer.default_root_dir={root}"]
 
     def job(*more: str, **environment: str) -> list[ForkServerProcess]:
-        """Be srun."""
+        """Start the tasks as srun does."""
         started = []
         for rank in ("0", "1"):
             task = common | environment | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}
@@ -333,7 +335,9 @@ def test_slurm_requeues_a_job(arguments: list[str], tmp_path: Path) -> None:
     assert [int(row["step"]) for row in rows(root)] == list(range(1, step + 2))
 
 
-def test_a_signal_at_the_start_ends_it_at_once(arguments: list[str], tmp_path: Path) -> None:
+def test_a_signal_during_the_setup_ends_the_run_at_once(
+    arguments: list[str], tmp_path: Path
+) -> None:
     root = tmp_path / "run"
     processes = start(arguments, root, 1)
     wait(processes, root / "config.yaml", 1)
@@ -345,7 +349,7 @@ def test_a_signal_at_the_start_ends_it_at_once(arguments: list[str], tmp_path: P
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_elsewhere_a_signal_is_an_exception_with_its_status(number: signal.Signals) -> None:
+def test_outside_training_a_signal_raises_with_its_status(number: signal.Signals) -> None:
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(Interrupted) as end, ending_on_signals():
         signal.raise_signal(number)
@@ -354,8 +358,8 @@ def test_elsewhere_a_signal_is_an_exception_with_its_status(number: signal.Signa
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-def test_what_is_ignored_stays_ignored() -> None:
-    """A job in the background of a script, or of nohup, is not ended by Ctrl-C."""
+def test_ignored_signals_stay_ignored() -> None:
+    """Ctrl-C does not end a background job of a script or of nohup."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with ending_on_signals():
@@ -365,8 +369,8 @@ def test_what_is_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_thread_of_another_program_may_train() -> None:
-    """Python delivers signals to the main thread alone: there is nothing to take over."""
+def test_training_in_a_thread_installs_no_handlers() -> None:
+    """Python delivers signals only to the main thread."""
     problems: list[BaseException] = []
 
     def train() -> None:
@@ -385,7 +389,7 @@ def test_a_thread_of_another_program_may_train() -> None:
 
 
 def trainer(**more: Any) -> Any:
-    """As much of a Trainer as the callback uses."""
+    """Build the parts of a Trainer that the callback uses."""
     connector = SimpleNamespace(cluster_environment=None)
     values = {
         "_signal_connector": SimpleNamespace(),
@@ -401,7 +405,7 @@ def trainer(**more: Any) -> Any:
 
 
 def run(interruption: Interruption, trainer: Any, *signals: int) -> None:
-    """Go through the hooks of a run of one iteration, in which signals come."""
+    """Call the hooks of a run of one iteration, with signals during the iteration."""
     module: Any = None
     interruption.setup(trainer, module, "fit")
     interruption.on_fit_start(trainer, module)
@@ -418,12 +422,12 @@ def run(interruption: Interruption, trainer: Any, *signals: int) -> None:
         interruption.teardown(trainer, module, "fit")
 
 
-def test_without_checkpoints_it_says_so() -> None:
+def test_an_interruption_without_checkpoints_says_so() -> None:
     with pytest.raises(Interrupted, match="SIGTERM after iteration 1: nothing was saved"):
         run(Interruption(), trainer(), signal.SIGTERM)
 
 
-def test_a_signal_after_the_last_iteration_leaves_out_the_comparison() -> None:
+def test_a_signal_after_the_last_iteration_skips_the_comparison() -> None:
     interruption, only = Interruption(), trainer()
     interruption.setup(only, None, "fit")  # type: ignore[arg-type]
     interruption.on_fit_start(only, None)  # type: ignore[arg-type]
@@ -434,24 +438,24 @@ def test_a_signal_after_the_last_iteration_leaves_out_the_comparison() -> None:
     assert end.value.code == 143
 
 
-def test_a_signal_before_anything_is_set_up_ends_what_lightning_has_launched() -> None:
-    """Though that is deaf, in a wait for other processes."""
+def test_a_signal_during_setup_kills_the_launched_processes() -> None:
+    """The child ignores SIGTERM, like a process that waits for others."""
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); input()"
     child = subprocess.Popen([sys.executable, "-c", deaf], stdin=subprocess.PIPE)
     launcher = SimpleNamespace(procs=[child])
     early = trainer(strategy=SimpleNamespace(launcher=launcher))
-    with pytest.raises(Interrupted):  # between iterations: the others know of it
+    with pytest.raises(Interrupted):  # after an iteration, the other processes know of the signal
         run(Interruption(), early, signal.SIGTERM)
     assert child.poll() is None
     Interruption().on_exception(early, None, Interrupted("", 143))  # type: ignore[arg-type]
     assert child.poll() == -signal.SIGKILL
-    assert launcher.procs == []  # where Lightning's observer looks for the dead
+    assert launcher.procs == []  # Lightning's observer looks there for dead processes
 
 
-def test_a_signal_to_requeue_is_answered_between_iterations(
+def test_a_requeue_signal_is_handled_between_iterations(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Lightning would save in the middle of one, when one network is trained and not the other."""
+    """Lightning would save in the middle, when only one of the networks has been trained."""
     done: list[str] = []
     checkpoint = Checkpoint()
     monkeypatch.setattr(checkpoint, "save", lambda trainer: done.append("saved") or Path("x.ckpt"))
@@ -464,7 +468,7 @@ def test_a_signal_to_requeue_is_answered_between_iterations(
         run(interruption, slurm, signal.SIGUSR1)
         assert done == ["saved", "requeued"]
         interruption.on_train_batch_start(slurm, None, None, 2)  # type: ignore[arg-type]
-        assert done == ["saved", "requeued"]  # once
+        assert done == ["saved", "requeued"]  # only once
         signal.signal(signal.SIGUSR1, lambda *_: done.append("again"))
         with pytest.raises(Interrupted, match="SIGTERM after iteration 1: the state is saved"):
             run(Interruption(), slurm, signal.SIGUSR1, signal.SIGTERM)
@@ -479,13 +483,13 @@ def test_a_signal_to_requeue_is_answered_between_iterations(
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_lightnings_own_answer_is_still_called_so() -> None:
-    """It is replaced by name: it would run collective operations, one in a signal's handler."""
+def test_lightning_still_has_the_functions_that_are_replaced() -> None:
+    """They are replaced by name: they run collective operations, one in a signal handler."""
     assert callable(_SignalConnector._sigterm_notifier_fn)
     assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)
 
 
-def test_the_signals_are_handed_back() -> None:
+def test_signal_handlers_are_restored() -> None:
     both = (signal.SIGTERM, signal.SIGINT)
     before = [signal.getsignal(number) for number in both]
     run(Interruption(), trainer())

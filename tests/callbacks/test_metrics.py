@@ -73,7 +73,7 @@ def test_the_summary_compares_teacher_start_and_end(run: Run, files: Files) -> N
     assert len(set(found.values())) == 3
 
 
-def test_the_last_scores_are_in_the_log_too(run: Run) -> None:
+def test_the_last_scores_are_logged_too(run: Run) -> None:
     summary = json.loads((run.root / "summary.json").read_text())
     last = [row for row in rows(run) if row[FID]][-1]
     assert float(last[FID]) == pytest.approx(summary[FID])
@@ -82,12 +82,12 @@ def test_the_last_scores_are_in_the_log_too(run: Run) -> None:
 
 def test_the_comparison_shows_three_rows(run: Run) -> None:
     height, width, _ = pixels(run.root / "comparison.png").shape
-    side = 2 * 64  # enlarged by a whole factor
+    side = 2 * 64  # enlarged by an integer factor
     assert height > 3 * side
     assert width > NUM_PICTURED * side
 
 
-def test_the_seconds_of_a_continued_run_are_those_of_all_its_training(
+def test_the_seconds_of_a_continued_run_include_all_its_training(
     small_sd: str, files: Files, earlier: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = metrics(files)
@@ -100,7 +100,7 @@ def test_the_seconds_of_a_continued_run_are_those_of_all_its_training(
     assert saved["callbacks"]["Metrics"]["fit_seconds"] == pytest.approx(1e4, rel=0.01)
 
 
-def test_the_table_says_how_many_steps_the_generator_takes(
+def test_the_table_states_the_steps_of_the_generator(
     small_sd: str, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = metrics(files, num_images=2, teacher_steps=1, num_pictured=1, teacher_guidance=1.0)
@@ -115,10 +115,10 @@ def test_the_table_says_how_many_steps_the_generator_takes(
     assert "SiD-LSG, 2 steps" in table
 
 
-def test_the_comparison_comes_before_the_networks_leave_their_device(
+def test_the_comparison_runs_before_the_networks_leave_their_device(
     small_sd: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lightning moves them to the CPU before `on_fit_end`; and the last checkpoint comes first."""
+    """Lightning moves them to the CPU before `on_fit_end`. The last checkpoint is saved first."""
     events: list[str] = []
 
     def noting(owner: Any, name: str, event: str) -> None:
@@ -139,12 +139,12 @@ def test_the_comparison_comes_before_the_networks_leave_their_device(
 
 
 @pytest.mark.parametrize("scale", [0.5, 0, -1, float("nan")])
-def test_a_scale_at_which_the_teacher_would_not_be_guided_is_refused(scale: float) -> None:
+def test_a_guidance_scale_that_diffusers_ignores_is_rejected(scale: float) -> None:
     with pytest.raises(UsageError, match=r"--metrics\.teacher_guidance must be .*at least 1"):
         Metrics(teacher_guidance=scale)
 
 
-def test_fewer_scored_images_than_processes_are_refused(
+def test_fewer_scored_images_than_processes_are_rejected(
     small_sd: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sid_lsg.distributed.processes.process", lambda: (0, 5))
@@ -152,7 +152,7 @@ def test_fewer_scored_images_than_processes_are_refused(
         fit(small_sd, files, tmp_path, metrics(files, num_images=4))
 
 
-def test_a_reference_without_a_clip_is_refused(files: Files) -> None:
-    """FID would be left out without a word."""
+def test_a_reference_without_clip_is_rejected(files: Files) -> None:
+    """Without this error, FID would be missing silently."""
     with pytest.raises(UsageError, match=r"--metrics\.reference.*--metrics\.clip"):
         Metrics(reference=files.reference)

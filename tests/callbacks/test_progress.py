@@ -27,7 +27,7 @@ def test_the_progress_bar_counts_iterations(
 def test_the_progress_bar_reads_each_row_once(
     small_sd: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reading a loss waits for the device: not in every iteration, though each redraws the bar."""
+    """Reading a loss waits for the device, so not every redraw of the bar may read it."""
     read, drawn = [], []
     progress = Progress(refresh_rate=1)
     values: Any = L.Trainer.progress_bar_metrics.fget  # type: ignore[attr-defined]
@@ -46,7 +46,7 @@ def test_the_progress_bar_reads_each_row_once(
     assert drawn == [step >= EVERY for step in range(1, 2 * EVERY + 2)]
 
 
-def test_no_bar_means_no_bar_of_the_evaluation_either(
+def test_without_a_bar_the_evaluation_has_none_either(
     small_sd: str, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"num_images": 2, "teacher_steps": 1, "num_pictured": 1}

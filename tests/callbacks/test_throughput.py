@@ -17,7 +17,7 @@ def test_throughput_is_logged_with_the_losses(run: Run) -> None:
     assert all(0.05 < float(row["peak_memory_gib"]) < 100 for row in losses)
 
 
-def test_throughput_counts_all_processes_and_only_the_iterations(
+def test_throughput_counts_all_processes_and_only_iterations(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     logged: dict[str, float] = {}

@@ -49,7 +49,7 @@ def test_values_in_range_pass(changed: dict[str, Any]) -> None:
         ("micro_batch_size", 0, "at least 1"),
     ],
 )
-def test_values_out_of_range_are_refused_by_name(name: str, value: float, wanted: str) -> None:
+def test_values_out_of_range_are_rejected_by_name(name: str, value: float, wanted: str) -> None:
     message = re.escape(f"--model.{name} must be {wanted}") + ".*" + re.escape(f"got {value!r}.")
     with pytest.raises(UsageError, match=message):
         Method(**{name: value}).check_timesteps(1000)  # type: ignore[arg-type]

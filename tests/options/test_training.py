@@ -40,7 +40,7 @@ inf, nan = math.inf, math.nan
         (Adapters, "fake_score", LoRA(4, nan), "lora.fake_score.alpha must be a positive number"),
     ],
 )
-def test_values_out_of_range_are_refused_by_name(
+def test_values_out_of_range_are_rejected_by_name(
     kind: Any, name: str, value: Any, message: str
 ) -> None:
     with pytest.raises(UsageError, match=f"^--model.{re.escape(message)}.*, got "):

@@ -292,7 +292,7 @@ def test_a_checkpoint_of_another_model_is_refused(small_sd: str) -> None:
         ("resolution", 60),
     ],
 )
-def test_values_out_of_range_are_refused_by_name(small_sd: str, option: str, value: Any) -> None:
+def test_values_out_of_range_are_rejected_by_name(small_sd: str, option: str, value: Any) -> None:
     with pytest.raises(UsageError, match=rf"--model\.({option}|tmin)"):
         SiDLSG(small_sd, **{option: value})
 
