@@ -1,4 +1,4 @@
-"""What a continued run does again, and which checkpoints are kept."""
+"""Continued runs, and the checkpoints that are kept."""
 
 import csv
 import json
@@ -16,15 +16,15 @@ from sid_lsg.messages.errors import UsageError
 from tests.helpers.checkpoint_runs import STEPS, Iterations, fit, load, names, steps, warned
 from tests.helpers.comparison import same
 
-# ---------------------------------------------------------------------- continuing
+# ---------------------------------------------------------------------- continue
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 4])
-def test_a_continued_run_is_the_uninterrupted_one(
+def test_a_continued_run_equals_an_uninterrupted_one(
     small_sd: str, run: Path, copied: Path, step: int
 ) -> None:
-    """As if killed just after the checkpoint of this step: nothing later is there."""
+    """Continue as if the run was killed just after it saved the checkpoint of `step`."""
     folder = copied / "checkpoints"
     for path in folder.iterdir():
         if path.name != f"{step:07d}.ckpt":
@@ -34,7 +34,8 @@ def test_a_continued_run_is_the_uninterrupted_one(
     written = (folder / f"{step:07d}.ckpt").stat()
     fit(small_sd, copied, checkpoint, iterations, progress, ckpt_path="last")
     assert iterations.ran == list(range(step, STEPS))
-    assert (folder / f"{step:07d}.ckpt").stat().st_mtime_ns == written.st_mtime_ns  # once is enough
+    # not saved again
+    assert (folder / f"{step:07d}.ckpt").stat().st_mtime_ns == written.st_mtime_ns
     assert progress.train_progress_bar.n == STEPS
     assert (copied / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
     for name in ("0000004.ckpt", "last.ckpt"):
@@ -45,10 +46,10 @@ def test_a_continued_run_is_the_uninterrupted_one(
 
 
 @pytest.mark.parametrize(("step", "saved"), [(STEPS, []), (4, ["0000004.ckpt"])])
-def test_a_run_that_continues_in_another_directory_lacks_nothing_there(
+def test_a_run_continued_in_another_directory_saves_its_checkpoints_there(
     small_sd: str, run: Path, empty: Path, step: int, saved: list[str]
 ) -> None:
-    """Also a complete one, of which nothing is left to do but to save it there."""
+    """A complete run has nothing left to train; its last checkpoint is still saved there."""
     source, checkpoint = run / f"checkpoints/{step:07d}.ckpt", Checkpoint(every_n_steps=4, keep=-1)
     if step == STEPS:
         source = run / "checkpoints/last.ckpt"
@@ -58,7 +59,7 @@ def test_a_run_that_continues_in_another_directory_lacks_nothing_there(
     assert same(*weights)
 
 
-def test_a_redone_iterations_row_is_all_new(small_sd: str, copied: Path) -> None:
+def test_the_row_of_a_repeated_iteration_is_replaced(small_sd: str, copied: Path) -> None:
     path = copied / "metrics.csv"
     with path.open(newline="") as file:
         found = [*csv.DictReader(file)]
@@ -76,7 +77,7 @@ def test_a_redone_iterations_row_is_all_new(small_sd: str, copied: Path) -> None
     assert max(map(int, old)) == STEPS
 
 
-def test_counters_in_a_checkpoint_are_those_of_its_iteration(run: Path) -> None:
+def test_a_checkpoint_has_the_counters_of_its_iteration(run: Path) -> None:
     for step in (2, 4):
         saved = load(run / f"checkpoints/{step:07d}.ckpt")
         assert saved["global_step"] == step
@@ -85,7 +86,7 @@ def test_counters_in_a_checkpoint_are_those_of_its_iteration(run: Path) -> None:
         assert progress == {"total": counts, "current": counts, "is_last_batch": False}
 
 
-def test_the_row_of_an_iteration_is_on_disk_before_its_checkpoint(
+def test_the_row_of_an_iteration_is_written_before_its_checkpoint(
     small_sd: str, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -94,7 +95,8 @@ def test_the_row_of_an_iteration_is_on_disk_before_its_checkpoint(
         def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
             seen.append((checkpoint["global_step"], steps(empty)))
             if checkpoint["global_step"] == 2:
-                assert (empty / "metrics.csv").read_text().count(",1.0,") == 3  # the late ones
+                # with the rows of `Late`
+                assert (empty / "metrics.csv").read_text().count(",1.0,") == 3
             super().save_checkpoint(checkpoint, path)
 
     class Late(L.Callback):
@@ -105,11 +107,11 @@ def test_the_row_of_an_iteration_is_on_disk_before_its_checkpoint(
     fit(small_sd, empty, Checkpoint(every_n_steps=2, keep=2), Late(), max_steps=3)
     assert seen == [(2, [0, 1, 2]), (3, [0, 1, 2, 3])]
     loops = load(empty / "checkpoints/0000002.ckpt")["loops"]["fit_loop"]
-    assert not loops["epoch_loop.batch_progress"]["is_last_batch"]  # the third is
+    assert not loops["epoch_loop.batch_progress"]["is_last_batch"]  # only the third batch is
 
 
 @pytest.mark.slow
-def test_saving_counts_as_no_time_of_an_iteration(
+def test_throughput_excludes_the_time_of_saving(
     small_sd: str, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save: Any = SafeCheckpointIO.save_checkpoint
@@ -125,11 +127,11 @@ def test_saving_counts_as_no_time_of_an_iteration(
     assert min(rates) > 2 / 3
 
 
-# ---------------------------------------------------------------------- which are kept
+# ---------------------------------------------------------------------- retention
 
 
 class Scored(Metrics):
-    """Has known scores."""
+    """Log known scores."""
 
     def __init__(self, **scores: float) -> None:
         super().__init__()
@@ -156,7 +158,7 @@ def best_of(root: Path) -> tuple[int, float]:
 
 
 @pytest.mark.slow
-def test_the_best_is_kept_beside_the_last(small_sd: str, empty: Path) -> None:
+def test_the_best_checkpoint_is_kept_beside_the_last(small_sd: str, empty: Path) -> None:
     scores = Scored(s1=5.0, s2=float("nan"), s3=4.0, s4=4.5)
     options: dict[str, Any] = {"every_n_steps": 2, "keep": 2, "best": "fid"}
     fit(small_sd, empty, Checkpoint(**options), scores, max_steps=5)
@@ -166,13 +168,13 @@ def test_the_best_is_kept_beside_the_last(small_sd: str, empty: Path) -> None:
         "metric": "fid", "value": 4.0, "step": 3,
     }  # fmt: skip
 
-    # A continued run remembers what it has seen; the final scores count too.
+    # A continued run knows the earlier scores. The final scores count too.
     worse = Scored(s6=4.1, s7=3.0)
     fit(small_sd, empty, Checkpoint(**options), worse, max_steps=7, ckpt_path="last")
     assert best_of(empty) == (7, 3.0)
     assert names(empty) == ["0000006.ckpt", "0000007.ckpt", "best.ckpt", "best.json", "last.ckpt"]
 
-    # They came after the last checkpoint, which does not know of them.
+    # The final scores came after the last checkpoint, which does not contain them.
     fit(small_sd, empty, Checkpoint(**options), Scored(s8=3.5), max_steps=9, ckpt_path="last")
     assert best_of(empty) == (7, 3.0)
     largest = Checkpoint(**options | {"best_mode": "max"})
@@ -180,7 +182,7 @@ def test_the_best_is_kept_beside_the_last(small_sd: str, empty: Path) -> None:
     assert best_of(empty) == (7, 3.0)
 
 
-def test_a_best_that_could_not_be_saved_is_not_the_best(
+def test_a_best_checkpoint_that_could_not_be_saved_does_not_count(
     small_sd: str, empty: Path, no_room: Callable[..., None]
 ) -> None:
     no_room(2)
@@ -191,14 +193,14 @@ def test_a_best_that_could_not_be_saved_is_not_the_best(
     assert best_of(empty) == (3, 4.0)
 
 
-def test_an_unknown_metric_is_said_once_with_those_there_are(small_sd: str, empty: Path) -> None:
+def test_an_unknown_metric_warns_once_and_lists_the_known_ones(small_sd: str, empty: Path) -> None:
     scores, checkpoint = Scored(s1=5.0, s2=4.0), Checkpoint(best="fdi")
     (message,) = warned(lambda: fit(small_sd, empty, checkpoint, scores, max_steps=3))
     assert "no metric 'fdi', and no best.ckpt is kept. Choose one of clip, fid." in message
     assert names(empty) == ["0000003.ckpt", "last.ckpt"]
 
 
-def test_a_best_that_nobody_measures_is_refused(small_sd: str, empty: Path) -> None:
+def test_a_best_metric_that_is_never_measured_is_rejected(small_sd: str, empty: Path) -> None:
     for callbacks in ([], [Metrics()]):
         with pytest.raises(UsageError, match=r"--checkpoint.best: 'fid' is never measured"):
             fit(small_sd, empty, Checkpoint(best="fid"), *callbacks)
@@ -207,8 +209,8 @@ def test_a_best_that_nobody_measures_is_refused(small_sd: str, empty: Path) -> N
 
 
 @pytest.mark.slow
-def test_options_may_change_when_a_run_is_continued(small_sd: str, copied: Path) -> None:
-    """And what earlier options have kept is deleted in time."""
+def test_checkpoint_options_may_change_in_a_continued_run(small_sd: str, copied: Path) -> None:
+    """Checkpoints that the earlier options kept are deleted on schedule."""
     checkpoint = Checkpoint(every_n_steps=1, keep=2)
     assert warned(lambda: fit(small_sd, copied, checkpoint, max_steps=8, ckpt_path="last")) == []
     assert names(copied) == ["0000007.ckpt", "0000008.ckpt", "last.ckpt"]
@@ -217,7 +219,7 @@ def test_options_may_change_when_a_run_is_continued(small_sd: str, copied: Path)
     assert not (copied / "checkpoints/last.ckpt").is_symlink()
 
 
-def test_what_is_named_to_continue_from_stays(small_sd: str, copied: Path) -> None:
+def test_the_checkpoint_named_by_ckpt_path_is_kept(small_sd: str, copied: Path) -> None:
     path = str(copied / "checkpoints/0000002.ckpt")
     fit(small_sd, copied, Checkpoint(every_n_steps=2), ckpt_path=path)
     assert names(copied) == ["0000002.ckpt", "0000006.ckpt", "last.ckpt"]

@@ -1,4 +1,4 @@
-"""Saves that are interrupted leave the earlier checkpoints whole."""
+"""Failed and interrupted saves keep the earlier checkpoints intact."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from tests.helpers.checkpoints import newest_path
 from tests.helpers.comparison import same
 
 
-def test_the_training_goes_on_when_the_disk_is_full(
+def test_training_continues_when_the_disk_is_full(
     small_sd: str, run: Path, empty: Path, no_room: Callable[..., None]
 ) -> None:
     no_room(2, 3)
@@ -32,7 +32,7 @@ def test_the_training_goes_on_when_the_disk_is_full(
                 load(run / "checkpoints/0000004.ckpt")["state_dict"])  # fmt: skip
 
 
-def test_a_first_save_that_fails_leaves_nothing_to_continue_from(
+def test_a_failed_first_save_leaves_no_checkpoint(
     command: list[str], no_room: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     no_room(1, 2, 3)
@@ -42,7 +42,7 @@ def test_a_first_save_that_fails_leaves_nothing_to_continue_from(
 
 
 @pytest.mark.slow
-def test_a_final_save_that_fails_is_an_error(
+def test_a_failed_final_save_is_an_error(
     command: list[str], empty: Path, no_room: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -59,7 +59,7 @@ def test_a_final_save_that_fails_is_an_error(
 
 
 def save_slowly(small_sd: str, root: Path) -> None:
-    """Be a run that takes a minute to save iteration 4."""
+    """Train a run that takes a minute to save iteration 4."""
     write = torch.save
 
     def save(found: dict[str, Any], file: Any) -> None:
@@ -73,7 +73,7 @@ def save_slowly(small_sd: str, root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_while_saving_leaves_the_checkpoint_before(
+def test_a_process_killed_while_saving_keeps_the_previous_checkpoint(
     small_sd: str, run: Path, empty: Path
 ) -> None:
     folder = empty / "checkpoints"
@@ -93,7 +93,7 @@ def test_a_process_that_is_killed_while_saving_leaves_the_checkpoint_before(
     checkpoint = Checkpoint(every_n_steps=2)
     assert warned(lambda: fit(small_sd, empty, checkpoint, iterations, ckpt_path="last")) == []
     assert iterations.ran == [2, 3, 4, 5]
-    assert names(empty) == ["0000006.ckpt", "last.ckpt"]  # what was half written is gone
+    assert names(empty) == ["0000006.ckpt", "last.ckpt"]  # the partial file was removed
     assert (empty / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
     assert same(load(folder / "last.ckpt")["state_dict"],
                 load(run / "checkpoints/last.ckpt")["state_dict"])  # fmt: skip

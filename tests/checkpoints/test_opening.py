@@ -1,4 +1,4 @@
-"""Damaged checkpoints are seen and passed over; whole ones are opened once in a command."""
+"""Damaged checkpoints are detected and skipped; a command opens a checkpoint only once."""
 
 import pickle
 import shutil
@@ -24,7 +24,7 @@ from tests.helpers.damage import Trap, flip
 # ---------------------------------------------------------------------- damaged files
 
 
-def test_a_whole_file_is_whole(run: Path) -> None:
+def test_an_intact_file_has_no_damage(run: Path) -> None:
     assert [damage(path) for path in sorted((run / "checkpoints").iterdir())] == [""] * 4
     assert newest_path(run / "checkpoints") == (run / "checkpoints/last.ckpt", [])
 
@@ -34,7 +34,7 @@ def test_a_whole_file_is_whole(run: Path) -> None:
     [(0, "is not a checkpoint"), (1e-6, "truncated"), (0.001, "truncated"), (0.5, "truncated"),
      (0.999, "truncated"), (1 - 1e-7, "truncated")],
 )  # fmt: skip
-def test_truncation_is_seen(run: Path, tmp_path: Path, share: float, seen: str) -> None:
+def test_truncation_is_detected(run: Path, tmp_path: Path, share: float, seen: str) -> None:
     data = (run / "checkpoints/last.ckpt").read_bytes()
     path = tmp_path / "0000001.ckpt"
     path.write_bytes(data[: int(share * len(data) + 2 * (0 < share < 1e-3))])
@@ -42,8 +42,8 @@ def test_truncation_is_seen(run: Path, tmp_path: Path, share: float, seen: str) 
 
 
 @pytest.mark.slow
-def test_a_changed_bit_is_seen_or_harmless(run: Path, tmp_path: Path) -> None:
-    """In tensors, in the pickled part at the start, and in the directory at the end."""
+def test_a_flipped_bit_is_detected_or_harmless(run: Path, tmp_path: Path) -> None:
+    """Flip bits in tensors, in the pickle at the start, and in the zip directory at the end."""
     source, path = run / "checkpoints/last.ckpt", tmp_path / "0000001.ckpt"
     expected, size = load(source), source.stat().st_size
     rng, found = np.random.default_rng(0), []
@@ -58,7 +58,7 @@ def test_a_changed_bit_is_seen_or_harmless(run: Path, tmp_path: Path) -> None:
     assert any("Bad CRC-32" in what for what in found)
 
 
-def test_other_files_are_no_checkpoints(run: Path, tmp_path: Path) -> None:
+def test_other_files_are_not_checkpoints(run: Path, tmp_path: Path) -> None:
     path = tmp_path / "0000001.ckpt"
     path.write_text("hello")
     assert damage(path) == "is not a checkpoint"
@@ -71,7 +71,7 @@ def test_other_files_are_no_checkpoints(run: Path, tmp_path: Path) -> None:
         open_resumed(str(tmp_path / "0000003.ckpt"), tmp_path)
 
 
-def test_last_passes_over_damaged_files(small_sd: str, run: Path, copied: Path) -> None:
+def test_last_skips_damaged_files(small_sd: str, run: Path, copied: Path) -> None:
     folder = copied / "checkpoints"
     flip(folder / "0000006.ckpt", 500_000)
     (folder / "0000004.ckpt").write_bytes((folder / "0000004.ckpt").read_bytes()[:-1])
@@ -87,7 +87,7 @@ def test_last_passes_over_damaged_files(small_sd: str, run: Path, copied: Path) 
                 load(run / "checkpoints/last.ckpt")["state_dict"])  # fmt: skip
 
 
-def test_good_counts_and_so_does_what_a_dangling_link_leaves(copied: Path) -> None:
+def test_last_finds_good_and_skips_a_dangling_link(copied: Path) -> None:
     folder = copied / "checkpoints"
     (folder / "0000002.ckpt").rename(folder / "good.ckpt")
     (folder / "0000006.ckpt").unlink()
@@ -98,7 +98,7 @@ def test_good_counts_and_so_does_what_a_dangling_link_leaves(copied: Path) -> No
     assert newest_path(folder)[0] == folder / "good.ckpt"
 
 
-def test_without_any_whole_checkpoint_nothing_begins(
+def test_no_training_starts_when_all_checkpoints_are_damaged(
     command: list[str], copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in (2, 4, 6):
@@ -110,14 +110,14 @@ def test_without_any_whole_checkpoint_nothing_begins(
     assert contents(copied.parent) == before
 
 
-def test_last_without_a_checkpoint_says_that_it_begins(small_sd: str, empty: Path) -> None:
+def test_last_without_a_checkpoint_warns_and_starts_anew(small_sd: str, empty: Path) -> None:
     (message,) = warned(lambda: fit(small_sd, empty, Checkpoint(), max_steps=1, ckpt_path="last"))
     assert "there is no checkpoint in " in message
     assert message.endswith("yet. The training begins afresh.")
     assert names(empty) == ["0000001.ckpt", "last.ckpt"]
 
 
-def test_a_named_damaged_file_is_refused(small_sd: str, copied: Path) -> None:
+def test_a_damaged_file_named_by_ckpt_path_is_rejected(small_sd: str, copied: Path) -> None:
     path = copied / "checkpoints/0000004.ckpt"
     flip(path, 500_000)
     with pytest.raises(UsageError, match=r"^--ckpt_path: .*0000004.ckpt' is corrupted \(Bad CRC"):
@@ -142,12 +142,12 @@ def test_code_is_never_executed(
     assert not mark.exists()
 
 
-# ---------------------------------------------------------------------- once
+# ---------------------------------------------------------------------- opened once
 
 
 @pytest.fixture(scope="module")
 def trained(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Return a command, which has been run for an iteration."""
+    """Return a `fit` command that has run one iteration."""
     folder = tmp_path_factory.mktemp("opening")
     prompts = folder / "prompts.txt"
     prompts.write_text("a\nb\n")
@@ -168,7 +168,7 @@ def directory(trained: list[str]) -> Path:
 
 @pytest.fixture
 def count(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Counter[str], Counter[str]]]:
-    """Return a function that counts a command's verifications and openings of checkpoints."""
+    """Return a function that counts how often a command verifies and opens checkpoints."""
     verified: Counter[str] = Counter()
     opened: Counter[str] = Counter()
     verify, load = opening.verify_records, torch.load
@@ -178,7 +178,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Counter[str], 
         verify(path)
 
     def counted_load(file: Any, *args: Any, **options: Any) -> Any:
-        # Of good.ckpt, another file, a continued run reads the iteration.
+        # A continued run also reads the iteration of good.ckpt.
         if str(file).endswith(".ckpt") and Path(file).name != opening.GOOD:
             opened[Path(file).resolve().name] += 1
         return load(file, *args, **options)
@@ -195,7 +195,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Counter[str], 
 
 
 @pytest.mark.slow
-def test_a_model_is_opened_once(
+def test_generate_and_export_open_a_checkpoint_once(
     directory: Path, tmp_path: Path, count: Callable[..., tuple[Counter[str], Counter[str]]]
 ) -> None:
     once = Counter({"0000001.ckpt": 1})
@@ -208,7 +208,7 @@ def test_a_model_is_opened_once(
 
 
 @pytest.mark.slow
-def test_what_a_run_is_continued_from_is_opened_once(
+def test_fit_opens_the_resumed_checkpoint_once(
     trained: list[str], directory: Path, count: Callable[..., tuple[Counter[str], Counter[str]]]
 ) -> None:
     last = count(*trained, "--trainer.max_steps=2", "--ckpt_path=last")
@@ -218,7 +218,7 @@ def test_what_a_run_is_continued_from_is_opened_once(
     assert named == (Counter({"0000002.ckpt": 1}),) * 2
 
 
-def test_a_damaged_file_is_read_once_and_not_opened(
+def test_a_damaged_file_is_verified_once_and_not_opened(
     trained: list[str], directory: Path, count: Callable[..., tuple[Counter[str], Counter[str]]]
 ) -> None:
     damaged = directory / "checkpoints/9999999.ckpt"

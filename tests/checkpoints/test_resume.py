@@ -1,4 +1,4 @@
-"""Checkpoints that belong to another run are refused before anything is written."""
+"""Reject checkpoints of another run before anything is written."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tests.helpers.checkpoint_runs import change, contents, fit, load, refused
 
 
 @pytest.mark.slow
-def test_a_checkpoint_says_what_it_is(
+def test_a_checkpoint_records_its_schema_and_config(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(command)
@@ -31,7 +31,7 @@ def test_a_checkpoint_says_what_it_is(
     assert record["config"] == yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert record["config"]["data"]["batch_size"] == 1
 
-    # One of a newer version is refused, one from before there were records is not.
+    # A record of a newer version is rejected; a checkpoint without a record is accepted.
     change(folder / "0000003.ckpt", lambda found: found[RECORD].update(schema=SCHEMA + 1))
     before = contents(tmp_path)
     message = refused(command, capsys, "--ckpt_path=last")
@@ -43,7 +43,7 @@ def test_a_checkpoint_says_what_it_is(
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_another_architecture_is_refused(
+def test_a_checkpoint_of_another_architecture_is_rejected(
     command: list[str], copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def reshape(found: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(
     }
 
 
-def test_optimizers_of_another_model_are_refused(
+def test_optimizer_states_of_another_model_are_rejected(
     small_sd: str, copied: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def reshape(found: dict[str, Any]) -> None:
@@ -94,6 +94,6 @@ def test_optimizers_of_another_model_are_refused(
         check_optimizers([other], [own.state_dict()], ["AdamWithoutMomentum"])
 
 
-def test_best_is_not_a_name_to_continue_from(tmp_path: Path) -> None:
+def test_ckpt_path_best_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--ckpt_path best: name the file, for example .*best.ck"):
         open_resumed("best", tmp_path)

@@ -1,4 +1,4 @@
-"""Checkpoints that are folders: written, verified, read in other shares, put together, kept."""
+"""Sharded checkpoints: write, verify, read by other process counts, consolidate and keep."""
 
 import os
 import pickle
@@ -37,11 +37,11 @@ from tests.helpers.checkpoints import damage, newest_path, opened
 from tests.helpers.comparison import same
 from tests.helpers.damage import Trap, flip
 
-ROWS = {"weight": 7, "bias": 3, "tiny": 1}  # 3 processes have 3, 3, 1; 1, 1, 1; and 1, 0, 0
+ROWS = {"weight": 7, "bias": 3, "tiny": 1}  # 3 processes hold 3, 3, 1; 1, 1, 1; and 1, 0, 0 rows
 
 
 def content(step: int = 0) -> dict[str, Any]:
-    """A whole checkpoint."""
+    """Return the content of a complete checkpoint."""
     numbers = torch.arange(14.0) + step
     weights = {
         "weight": numbers.view(7, 2),
@@ -59,7 +59,7 @@ def content(step: int = 0) -> dict[str, Any]:
 
 
 def rows(state: Any, rank: int, world: int) -> Any:
-    """Return what a process has of a whole state."""
+    """Return the part of a state that one process holds."""
     if isinstance(state, dict):
         cut = {n: v for n, v in state.items() if n in (*ROWS, "exp_avg")}
         size = {n: -(-len(v) // world) for n, v in cut.items()}
@@ -71,7 +71,7 @@ def rows(state: Any, rank: int, world: int) -> Any:
 
 
 def write_folder(path: Path, step: int = 0, world: int = 3) -> Path:
-    """Do what several processes do together."""
+    """Write a sharded checkpoint as `world` processes would."""
     _make(path)
     shares = [rows(content(step), rank, world) for rank in range(world)]
     files = [save(own, path / _name(rank, world)) for rank, own in enumerate(shares)]
@@ -89,14 +89,14 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=[(3, 0), (3, 1), (3, 2), (2, 1), (5, 3), (1, 0)], ids=str)
 def process(request: pytest.FixtureRequest) -> Iterator[tuple[int, int]]:
-    """Be one of several processes, which never talk to the others."""
+    """Act as one of several processes that do not communicate."""
     world, rank = request.param
     dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
     yield world, rank
     dist.destroy_process_group()
 
 
-def test_any_number_of_processes_reads_its_rows(folder: Path, process: tuple[int, int]) -> None:
+def test_any_number_of_processes_read_their_rows(folder: Path, process: tuple[int, int]) -> None:
     world, rank = process
     mesh = init_device_mesh("cpu", (world,))
     found, whole = open_shares(folder)["state_dict"], content()["state_dict"]
@@ -112,7 +112,7 @@ def test_any_number_of_processes_reads_its_rows(folder: Path, process: tuple[int
             assert torch.equal(whole[name], content()["state_dict"][name])
 
 
-def test_what_is_not_sharded_here_is_whole(folder: Path) -> None:
+def test_an_unsharded_template_gets_the_whole_tensor(folder: Path) -> None:
     found = open_shares(folder)["state_dict"]
     assert torch.equal(
         shard_like(found["weight"], torch.empty(7, 2)), content()["state_dict"]["weight"]
@@ -120,14 +120,14 @@ def test_what_is_not_sharded_here_is_whole(folder: Path) -> None:
     assert torch.equal(shard_like(found["buffer"], None), torch.ones(2, dtype=torch.int64))
 
 
-def test_a_share_is_copied_off_the_file(folder: Path) -> None:
-    """Training writes to what it was given; nothing else may see that."""
+def test_reading_copies_from_the_file(folder: Path) -> None:
+    """Training modifies the tensors in place; the file must not change."""
     pieces = open_shares(folder)["state_dict"]["weight"]
     pieces[0:7].zero_()
     assert same(joined(pieces), content()["state_dict"]["weight"])
 
 
-def test_it_is_put_together_for_all_that_wants_tensors(folder: Path) -> None:
+def test_loading_joins_the_shards(folder: Path) -> None:
     assert same(SafeCheckpointIO().load_checkpoint(folder), content())
     found = opened(folder)
     assert isinstance(found["state_dict"]["weight"], Pieces)
@@ -139,7 +139,7 @@ def test_it_is_put_together_for_all_that_wants_tensors(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("before", ["nothing", "a folder", "a file", "a link"])
-def test_it_replaces_what_has_its_name(tmp_path: Path, before: str) -> None:
+def test_saving_replaces_a_path_of_the_same_name(tmp_path: Path, before: str) -> None:
     path = tmp_path / "last.ckpt"
     if before == "a folder":
         write_folder(path, step=1)
@@ -162,7 +162,7 @@ def test_a_file_replaces_a_folder(folder: Path) -> None:
 
 
 def save_together(rank: int, path: Path, port: int) -> None:
-    """Be one of two processes; the second one's disk is full at the second checkpoint."""
+    """Run as one of two processes; the second one's disk is full at the second save."""
     address = f"tcp://localhost:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
@@ -184,7 +184,7 @@ def save_together(rank: int, path: Path, port: int) -> None:
 
 
 @pytest.mark.slow
-def test_processes_write_together_or_not_at_all(tmp_path: Path) -> None:
+def test_a_save_that_fails_on_one_process_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
     path, port = tmp_path / "0000001.ckpt", forked.free_port()
     forked.together(save_together, path, port)
     for rank in (0, 1):
@@ -194,7 +194,7 @@ def test_processes_write_together_or_not_at_all(tmp_path: Path) -> None:
     assert same(SafeCheckpointIO().load_checkpoint(path), content(1))
 
 
-def test_a_tensor_that_all_processes_have_is_written_once() -> None:
+def test_a_replicated_tensor_is_written_once() -> None:
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     try:
         mesh = init_device_mesh("cpu", (2,))
@@ -204,10 +204,10 @@ def test_a_tensor_that_all_processes_have_is_written_once() -> None:
         dist.destroy_process_group()
 
 
-# ---------------------------------------------------------------------- damaged
+# ---------------------------------------------------------------------- damage
 
 
-def test_a_whole_folder_is_whole(folder: Path) -> None:
+def test_an_intact_folder_has_no_damage(folder: Path) -> None:
     assert damage(folder) == ""
     assert newest_path(folder.parent) == (folder, [])
 
@@ -223,7 +223,7 @@ def test_a_whole_folder_is_whole(folder: Path) -> None:
         ("manifest", "is damaged: 'manifest.json' is corrupted"),
     ],
 )
-def test_damage_is_seen_and_passed_over(folder: Path, harm: str, said: str) -> None:
+def test_damage_is_detected_and_skipped(folder: Path, harm: str, said: str) -> None:
     older = folder
     folder = write_folder(older.with_name("0000003.ckpt"), step=3)
     shard = folder / _name(1, 3)
@@ -234,7 +234,7 @@ def test_damage_is_seen_and_passed_over(folder: Path, harm: str, said: str) -> N
         os.truncate(shard, shard.stat().st_size - 1)
     elif harm == "lose":
         shard.unlink()
-    elif harm == "other":  # of another checkpoint, and whole
+    elif harm == "other":  # an intact shard of another checkpoint
         shutil.copy(older / shard.name, shard)
     elif harm == "begin":
         (folder / "manifest.json").unlink()
@@ -261,10 +261,10 @@ def test_code_is_never_executed(folder: Path, tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-# ---------------------------------------------------------------------- one file of it
+# ---------------------------------------------------------------------- consolidate
 
 
-def test_consolidate_makes_the_whole_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_consolidate_writes_one_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = folder.parent.parent / "new/whole.ckpt"
     link = folder.with_name("last.ckpt")
     link.symlink_to(folder.name)
@@ -291,7 +291,7 @@ def _size(folder: Path, state: dict[str, Any]) -> int:
     return path.stat().st_size
 
 
-def test_consolidate_refuses_what_it_cannot_use(folder: Path) -> None:
+def test_consolidate_rejects_unusable_input(folder: Path) -> None:
     file = folder.with_name("file.ckpt")
     torch.save(content(), file)
     output = str(folder.with_name("output"))
@@ -306,7 +306,7 @@ def test_consolidate_refuses_what_it_cannot_use(folder: Path) -> None:
 
 
 def anonymous_memory() -> int:
-    """Return how much memory this process has that is not in files, in MiB."""
+    """Return this process's memory that is not backed by files, in MiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) >> 10
@@ -314,7 +314,7 @@ def anonymous_memory() -> int:
 
 
 def big(path: Path, mebibytes: int = 256) -> Tensor:
-    """Write shards that are large."""
+    """Write a checkpoint with large shards."""
     weight = torch.rand(4, mebibytes << 16)
     state = content() | {"state_dict": {"weight": weight}}
     _make(path)
@@ -325,13 +325,13 @@ def big(path: Path, mebibytes: int = 256) -> Tensor:
 
 
 @pytest.mark.slow
-def test_large_files_take_little_memory(tmp_path: Path) -> None:
+def test_large_files_need_little_memory(tmp_path: Path) -> None:
     weight, output = big(tmp_path / "0000001.ckpt"), tmp_path / "output"
     before = anonymous_memory()
     found = SafeCheckpointIO().load_checkpoint(tmp_path / "file")
     assert anonymous_memory() - before < 64
     assert torch.equal(found["state_dict"]["weight"], weight)
-    (tmp_path / "file").unlink()  # as retention may do, before it has been read
+    (tmp_path / "file").unlink()  # retention may delete it before it has been read
     assert torch.equal(found["state_dict"]["weight"], weight)
     before = anonymous_memory()
     consolidate(str(tmp_path / "0000001.ckpt"), str(output))
@@ -339,10 +339,10 @@ def test_large_files_take_little_memory(tmp_path: Path) -> None:
     assert torch.equal(torch.load(output, mmap=True)["state_dict"]["weight"], weight)
 
 
-# ---------------------------------------------------------------------- beside others
+# ---------------------------------------------------------------------- links and copies
 
 
-def test_second_names_links_and_deletion(folder: Path) -> None:
+def test_links_keep_deleted_checkpoints(folder: Path) -> None:
     best, last = folder.with_name("best.ckpt"), folder.with_name("last.ckpt")
     point(last, folder)
     keep_as(last, best)
@@ -362,14 +362,16 @@ def test_second_names_links_and_deletion(folder: Path) -> None:
     assert {p.name for p in folder.parent.iterdir()} == {"0000003.ckpt", "best.ckpt", "last.ckpt"}
 
 
-def test_without_links_it_is_copied(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_copied_where_links_fail(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(1, "not here")
 
     monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(Path, "symlink_to", refuse)
     last = folder.with_name("last.ckpt")
-    for _ in range(2):  # in place of nothing, and of a folder
+    for _ in range(2):  # first nothing exists, then a folder
         point(last, folder)
         assert last.is_dir()
         assert not last.is_symlink()

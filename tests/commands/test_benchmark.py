@@ -1,4 +1,4 @@
-"""Measuring: what is measured adds up, and the command saves it."""
+"""The benchmark command: its measurements add up and are saved."""
 
 import json
 from functools import partial
@@ -41,7 +41,8 @@ def test_parts(measured: dict[str, Any]) -> None:
     assert parts["iteration"]["EMA"] > 0
     assert measured["images_per_s"] == pytest.approx(4 / measured["seconds"]["median"])
     whole = sum(value for phase in parts.values() for value in phase.values())
-    assert 0.3 < whole / measured["seconds"]["median"] < 3  # all of it, on a busy machine
+    # the parts add up to the iteration, even on a busy machine
+    assert 0.3 < whole / measured["seconds"]["median"] < 3
 
 
 @pytest.mark.slow
@@ -58,7 +59,7 @@ def test_flops(measured: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_operators(measured: dict[str, Any]) -> None:
-    """The profiler's kinds hold all that is counted, and most of the time on a CPU."""
+    """The operator kinds contain all FLOPs, and on a CPU most of the time."""
     kinds = measured["operators"]
     products = ("convolutions", "matrix products", "attention")
     assert all(kinds[kind]["flops"] > 0 for kind in products)
@@ -94,7 +95,7 @@ def test_kinds_of_operators(operator: str, kind: str) -> None:
     assert kind_of(operator) == kind
 
 
-def test_a_gpu_waits_as_long_as_without_the_profiler() -> None:
+def test_the_profilers_overhead_is_no_waiting_of_the_gpu() -> None:
     kernels = {"convolutions": {"seconds": 0.5, "calls": 3.0}}
     profiled = kernels | {"the device waits": {"seconds": 2.0, "calls": 0.0}}
     assert waiting(profiled, 0.75)["the device waits"]["seconds"] == 0.25
@@ -111,7 +112,7 @@ def test_memory_by_category(measured: dict[str, Any]) -> None:
     frozen = sum(p.numel() for p in module.teacher.parameters()) * 4
     count = len([*module.generator.parameters()])
     assert memory["weights"] == frozen + 2 * size
-    # One network's at a time; some have room to spare.
+    # Only one network has gradients at a time. Some have spare room.
     assert memory["gradients"] == pytest.approx(size, rel=1e-3)
     assert memory["EMA"] == size
     assert memory["optimizer"] == 2 * (size + count * 4)  # no first moment
@@ -121,7 +122,9 @@ def test_memory_by_category(measured: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_activations_are_those_of_a_micro_batch(tiny_sd: str, measured: dict[str, Any]) -> None:
+def test_activations_are_measured_for_one_micro_batch(
+    tiny_sd: str, measured: dict[str, Any]
+) -> None:
     module = SiDLSG(tiny_sd, guidance=Guidance(scale=2.0))
     whole = measure(module, 4, 1, 1, accelerator="cpu")["memory_bytes"]["activations"]
     assert 1.7 < whole / measured["memory_bytes"]["activations"] < 2.1
@@ -129,7 +132,7 @@ def test_activations_are_those_of_a_micro_batch(tiny_sd: str, measured: dict[str
 
 @pytest.mark.slow
 def test_memory_agrees_with_the_profiler(tiny_sd: str) -> None:
-    """PyTorch's profiler sees every allocation on a CPU: the peak above what was there before."""
+    """PyTorch's profiler sees every allocation on a CPU. Compare the peaks above the start."""
 
     class Profiled(Callback):
         def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
@@ -167,13 +170,13 @@ def test_memory_agrees_with_the_profiler(tiny_sd: str) -> None:
 def test_allocations() -> None:
     with Allocations() as allocations:
         x = torch.zeros(1000)
-        y = x.view(10, 100)  # no memory of its own
+        y = x.view(10, 100)  # a view allocates no memory
         z = y + 1
         assert allocations.live["activations"] == 8000
         allocations.note(z, "gradients")
         assert allocations.live == {"activations": 4000, "gradients": 4000}
         del x
-        assert allocations.live["activations"] == 4000  # y has it
+        assert allocations.live["activations"] == 4000  # y still uses it
         del y, z
     assert set(allocations.live.values()) == {0}
     assert allocations.peak_of_all == 8000
@@ -187,7 +190,7 @@ def test_largest(size: int) -> None:
     assert largest(lambda _: True, limit=5) == 5
 
 
-def test_memory_errors_alone_mean_that_it_does_not_fit() -> None:
+def test_only_out_of_memory_errors_mean_that_it_does_not_fit() -> None:
     def fail(error: Exception) -> None:
         raise error
 
@@ -227,7 +230,7 @@ def run(tiny_sd: str, output: Path, *options: str, iterations: int = 2) -> dict[
 
 @pytest.mark.slow
 def test_command(tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two micro-batches and the largest one under a limit, from a config that `fit` takes."""
+    """Measure two micro-batch sizes and the largest that fits, with a config of `fit`."""
     result = run(
         tiny_sd,
         tmp_path / "made" / "numbers.json",
@@ -251,7 +254,7 @@ def test_command(tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.slow
-def test_what_is_measured_is_kept_when_it_is_stopped(
+def test_interrupted_measurements_are_saved(
     small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = iter((measure, stop))
@@ -283,7 +286,7 @@ def test_compare(tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.slow
-def test_turns_are_kept_when_they_are_stopped(
+def test_interrupted_turns_are_saved(
     tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns = iter(range(4))
@@ -308,7 +311,7 @@ def test_turns_are_kept_when_they_are_stopped(
 @pytest.mark.parametrize(
     ("name", "compiled"), [("cpu", "false"), ("xeon", "false"), ("xeon_compile", "true")]
 )
-def test_the_stored_comparisons_say_what_was_compared(name: str, compiled: str) -> None:
+def test_the_stored_comparisons_state_their_settings(name: str, compiled: str) -> None:
     stored = REPOSITORY / f"docs/benchmarks/comparison_tiny_{name}.json"
     written = markdown(json.loads(stored.read_text()))
     assert written == stored.with_suffix(".md").read_text()

@@ -1,4 +1,4 @@
-"""Continue, export and sample a run of before the options were grouped.
+"""Continue, export and sample a run that an earlier version trained, with ungrouped options.
 
 tests/data/earlier_run.yaml is the config.yaml that the earlier version wrote; its checkpoints hold
 the same configuration.
@@ -53,7 +53,7 @@ def test_a_config_of_an_earlier_version_is_read(run: tuple[Path, list[str]]) -> 
     assert {name: model[name] for name in kept} == {name: earlier[name] for name in kept}
 
 
-def test_a_checkpoint_of_an_earlier_version_serves(
+def test_a_checkpoint_of_an_earlier_version_works(
     run: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
     root, command = run
@@ -63,14 +63,14 @@ def test_a_checkpoint_of_an_earlier_version_serves(
         "| half-life of the average | 100 images |"
         in (tmp_path / "exported" / "README.md").read_text()
     )
-    assert (tmp_path / "exported" / "lora").is_dir()  # trained as the record says
+    assert (tmp_path / "exported" / "lora").is_dir()  # LoRA, as the record states
     generate(checkpoint, "a cat", output=str(tmp_path / "images"), accelerator="cpu")
     assert (tmp_path / "images" / "contact_sheet.png").is_file()
     main([*command, "--ckpt_path", "last", "--trainer.max_steps", "2"])
     assert (root / "checkpoints" / "0000002.ckpt").exists()
 
 
-def test_an_earlier_name_on_the_command_line_is_answered(
+def test_an_earlier_option_name_is_answered_with_the_new_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for command in ("fit", "estimate", "benchmark"):
@@ -83,7 +83,7 @@ def test_an_earlier_name_on_the_command_line_is_answered(
         )
 
 
-def test_an_earlier_name_in_a_sweeps_file_is_read(
+def test_an_earlier_option_name_in_a_sweep_is_read(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")

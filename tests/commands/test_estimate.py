@@ -1,4 +1,4 @@
-"""What a fit will need, said before it is launched."""
+"""The estimate command: what a fit will need."""
 
 import json
 from dataclasses import replace
@@ -65,13 +65,13 @@ def test_an_estimate_is_printed_and_saved(
     assert first["largest_micro_batch"] == 16
     assert found["tflop_per_s"] == pytest.approx(31.388)
     assert compiled["memory_gib"] == first["memory_gib"]
-    # 19% of 165.2; but networks this small let a GPU wait for the host in all 4 micro-batches.
+    # 19% of 165.2; networks this small make a GPU wait for the host in all 4 micro-batches
     assert first["seconds_per_iteration"] == pytest.approx(4 * found["launching_seconds"])
     assert first["hours_at_largest"] == pytest.approx(first["hours"] / 4)
     assert first["hours"] == pytest.approx(1000 * first["seconds_per_iteration"] / 3600)
 
 
-def test_a_config_says_what_decides_the_costs() -> None:
+def test_the_plan_is_read_from_the_config() -> None:
     trainer = CONFIGS / "trainer" / "multinode.yaml"
     args = ["--config", str(CONFIGS / "lsg.yaml"), "--config", str(trainer)]
     plan = plan_of(
@@ -91,21 +91,21 @@ def test_a_config_says_what_decides_the_costs() -> None:
     ("asked", "devices"),
     [("8", 8), ("auto", 1), ("[0, 1, 2, 3]", 4), ("0,1", 2), ("1", 1)],
 )
-def test_devices_of_the_command_line_are_counted(asked: str, devices: int) -> None:
+def test_devices_are_counted_from_the_options(asked: str, devices: int) -> None:
     args = ["--config", str(CONFIGS / "lsg.yaml"), "--trainer.devices", asked]
     assert plan_of(config_of(*args)).devices == devices
     assert plan_of(config_of(*args, "--trainer.num_nodes", "2")).devices == 2 * devices
 
 
 @pytest.mark.parametrize("asked", ["-1", "all"])
-def test_devices_that_only_the_machine_knows_are_to_be_told(asked: str) -> None:
+def test_all_devices_need_an_explicit_number(asked: str) -> None:
     config = config_of("--config", str(CONFIGS / "lsg.yaml"), "--trainer.devices", asked)
     with pytest.raises(UsageError, match=r"--trainer.devices: .* Give --estimate.gpus"):
         plan_of(config)
     assert plan_of(config, gpus=4).devices == 4
 
 
-def test_only_what_would_change_something_is_advised() -> None:
+def test_only_effective_options_are_suggested() -> None:
     args = ["--config", str(CONFIGS / "lsg.yaml"), "--trainer.precision", "bf16-mixed"]
     args += ["--model.memory.checkpointing", "[generator, teacher, fake_score]"]
     plan = plan_of(config_of(*args, "--trainer.strategy", "fsdp2"), gpus=8)
@@ -140,12 +140,12 @@ def test_only_what_would_change_something_is_advised() -> None:
         (["--estimate.output", "/proc/estimate.json"], "--estimate.output: cannot write"),
     ],
 )
-def test_a_mistake_is_answered_by_its_option(args: list[str], message: str) -> None:
+def test_a_mistake_names_its_option(args: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         estimate(["--config", str(CONFIGS / "lsg.yaml"), *args])
 
 
-def test_a_card_without_a_name_is_described() -> None:
+def test_a_gpu_can_be_described_by_tflops_and_memory() -> None:
     other = Estimate(tflops=100, memory_gb=48)
     assert other.usable_bytes == 46.5 * 2**30
     plan = plan_of(config_of("--config", str(CONFIGS / "lsg.yaml")))

@@ -1,4 +1,4 @@
-"""The command `evaluate`: from a model or a folder to a report, interrupted, repeated, refused."""
+"""The command `evaluate`: reports of models and folders, interruptions, repeats and errors."""
 
 import json
 import re
@@ -27,7 +27,7 @@ NUM_IMAGES = 6
 
 
 class Files:
-    """What evaluations need."""
+    """The files that evaluations need."""
 
     def __init__(self, folder: Path, small_sd: str) -> None:
         self.folder = folder
@@ -45,7 +45,7 @@ class Files:
         self.inception = write_inception(folder / "inception.pt")
 
     def line(self, *more: Any, model: Any = None, **options: Any) -> list[str]:
-        """Return a command line for a model."""
+        """Return a command line that evaluates a model."""
         chosen = {
             "model": model or self.generator, "prompts": self.prompts, "reference": self.real,
             "protocol": "clip", "clip": self.clip, "num_images": NUM_IMAGES, "batch_size": 4,
@@ -72,7 +72,7 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """Run the command, which must end with one message; return it."""
+    """Run a command that must end with one error message; return the message."""
     with pytest.raises(SystemExit) as end:
         main(list(args))
     assert end.value.code == 2
@@ -85,7 +85,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 KEYS = ("fid", "kid", "precision", "recall", "density", "coverage", "clip_score")
 
 
-def test_a_model_gets_a_report_with_pictures(
+def test_evaluating_a_model_writes_report_and_images(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "report"
@@ -125,7 +125,7 @@ def test_a_model_gets_a_report_with_pictures(
 
 
 @pytest.mark.slow
-def test_its_images_score_the_same_as_a_folder(files: Files, tmp_path: Path) -> None:
+def test_the_images_score_the_same_as_a_folder(files: Files, tmp_path: Path) -> None:
     main(files.line(output=tmp_path / "a"))
     images = tmp_path / "a" / "images"
     main(
@@ -139,10 +139,10 @@ def test_its_images_score_the_same_as_a_folder(files: Files, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_the_export_scores_as_the_training_said(
+def test_the_export_gets_the_scores_of_the_training(
     files: Files, small_sd: str, tmp_path: Path
 ) -> None:
-    """To the last bit: the same networks, prompts, seeds, batches and protocol."""
+    """Bitwise equal: the same networks, prompts, seeds, batches and protocol."""
     reference = tmp_path / "reference.safetensors"
     protocol = clip_protocol(CLIPFeatures.from_pretrained(str(files.clip)))
     compute_statistics(sorted(files.real.iterdir()), protocol, "").save(reference)
@@ -176,7 +176,7 @@ def folder_line(files: Files, images: Path, **options: Any) -> list[str]:
 
 
 @pytest.mark.slow
-def test_finished_images_are_not_made_again(
+def test_finished_images_are_not_generated_again(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "report"
@@ -184,7 +184,7 @@ def test_finished_images_are_not_made_again(
     first, images = report(out), out / "images"
     old = {path.name: path.stat().st_mtime_ns for path in images.glob("*.png")}
     content = (images / "0000005.png").read_bytes()
-    (images / "0000005.png").unlink()  # as if it had been interrupted there
+    (images / "0000005.png").unlink()  # as if interrupted there
     for path in (p for p in out.iterdir() if p.is_file()):
         path.unlink()
     main(files.line(output=out))
@@ -193,7 +193,7 @@ def test_finished_images_are_not_made_again(
     new = {path.name: path.stat().st_mtime_ns for path in images.glob("*.png")}
     assert {name for name in new if new[name] == old[name]} == {f"000000{i}.png" for i in range(4)}
 
-    main(files.line(output=out, num_images=8))  # more of the same
+    main(files.line(output=out, num_images=8))  # more images of the same kind
     assert "fid_clip_8" in report(out)["scores"]
     still = {path.name: path.stat().st_mtime_ns for path in images.glob("*.png")}
     assert all(still[f"000000{i}.png"] == old[f"000000{i}.png"] for i in range(4))
@@ -213,16 +213,16 @@ def test_statistics_are_computed_once(files: Files, tmp_path: Path, cache: Path)
             written = kept.stat().st_mtime_ns
     assert kept.stat().st_mtime_ns == written
     scores = report(tmp_path / "b")["scores"]
-    assert abs(scores["fid_clip_9"]) < 1e-6  # with itself
+    assert abs(scores["fid_clip_9"]) < 1e-6  # compared with itself
     assert scores["precision_clip_9"] == scores["recall_clip_9"] == scores["coverage_clip_9"] == 1
 
     line = folder_line(files, images, num_images=9, reference=kept, output=tmp_path / "c")
-    main(["evaluate", *line])  # a file of statistics is a reference too
+    main(["evaluate", *line])  # a file of statistics is also a reference
     assert report(tmp_path / "c")["scores"] == scores
 
 
 @pytest.mark.slow
-def test_statistics_of_a_folder_that_changed_are_new(
+def test_statistics_of_a_changed_folder_are_recomputed(
     files: Files, tmp_path: Path, cache: Path
 ) -> None:
     real = tmp_path / "real"
@@ -247,7 +247,7 @@ def test_clean256_uses_a_local_inception(files: Files, tmp_path: Path, cache: Pa
     assert Statistics.load(kept).about["protocol"]["protocol"] == "clean256"
 
 
-def test_images_of_others_are_not_taken_for_the_models(
+def test_foreign_images_are_not_taken_for_the_models(
     files: Files, small_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "out" / "images"
@@ -259,7 +259,7 @@ def test_images_of_others_are_not_taken_for_the_models(
 
 
 @pytest.mark.slow
-def test_teacher_and_student_stand_in_one_table(
+def test_teacher_and_student_are_compared_in_one_table(
     files: Files, small_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     teacher, student = tmp_path / "teacher", tmp_path / "student"
@@ -269,19 +269,19 @@ def test_teacher_and_student_stand_in_one_table(
     table = (student / "report.md").read_text()
     assert table.index("| teacher |") < table.index("| student |")
     height, width = (Image.open(p / "samples.png").size[::-1] for p in (teacher, student))
-    assert width[0] > height[0] + 60  # two rows of pictures
+    assert width[0] > height[0] + 60  # two rows of images
     assert report(teacher)["evaluations_per_image"] == 4
 
     message = refused(
         capsys, *files.line("--compare", f"[{teacher}]", output=student, num_images=8)
     )
     assert "--compare: the report of 'teacher' differs in its num_images (6, here 8)" in message
-    assert len([*(student / "images").glob("*.png")]) == 6  # said before the work
+    assert len([*(student / "images").glob("*.png")]) == 6  # rejected before sampling
     message = refused(capsys, *files.line("--compare", f"[{tmp_path}]", output=student))
     assert "--compare" in message
 
 
-def test_reports_of_one_name_are_both_pictured(files: Files, tmp_path: Path) -> None:
+def test_reports_of_equal_name_are_both_shown(files: Files, tmp_path: Path) -> None:
     options = {"num_images": 2, "reference": None}
     main(files.line(output=tmp_path / "a", **options))
     main(files.line("--compare", tmp_path / "a", output=tmp_path / "b", **options))
@@ -290,14 +290,14 @@ def test_reports_of_one_name_are_both_pictured(files: Files, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_reference_whose_images_were_replaced_is_another(
+def test_a_reference_with_replaced_images_counts_as_another(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real, old = tmp_path / "real", tmp_path / "old"
     shutil.copytree(files.real, real)
     main(files.line(reference=real, output=old))
     again = files.line("--compare", f"[{old}]", reference=real, output=tmp_path / "new")
-    (real / "0.png").touch()  # the same image
+    (real / "0.png").touch()  # the image is unchanged
     main(again)
 
     Image.new("RGB", (64, 64)).save(real / "0.png")
@@ -376,21 +376,21 @@ def test_bad_options_are_named(
     [{"sampler": "ddim"}, {"num_steps": 4}, {"guidance": 0}, {"resolution": 64},
      {"dtype": "float16"}],
 )  # fmt: skip
-def test_a_folder_is_not_sampled(
+def test_sampling_options_are_rejected_for_a_folder(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: dict[str, Any]
 ) -> None:
     line = folder_line(files, files.real, output=tmp_path / "out", **option)
     assert f"--{next(iter(option))} is for --model" in refused(capsys, "evaluate", *line)
 
 
-def test_a_column_is_of_captions(
+def test_column_needs_captions(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = folder_line(files, files.real, output=tmp_path / "out", column="text")
     assert "--column is for --captions, which is not given" in refused(capsys, "evaluate", *line)
 
 
-def test_files_of_others_are_not_replaced(
+def test_foreign_files_are_not_replaced(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "notes"
@@ -404,7 +404,7 @@ def test_files_of_others_are_not_replaced(
     assert "holds the --images" in message
 
 
-def test_fewer_images_than_the_protocol_needs(
+def test_fewer_images_than_the_protocol_needs_are_rejected(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -415,7 +415,7 @@ def test_fewer_images_than_the_protocol_needs(
     assert not (out / "report.json").exists()
 
 
-def test_fewer_images_than_processes(
+def test_fewer_images_than_processes_are_rejected(
     files: Files,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -424,13 +424,13 @@ def test_fewer_images_than_processes(
     monkeypatch.setattr("sid_lsg.distributed.processes.process", lambda: (0, 7))
     message = refused(capsys, *files.line(output=tmp_path / "out"))
     assert "--num_images: 6 images for 7 processes" in message
-    assert not (tmp_path / "out" / "images").exists()  # said before the work
+    assert not (tmp_path / "out" / "images").exists()  # rejected before sampling
 
 
 @pytest.mark.parametrize(
     ("count", "said"), [(1, "1 image for 1 process"), (3, "all of 3 images have the same features")]
 )
-def test_a_reference_that_nothing_compares_with(
+def test_an_unusable_reference_is_rejected(
     files: Files,
     tmp_path: Path,
     cache: Path,
@@ -444,11 +444,11 @@ def test_a_reference_that_nothing_compares_with(
         Image.new("RGB", (40, 40)).save(real / f"{index}.png")
     message = refused(capsys, *files.line(reference=real, output=tmp_path / "out"))
     assert f"--reference: {said}" in message
-    assert not cache.exists()  # nothing bad is kept
+    assert not cache.exists()  # nothing is cached
     assert not (tmp_path / "out" / "images").exists()
 
 
-def test_captions_of_another_count(
+def test_a_wrong_number_of_captions_is_rejected(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = folder_line(files, files.real, captions=files.prompts, output=tmp_path / "out")
@@ -476,7 +476,7 @@ def test_unreadable_images_are_listed(
         assert "5.png" not in message
 
 
-def test_statistics_of_another_protocol(
+def test_statistics_of_another_protocol_are_rejected(
     files: Files, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(files.line(output=tmp_path / "a"))
@@ -492,10 +492,10 @@ def evaluate_on_a_full_disk(line: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_with_one_message_and_keeps_what_is_finished(
+def test_a_full_disk_ends_with_one_message_and_keeps_finished_files(
     files: Files, tmp_path: Path
 ) -> None:
-    """A limit on the size of files stands for the full disk: the first large file fails."""
+    """Simulate the full disk with a file size limit; the first large file fails."""
 
     log = tmp_path / "log"
     process = forked.start(evaluate_on_a_full_disk, files.line(output=tmp_path / "out"), log=log)
@@ -504,8 +504,8 @@ def test_a_full_disk_ends_with_one_message_and_keeps_what_is_finished(
     assert log.read_text().splitlines()[-1].startswith("error: --output: cannot write to")
     assert "Traceback" not in log.read_text()
     out = tmp_path / "out"
-    assert len(list((out / "images").glob("*.png"))) == NUM_IMAGES  # 64 pixels: these fitted
+    assert len(list((out / "images").glob("*.png"))) == NUM_IMAGES  # the 64-pixel images fitted
     assert not (out / "report.json").exists()
     assert list(out.rglob("*.tmp")) == []
-    main(files.line(output=out))  # with room
+    main(files.line(output=out))  # without the limit
     assert (out / "report.json").exists()

@@ -1,4 +1,4 @@
-"""`export`: folders of a run's generator, their model cards, and the Hub."""
+"""The command `export`: folders of a run's generator, their model cards, and the Hub."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ BATCH = 2
 
 @pytest.fixture(scope="module")
 def root(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that stands for the trainer's machine: no file may name it."""
+    """Return a folder that stands for the trainer's machine; no exported file may name it."""
     root = tmp_path_factory.mktemp("machine")
     shutil.copytree(small_sd, root / "tiny")
     (root / "prompts.txt").write_text("\n".join(PROMPTS))
@@ -47,7 +47,7 @@ def root(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(root: Path) -> Path:
-    """A run of two iterations in two steps, with scores."""
+    """Train a two-step generator for two iterations, with scores."""
     options = {
         "seed_everything": 1,
         "model.teacher": root / "tiny",
@@ -105,7 +105,7 @@ def executed(code: str) -> Image.Image:
 
 
 def picture(run: Path, num_steps: int) -> Tensor:
-    """Our own picture of the snippets' prompt and seed."""
+    """Generate the image of the snippets' prompt and seed with this package."""
     loaded = load_trained(require_checkpoint(run))
     teacher = loaded.teacher
     latents = teacher.generate(
@@ -129,13 +129,13 @@ def refused(*args: Any, **options: Any) -> str:
 # ---------------------------------------------------------------------- the folder
 
 
-def test_the_cards_snippet_makes_our_picture(run: Path, exported: Path) -> None:
+def test_the_cards_snippet_generates_our_image(run: Path, exported: Path) -> None:
     assert same(executed(snippet(exported)), picture(run, 2))
     assert same(executed(snippet(run / "generator")), picture(run, 2))
     assert not same(executed(snippet(exported)), picture(run, 1))
 
 
-def test_one_step_needs_no_code(run: Path, tmp_path: Path) -> None:
+def test_a_one_step_export_needs_no_remote_code(run: Path, tmp_path: Path) -> None:
     export(str(run / "checkpoints" / "last.ckpt"), str(tmp_path / "one"), num_steps=1)
     code = snippet(tmp_path / "one")
     assert "trust_remote_code" not in code
@@ -144,7 +144,7 @@ def test_one_step_needs_no_code(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])
-def test_a_unet_alone_goes_into_the_teachers_pipeline(
+def test_a_unet_export_works_in_the_teachers_pipeline(
     run: Path, tmp_path: Path, num_steps: int
 ) -> None:
     folder = tmp_path / "unet"
@@ -156,7 +156,7 @@ def test_a_unet_alone_goes_into_the_teachers_pipeline(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_weights_are_of_the_dtype(run: Path, tmp_path: Path, dtype: str) -> None:
+def test_weights_have_the_requested_dtype(run: Path, tmp_path: Path, dtype: str) -> None:
     folder = tmp_path / "small"
     export(str(run), str(folder), dtype=dtype, num_steps=1)  # type: ignore[arg-type]
     kind = getattr(torch, dtype)
@@ -169,7 +169,7 @@ def test_weights_are_of_the_dtype(run: Path, tmp_path: Path, dtype: str) -> None
     assert np.abs(pixels - picture(run, 1).numpy().astype(int)).mean() < 2
 
 
-def test_a_weight_that_overflows_is_refused(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_an_overflowing_weight_is_rejected(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
     loaded = load_trained(require_checkpoint(run))
     with torch.no_grad():
         loaded.teacher.network.conv_in.bias[0] = 1e5
@@ -179,7 +179,7 @@ def test_a_weight_that_overflows_is_refused(run: Path, tmp_path: Path, monkeypat
     assert [*tmp_path.iterdir()] == []
 
 
-def test_the_teacher_may_lie_elsewhere(run: Path, root: Path, tmp_path: Path) -> None:
+def test_a_moved_teacher_can_be_given(run: Path, root: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(root / "tiny", tmp_path / "moved")
     export(str(run), str(tmp_path / "out"), teacher=str(moved))
     assert (tmp_path / "out" / "model_index.json").is_file()
@@ -188,7 +188,7 @@ def test_the_teacher_may_lie_elsewhere(run: Path, root: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["exported", "run/generator"])
-def test_no_file_names_the_trainers_machine(exported: Path, root: Path, name: str) -> None:
+def test_no_exported_file_names_the_trainers_machine(exported: Path, root: Path, name: str) -> None:
     paths = [path for path in (root / name).rglob("*") if path.is_file()]
     assert len(paths) > 8
     for path in paths:
@@ -199,7 +199,7 @@ def test_no_file_names_the_trainers_machine(exported: Path, root: Path, name: st
 
 
 @pytest.mark.parametrize("name", ["exported", "run/generator"])
-def test_the_card_says_how_it_was_trained(exported: Path, root: Path, name: str) -> None:
+def test_the_card_states_the_training(exported: Path, root: Path, name: str) -> None:
     head = front_matter(root / name)
     assert head["license"] == "other"
     assert head["library_name"] == "diffusers"
@@ -221,7 +221,7 @@ def test_the_card_says_how_it_was_trained(exported: Path, root: Path, name: str)
 
 
 @pytest.mark.parametrize("name", ["exported", "run/generator"])
-def test_the_card_has_the_runs_scores_by_their_names(exported: Path, root: Path, name: str) -> None:
+def test_the_card_shows_the_runs_scores(exported: Path, root: Path, name: str) -> None:
     summary = json.loads((root / "run" / "summary.json").read_text())
     text = (root / name / "README.md").read_text()
     key = "clip_score_fast_4"
@@ -236,7 +236,7 @@ def test_the_card_has_the_runs_scores_by_their_names(exported: Path, root: Path,
     assert "`package:demo/fashion/clip`" in text
 
 
-def test_scores_of_another_generator_are_left_out(run: Path, tmp_path: Path) -> None:
+def test_the_card_omits_scores_of_another_generator(run: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(run, tmp_path / "run", symlinks=True))
     summary = json.loads((copied / "summary.json").read_text()) | {"iterations": 3}
     (copied / "summary.json").write_text(json.dumps(summary))
@@ -286,7 +286,7 @@ def test_a_teacher_on_the_hub_is_the_base_model(run: Path, tmp_path: Path) -> No
     assert '"stable-diffusion-v1-5/stable-diffusion-v1-5", unet=unet' in snippet(tmp_path)
 
 
-def test_a_card_needs_no_record(small_sd: str) -> None:
+def test_a_card_works_without_a_record(small_sd: str) -> None:
     text = card(facts_of(StableDiffusion.from_pretrained(small_sd), 625, 1))
     assert "# SiD-LSG, 1 step" in text
     assert "64 x 64 pixels" in text
@@ -306,11 +306,13 @@ def test_a_card_needs_no_record(small_sd: str) -> None:
         ("", False),
     ],
 )
-def test_what_a_hub_id_is(name: str, expected: bool) -> None:
+def test_is_hub_id(name: str, expected: bool) -> None:
     assert is_hub_id(name) is expected
 
 
-def test_a_folder_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_folder_is_not_a_hub_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "sd").mkdir(parents=True)
     assert not is_hub_id("models/sd")
@@ -334,7 +336,7 @@ def test_a_teachers_licence_is_read_from_its_card(
     assert teacher_license(str(tmp_path)) == expected
 
 
-def test_a_teacher_on_a_hub_out_of_reach_has_no_known_licence(monkeypatch: Any) -> None:
+def test_the_licence_is_unknown_when_the_hub_is_unreachable(monkeypatch: Any) -> None:
     def fail(*_: Any) -> None:
         raise ConnectionError("no network")
 
@@ -344,7 +346,7 @@ def test_a_teacher_on_a_hub_out_of_reach_has_no_known_licence(monkeypatch: Any) 
     assert teacher_license("package:demo/fashion") == "apache-2.0"
 
 
-def test_the_licence_of_a_teacher_on_the_hub_is_asked_for(tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_licence_of_a_teacher_on_the_hub_is_requested(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: openrail++\n---\n")
     asked = []
     monkeypatch.setattr(
@@ -355,7 +357,7 @@ def test_the_licence_of_a_teacher_on_the_hub_is_asked_for(tmp_path: Path, monkey
     assert asked == [("owner/name", "README.md")]
 
 
-def test_a_licence_may_be_given(run: Path, tmp_path: Path) -> None:
+def test_a_licence_can_be_set(run: Path, tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         export(str(run), str(tmp_path / "out"), license="mit")
@@ -365,10 +367,10 @@ def test_a_licence_may_be_given(run: Path, tmp_path: Path) -> None:
         export(str(run), str(tmp_path / "out"), overwrite=True)
 
 
-# ---------------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------------- errors
 
 
-def test_what_is_read_is_not_replaced(run: Path, tmp_path: Path) -> None:
+def test_an_input_folder_is_not_replaced(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     export(str(run), str(out))
     shutil.copytree(run, out / "run")
@@ -378,7 +380,7 @@ def test_what_is_read_is_not_replaced(run: Path, tmp_path: Path) -> None:
     assert "would be replaced, and --teacher lies in it" in message
 
 
-def test_an_output_that_holds_something_is_refused(run: Path, tmp_path: Path) -> None:
+def test_a_nonempty_output_is_rejected(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").touch()
@@ -387,7 +389,7 @@ def test_an_output_that_holds_something_is_refused(run: Path, tmp_path: Path) ->
         assert re.match(r"--output: '.*out' is not empty: it holds 'thesis.txt'\. Choose", message)
     (out / "thesis.txt").unlink()
     (out / "unet").mkdir()
-    (out / "unet" / "model.py").touch()  # a program's folder, or a teacher's
+    (out / "unet" / "model.py").touch()  # could be a program's or a teacher's folder
     assert "what is no export is never replaced" in refused(str(run), str(out), overwrite=True)
     shutil.rmtree(out)
     export(str(run), str(out))
@@ -416,20 +418,20 @@ def test_leftovers_of_a_killed_command_are_removed(run: Path, tmp_path: Path) ->
         ({"push_to_hub": "a/b/c"}, "--push_to_hub: 'a/b/c' is not a Hub id"),
     ],
 )
-def test_impossible_options_are_refused(
+def test_impossible_options_are_rejected(
     run: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     assert refused(str(run), str(tmp_path / "out"), **options).startswith(message)
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_rejected(tmp_path: Path) -> None:
     message = refused(str(tmp_path / "none.ckpt"), str(tmp_path / "out"))
     assert message.startswith("--ckpt_path: there is no checkpoint")
     assert [*tmp_path.iterdir()] == []
 
 
-def test_onnx_without_its_extra_is_refused(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_onnx_without_its_extra_is_rejected(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     message = refused(str(run), str(tmp_path / "out"), format="onnx")
     assert "--format onnx needs onnxscript: pip install 'sid-lsg[onnx]'." in message
@@ -439,7 +441,7 @@ def test_onnx_without_its_extra_is_refused(run: Path, tmp_path: Path, monkeypatc
 
 
 class Hub:
-    """What stands for the Hub's API."""
+    """Stand in for the Hub's API."""
 
     def __init__(self, failure: Exception | None = None) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
@@ -476,7 +478,7 @@ def test_an_export_is_uploaded(run: Path, tmp_path: Path, monkeypatch: Any, capl
         RuntimeError(),
     ],
 )
-def test_a_failed_upload_leaves_the_folder(
+def test_a_failed_upload_keeps_the_folder(
     run: Path, tmp_path: Path, monkeypatch: Any, failure: Exception
 ) -> None:
     monkeypatch.setattr(sid_lsg.export.hub, "HfApi", lambda: Hub(failure))

@@ -1,4 +1,4 @@
-"""`generate`: the same picture for the same prompt and seed, whatever else is asked for."""
+"""The command `generate`: equal prompts and seeds give equal images in every call."""
 
 import json
 import os
@@ -69,10 +69,10 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     return error
 
 
-# ---------------------------------------------------------------------- what is made
+# ---------------------------------------------------------------------- output
 
 
-def test_line_i_has_seed_i_though_lines_are_blank(
+def test_line_i_gets_seed_i_and_blank_lines_count(
     model: str, prompts: Path, tmp_path: Path, small_sd: str
 ) -> None:
     main(line(model, tmp_path / "out", prompts=prompts))
@@ -91,7 +91,7 @@ def test_line_i_has_seed_i_though_lines_are_blank(
     assert rows[1] == {"file_name": "000002.png", "text": "two dogs on a log", "seed": 2}
 
 
-def test_every_prompt_is_shown_with_every_seed(
+def test_every_prompt_is_sampled_with_every_seed(
     model: str, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -103,11 +103,11 @@ def test_every_prompt_is_shown_with_every_seed(
     one = tmp_path / "one" / "000000-7.png"
     assert one.read_bytes() == (tmp_path / "out" / "000002-7.png").read_bytes()
     sheet = Image.open(tmp_path / "out" / "contact_sheet.png")
-    assert sheet.width > 3 * 160 > 2 * sheet.height / len(LINES)  # a row for each prompt
+    assert sheet.width > 3 * 160 > 2 * sheet.height / len(LINES)  # one row per prompt
 
 
 @pytest.mark.slow
-def test_batches_and_processes_do_not_change_a_bit(
+def test_batch_size_and_processes_do_not_change_images(
     model: str, prompts: Path, tmp_path: Path
 ) -> None:
     options = {"prompts": prompts, "seeds": "0-2"}
@@ -129,7 +129,7 @@ def test_batches_and_processes_do_not_change_a_bit(
         assert (tmp_path / "reverse" / name).read_bytes() == expected[f"{row:06d}-1.png"]
 
 
-def test_a_batch_that_goes_through_together_is_a_grey_level_apart_at_most(
+def test_inexact_batches_differ_by_at_most_one_grey_level(
     model: str, prompts: Path, tmp_path: Path
 ) -> None:
     main(line(model, tmp_path / "a", prompts=prompts))
@@ -156,7 +156,7 @@ def test_an_interrupted_command_continues(model: str, prompts: Path, tmp_path: P
     ]  # fmt: skip
 
 
-def test_the_archive_holds_the_same_pixels(model: str, prompts: Path, tmp_path: Path) -> None:
+def test_the_archive_has_the_same_pixels(model: str, prompts: Path, tmp_path: Path) -> None:
     main(line(model, tmp_path / "out", prompts=prompts, npz="true"))
     with np.load(tmp_path / "out" / "images.npz", allow_pickle=False) as archive:
         assert archive["seeds"].tolist() == SEEDS_OF_LINES
@@ -165,18 +165,18 @@ def test_the_archive_holds_the_same_pixels(model: str, prompts: Path, tmp_path: 
             assert np.array_equal(picture, pixels(tmp_path / "out" / name))
 
 
-def test_what_a_long_prompt_loses_is_said(
+def test_a_truncated_prompt_warns(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.warns(UserWarning, match="too long: not seen is '.*the very End'"):
         main(line(model, tmp_path / "out", prompt="a cat and " * 40 + "the very End"))
 
 
-# ---------------------------------------------------------------------- which models
+# ---------------------------------------------------------------------- models
 
 
 @pytest.mark.slow
-def test_a_checkpoint_its_run_and_its_export_give_the_same_pictures(
+def test_checkpoint_run_and_export_give_the_same_images(
     small_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts, run = tmp_path / "prompts.txt", tmp_path / "run"
@@ -223,10 +223,10 @@ def test_any_diffusers_model_can_be_compared(small_sd: str, tmp_path: Path) -> N
 # ---------------------------------------------------------------------- refusals
 
 
-def test_a_failed_command_that_is_corrected_replaces_nothing(
+def test_a_failed_command_without_images_can_be_corrected(
     model: str, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where it has made no image, what it wrote of itself does not stand in the way."""
+    """Its images.json and metadata.jsonl do not block the next command."""
     out = tmp_path / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.Tensor.isfinite", lambda self: self != self)
@@ -243,7 +243,7 @@ def test_a_failed_command_that_is_corrected_replaces_nothing(
         ({}, "Give either --prompt"),
         ({"prompt": "a", "prompts": "b"}, "Give either --prompt"),
         ({"prompts": ""}, "--prompts is empty"),
-        ({"prompt": "caf\udce9"}, "--prompt is not UTF-8"),  # as bytes of latin-1 arrive
+        ({"prompt": "caf\udce9"}, "--prompt is not UTF-8"),  # as Latin-1 bytes arrive
         ({"prompts": "[]"}, "--prompts is empty"),
         ({"prompts": "none.txt"}, "--prompts: there is no file 'none.txt'"),
         ({"prompt": "a", "seeds": "one"}, "--seeds: 'one' is no number"),
@@ -265,7 +265,7 @@ def test_a_failed_command_that_is_corrected_replaces_nothing(
         ({"prompt": "a", "devices": 0}, "--devices 0"),
     ],
 )
-def test_mistakes_are_one_message(
+def test_a_mistake_gives_one_message(
     options: dict[str, Any],
     said: str,
     model: str,
@@ -278,7 +278,7 @@ def test_mistakes_are_one_message(
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_weights_that_make_no_picture_are_not_blamed_on_the_precision(
+def test_nan_weights_are_not_blamed_on_the_precision(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = shutil.copytree(model, tmp_path / "broken")
@@ -289,7 +289,7 @@ def test_weights_that_make_no_picture_are_not_blamed_on_the_precision(
     assert images(tmp_path / "out") == {}
 
 
-def test_an_sdxl_folder_is_no_teacher(
+def test_an_sdxl_folder_is_rejected_as_teacher(
     small_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "sdxl"
@@ -300,7 +300,7 @@ def test_an_sdxl_folder_is_no_teacher(
     assert "holds text_encoder_2 (StableDiffusionXLPipeline)" in message
 
 
-def test_nothing_is_overwritten_unasked(
+def test_nothing_is_overwritten_without_overwrite(
     model: str, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -321,10 +321,10 @@ def test_nothing_is_overwritten_unasked(
     assert (out / "diary.txt").read_text() == "dear"
 
 
-def test_images_of_others_are_never_overwritten(
+def test_foreign_images_are_never_overwritten(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A folder of captioned images, such as --data.real_images wants, is no `generate`'s."""
+    """A folder of captioned images, as for --data.real_images, was not written by `generate`."""
     out = tmp_path / "photos"
     out.mkdir()
     (out / "cat.png").write_bytes(b"a photograph")
@@ -334,7 +334,7 @@ def test_images_of_others_are_never_overwritten(
     assert sorted(path.name for path in out.iterdir()) == ["cat.png", "metadata.jsonl"]
 
 
-def test_a_prompt_may_hold_any_kind_of_line_break(model: str, tmp_path: Path) -> None:
+def test_a_prompt_may_contain_any_line_break(model: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     main(line(model, out, prompt="a cat\u2028on a mat\x85"))
     main(line(model, out, prompt="a dog", overwrite="true"))
@@ -343,7 +343,7 @@ def test_a_prompt_may_hold_any_kind_of_line_break(model: str, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_prompts_are_written_as_utf8_whatever_the_locale(model: str, tmp_path: Path) -> None:
+def test_prompts_are_written_as_utf8_in_any_locale(model: str, tmp_path: Path) -> None:
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
     prompts.write_text("ein Kätzchen\n", encoding="utf-8")
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -353,7 +353,7 @@ def test_prompts_are_written_as_utf8_whatever_the_locale(model: str, tmp_path: P
     assert json.loads(row)["text"] == "ein Kätzchen"
 
 
-def test_seeds_are_numbers_and_ranges() -> None:
+def test_seeds_are_parsed_as_numbers_and_ranges() -> None:
     assert parse_seeds("0-3, 42,7 - 8") == [0, 1, 2, 3, 42, 7, 8]
     assert parse_seeds(f"{2**64 - 1}") == [2**64 - 1]
     with pytest.raises(UsageError, match=r"1\.5"):

@@ -1,4 +1,4 @@
-"""`import-official`: the folder samples as the pickled network did; all other files are refused."""
+"""The command `import-official`: it converts the pickled network and rejects all other files."""
 
 import gzip
 import os
@@ -25,7 +25,7 @@ PROMPTS, SEEDS, T_INIT = ["a red cat", ""], [5, 2**40], 600
 
 @pytest.fixture(scope="module")
 def trained(tiny_sd: str) -> StableDiffusion:
-    """A model whose UNet is not the base's."""
+    """Load a model with other UNet weights than the base."""
     teacher = StableDiffusion.from_pretrained(tiny_sd)
     teacher.network.load_state_dict(load_file(Path(tiny_sd).parent / "weights_g.safetensors"))
     return teacher
@@ -39,13 +39,13 @@ def checkpoint(tmp_path: Path, trained: StableDiffusion) -> Path:
 
 
 def altered(path: Path, network: nn.Module, **options: Any) -> str:
-    """Write a checkpoint of a network with other options, and return its path."""
+    """Write a checkpoint of a network with changed options; return its path."""
     config = dict(network.config) | options  # type: ignore[arg-type]
     path.write_bytes(pickle.dumps({"ema": UNet2DConditionModel.from_config(config)}))
     return str(path)
 
 
-def test_the_folder_is_what_the_network_was(
+def test_the_folder_samples_as_the_pickled_network(
     tmp_path: Path, checkpoint: Path, tiny_sd: str, trained: StableDiffusion
 ) -> None:
     output = tmp_path / "runs" / "imported"
@@ -70,7 +70,7 @@ def test_the_folder_is_what_the_network_was(
     assert [path.name for path in output.parent.iterdir()] == ["imported"]
 
 
-def test_half_precision_is_written_exactly_in_single(
+def test_half_precision_weights_are_written_exactly_as_float32(
     tmp_path: Path, tiny_sd: str, trained: StableDiffusion
 ) -> None:
     half = UNet2DConditionModel.from_config(trained.network.config)
@@ -84,7 +84,7 @@ def test_half_precision_is_written_exactly_in_single(
 
 
 def refused(checkpoint: Path | str, tiny_sd: str, **options: Any) -> str:
-    """Return the message; nothing may have been written."""
+    """Import a file that must be rejected without output; return the message."""
     output = options.pop("output", None) or Path(checkpoint).parent / "refused"
     before = sorted(output.parent.rglob("*")) if output.parent.exists() else []
     with pytest.raises(UsageError) as message:
@@ -93,7 +93,7 @@ def refused(checkpoint: Path | str, tiny_sd: str, **options: Any) -> str:
     return str(message.value)
 
 
-def test_files_that_are_something_else(tmp_path: Path, tiny_sd: str) -> None:
+def test_files_of_other_kinds_are_rejected(tmp_path: Path, tiny_sd: str) -> None:
     network, path = nn.Linear(2, 2), tmp_path / "file.pkl"
     torch.save({"ema": network}, path)
     assert "zip file of torch.save" in refused(path, tiny_sd)
@@ -119,13 +119,13 @@ def test_files_that_are_something_else(tmp_path: Path, tiny_sd: str) -> None:
     assert "'G', 'fake\\x1b'" in message
 
 
-def test_files_that_cannot_be_read(tmp_path: Path, tiny_sd: str) -> None:
+def test_unreadable_files_are_rejected(tmp_path: Path, tiny_sd: str) -> None:
     assert "does not exist" in refused(tmp_path / "none.pkl", tiny_sd)
     assert "is not a file" in refused(tmp_path, tiny_sd, output=tmp_path / "out")
     assert "is not a file" in refused("/dev/zero", tiny_sd, output=tmp_path / "out")
 
 
-def test_networks_that_do_not_fit_the_base(
+def test_networks_that_do_not_fit_the_base_are_rejected(
     tmp_path: Path, tiny_sd: str, trained: StableDiffusion
 ) -> None:
     path, network = tmp_path / "other.pkl", trained.network
@@ -147,27 +147,28 @@ def test_networks_that_do_not_fit_the_base(
     assert "torch.float64, which torch.float32 cannot hold" in refused(path, tiny_sd)
 
 
-def test_the_bases_own_mistakes(checkpoint: Path, tiny_sd: str) -> None:
+def test_mistakes_in_base_and_t_init_are_rejected(checkpoint: Path, tiny_sd: str) -> None:
     assert "--base: there is no folder" in refused(checkpoint, tiny_sd, base="./none")
     for t_init in (0, 1000):
         assert "--t_init must be 1 to 999" in refused(checkpoint, tiny_sd, t_init=t_init)
 
 
-def test_other_options_than_the_bases_are_told(
+def test_options_that_differ_from_the_base_warn(
     tmp_path: Path, tiny_sd: str, trained: StableDiffusion
 ) -> None:
-    """Other heads have the same weights."""
+    """Another number of attention heads has the same weight shapes."""
     path = altered(tmp_path / "heads.pkl", trained.network, attention_head_dim=8, norm_eps=1e-6)
     with pytest.warns(UserWarning, match=r"norm_eps 1e-06 \(here 1e-05\), attention_head_dim 8"):
         import_official(path, tiny_sd, str(tmp_path / "out"))
 
 
-def test_what_is_in_the_output_folder(
+def test_overwrite_replaces_only_an_imported_folder(
     tmp_path: Path, checkpoint: Path, tiny_sd: str, recwarn: pytest.WarningsRecorder
 ) -> None:
     output = tmp_path / "out"
     output.mkdir()
-    import_official(str(checkpoint), tiny_sd, str(output), t_init=T_INIT)  # an empty one is free
+    # an empty folder is accepted
+    import_official(str(checkpoint), tiny_sd, str(output), t_init=T_INIT)
     assert not recwarn.list
     assert "give --overwrite" in refused(checkpoint, tiny_sd, output=output)
     (output / "README.md").write_text("mine")
@@ -188,7 +189,7 @@ def test_what_is_in_the_output_folder(
     assert "is not a folder" in refused(checkpoint, tiny_sd, output=checkpoint, overwrite=True)
 
 
-def test_a_failed_save_leaves_the_old_folder(
+def test_a_failed_save_keeps_the_old_folder(
     tmp_path: Path, checkpoint: Path, tiny_sd: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import_official(str(checkpoint), tiny_sd, str(tmp_path / "out"), t_init=T_INIT)
@@ -206,12 +207,12 @@ def test_a_failed_save_leaves_the_old_folder(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-def test_a_file_without_permission(checkpoint: Path, tiny_sd: str) -> None:
+def test_a_file_without_permission_is_rejected(checkpoint: Path, tiny_sd: str) -> None:
     checkpoint.chmod(0)
     assert "Permission denied" in refused(checkpoint, tiny_sd)
 
 
-def test_a_call_is_refused_with_what_it_calls(tmp_path: Path) -> None:
+def test_a_pickled_call_is_rejected_and_named(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> Any:
             return os.system, (f"touch {tmp_path / 'canary'}",)

@@ -1,4 +1,4 @@
-"""COCO's files to a caption list and reference statistics."""
+"""Convert COCO's files to a caption list and reference statistics."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ COUNT = 7
 
 @pytest.fixture
 def coco(tmp_path: Path) -> Path:
-    """Seven images with three captions each, in COCO's layout; an eighth has none."""
+    """Write seven images with three captions each in COCO's layout, and one without captions."""
     folder = tmp_path / "coco"
     (folder / "val2014").mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def prepare(coco: Path, output: Path, *more: str) -> None:
     )  # fmt: skip
 
 
-def test_each_image_has_one_caption_chosen_by_the_seed(
+def test_each_image_has_one_caption_selected_by_the_seed(
     coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -71,10 +71,10 @@ def test_each_image_has_one_caption_chosen_by_the_seed(
     assert set(prompts) < {row["caption"] for row in rows}
     assert (tmp_path / "b" / "prompts.txt").read_text().splitlines() == prompts
     assert (tmp_path / "c" / "prompts.txt").read_text().splitlines() != prompts
-    assert not list((tmp_path / "a").glob("*.safetensors"))  # no images were given
+    assert not list((tmp_path / "a").glob("*.safetensors"))  # no --images option
 
 
-def test_the_reference_is_of_all_images(coco: Path, tmp_path: Path) -> None:
+def test_the_reference_covers_all_images(coco: Path, tmp_path: Path) -> None:
     inception = write_inception(tmp_path / "inception.pt")
     images = coco / "val2014"
     prepare(coco, tmp_path / "o", "--images", str(images), "--inception", str(inception))
@@ -89,7 +89,7 @@ def test_the_reference_is_of_all_images(coco: Path, tmp_path: Path) -> None:
     assert found.about["source"] == "7 images of captions.json"
 
 
-def test_the_device_is_free_afterwards(coco: Path) -> None:
+def test_the_device_memory_is_freed(coco: Path) -> None:
     clip = CLIPFeatures.from_pretrained("package:demo/fashion/clip")
     where: list[Any] = []
 
@@ -103,12 +103,12 @@ def test_the_device_is_free_afterwards(coco: Path) -> None:
     assert where == ["cpu:0", "cpu"]
 
 
-def test_it_serves_the_training_and_the_evaluation(coco: Path, tmp_path: Path) -> None:
-    """Under the protocol of a CLIP model; the images themselves then score perfectly."""
+def test_the_output_works_in_training_and_evaluation(coco: Path, tmp_path: Path) -> None:
+    """Under the CLIP protocol, the images themselves get perfect scores."""
     clip = "package:demo/fashion/clip"
     prepare(coco, tmp_path / "o", "--images", str(coco / "val2014"), "--protocol", "clip",
             "--clip", clip)  # fmt: skip
-    (coco / "val2014" / f"COCO_val2014_{COUNT:012d}.jpg").unlink()  # the one without captions
+    (coco / "val2014" / f"COCO_val2014_{COUNT:012d}.jpg").unlink()  # the image without captions
     main(
         ["evaluate", "--images", str(coco / "val2014"), "--num_images", str(COUNT),
          "--captions", str(tmp_path / "o" / "captions.jsonl"), "--protocol", "clip",
@@ -146,7 +146,7 @@ def test_bad_input_is_named(
         prepare(coco, tmp_path / "o", *options)
     assert end.value.code == 2
     assert said in capsys.readouterr().err
-    assert not (tmp_path / "o").exists()  # said before anything is written
+    assert not (tmp_path / "o").exists()  # rejected before anything is written
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_bad_input_is_named(
         '{"images": [], "annotations": [{"id": 1, "image_id": 1, "caption": null}]}',
     ],
 )
-def test_other_json_is_no_annotations(
+def test_other_json_files_are_rejected(
     coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
     (coco / "captions.json").write_text(content)

@@ -1,4 +1,4 @@
-"""A study: its plan, its commands, resuming and refusals."""
+"""The study command: its plan, its commands, resuming and errors."""
 
 import csv
 import json
@@ -65,8 +65,8 @@ def test_a_plan_has_a_run_for_each_point_and_seed(tmp_path: Path) -> None:
     assert runs[0].scored_prompts == "package:demo/fashion/prompts.txt"
 
 
-def test_scores_at_other_steps_belong_to_one_way_of_training(tmp_path: Path) -> None:
-    """A run repeated with other options does not keep the old generator's scores."""
+def test_scores_at_other_steps_depend_on_the_training_options(tmp_path: Path) -> None:
+    """A run repeated with other options does not keep the scores of the old generator."""
 
     def evaluation(alpha: float) -> Task:
         series = {"a": Series({"x": {"model.alpha": alpha}})}
@@ -81,7 +81,7 @@ def test_scores_at_other_steps_belong_to_one_way_of_training(tmp_path: Path) -> 
         evaluation(2).check()
 
 
-def test_points_of_the_same_options_are_one_run(tmp_path: Path) -> None:
+def test_points_with_equal_options_share_a_run(tmp_path: Path) -> None:
     series = {
         "alpha": Series({"1": {"model.alpha": 1.0}, "2": {"model.alpha": 2.0}}),
         "batch": Series({"64": {"data.batch_size": 64}, "32": {"data.batch_size": 32}}),
@@ -131,7 +131,7 @@ def test_points_of_the_same_options_are_one_run(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_plan_refuses(
+def test_an_invalid_plan_is_rejected(
     tmp_path: Path, series: dict[str, Series], changes: dict[str, Any], named: list[str]
 ) -> None:
     with pytest.raises(UsageError) as error:
@@ -139,7 +139,7 @@ def test_a_plan_refuses(
     assert all(part in str(error.value) for part in named), str(error.value)
 
 
-def test_a_wrong_option_of_a_point_is_refused_before_anything_runs(
+def test_a_wrong_option_is_rejected_before_anything_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
@@ -148,8 +148,8 @@ def test_a_wrong_option_of_a_point_is_refused_before_anything_runs(
     assert "alpah" in capsys.readouterr().err
 
 
-def test_evaluations_are_those_of_the_method() -> None:
-    """18 with guidance; the docstring derives the others."""
+def test_evaluations_per_image_follow_the_method() -> None:
+    """18 with guidance; the docstring of `evaluations_per_image` derives the others."""
     assert evaluations_per_image(Kappas(1.5, 1.5, 1.5, 1.5)) == 18
     assert evaluations_per_image(Kappas(1, 1, 1, 1)) == 11
     assert evaluations_per_image(Kappas(1, 1, 1, 2)) == 13
@@ -157,7 +157,7 @@ def test_evaluations_are_those_of_the_method() -> None:
     assert evaluations_per_image(Kappas(1, 1, 2, 2), 4) == 4 + 3 + 12 + 4 + 4
 
 
-def test_where_it_runs_is_no_option_of_its_results(tmp_path: Path) -> None:
+def test_the_accelerator_is_not_part_of_the_options(tmp_path: Path) -> None:
     plain = asked(tmp_path, {"LSG": KAPPAS}, teacher=Teacher(), generator_steps=[2])
     on_gpu = replace(plain, accelerator="gpu")
     for here, there in zip(jobs(plain, planned(plain)), jobs(on_gpu, planned(on_gpu)), strict=True):
@@ -167,7 +167,7 @@ def test_where_it_runs_is_no_option_of_its_results(tmp_path: Path) -> None:
             assert cpu.options == gpu.options
 
 
-def test_the_teacher_is_scored_once_on_each_set_of_prompts(tmp_path: Path) -> None:
+def test_the_teacher_is_scored_once_per_prompt_set(tmp_path: Path) -> None:
     own = Series({"x": {"data.heldout": "study:prompts/few.txt"}})
     made = asked(tmp_path, {"LSG": KAPPAS, "few": own}, seeds=[0, 1],
                  teacher=Teacher([1, 25], [1.5]), generator_steps=[1, 4])  # fmt: skip
@@ -193,8 +193,8 @@ names = st.sampled_from(["a", "a.b", "a.b.c", "b", "ab"])
 
 
 @given(st.lists(st.dictionaries(names, st.integers(), max_size=3), max_size=4))
-def test_merging_options_is_what_a_command_line_does(parts: list[dict[str, int]]) -> None:
-    """A name's last value wins, unless its whole section is given later."""
+def test_merging_options_works_like_a_command_line(parts: list[dict[str, int]]) -> None:
+    """The last value of a name wins, unless its whole section is set later."""
     given_ = [item for part in parts for item in part.items()]
     last = {name: place for place, (name, _) in enumerate(given_)}
 
@@ -214,7 +214,7 @@ trees = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from("abc"), trees, max_size=3))
-def test_flat_options_hold_the_whole_tree(tree: dict[str, Any]) -> None:
+def test_flat_options_contain_the_whole_tree(tree: dict[str, Any]) -> None:
     built: dict[str, Any] = {}
     for name, value in flatten(tree).items():
         *sections, last = name.split(".")
@@ -225,7 +225,7 @@ def test_flat_options_hold_the_whole_tree(tree: dict[str, Any]) -> None:
     assert built == tree
 
 
-def test_explicit_options_are_of_the_configs_and_then_of_the_study(tmp_path: Path) -> None:
+def test_explicit_options_merge_configs_and_study(tmp_path: Path) -> None:
     config = tmp_path / "a.yaml"
     config.write_text("model: {guidance: {preset: lsg, scale: 2}, alpha: 1.0}\n")
     said = explicit([str(config)], {"model.guidance": {"preset": "none"}, "model.tmin": 3})
@@ -238,7 +238,7 @@ def test_explicit_options_are_of_the_configs_and_then_of_the_study(tmp_path: Pat
         explicit([str(config)], {})
 
 
-def test_arguments_are_read_as_they_were_meant(tmp_path: Path) -> None:
+def test_arguments_are_parsed_back_to_the_options(tmp_path: Path) -> None:
     options = {
         "model.guidance": {"preset": "lsg", "scale": None, "eval_fake": [1.5, 1]},
         "model.optimizer_fake.init_args.lr": 1e-05,
@@ -257,7 +257,7 @@ def test_arguments_are_read_as_they_were_meant(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=3))
-def test_labels_make_names_of_files(parts: list[str]) -> None:
+def test_labels_become_file_names(parts: list[str]) -> None:
     name = slugify(*parts)
     assert name
     assert "/" not in name
@@ -270,9 +270,9 @@ def task(folder: Path, options: dict[str, Any], command: tuple[str, ...] = ("fit
 
 
 @pytest.mark.parametrize("state", ["finished", "interrupted"])
-def test_changed_options_are_refused(tmp_path: Path, state: str) -> None:
+def test_changed_options_are_rejected(tmp_path: Path, state: str) -> None:
     before = task(tmp_path / "run", {"model.alpha": 1.0, "data.batch_size": 4})
-    before.check()  # nothing is there
+    before.check()  # no folder yet
     before.folder.mkdir()
     with pytest.raises(UsageError, match="--output: .*run.json"):
         before.check()
@@ -294,7 +294,7 @@ options_of_tasks = st.dictionaries(names, st.integers() | st.none() | st.text(ma
 
 
 @given(options_of_tasks, options_of_tasks)
-def test_differences_are_none_exactly_for_equal_options(a: Any, b: Any) -> None:
+def test_differences_are_empty_only_for_equal_options(a: Any, b: Any) -> None:
     assert (differences(a, b) == []) == (a == b)
     assert len(differences(a, b)) == len(differences(b, a))
 
@@ -305,10 +305,10 @@ def test_an_interrupted_fit_continues(tmp_path: Path) -> None:
     run.folder.mkdir()
     assert run.continued().command == ("fit", "--ckpt_path=last")
     other = task(tmp_path / "run", {}, ("evaluate",))
-    assert other.continued().command == ("evaluate",)  # continues by itself
+    assert other.continued().command == ("evaluate",)  # it resumes without an option
 
 
-def test_how_far_a_fit_is(tmp_path: Path) -> None:
+def test_done_share_and_duration(tmp_path: Path) -> None:
     run = replace(task(tmp_path / "run", {}), iterations=200)
     assert done_share(run) == 0
     run.folder.mkdir()
@@ -322,7 +322,7 @@ def test_how_far_a_fit_is(tmp_path: Path) -> None:
 
 
 def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
-    """Let tasks run a small script instead of this project."""
+    """Make tasks run a small script instead of this project."""
     path = tmp_path / "python.sh"
     path.write_text(f"#!/bin/bash\nshift 2\n{text}\n")
     path.chmod(0o755)
@@ -356,7 +356,7 @@ def test_tasks_run_in_order_and_only_once(
     assert (tmp_path / "a/said").read_text().count("\n") == 1
 
 
-def test_what_fails_is_named_and_the_rest_goes_on(
+def test_failures_are_reported_and_other_tasks_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = 'case $2 in */bad) echo "error: no luck"; exit 3;; */idle) exit 0;; esac'
@@ -374,10 +374,10 @@ def test_what_fails_is_named_and_the_rest_goes_on(
     assert (tmp_path / "good/summary.json").exists()
 
 
-def test_an_interruption_ends_what_is_running(
+def test_an_interruption_ends_running_tasks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is told to end and may finish; no process continues afterwards."""
+    """Tasks receive SIGTERM and may finish; no process continues afterwards."""
     script(monkeypatch, tmp_path, 'mkdir -p $2; trap "echo saved > $2/saved; exit 143" TERM; '
            "touch $2/begun; while true; do sleep 0.05; done")  # fmt: skip
     todo = [[at(tmp_path / "a")], [at(tmp_path / "b")]]
@@ -392,11 +392,13 @@ def test_an_interruption_ends_what_is_running(
     with alone(tmp_path) as lock, pytest.raises(Interrupted):
         execute(todo, 2, None, lock, lambda t: None)
     assert all((tmp_path / name / "saved").exists() for name in "ab")
-    with alone(tmp_path):  # no process holds it any more
+    with alone(tmp_path):  # no process holds the lock any more
         pass
 
 
-def test_what_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_ignores_sigterm_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loop = "touch $2/begun; while true; do sleep 0.05; done"
     script(monkeypatch, tmp_path, f'mkdir -p $2; trap "" TERM; {loop}')
 
@@ -410,7 +412,7 @@ def test_what_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(execution, "done_share", look)
     with alone(tmp_path) as lock, pytest.raises(Interrupted):
         execute([[at(tmp_path / "a")]], 1, None, lock, lambda t: None)
-    for _ in range(100):  # what the killed process had started dies a moment later
+    for _ in range(100):  # child processes of the killed task end a moment later
         with suppress(UsageError), alone(tmp_path):
             break
         time.sleep(0.1)
@@ -418,7 +420,7 @@ def test_what_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyP
         pytest.fail("the folder is still held")
 
 
-def test_two_studies_do_not_share_a_folder(tmp_path: Path) -> None:
+def test_two_studies_cannot_share_a_folder(tmp_path: Path) -> None:
     """A study also excludes processes that a killed study left running."""
     with alone(tmp_path) as lock:
         with pytest.raises(UsageError, match="--output: .* in use"), alone(tmp_path):
@@ -433,11 +435,11 @@ def test_two_studies_do_not_share_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_small_study_from_beginning_to_end(
+def test_a_small_study_end_to_end(
     tmp_path: Path, small_sd: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Run two short fits and the teacher, repeat the study, change it, and plot its rows alone."""
+    """Run two short fits and the teacher, repeat the study, change it, and plot only its rows."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     config = {
         "base": [DEMO],
@@ -484,7 +486,7 @@ def test_a_small_study_from_beginning_to_end(
 
     capsys.readouterr()
     begun = time.monotonic()
-    main(command)  # all is finished
+    main(command)  # everything is finished
     assert time.monotonic() - begun < took
     assert "[1/" not in capsys.readouterr().out
     with pytest.raises(SystemExit):
@@ -498,7 +500,7 @@ def test_a_small_study_from_beginning_to_end(
     assert not (tmp_path / "docs/runs").exists()
 
 
-def test_the_listing_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_only_lists_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(REPOSITORY / "configs/study/steps.yaml")
     main(["study", "--config", config, "--base", f"[{DEMO}]", "--output", str(tmp_path / "none"),
           "--dry_run", "true"])  # fmt: skip
@@ -508,7 +510,7 @@ def test_the_listing_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not (tmp_path / "none").exists()
 
 
-def test_a_name_of_a_series_is_not_taken_for_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_series_name_as_series_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     config = str(REPOSITORY / "configs/study/steps.yaml")
     names = ", ".join(yaml.safe_load(Path(config).read_text())["series"])
     for given_, there in (([], ""), (["--config", config], f" (those of the configs are {names})")):
@@ -524,7 +526,7 @@ def test_a_name_of_a_series_is_not_taken_for_one(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     "series", ["a: {points: {x: {model.alpha: 1.0}}}", '{"a": {}}', "null", "{a: [", "a:\n  b: 1"]
 )
-def test_series_in_yaml_are_left_to_the_parser(series: str, tmp_path: Path) -> None:
+def test_series_in_yaml_are_passed_to_the_parser(series: str, tmp_path: Path) -> None:
     (tmp_path / "odd.yaml").write_text("series: {1: {}}\n")
     check_series([f"--config={tmp_path / 'odd.yaml'}", "--series", series])
     with pytest.raises(UsageError, match=r"those of the configs are 1\)"):
@@ -538,7 +540,7 @@ PROMPTS = st.lists(
 
 
 @given(PROMPTS, st.integers(0, 3))
-def test_prompt_files_keep_what_they_promise(prompts: list[str], seed: int) -> None:
+def test_prompt_files_apply_their_options(prompts: list[str], seed: int) -> None:
     file = PromptFile("x", drop_words=0.5, shuffle_words=True, seed=seed)
     made = file.make(prompts)
     assert made == file.make(prompts)
@@ -568,7 +570,7 @@ def test_a_share_keeps_the_order(share: float, seed: int) -> None:
     assert made == sorted(set(made))
 
 
-def test_prompt_files_stay_the_same_for_good() -> None:
+def test_prompt_files_are_reproducible() -> None:
     """A run repeated on another machine must have the same prompts."""
     prompts = ["a red bag on a navy background", "a blue dress on a gray background"]
     assert PromptFile("x", shuffle_words=True).make(prompts) == [
