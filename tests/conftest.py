@@ -1,4 +1,4 @@
-"""Options and fixtures of all tests."""
+"""Options and fixtures shared by all tests."""
 
 import gc
 import shutil
@@ -11,8 +11,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from tests.helpers.paths import GOLDEN
 
-# These take minutes. At the head of the first worker's tests, no other worker takes some of them
-# over, which would need their fixtures again, and none is left for the end.
+# These files take minutes. They run first, so that one worker keeps them, with their fixtures,
+# and none is left for the end.
 FIRST = ("test_strategies", "test_soak", "test_graph")
 
 
@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    # A shell's background jobs ignore Ctrl-C, and so would every process that a test starts.
+    # Background jobs of a shell ignore Ctrl-C, and so would every process that a test starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -39,20 +39,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    # What has been imported stays: without it a garbage collection takes a fraction of its time.
+    # Exclude the imported objects from garbage collection, which then takes a fraction of its time.
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def tiny_sd() -> str:
-    """A Stable Diffusion of 200 thousand parameters."""
+    """Return the folder of a Stable Diffusion with 200 thousand parameters."""
     return str(GOLDEN / "tiny_sd")
 
 
 @pytest.fixture(scope="session")
 def small_sd(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A Stable Diffusion whose UNet has one level, so that an iteration takes half as long."""
+    """Return the folder of a Stable Diffusion with a one-level UNet: half the iteration time."""
     folder = tmp_path_factory.mktemp("small_sd") / "small_sd"
     shutil.copytree(tiny_sd, folder, ignore=shutil.ignore_patterns("unet", "vae"))
     with torch.random.fork_rng():

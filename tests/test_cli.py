@@ -1,4 +1,4 @@
-"""What users type, and what they are told when it is wrong."""
+"""The command line: what users type, and the messages that answer mistakes."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """Run the command line, which must end with a message and no traceback; return the message."""
+    """Run a command that must end with a message and no traceback; return the message."""
     with pytest.raises(SystemExit) as end:
         main(list(args))
     assert end.value.code not in (0, None)
@@ -28,7 +28,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     return error
 
 
-def test_a_real_process_refuses_with_one_line(tmp_path: Path) -> None:
+def test_a_real_process_reports_an_error_in_one_line(tmp_path: Path) -> None:
     """No traceback, status 2, nothing written."""
     run = subprocess.run(
         [sys.executable, "-m", "sid_lsg.cli", "fit", "--model.teacher", "nowhere/at/all",
@@ -109,7 +109,9 @@ def test_bad_input_is_named(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_a_misspelt_command_is_told_all_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelt_command_gets_a_suggestion_and_the_list(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     message = refused(capsys, "fti", "--model.teacher", "x")
     assert message.startswith(
         "error: 'fti' is no command. Did you mean fit? The commands are fit, "
@@ -128,7 +130,7 @@ def test_a_config_option_without_a_file_is_named(
     assert refused(capsys, command, "--config", "--help") == said
 
 
-def test_what_fit_lacks_or_does_not_know_is_explained_by_its_own_help(
+def test_missing_and_unknown_options_refer_to_the_help_of_fit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = "`python -m sid_lsg.cli fit --help` explains every option."
@@ -138,7 +140,7 @@ def test_what_fit_lacks_or_does_not_know_is_explained_by_its_own_help(
     assert f"'model.guidence'. {said}" in message
 
 
-def test_a_wrong_part_of_an_option_is_answered_by_the_same_program(
+def test_a_wrong_part_of_an_option_refers_to_the_help(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     message = refused(capsys, "fit", "--model.optimizer_fake.eps=[1,2]")
@@ -194,7 +196,7 @@ def test_a_run_stays_inside_its_directory(
             "--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false",
             "--trainer.default_root_dir", "here"]  # fmt: skip
     main([*line, "--trainer.max_steps", "1"])
-    assert "distilling" not in capsys.readouterr().err  # no progress bar was asked for
+    assert "distilling" not in capsys.readouterr().err  # the progress bar is disabled
     assert set(tmp_path.iterdir()) - before == {tmp_path / "here"}
     written = {path.name for path in (tmp_path / "here").iterdir()}
     assert written == {
@@ -206,7 +208,7 @@ def test_a_run_stays_inside_its_directory(
     main([*line, "--trainer.max_steps", "2", "--ckpt_path", "last"])
     assert json.loads((tmp_path / "here/summary.json").read_text())["images_seen"] == 4
 
-    # The resolved configuration is itself a config; a fresh run moves the old one aside.
+    # The resolved configuration is itself a config; a new run moves the old one aside.
     main(["fit", "--config", "here/config.yaml", "--ckpt_path", "null"])
     assert json.loads((tmp_path / "here.1/summary.json").read_text())["images_seen"] == 4
     assert set(tmp_path.iterdir()) - before == {tmp_path / "here", tmp_path / "here.1"}

@@ -1,4 +1,4 @@
-"""What the tests may import."""
+"""The modules that tests may import."""
 
 import ast
 from pathlib import Path
@@ -11,7 +11,7 @@ FILES = [*TESTS.rglob("*.py")]
 
 
 def imported(path: Path) -> list[str]:
-    """Return the names of the modules that a file imports, anywhere in it."""
+    """Return the names of all modules that a file imports."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
@@ -23,6 +23,6 @@ def imported(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(TESTS)))
 def test_no_file_imports_a_test_module(path: Path) -> None:
-    """What several test modules need is in tests/helpers or in a conftest.py."""
+    """Code that several test modules need belongs in tests/helpers or a conftest.py."""
     ours = [name for name in imported(path) if name.startswith("tests.")]
     assert [name for name in ours if not f"{name}.".startswith("tests.helpers.")] == []

@@ -1,4 +1,4 @@
-"""`make help` lists every target, and `make browser` installs nothing unasked outside CI."""
+"""`make help` lists every target, and `make browser` asks before it installs outside CI."""
 
 import os
 import pty
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 
 @pytest.fixture
 def without_chromium(tmp_path: Path) -> dict[str, str]:
-    """Make an environment in which apt-get and Python only write down that they were called."""
+    """Make an environment in which apt-get and Python only record their calls."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("make", "sh", "id", "touch"):
@@ -31,7 +31,7 @@ def without_chromium(tmp_path: Path) -> dict[str, str]:
 
 
 def browser(environment: dict[str, str], stdin: int = subprocess.DEVNULL) -> tuple[int, str, bool]:
-    """Run `make browser`; return its status, what it printed, and whether it installed chromium."""
+    """Run `make browser`; return its status, its output, and whether it installed chromium."""
     folder = Path(environment["PATH"])
     options = ["-o", ".venv/.installed-dev", f"BIN={folder}", "browser"]
     made = subprocess.run(
@@ -58,7 +58,7 @@ def test_the_browser_is_installed_in_ci(without_chromium: dict[str, str]) -> Non
     assert (status, installed) == (0, True)
 
 
-def test_without_a_terminal_the_command_is_said(without_chromium: dict[str, str]) -> None:
+def test_without_a_terminal_the_command_is_printed(without_chromium: dict[str, str]) -> None:
     status, said, installed = browser(without_chromium)
     assert (status, installed) == (2, False)  # make's own status for a failure
     assert "error: this needs chromium. Install it: apt-get install chromium" in said

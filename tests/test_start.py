@@ -1,4 +1,4 @@
-"""What is imported before a command answers: it decides how long `--help` takes."""
+"""The modules that are imported before a command answers; they decide how long `--help` takes."""
 
 import json
 import os
@@ -25,7 +25,7 @@ OF_FIT = ["estimate", "benchmark"]
 
 
 def run(*command: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
-    """Run Python; return how it ended, and the heavy packages that it imported."""
+    """Run Python; return the completed process and the heavy packages that it imported."""
     ended = subprocess.run(
         [sys.executable, "-X", "importtime", *command], capture_output=True, text=True, check=False
     )
@@ -82,7 +82,7 @@ def test_help_of_a_command_that_does_not_train_imports_nothing_heavy(command: st
     assert (pointer in " ".join(ended.stdout.split())) == (command in OF_FIT)
 
 
-def test_the_help_of_fit_imports_no_library_of_models() -> None:
+def test_the_help_of_fit_imports_no_model_library() -> None:
     """Lightning itself imports torch, torchmetrics and, through that, transformers."""
     ended, imported = run("-m", "sid_lsg.cli", "fit", "--help")
     assert ended.returncode == 0
@@ -90,7 +90,7 @@ def test_the_help_of_fit_imports_no_library_of_models() -> None:
     assert imported.isdisjoint({"gradio", "wandb"})
 
 
-def test_the_package_hands_on_its_public_names_when_they_are_used() -> None:
+def test_the_package_imports_its_public_names_lazily() -> None:
     code = "import sid_lsg; print(sid_lsg.__all__, dir(sid_lsg))"
     ended, imported = run("-c", code)
     assert (ended.returncode, imported) == (0, set())
@@ -103,10 +103,10 @@ def test_the_package_hands_on_its_public_names_when_they_are_used() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", ENTRIES, ids=["sid_lsg", "sid_lsg.cli", "sid-lsg"])
-def test_each_entry_is_launched_again_for_a_second_device(
+def test_each_entry_point_launches_a_second_process(
     entry: list[str], small_sd: str, tmp_path: Path
 ) -> None:
-    """And no library puts in a word that does not help."""
+    """The libraries print no irrelevant messages."""
     if entry[0] == "-c":  # as pip installs the script
         (tmp_path / "sid-lsg").write_text(entry[1])
         entry = [str(tmp_path / "sid-lsg")]

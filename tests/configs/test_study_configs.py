@@ -1,4 +1,4 @@
-"""The shipped studies: each can be planned, begins to run, and costs what its header says."""
+"""The shipped studies: each can be planned and run, and its header states its cost."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from tests.helpers.paths import REPOSITORY
 from tests.helpers.studies import shipped
 
 STUDIES = sorted((REPOSITORY / "configs/study").glob("*.yaml"))
-RATE = 400  # evaluations per second on 2 CPU cores, as docs/studies/kappa took with its scoring
+RATE = 400  # evaluations per second on 2 CPU cores with scoring, as measured for docs/studies/kappa
 
 
 @pytest.mark.slow
@@ -45,7 +45,7 @@ def test_headers_state_the_cost(path: Path) -> None:
 def test_a_point_of_each_series_runs(
     path: Path, small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The very commands of the study, made small."""
+    """Run the study's own commands with small options."""
     of, runs, files = shipped(path)
     of = replace(of, output=tmp_path)
     write_prompts(files, tmp_path)
@@ -64,7 +64,7 @@ def test_a_point_of_each_series_runs(
         assert "fid_clip_4" in summary
 
 
-def test_the_studies_are_what_they_are_named_after() -> None:
+def test_the_studies_vary_what_they_are_named_after() -> None:
     found = {path.stem: shipped(path) for path in STUDIES}
     studies = "kappa", "strategies", "steps", "prompts", "settings", "limits", "real_data", "long"
     assert set(found) == {*studies}
@@ -92,12 +92,12 @@ def test_the_studies_are_what_they_are_named_after() -> None:
         assert {len(run.labels) for run in shared} == {5}
 
 
-def test_the_unseen_pairs_are_never_trained_on() -> None:
+def test_the_unseen_pairs_are_excluded_from_training() -> None:
     config = yaml.safe_load((REPOSITORY / "configs/study/prompts.yaml").read_text())
     files = {k: PromptFile(**f).make(CAPTIONS) for k, f in config["prompt_files"].items()}
     assert len(files["unseen"]) == 80
     assert sorted(files["unseen"] + files["seen"]) == sorted(CAPTIONS)
-    for words in (COLOURS, GARMENTS):  # each is trained on, with others
+    for words in (COLOURS, GARMENTS):  # each word is trained on in other pairs
         assert all(any(f" {word} " in prompt for prompt in files["seen"]) for word in words)
         assert all(any(f" {word} " in prompt for prompt in files["unseen"]) for word in words)
     assert len(files["a_tenth"]) == 32

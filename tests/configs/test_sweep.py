@@ -1,4 +1,4 @@
-"""The shipped sweeps: what W&B reads of them, and the commands that their agents run."""
+"""The shipped sweeps: wandb reads them, and the commands of its agents run."""
 
 import atexit
 import itertools
@@ -34,8 +34,8 @@ KAPPAS = {PRESET: [1.5, 1.5, 1.5, 1.5], EXPLICIT: [1.0, 1.5, 1.0, 1.5]}
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_wandb_can_read_it(path: Path) -> None:
-    """What `wandb sweep` checks here, and what W&B's server documents to require."""
+def test_wandb_accepts_the_sweep(path: Path) -> None:
+    """Check what `wandb sweep` checks here and what W&B's server requires."""
     config = load_sweep_config(str(path))
     assert config is not None
     assert config.keys() <= {
@@ -53,8 +53,8 @@ def test_wandb_can_read_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_fit_takes_every_value_of_every_sweep(path: Path) -> None:
-    """As the agent writes it: each is read, and no two are the same point."""
+def test_fit_accepts_every_value_of_every_sweep(path: Path) -> None:
+    """Each value is parsed as the agent writes it, and no two are the same point."""
     config = yaml.safe_load(path.read_text())
     command = config["command"]
     given = [part for part in command[command.index("fit") + 1 :] if not part.startswith("$")]
@@ -69,7 +69,7 @@ def test_fit_takes_every_value_of_every_sweep(path: Path) -> None:
 
 @pytest.mark.parametrize("base", ["demo.yaml", "lsg.yaml"])
 @pytest.mark.parametrize("value", GUIDANCE)
-def test_nothing_of_the_config_survives_a_point(
+def test_a_point_replaces_the_guidance_of_the_config(
     value: str, base: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = str(REPOSITORY / "configs" / base)
@@ -80,7 +80,7 @@ def test_nothing_of_the_config_survives_a_point(
     assert guidance == yaml.safe_load(value)
 
 
-def test_the_points_are_the_papers_strategies_and_others() -> None:
+def test_the_points_cover_the_papers_strategies() -> None:
     kappas = [Guidance(**yaml.safe_load(value)).kappas for value in GUIDANCE]
     assert len(set(kappas)) == len(kappas)  # no two are the same run
     assert {yaml.safe_load(value)["preset"] for value in GUIDANCE} == set(get_args(Preset))
@@ -92,7 +92,7 @@ def test_the_points_are_the_papers_strategies_and_others() -> None:
 def agent_starts(
     monkeypatch: pytest.MonkeyPatch, folder: Path, run_id: str, point: dict[str, Any]
 ) -> tuple[list[str], dict[str, str]]:
-    """Have wandb's own agent put together the command and environment of a run."""
+    """Let wandb's own agent build the command and environment of a run."""
     started: list[tuple[list[str], dict[str, str]]] = []
 
     class Started:
@@ -100,11 +100,11 @@ def agent_starts(
             started.append((command, env))
 
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)  # among them the address of wandb's helper process, if one ran
+        monkeypatch.delenv(name)  # including the address of wandb's helper process, if one ran
     for name, value in {
         "WANDB_SWEEP_ID": "sweep1",
         "WANDB_DIR": str(folder),
-        "WANDB_RUN_ID": "",  # the agent sets these; they are put back afterwards
+        "WANDB_RUN_ID": "",  # the agent sets these; monkeypatch restores them
         "WANDB_SWEEP_PARAM_PATH": "",
         "WANDB_MODE": "offline",
     }.items():
@@ -120,15 +120,15 @@ def agent_starts(
 
 
 def in_repository(arguments: list[str]) -> None:
-    """Be the command where an agent starts it."""
+    """Run the command in the folder in which an agent starts it."""
     os.chdir(REPOSITORY)
     main(arguments)
-    atexit._run_exitfuncs()  # which a forked process leaves out; wandb ends its run there
+    atexit._run_exitfuncs()  # a forked process skips these; wandb ends its run there
 
 
 @pytest.mark.slow
-def test_two_agents_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Their very commands, made small, as processes that share the configured run directory."""
+def test_two_agents_run_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Run the agents' own commands with small options; both share the configured run directory."""
     small = {
         "data.batch_size": 2,
         "data.num_workers": 0,
@@ -160,7 +160,7 @@ def test_two_agents_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         assert list(Guidance(**saved["model"]["guidance"]).kappas) == KAPPAS[value]
         assert saved["trainer"]["default_root_dir"] == str(root)
         assert json.loads((root / "summary.json").read_text())["iterations"] == 1
-        assert "Ignoring" not in output  # that is wandb about options that a sweep decides
+        assert "Ignoring" not in output  # wandb would warn about options that a sweep sets
         found = records(root)
         (begun,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
         assert (begun.run_id, begun.sweep_id) == (run_id, "sweep1")
@@ -175,7 +175,7 @@ def test_two_agents_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ("sweep", "run", "found"),
     [("s", "r", "runs/x/r"), (None, "r", "runs/x"), ("s", None, "runs/x"), ("", "", "runs/x")],
 )
-def test_only_a_sweep_has_directories_of_its_own(
+def test_only_runs_of_a_sweep_get_their_own_directories(
     monkeypatch: pytest.MonkeyPatch, sweep: str | None, run: str | None, found: str
 ) -> None:
     for name, value in (("WANDB_SWEEP_ID", sweep), ("WANDB_RUN_ID", run)):

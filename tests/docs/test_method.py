@@ -1,4 +1,4 @@
-"""docs/method.md lists every file of the method, and its links lead somewhere."""
+"""docs/method.md lists every file of the method, and its links are valid."""
 
 import re
 
@@ -7,19 +7,19 @@ from tests.helpers.paths import REPOSITORY
 PAGE = REPOSITORY / "docs" / "method.md"
 
 
-def test_every_file_of_the_method_is_on_the_map() -> None:
+def test_the_map_lists_every_file_of_the_method() -> None:
     listed = set(re.findall(r"^\| \[(\w+\.py)\]", PAGE.read_text(), re.MULTILINE))
     files = {path.name for path in (REPOSITORY / "sid_lsg" / "method").glob("*.py")}
     assert listed == files - {"__init__.py"}
 
 
-def test_links_lead_to_files() -> None:
+def test_links_point_to_files() -> None:
     links = re.findall(r"\]\((\.\./[^)#]+)\)", PAGE.read_text())
     assert len(links) > 10
     assert not [link for link in links if not (PAGE.parent / link).exists()]
 
 
-def test_docstrings_name_sections_that_exist() -> None:
+def test_docstrings_name_existing_sections() -> None:
     sections = set(re.findall(r"^## (.+)$", PAGE.read_text(), re.MULTILINE))
     named = set()
     for path in (REPOSITORY / "sid_lsg" / "method").glob("*.py"):

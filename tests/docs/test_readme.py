@@ -1,4 +1,4 @@
-"""What stands in the documentation is what is measured, and its links lead somewhere."""
+"""The documentation shows the measured numbers, and its links are valid."""
 
 import json
 import re
@@ -14,19 +14,19 @@ FILES = SCRIPT["FILES"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_tables_are_what_is_generated(path: Path) -> None:
+def test_tables_are_up_to_date(path: Path) -> None:
     text = path.read_text()
     assert "<!-- generated: " in text
     assert text.count("<!-- generated: ") == text.count("<!-- end -->")
     assert text == SCRIPT["renewed"](text), "make tables"
 
 
-def test_each_table_stands_in_one_place() -> None:
+def test_each_table_appears_once() -> None:
     names = [name for path in FILES for _, name in SCRIPT["BLOCK"].findall(path.read_text())]
     assert sorted(names) == sorted(SCRIPT["TABLES"])
 
 
-def test_a_changed_table_is_written_again() -> None:
+def test_a_changed_table_is_regenerated() -> None:
     text = "before\n<!-- generated: demo -->\n| a |\n<!-- end -->\nafter\n"
     again = SCRIPT["renewed"](text)
     assert again.splitlines()[2].startswith("| | FID | CLIP |")
@@ -35,7 +35,7 @@ def test_a_changed_table_is_written_again() -> None:
     assert SCRIPT["renewed"](again) == again
 
 
-def test_the_demo_does_what_the_project_promises() -> None:
+def test_the_demo_meets_its_targets() -> None:
     first, latest = (
         json.loads((REPOSITORY / f"docs/{name}.json").read_text())
         for name in ("demo", "demo_latest")
@@ -59,7 +59,7 @@ def test_the_guidance_trade_off() -> None:
     assert clips == sorted(clips)
 
 
-def test_links_lead_to_files() -> None:
+def test_links_point_to_files() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", (REPOSITORY / "README.md").read_text())
     local = [link for link in links if not link.startswith("http")]
     assert "docs/demo.png" in local

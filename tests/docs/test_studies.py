@@ -1,4 +1,4 @@
-"""The studies kept in docs/: their rows are the runs', their tables and plots are the rows'."""
+"""The studies in docs/: rows equal the runs' results; tables and plots are made from the rows."""
 
 import re
 from dataclasses import replace
@@ -21,17 +21,17 @@ kept = pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
 
 
 @kept
-def test_rows_are_what_the_runs_wrote(folder: Path, tmp_path: Path) -> None:
+def test_rows_are_the_results_of_the_runs(folder: Path, tmp_path: Path) -> None:
     of, runs, _ = shipped(REPOSITORY / "configs/study" / f"{folder.name}.yaml")
     write_results(collect(replace(of, output=folder), runs), tmp_path / RESULTS)
     assert (tmp_path / RESULTS).read_text() == (folder / RESULTS).read_text()
 
 
 @kept
-def test_tables_and_plots_are_made_of_the_rows(
+def test_tables_and_plots_are_made_from_the_rows(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Which plots there are: rendering takes most of the time, and has tests of its own.
+    # Check only which plots exist: rendering is slow and has its own tests.
     monkeypatch.setattr(Figure, "savefig", lambda _, path, **options: Path(path).touch())
     rows = read_results([str(folder / RESULTS)])
     assert (folder / TABLE).read_text() == markdown(rows, "std")
@@ -39,7 +39,7 @@ def test_tables_and_plots_are_made_of_the_rows(
     assert drawn == {path.name for path in folder.iterdir() if path.suffix in (".png", ".svg")}
 
 
-def test_what_is_said_of_them_is_in_their_tables() -> None:
+def test_numbers_in_the_findings_are_in_the_tables() -> None:
     said = (REPOSITORY / "docs/findings.md").read_text()
     tables = "".join((folder / TABLE).read_text() for folder in KEPT)
     numbers = re.findall(r"\d+\.\d+ ± \d+\.\d+", said)
@@ -47,7 +47,7 @@ def test_what_is_said_of_them_is_in_their_tables() -> None:
     assert {number for number in numbers if number not in tables} == set()
 
 
-CUT = {  # runs of one config and seed that were cut on a GPU, and their like on a CPU
+CUT = {  # runs that were stopped early on a GPU -> runs of the same config and seed on a CPU
     "strategies/none-1-seed0": "lsg-1-seed0",
     "limits/t-init-625-seed0": "lsg-1.2-seed0",
     "steps/trained-in-1-step-seed0": "lsg-1.5-seed0",
@@ -62,7 +62,7 @@ def apart(one: dict[str, str], other: dict[str, str], score: str = "fid") -> flo
     return abs(float(one[f"{score}_clip_2k"]) - float(other[f"{score}_clip_2k"]))
 
 
-def test_a_cut_run_on_a_gpu_scores_as_on_a_cpu() -> None:
+def test_a_stopped_run_on_a_gpu_scores_as_on_a_cpu() -> None:
     for ours, theirs in CUT.items():
         gpu, cpu = SCRIPT["cut_runs"]()[ours], SCRIPT["evaluations"](f"kappa/runs/{theirs}")
         assert list(gpu) == [3200, 6400, 9600]
@@ -71,14 +71,14 @@ def test_a_cut_run_on_a_gpu_scores_as_on_a_cpu() -> None:
             assert apart(row, cpu[images], "clip_score") < 1e-5
 
 
-def test_a_whole_run_on_a_gpu_scores_as_on_a_cpu() -> None:
+def test_a_complete_run_on_a_gpu_scores_as_on_a_cpu() -> None:
     found = [each for pair in SCRIPT["WHOLE"].items() for each in SCRIPT["differences"](*pair)]
     assert len(found) == 48
     assert max(found) < 0.009
 
 
-def test_no_machine_is_in_them() -> None:
+def test_studies_contain_no_absolute_paths() -> None:
     for folder in KEPT:
         for path in folder.rglob("*"):
             if path.suffix in (".csv", ".json", ".md") and "images" not in path.parts:
-                assert not re.search(r"(^|[\"'\s,])/\w", path.read_text()), path  # no absolute path
+                assert not re.search(r"(^|[\"'\s,])/\w", path.read_text()), path  # an absolute path

@@ -1,4 +1,4 @@
-"""One process at a time writes to a folder."""
+"""Only one process at a time writes to a folder."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ with held(Path(sys.argv[1]), "in use"):
 """
 
 
-def test_another_process_is_refused_as_long_as_one_holds_a_folder(tmp_path: Path) -> None:
+def test_a_held_folder_is_rejected_in_another_process(tmp_path: Path) -> None:
     check_free(tmp_path, _REFUSED)
     assert [*tmp_path.iterdir()] == []
     line, pipe = [sys.executable, "-c", _HOLD, str(tmp_path)], subprocess.PIPE
@@ -46,9 +46,7 @@ def test_another_process_is_refused_as_long_as_one_holds_a_folder(tmp_path: Path
         pass
 
 
-def test_where_there_are_no_locks_nothing_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_systems_without_locks_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lock(*_: object) -> None:
         raise OSError(95, os.strerror(95))
 
@@ -57,7 +55,7 @@ def test_where_there_are_no_locks_nothing_is_refused(
         check_free(tmp_path, _REFUSED)
 
 
-def test_a_lock_that_cannot_be_opened_is_said_by_its_option(tmp_path: Path) -> None:
+def test_a_lock_that_cannot_be_opened_names_its_option(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
     trainer = SimpleNamespace(default_root_dir=str(tmp_path))
     with pytest.raises(UsageError, match=r"--trainer.default_root_dir: cannot write .*directory"):
@@ -66,10 +64,10 @@ def test_a_lock_that_cannot_be_opened_is_said_by_its_option(tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("continued", [False, True])
-def test_a_second_run_leaves_a_running_one_alone(
+def test_a_second_run_does_not_disturb_a_running_one(
     small_sd: str, tmp_path: Path, continued: bool
 ) -> None:
-    """And the first, killed while its loader's processes live on, is continued at once."""
+    """The first run, killed while its data workers live on, can be continued at once."""
     arguments = [*command(small_sd, tmp_path), "--checkpoint.every_n_steps=1"]
     root = tmp_path / "run"
     first = start([*arguments, "--trainer.max_steps=1000000"], root, 1)
@@ -86,7 +84,7 @@ def test_a_second_run_leaves_a_running_one_alone(
     left = workers(pid)
     assert left
     for worker in left:
-        os.kill(worker, signal.SIGSTOP)  # or they would notice within seconds
+        os.kill(worker, signal.SIGSTOP)  # otherwise they end within seconds
     first[0].kill()
     first[0].join()
     try:

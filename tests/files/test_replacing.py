@@ -1,4 +1,4 @@
-"""Files are whole or absent; fingerprints tell texts apart."""
+"""Files are complete or absent; fingerprints distinguish texts."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from sid_lsg.files.replacing import (
 from sid_lsg.messages.errors import UsageError
 
 
-def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.txt"
     with replacing(path) as temporary:
         temporary.write_text("whole")
@@ -24,7 +24,7 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_an_error_leaves_the_earlier_file_alone(tmp_path: Path) -> None:
+def test_an_error_keeps_the_earlier_file(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("earlier")
 
@@ -39,7 +39,7 @@ def test_an_error_leaves_the_earlier_file_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_cannot_be_written_is_said_in_one_message(tmp_path: Path) -> None:
+def test_an_unwritable_file_gives_one_message(tmp_path: Path) -> None:
     check_writable(tmp_path / "new", "output")
     assert list((tmp_path / "new").iterdir()) == []
     (tmp_path / "file").touch()
@@ -49,7 +49,7 @@ def test_what_cannot_be_written_is_said_in_one_message(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
 
-def test_texts_are_told_apart_by_where_they_end() -> None:
+def test_fingerprints_depend_on_where_texts_end() -> None:
     assert text_hash(["ab", "c"]) != text_hash(["a", "bc"])
     assert text_hash(iter(["ab", "c"])) == text_hash(["ab", "c"])
 
@@ -60,7 +60,7 @@ def fill(folder: Path, text: str) -> Path:
     return folder
 
 
-def test_folders_are_replaced_or_left(tmp_path: Path) -> None:
+def test_folders_are_replaced_completely_or_not_at_all(tmp_path: Path) -> None:
     path = fill(tmp_path / "x", "old")
 
     def write() -> None:
@@ -78,10 +78,10 @@ def test_folders_are_replaced_or_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_a_folder_that_a_killed_process_put_aside_is_put_back(
+def test_a_folder_moved_aside_by_a_killed_process_is_restored(
     tmp_path: Path, replaced: bool
 ) -> None:
-    """Unless the new one has taken its place."""
+    """The old folder is restored only if no new one is there."""
     fill(tmp_path / ".x.old.tmp", "old")
     fill(tmp_path / ".x.17.tmp", "half")
     if replaced:
@@ -92,7 +92,7 @@ def test_a_folder_that_a_killed_process_put_aside_is_put_back(
 
 
 def test_a_file_does_not_replace_a_folder(tmp_path: Path) -> None:
-    """Unless that is said: a folder of results could be one wrong option away."""
+    """Without `over_folder`, one wrong option could delete a folder of results."""
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "kept.txt").touch()
     with pytest.raises(IsADirectoryError), replacing(tmp_path / "results") as temporary:
@@ -103,12 +103,10 @@ def test_a_file_does_not_replace_a_folder(tmp_path: Path) -> None:
     assert (tmp_path / "results").read_text() == "{}"
 
 
-def test_what_is_read_lies_outside_of_what_is_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_inputs_must_be_outside_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "run").mkdir(parents=True)
-    check_outside(Path("owner"), {"teacher": "owner/name"})  # a Hub id, and no folder here
+    check_outside(Path("owner"), {"teacher": "owner/name"})  # a Hub id, not a folder here
     check_outside(Path("owner/run"), {"teacher": "owner"})
     for source in ("owner", "owner/run", str(tmp_path / "owner" / "run")):
         with pytest.raises(UsageError, match="--output: 'owner' .* --ckpt_path lies in it"):

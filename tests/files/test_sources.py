@@ -1,4 +1,4 @@
-"""What the name of a model or a file means."""
+"""Resolve the names of models and files."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ PACKAGE = Path(sid_lsg.__file__).parent
 
 
 @pytest.mark.parametrize("path", ["runs/x", "/a/b.txt", "owner/name", "a:b", "my-package:demo", ""])
-def test_other_paths_stay_as_they_are(path: str) -> None:
+def test_other_paths_are_unchanged(path: str) -> None:
     assert resolve(path) == path
 
 
@@ -42,7 +42,7 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     [
         ("owner/name", "hub"),
         ("owner/na.me-1_2", "hub"),
-        ("models/sd", "folder"),  # a folder comes before a Hub id
+        ("models/sd", "folder"),  # a folder takes precedence over a Hub id
         ("./models/sd", "folder"),
         ("models/a.ckpt", "file"),
         ("models/other", "hub"),
@@ -59,7 +59,7 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("architecture:sd15", "architecture"),
     ],
 )
-def test_a_name_means_one_thing(
+def test_each_name_has_one_kind(
     name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -72,7 +72,7 @@ def test_a_name_means_one_thing(
         assert source.location == name
     elif kind != "architecture":
         assert source.path == Path(resolve(name))
-        # The libraries never take a path for a Hub id.
+        # The libraries must not take a path for a Hub id.
         assert source.location.startswith(("models", str(tmp_path), "/"))
     if kind == "missing":
         with pytest.raises(UsageError, match=r"--teacher: there is no folder .*\. Give another\."):

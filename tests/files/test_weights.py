@@ -1,11 +1,11 @@
-"""Sets of weights are compared, and told apart by fingerprints."""
+"""Compare sets of weights and compute their fingerprints."""
 
 import torch
 
 from sid_lsg.files.weights import first_difference, weights_hash
 
 
-def test_weights_are_told_apart_by_name_type_shape_and_value() -> None:
+def test_fingerprints_depend_on_name_dtype_shape_and_value() -> None:
     a = torch.arange(6.0)
     weights = {"w": a, "b": torch.ones(2)}
     expected = weights_hash(weights)

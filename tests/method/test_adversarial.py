@@ -1,12 +1,12 @@
-"""The adversarial term's formulas against those of a classifier, in float64."""
+"""Compare the adversarial term with a binary classifier's losses, in float64."""
 
 import torch
 
 from sid_lsg.method.adversarial import adversarial_loss, discriminator_logits, discriminator_loss
 
 
-def test_losses_and_their_gradients_are_those_of_a_classifier() -> None:
-    """Against the probability sigmoid(D), and the closed forms of its gradients, in float64."""
+def test_losses_and_gradients_equal_those_of_a_classifier() -> None:
+    """Compare with the probability sigmoid(D) and the closed forms of its gradients, in float64."""
     generator = torch.Generator().manual_seed(0)
     shape = (3, 5, 2, 4)
     features = [3 * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2)]

@@ -1,11 +1,11 @@
-"""Conditioning by sample, and prompt dropout."""
+"""Select and replace conditioning per sample, and drop prompts."""
 
 import torch
 
 from sid_lsg.method.conditioning import concatenate, drop_prompts, expand, replace_where, select
 
 
-def test_conditioning_is_selected_expanded_joined_and_replaced_by_sample() -> None:
+def test_conditioning_operations_work_per_sample() -> None:
     condition = {"states": torch.arange(12.0).view(3, 2, 2), "pooled": torch.arange(3.0)}
     null = {"states": torch.full((1, 2, 2), -1.0), "pooled": torch.full((1,), -1.0)}
     assert select(condition, torch.tensor([2, 0]))["pooled"].tolist() == [2, 0]

@@ -1,4 +1,4 @@
-"""A phase's draws depend on seed, phase, iteration and position, and on nothing else."""
+"""The draws of a phase depend only on seed, phase, iteration and position."""
 
 import math
 from itertools import combinations
@@ -66,7 +66,7 @@ def test_a_latent_may_have_an_odd_number_of_entries() -> None:
         assert torch.equal(a.flatten(1), b.flatten(1)[:, :9])
 
 
-def test_other_noises_do_not_change_with_the_number_of_steps_or_the_range_of_t() -> None:
+def test_num_steps_and_the_range_of_t_change_no_other_noise() -> None:
     one = drawn(Phase.FAKE_SCORE, 5, torch.arange(6), num_steps=1)
     four = drawn(Phase.FAKE_SCORE, 5, torch.arange(6), num_steps=4, tmin=0, tmax=7)
     assert torch.equal(one.noises[0], four.noises[0])
@@ -111,14 +111,14 @@ def test_t_covers_tmin_to_tmax_and_u_the_unit_interval() -> None:
     assert abs(float((draws.u < 0.1).double().mean()) - 0.1) < 4 * math.sqrt(0.09 / 50_000)
 
 
-def test_drawing_leaves_the_global_random_state_alone() -> None:
+def test_drawing_does_not_change_the_global_random_state() -> None:
     before = torch.get_rng_state()
     drawn(Phase.FAKE_SCORE, 0, torch.arange(4))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.gpu
-def test_a_gpu_draws_what_a_cpu_draws() -> None:
+def test_gpu_draws_equal_cpu_draws() -> None:
     positions = torch.arange(64)
     pairs = zip(
         flat(drawn(Phase.GENERATOR, 7, positions.cuda())),

@@ -1,4 +1,4 @@
-"""How much of the old average stays, and the average itself."""
+"""The EMA's decay, and the EMA itself."""
 
 import copy
 
@@ -14,9 +14,9 @@ from sid_lsg.method.ema import average, ema_beta
 @pytest.mark.parametrize(
     ("batch_size", "images_seen", "expected"),
     [
-        (512, 0, 0.0),  # the average starts as a copy
+        (512, 0, 0.0),  # the EMA starts as a copy
         (1, 0, 0.0),
-        (512, 512, 0.5 ** (1 / 0.05)),  # half-life 25.6 images, so 20 half-lives
+        (512, 512, 0.5 ** (1 / 0.05)),  # half-life 25.6 images: 20 half-lives
         (512, 10_240, 0.5),  # half-life 512
         (500, 100_000, 0.5**0.1),  # half-life 5000
         (512, 999_999, 0.5 ** (512 / 49_999.95)),  # the ramp-up ends at a million
@@ -29,7 +29,7 @@ def test_ema_beta_in_the_papers_runs(batch_size: int, images_seen: int, expected
 
 
 @pytest.mark.parametrize("batch_size", [1, 50, 500])
-def test_half_is_left_after_one_half_life_whatever_the_batch(batch_size: int) -> None:
+def test_one_half_life_leaves_half_for_any_batch(batch_size: int) -> None:
     left = 1.0
     for iteration in range(50_000 // batch_size):
         left *= ema_beta(batch_size, 10**7 + iteration * batch_size, 50_000, 0.05)
@@ -44,7 +44,7 @@ def test_ema_beta_rises_from_zero_to_its_limit(seen: int, more: int, batch: int)
 
 
 @pytest.mark.parametrize(("halflife", "ratio"), [(0.0, 0.05), (50_000.0, 0.0)])
-def test_no_half_life_means_no_average(halflife: float, ratio: float) -> None:
+def test_no_half_life_means_no_ema(halflife: float, ratio: float) -> None:
     assert ema_beta(512, 10**7, halflife, ratio) == 0
 
 
@@ -56,7 +56,7 @@ def networks() -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.25, 0.9, 1.0])
-def test_the_average_is_updated_in_place(beta: float) -> None:
+def test_the_ema_is_updated_in_place(beta: float) -> None:
     ema, network = networks()
     old, new = (copy.deepcopy(x.state_dict()) for x in (ema, network))
     places = [p.data_ptr() for p in ema.parameters()]
@@ -67,14 +67,14 @@ def test_the_average_is_updated_in_place(beta: float) -> None:
         assert torch.equal(network.state_dict()[name], new[name])
 
 
-def test_at_beta_zero_the_average_is_a_copy_to_the_bit() -> None:
+def test_the_ema_is_a_bitwise_copy_at_beta_zero() -> None:
     ema, network = (x.float() for x in networks())
     average([*ema.parameters()], [*network.parameters()], 0.0)
     for a, b in zip(ema.parameters(), network.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_no_gradient_is_recorded() -> None:
+def test_no_gradients_are_recorded() -> None:
     ema, network = networks()
     average([*ema.parameters()], [*network.parameters()], 0.5)
     assert all(p.is_leaf and p.requires_grad and p.grad is None for p in ema.parameters())

@@ -1,4 +1,4 @@
-"""Guidance between two predictions, and when it costs a second one."""
+"""Classifier-free guidance, and when it needs a second prediction."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def one(value: float) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_kappa_one_is_the_conditional_to_the_bit_without_the_null_prompt(dtype: Any) -> None:
+def test_kappa_one_returns_the_conditional_prediction_bitwise(dtype: Any) -> None:
     cond, uncond = (x.to(dtype) for x in latents(2))
     assert not torch.equal(uncond + 1.0 * (cond - uncond), cond)  # the formula would round
     assert torch.equal(Prediction(cond).guided(1), cond)
@@ -52,7 +52,7 @@ def test_gradients_reach_both_predictions(kappa: float, seed: int) -> None:
     torch.testing.assert_close(uncond.grad, torch.full_like(cond, 1 - kappa))
 
 
-def test_guidance_without_the_null_prompts_prediction_is_a_programming_error() -> None:
+def test_guidance_without_the_null_prompts_prediction_is_an_assertion_error() -> None:
     with pytest.raises(AssertionError, match="null prompt"):
         Prediction(one(1.0)).guided(1.5)
 
@@ -61,7 +61,7 @@ def test_guidance_without_the_null_prompts_prediction_is_a_programming_error() -
 
 
 class Network:
-    """A network that remembers the batches that it was given."""
+    """Stand in for a network and record the batch sizes."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -80,7 +80,9 @@ def inputs() -> tuple[Tensor, Tensor, Conditioning, Conditioning]:
 
 
 @pytest.mark.parametrize("kappas", [[1], [1.0, 1]])
-def test_without_guidance_one_pass_and_no_null_prompt(inputs: Any, kappas: list[float]) -> None:
+def test_without_guidance_there_is_one_pass_without_null_prompt(
+    inputs: Any, kappas: list[float]
+) -> None:
     network, (x_t, t, condition, _) = Network(), inputs
     predictions = predict_guided(network, x_t, t, condition, None, kappas)
     assert network.sizes == [3]
@@ -89,7 +91,7 @@ def test_without_guidance_one_pass_and_no_null_prompt(inputs: Any, kappas: list[
 
 
 @pytest.mark.parametrize("kappas", [[3], [1, 2.5], [0.5, 0], [4.5, 4.5]])
-def test_with_guidance_one_doubled_batch(inputs: Any, kappas: list[float]) -> None:
+def test_guidance_evaluates_one_doubled_batch(inputs: Any, kappas: list[float]) -> None:
     network, (x_t, t, condition, null) = Network(), inputs
     predictions = predict_guided(network, x_t, t, condition, null, kappas)
     assert network.sizes == [6]
@@ -118,7 +120,7 @@ def test_guidance_of_a_network_needs_the_null_prompt(inputs: Any) -> None:
         ((1.5, 1, 1, 1), (2, 1, 1), True),
     ],
 )
-def test_what_the_scales_cost_and_when_prompts_are_dropped(
+def test_kappas_decide_evaluations_and_prompt_dropout(
     kappas: tuple[float, ...], evaluations: tuple[int, ...], drops: bool
 ) -> None:
     scales = Kappas(*kappas)
@@ -128,9 +130,7 @@ def test_what_the_scales_cost_and_when_prompts_are_dropped(
 
 
 @pytest.mark.parametrize(("scale", "sampled"), [(4.5, 4.5), (1, 1), (0.5, 1), (-2, 1)])
-def test_the_teacher_is_sampled_at_kappa_4_or_without_guidance(
-    scale: float, sampled: float
-) -> None:
+def test_the_teacher_is_sampled_at_kappa_4_or_unguided(scale: float, sampled: float) -> None:
     sampling = Kappas(1, 1, 1, scale).sampling
     assert sampling == sampled
     assert sampling_evaluations(25, sampling) == (50 if sampled > 1 else 25)

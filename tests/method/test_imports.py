@@ -1,4 +1,4 @@
-"""The method stands on the ground floor: it imports nothing else of the project."""
+"""The method imports nothing else of the project."""
 
 import ast
 from pathlib import Path
@@ -12,7 +12,7 @@ ALLOWED = {"torch", "numpy", "math", "abc", "collections", "enum", "functools", 
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_the_method_imports_torch_numpy_and_itself_alone(path: Path) -> None:
+def test_the_method_imports_only_torch_numpy_and_itself(path: Path) -> None:
     imported = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""The losses against numbers worked out by hand, closed forms and the identities behind them."""
+"""Compare the losses with hand-computed numbers, closed forms and identities."""
 
 import math
 
@@ -72,7 +72,7 @@ def test_generator_weight_is_floored_and_keeps_a_nan() -> None:
     at_floor, above, bad = generator_weight(x_g, y_real).tolist()
     assert at_floor == pytest.approx(1e-5)
     assert above == pytest.approx(2e-5, rel=0.01)
-    assert math.isnan(bad)  # or the sample would be trained on instead of skipped
+    assert math.isnan(bad)  # a finite weight would train on the sample instead of skipping it
 
 
 def test_no_gradient_flows_through_the_weight() -> None:
@@ -80,7 +80,7 @@ def test_no_gradient_flows_through_the_weight() -> None:
     assert not generator_weight(x_g, y_real).requires_grad
 
 
-def test_a_generator_that_meets_the_teacher_has_finite_gradients() -> None:
+def test_gradients_are_finite_where_generator_and_teacher_agree() -> None:
     x_g = torch.ones(1, 4, 8, 8, requires_grad=True)
     y_real = torch.ones(1, 4, 8, 8, requires_grad=True)
     y_fake = torch.full((1, 4, 8, 8), 1.5)
@@ -95,7 +95,7 @@ def test_a_generator_that_meets_the_teacher_has_finite_gradients() -> None:
 
 @pytest.mark.parametrize(
     ("kappa_2", "kappa_3", "alpha", "expected"),
-    [  # first factor * second / w, with y_real 3, x_g 1 and y_fake = 0 + kappa (1 - 0); w = |1 - 3|
+    [  # factor 1 * factor 2 / w, with y_real = 3, x_g = 1, y_fake = 0 + kappa (1 - 0); w = |1 - 3|
         (2, 2, 1.0, (3 - 2) * (2 - 1) / 2),
         (2, 5, 1.0, (3 - 2) * (5 - 1) / 2),
         (5, 2, 1.0, (3 - 5) * (2 - 1) / 2),
@@ -104,7 +104,7 @@ def test_a_generator_that_meets_the_teacher_has_finite_gradients() -> None:
         (2, 2, 0.0, (3 - 2) * 2 / 2),
     ],
 )
-def test_generator_loss_worked_out_by_hand(
+def test_generator_loss_equals_hand_computed_values(
     kappa_2: float, kappa_3: float, alpha: float, expected: float
 ) -> None:
     fake = Prediction(cond=one(1.0), uncond=one(0.0))
@@ -116,7 +116,7 @@ def test_generator_loss_worked_out_by_hand(
 
 @bounded
 @given(seed=seeds)
-def test_at_alpha_one_the_loss_has_a_closed_form(seed: int) -> None:
+def test_the_loss_at_alpha_one_has_a_closed_form(seed: int) -> None:
     x_g, y_real, y_fake = latents(3, seed)
     loss = generator_loss(x_g, y_real, y_fake, y_fake, generator_weight(x_g, y_real), 1.0)
     for i in range(3):
@@ -127,9 +127,7 @@ def test_at_alpha_one_the_loss_has_a_closed_form(seed: int) -> None:
 
 @bounded
 @given(seed=seeds, alpha=st.floats(-2, 2))
-def test_the_loss_is_the_distance_less_alpha_times_the_distance_of_the_scores(
-    seed: int, alpha: float
-) -> None:
+def test_the_loss_is_a_difference_of_two_inner_products(seed: int, alpha: float) -> None:
     """sum (y_real - y_2)(y_real - x_g) - alpha sum (y_real - y_2)(y_real - y_3), polarized."""
     x_g, y_real, y_2, y_3 = latents(4, seed)
     weight = generator_weight(x_g, y_real)
@@ -147,7 +145,7 @@ def test_the_loss_is_the_distance_less_alpha_times_the_distance_of_the_scores(
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.2])
-def test_gradients_into_every_input_with_the_weight_held_constant(alpha: float) -> None:
+def test_gradients_of_every_input_with_the_weight_constant(alpha: float) -> None:
     x_g, y_real, y_2, y_3 = (x.requires_grad_() for x in latents(4))
     weight = generator_weight(x_g, y_real)
     generator_loss(x_g, y_real, y_2, y_3, weight, alpha).sum().backward()
@@ -196,7 +194,7 @@ def test_the_score_identity(alpha: float, share: float) -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 24), (3, 4, 6), (3, 2, 3, 2, 2)])
-def test_packed_latents_and_videos_have_the_losses_of_images(shape: tuple[int, ...]) -> None:
+def test_packed_and_video_latents_have_the_losses_of_image_latents(shape: tuple[int, ...]) -> None:
     x_g, y_real, y_2, y_3 = latents(4)
     weight = generator_weight(x_g, y_real)
     other = [x.reshape(shape) for x in (x_g, y_real, y_2, y_3)]
@@ -212,13 +210,13 @@ def test_packed_latents_and_videos_have_the_losses_of_images(shape: tuple[int, .
 
 @bounded
 @given(seed=seeds, size=st.integers(1, 7))
-def test_the_shares_of_micro_batches_add_up_to_the_mean(seed: int, size: int) -> None:
+def test_the_losses_of_micro_batches_sum_to_the_mean(seed: int, size: int) -> None:
     losses = torch.randn(7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     shares = [mean_over_batch(part, 7) for part in losses.split(size)]
     torch.testing.assert_close(sum(shares), losses.mean())
 
 
-def test_a_sample_that_does_not_count_has_no_part_in_loss_and_gradient() -> None:
+def test_an_excluded_sample_contributes_no_loss_or_gradient() -> None:
     losses = torch.tensor([1.0, math.nan, 4.0], requires_grad=True)
     counted = torch.tensor([True, False, True])
     loss = mean_over_batch(losses, 3, counted)

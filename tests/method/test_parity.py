@@ -1,9 +1,9 @@
-"""The official code's numbers: every case_* and traj* file of a folder, `--golden DIR`.
+"""Compare with the official code's numbers: every case_* and traj* file of `--golden DIR`.
 
 The cases run through a real Trainer, so micro-batches, dropout, gradient repair, optimizers and EMA
-are those of a training run; only the random numbers are the recorded ones. The tolerances follow
-those that the folder's index states as measured between the official code and an independent
-computation.
+are those of a training run; only the random numbers are replaced by the recorded ones. The
+tolerances follow the differences that the folder's index states between the official code and an
+independent computation.
 """
 
 import re
@@ -66,7 +66,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 class Recorder(SiDLSG):
-    """The module, remembering what its optimizers were given and its phases gave."""
+    """Record the gradients that the optimizers receive and the outputs of the phases."""
 
     first_image = 0  # images seen before the first recorded iteration
 
@@ -177,9 +177,9 @@ def run_static(
     """Run one iteration from the recorded weights with learning rate 0.
 
     Args:
-        golden: The folder.
+        golden: The folder of recorded numbers.
         case: Kappas, alpha, steps, micro-batch.
-        monkeypatch: To put the recorded draws in place.
+        monkeypatch: Replaces the draws with the recorded ones.
         nan: A sample whose z becomes NaN in both phases.
         keep: The samples to train on; by default all.
     """
@@ -204,7 +204,7 @@ def run_static(
 
 
 def loss_magnitudes(module: Recorder, name: str, entry: dict[str, Any]) -> Tensor:
-    """Return each iteration's loss with every element's magnitude in place of its value."""
+    """Return each iteration's loss with the absolute values of its terms."""
     batch = entry["batch"]
     if name == "fake":
         return module.output(name, "losses").view(-1, batch).sum(1) / batch
@@ -246,10 +246,10 @@ def test_case(golden: Golden, case: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_nan_case(golden: Golden, nan_case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sample that is NaN leaves the others' gradients as they are without it.
+    """A NaN sample does not change the gradients of the other samples.
 
-    The official code does so where the sample fills a micro-batch of its own; at larger
-    micro-batches it loses everything, which its numbers show and ours must not.
+    The official code behaves so only if the sample is alone in its micro-batch; in larger
+    micro-batches it loses all samples, as its numbers show. This project must not.
     """
     entry, expected = golden.entry(nan_case), golden.tensors(nan_case)
     match = re.fullmatch(r"case_nan_sample(\d+)_mb(\d+).*", nan_case)
@@ -258,7 +258,7 @@ def test_nan_case(golden: Golden, nan_case: str, monkeypatch: pytest.MonkeyPatch
     case = {f"kappa{i}": entry.get(f"kappa{i}", 2.0) for i in (1, 2, 3, 4)}
     module = run_static(golden, entry | case | {"micro_batch": micro_batch}, monkeypatch, nan=bad)
 
-    # The same iteration without the sample; the divisor stays the whole batch.
+    # The same iteration without the sample, divided by the whole batch size.
     (batch,) = golden.tensors("inputs")["phase1.t"].shape
     good = [i for i in range(batch) if i != bad]
     without = run_static(golden, entry | case, monkeypatch, keep=good)
@@ -344,7 +344,7 @@ def check_trajectory(golden: Golden, trajectory: str, monkeypatch: pytest.Monkey
                 distance += float((value - final).double().square().sum())
                 size += float(final.double().square().sum())
         assert moved > 0
-        # Late in a run an EMA moves so little that float32 rounds each step of it visibly.
+        # Late in a run, the EMA moves so little that float32 rounding is visible in each step.
         rounding = steps * 2**-24 * size**0.5
         assert distance**0.5 < max(MOVED * moved**0.5, rounding), name
         norm = expected[f"final.{name}.fingerprint"][:, 0]
@@ -353,7 +353,7 @@ def check_trajectory(golden: Golden, trajectory: str, monkeypatch: pytest.Monkey
 
 
 def test_trajectory(golden: Golden, trajectory: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several iterations, from the teacher's weights or from perturbed ones."""
+    """Train several iterations from the teacher's weights or from perturbed ones."""
     check_trajectory(golden, trajectory, monkeypatch)
 
 
@@ -363,7 +363,7 @@ def test_trajectory(golden: Golden, trajectory: str, monkeypatch: pytest.MonkeyP
 def test_a_trajectory_from_perturbed_weights(
     images: int, beta: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder of further cases: numbers of a float64 run that shares no code with the project."""
+    """Use a folder of further cases, computed in float64 without code of this project."""
     options = {"start": "perturbed", "cur_nimg_start": images, "alpha": 1.2, "micro_batch": 2}
     record(GOLDEN, tmp_path, "traj_perturbed", **options)
     module = check_trajectory(Golden(tmp_path), "traj_perturbed", monkeypatch)
@@ -401,7 +401,7 @@ def test_sampler(golden: Golden) -> None:
 
 
 def test_images(golden: Golden) -> None:
-    """Decoding and its 8-bit rounding, and seeds."""
+    """Decoding with its 8-bit rounding, and seeds."""
     expected = golden.tensors("sampler")
     teacher = SiDLSG(str(golden.path("tiny_sd"))).teacher
     images = teacher.decode(expected["eval1.latents"])

@@ -1,4 +1,4 @@
-"""Both phases as functions, under discrete and flow schedules, against plain loops in float64."""
+"""Compare both phases, under discrete and flow schedules, with plain loops in float64."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,8 @@ from tests.helpers.flow_schedule import FlowSchedule
 ABAR = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
 KAPPAS = Kappas(1.5, 2.0, 3.0, 4.5)
 NULL = {"states": torch.full((1, 1), 0.3, dtype=torch.float64)}
-SHAPES = [(4, 3, 3), (6, 8), (2, 3, 2, 2)]  # an image's latents, packed ones, a video's
+# latents of an image, packed latents, latents of a video
+SHAPES = [(4, 3, 3), (6, 8), (2, 3, 2, 2)]
 B = 4
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -39,7 +40,7 @@ T_INIT = {"epsilon": 625, "v": 625, "flow": 999}
 
 
 class Network(torch.nn.Module):
-    """Two weights; remembers the times that it was given."""
+    """A network with two weights that records the times it receives."""
 
     def __init__(self, schedule: Schedule, *weights: float) -> None:
         super().__init__()
@@ -72,7 +73,7 @@ def inputs(name: str, shape: tuple[int, ...], num_steps: int = 2) -> PhaseInputs
 
 
 def by_hand(name: str, networks: list[Network], given: PhaseInputs, t_init: int) -> dict[str, Any]:
-    """Work out a sample at a time, from METHOD.md and METHOD-FLOW.md, without the method's code."""
+    """Compute one sample at a time from METHOD.md and METHOD-FLOW.md, without the method's code."""
     flow, found = name == "flow", []
     generator, fake, teacher = networks
 
@@ -137,7 +138,7 @@ def test_both_phases_equal_a_loop_over_samples(
     networks, three = made(name)
     given = inputs(name, shape, num_steps)
     expected = by_hand(name, three, given, T_INIT[name])
-    close: dict[str, Any] = {"rtol": 2e-5, "atol": 1e-5}  # schedules and times are in float32
+    close: dict[str, Any] = {"rtol": 2e-5, "atol": 1e-5}  # schedules and times are float32
 
     fake = fake_score_phase(networks, given, KAPPAS, T_INIT[name])
     torch.testing.assert_close(fake.losses, expected["fake"], **close)
@@ -153,7 +154,7 @@ def test_both_phases_equal_a_loop_over_samples(
 
 
 @pytest.mark.parametrize("name", list(SCHEDULES))
-def test_micro_batches_add_up_and_samples_that_do_not_count_leave_the_divisor(name: str) -> None:
+def test_micro_batches_sum_to_the_batch_and_excluded_samples_keep_the_divisor(name: str) -> None:
     networks, (generator, fake, _) = made(name)
     given = inputs(name, (4, 3, 3))
     counted = torch.tensor([True, False, True, True])
@@ -172,7 +173,7 @@ def test_micro_batches_add_up_and_samples_that_do_not_count_leave_the_divisor(na
         torch.testing.assert_close(phase(some).loss, whole.losses[counted].sum() / B)
 
 
-def test_a_flow_generator_starts_from_pure_noise_and_sees_real_times() -> None:
+def test_a_flow_generator_starts_from_noise_and_gets_times_in_thousandths() -> None:
     """t = 1, 0.75, 0.5, 0.25 in four steps; the network's time is 1000 t."""
     schedule = FlowSchedule()
     network = Network(schedule, 0.5, 0.0)
@@ -188,7 +189,7 @@ def test_a_flow_generator_starts_from_pure_noise_and_sees_real_times() -> None:
     assert [float(time[0]) for time in network.seen] == [1000, 750, 500, 250]
 
 
-def test_a_flow_schedules_times_are_drawn_from_its_own_distribution() -> None:
+def test_flow_times_follow_the_schedules_distribution() -> None:
     """The median is 2/3, and 5 to 95 % of the times lie in 0.13 to 0.97."""
     draws = draw(
         Phase.FAKE_SCORE, 0, torch.arange(50_000), schedule=FlowSchedule(), latent_shape=(1,),
@@ -201,7 +202,7 @@ def test_a_flow_schedules_times_are_drawn_from_its_own_distribution() -> None:
 
 
 class Adversary:
-    """A discriminator whose features are the prediction's first two channels."""
+    """A discriminator whose features are the first two channels of the prediction."""
 
     fake_weight, generator_weight = 30.0, 0.1
 

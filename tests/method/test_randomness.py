@@ -1,4 +1,4 @@
-"""Philox against its published vectors and big-integer arithmetic; what the draws promise."""
+"""Compare Philox with its published vectors and integer arithmetic; check the distributions."""
 
 import math
 
@@ -44,7 +44,7 @@ def encrypt(counter: list[int], seed: int) -> list[int]:
         ),
     ],
 )
-def test_philox_gives_the_known_answers_of_random123(
+def test_philox_matches_the_known_answers_of_random123(
     counter: str, seed: int, expected: str
 ) -> None:
     answer = encrypt([int(word, 16) for word in counter.split()], seed)
@@ -53,7 +53,7 @@ def test_philox_gives_the_known_answers_of_random123(
 
 @bounded
 @given(counter=st.lists(WORDS, min_size=4, max_size=4), seed=st.integers(0, 2**64 - 1))
-def test_philox_equals_big_integer_arithmetic(counter: list[int], seed: int) -> None:
+def test_philox_equals_integer_arithmetic(counter: list[int], seed: int) -> None:
     assert encrypt(counter, seed) == reference(counter, seed)
     c0, c1, c2, c3 = np.array(counter)[:, None]
     assert np.stack(philox((c0, c1, c2, c3), seed))[:, 0].tolist() == reference(counter, seed)
@@ -67,11 +67,11 @@ def test_philox_broadcasts_its_counter() -> None:
 
 
 def bits_of(count: int, positions: Tensor, iteration: int, stream: int, seed: int) -> Tensor:
-    """Draw for one use."""
+    """Draw the bits of one stream."""
     return random_bits({stream: count}, positions, iteration, seed)[0]
 
 
-def test_random_bits_read_the_counter_of_block_position_iteration_and_stream() -> None:
+def test_random_bits_use_the_counter_block_position_iteration_stream() -> None:
     bits = bits_of(6, torch.tensor([3, 900]), iteration=11, stream=5, seed=42)
     for row, position in zip(bits.tolist(), (3, 900), strict=True):
         blocks = [reference([block, position, 11, 5], 42) for block in (0, 1)]
@@ -80,9 +80,7 @@ def test_random_bits_read_the_counter_of_block_position_iteration_and_stream() -
 
 @bounded
 @given(count=st.integers(1, 40), split=st.integers(1, 7), more=st.integers(0, 9))
-def test_a_number_depends_on_neither_its_neighbours_nor_how_many_are_drawn(
-    count: int, split: int, more: int
-) -> None:
+def test_a_number_is_independent_of_what_else_is_drawn(count: int, split: int, more: int) -> None:
     def bits(count: int, positions: Tensor) -> Tensor:
         return bits_of(count, positions, 3, 4, 5)
 
@@ -96,14 +94,14 @@ def test_a_number_depends_on_neither_its_neighbours_nor_how_many_are_drawn(
 
 @bounded
 @given(counts=st.dictionaries(st.integers(0, 2**20), st.integers(1, 13), min_size=1, max_size=5))
-def test_uses_can_be_drawn_together(counts: dict[int, int]) -> None:
+def test_streams_can_be_drawn_together(counts: dict[int, int]) -> None:
     positions = torch.arange(3)
     together = random_bits(counts, positions, 1, 2)
     for bits, (stream, count) in zip(together, counts.items(), strict=True):
         assert torch.equal(bits, bits_of(count, positions, 1, stream, 2))
 
 
-def test_every_coordinate_of_a_draw_matters() -> None:
+def test_every_coordinate_changes_the_draw() -> None:
     position = torch.tensor([1])
     draws = [
         bits_of(8, position, 2, 3, 4),
@@ -118,7 +116,7 @@ def test_every_coordinate_of_a_draw_matters() -> None:
 
 
 def assert_even(values: Tensor, size: int) -> None:
-    """Assert that 0..size-1 are equally frequent: Pearson's chi-squared within four deviations."""
+    """Check that 0..size-1 are equally frequent: Pearson's chi-squared within four deviations."""
     counts, expected = torch.bincount(values, minlength=size).double(), len(values) / size
     chi_squared = float(((counts - expected) ** 2 / expected).sum())
     assert len(counts) == size
@@ -135,7 +133,7 @@ def test_extreme_bits_stay_in_range() -> None:
     assert normal(ones).abs().tolist() == [[0.0, 0.0]]
 
 
-def test_normal_is_the_box_muller_transform_of_the_bits() -> None:
+def test_normal_is_the_box_muller_transform() -> None:
     bits = bits_of(4, torch.tensor([0, 5]), 1, 2, 3)
     for row, (a, b, c, d) in zip(normal(bits).tolist(), bits.tolist(), strict=True):
         z = [math.sqrt(2 * math.log(2**32 / (u + 1))) for u in (a, c)]
@@ -144,7 +142,7 @@ def test_normal_is_the_box_muller_transform_of_the_bits() -> None:
         assert row == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
 
-def test_normal_has_the_moments_of_the_standard_normal() -> None:
+def test_normal_has_standard_moments() -> None:
     noise = normal(bits_of(2, MANY[:200_000], 0, 0, 0))
     assert noise.dtype == torch.float32
     assert noise.shape == (200_000, 2)
@@ -154,15 +152,15 @@ def test_normal_has_the_moments_of_the_standard_normal() -> None:
         error = float((x**power).mean()) - moment
         assert abs(error) < 4 * math.sqrt(variance / len(x)), f"moment {power}"
     both, along = noise.double().prod(1).mean(), (noise[1:, 0] * noise[:-1, 0]).double().mean()
-    assert abs(both) < 4 / math.sqrt(200_000)  # the halves of a pair, and neighbouring samples
+    assert abs(both) < 4 / math.sqrt(200_000)  # both halves of a pair, and neighbouring samples
     assert abs(along) < 4 / math.sqrt(200_000)
-    # P(|x| > 3) and P(|x| > 4): the tails are there.
+    # Check the tails: P(|x| > 3) and P(|x| > 4).
     for bound in (3.0, 4.0):
         expected = math.erfc(bound / math.sqrt(2)) * len(x)
         assert abs(int((x.abs() > bound).sum()) - expected) < 4 * math.sqrt(expected)
 
 
-def test_uniform_fills_the_unit_interval_evenly() -> None:
+def test_uniform_is_uniform_on_the_unit_interval() -> None:
     u = uniform(bits_of(1, MANY, 0, 0, 0)[:, 0])
     assert u.dtype == torch.float32
     assert 0 <= float(u.min()) < 1e-4
@@ -171,7 +169,7 @@ def test_uniform_fills_the_unit_interval_evenly() -> None:
     assert_even((u * 50).long(), 50)
 
 
-def test_integers_reach_every_value_evenly() -> None:
+def test_integers_are_uniform() -> None:
     t = integers(bits_of(1, MANY, 0, 0, 0)[:, 0], 20, 980)
     assert t.dtype == torch.int64
     assert (int(t.min()), int(t.max())) == (20, 979)
@@ -180,7 +178,7 @@ def test_integers_reach_every_value_evenly() -> None:
 
 @bounded
 @given(low=st.integers(-1000, 1000), size=st.integers(1, 2**31 - 1), seed=st.integers(0, 2**64 - 1))
-def test_integers_stay_in_any_range(low: int, size: int, seed: int) -> None:
+def test_integers_stay_in_range(low: int, size: int, seed: int) -> None:
     drawn = integers(bits_of(1, torch.arange(50), 0, 0, seed)[:, 0], low, low + size)
     assert int(drawn.min()) >= low
     assert int(drawn.max()) < low + size
@@ -193,19 +191,19 @@ def test_permute_is_a_bijection(size: int, seed: int, epoch: int) -> None:
     assert torch.equal(order.sort().values, torch.arange(size))
 
 
-def test_a_run_that_is_continued_by_a_later_version_finds_the_same_order() -> None:
+def test_the_order_of_earlier_versions_is_kept() -> None:
     assert permute(torch.arange(10), 10, 0, 0).tolist() == [3, 9, 8, 6, 7, 1, 2, 5, 0, 4]
     places = permute(torch.tensor([[0, 1], [9_999_999, 5]]), 10_000_000, 2**40 + 7, 12)
     assert places.tolist() == [[4654640, 1204079], [4381334, 5238861]]
 
 
 @pytest.mark.parametrize("size", [4096, 4097, 10_007])
-def test_permute_is_a_bijection_of_many(size: int) -> None:
+def test_permute_is_a_bijection_for_large_sizes(size: int) -> None:
     order = permute(torch.arange(size), size, 1, 2)
     assert torch.equal(order.sort().values, torch.arange(size))
 
 
-def test_permute_reaches_all_of_an_enormous_range() -> None:
+def test_permute_covers_a_huge_range() -> None:
     size, index = 2**40 + 3, torch.arange(2000)
     order = permute(index, size, 0, 0)
     assert len(order.unique()) == 2000
@@ -226,7 +224,7 @@ def test_permutations_differ_by_epoch_and_seed(size: int, seed: int, epoch: int)
     assert sum(a == b for a, b in zip(orders[0], orders[1], strict=True)) < 12
 
 
-def test_permute_takes_one_epoch_per_index() -> None:
+def test_permute_accepts_one_epoch_per_index() -> None:
     index, epochs = torch.arange(12) % 6, torch.arange(12) // 6
     apart = [permute(torch.arange(6), 6, 9, epoch) for epoch in (0, 1)]
     assert torch.equal(permute(index, 6, 9, epochs), torch.cat(apart))
@@ -234,7 +232,7 @@ def test_permute_takes_one_epoch_per_index() -> None:
 
 
 @pytest.mark.parametrize("size", [10, 300])
-def test_every_place_is_equally_likely_over_the_epochs(size: int) -> None:
+def test_every_place_is_equally_likely_over_epochs(size: int) -> None:
     epochs = 20_000
     places = permute(torch.full((epochs,), size - 1), size, 0, torch.arange(epochs))
     assert_even(places, size)

@@ -1,4 +1,4 @@
-"""Sampling against a loop in plain float64, and noises that are each image's own."""
+"""Compare sampling with a plain float64 loop, and check the noise of each seed."""
 
 import numpy as np
 import pytest
@@ -52,14 +52,14 @@ def test_k_steps_equal_a_loop_in_float64(schedule: DiscreteSchedule, num_steps: 
     for i, z in enumerate(zs):
         abar = ABAR[int(625 * (1 - i / num_steps))]
         x_t = np.sqrt(abar) * x + np.sqrt(1 - abar) * z.numpy()
-        # Precisions of two Gaussians add up: the prior's, and that of x_t / sqrt(abar).
+        # The precisions of two Gaussians add up: the prior's and that of x_t / sqrt(abar).
         prior, seen_precision = 1 / 0.7**2, abar / (1 - abar)
         x = (prior * 0.3 + seen_precision * x_t / np.sqrt(abar)) / (prior + seen_precision)
     np.testing.assert_allclose(x_g, x, rtol=1e-5, atol=1e-6)
     assert seen == schedule.generator_times(625, num_steps)
 
 
-def test_the_gradient_runs_through_all_steps(schedule: DiscreteSchedule) -> None:
+def test_the_gradient_flows_through_all_steps(schedule: DiscreteSchedule) -> None:
     """With the denoiser theta x_t, three steps are a cubic in theta."""
     z = noises(3)
     theta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
@@ -94,7 +94,7 @@ def test_samples_do_not_mix(schedule: DiscreteSchedule) -> None:
     assert torch.equal(both, torch.cat([generate([z[i : i + 1] for z in zs]) for i in (0, 1)]))
 
 
-def test_seeded_noise_is_that_of_diffusers_and_of_a_generator() -> None:
+def test_seeded_noise_equals_that_of_diffusers() -> None:
     from diffusers.utils.torch_utils import randn_tensor
 
     seeds, shape = [0, 7, 2**40, 7], (4, 8, 8)
@@ -111,7 +111,9 @@ def test_seeded_noise_is_that_of_diffusers_and_of_a_generator() -> None:
     seeds=st.lists(st.integers(0, 2**63), min_size=1, max_size=5),
     num_steps=st.integers(1, 4),
 )
-def test_a_seeds_noises_depend_on_no_other_seed(seeds: list[int], num_steps: int) -> None:
+def test_the_noise_of_a_seed_is_independent_of_other_seeds(
+    seeds: list[int], num_steps: int
+) -> None:
     together = seeded_noises(seeds, (2, 4, 4), num_steps)
     assert len(together) == num_steps
     for i, seed in enumerate(seeds):
@@ -120,7 +122,7 @@ def test_a_seeds_noises_depend_on_no_other_seed(seeds: list[int], num_steps: int
             assert torch.equal(noise[i], torch.randn(2, 4, 4, generator=generator))
 
 
-def test_seeded_noises_leave_the_global_random_state_alone() -> None:
+def test_seeded_noises_do_not_change_the_global_random_state() -> None:
     before = torch.get_rng_state()
     seeded_noises([1, 2], (4, 8, 8), num_steps=3)
     assert torch.equal(torch.get_rng_state(), before)

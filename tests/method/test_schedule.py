@@ -1,4 +1,4 @@
-"""The schedule against numpy in float64; eps, v and x_0 say the same thing."""
+"""Compare the schedule with numpy in float64; eps, v and x_0 are consistent."""
 
 from fractions import Fraction
 from math import floor
@@ -17,7 +17,7 @@ from sid_lsg.method.shapes import per_sample
 
 ABAR: NDArray[Any] = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
 T = 1000
-FLOAT32: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6}  # the schedule's own precision
+FLOAT32: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6}  # the precision of the schedule
 
 
 def make(prediction_type: Any, abar: NDArray[Any] = ABAR) -> DiscreteSchedule:
@@ -33,7 +33,7 @@ timesteps = st.lists(st.integers(0, T - 1), min_size=5, max_size=5).map(torch.te
 bounded = settings(max_examples=40, deadline=None, derandomize=True)
 
 
-def test_coefficients_are_the_roots_of_the_cumulative_product() -> None:
+def test_coefficients_are_the_roots_of_alphas_cumprod() -> None:
     schedule, t = make("epsilon"), torch.arange(T)
     assert len(schedule) == T
     assert schedule.alpha(t).shape == schedule.sigma(t).shape == (T,)
@@ -41,14 +41,14 @@ def test_coefficients_are_the_roots_of_the_cumulative_product() -> None:
     np.testing.assert_allclose(schedule.sigma(t), np.sqrt(1 - ABAR), rtol=1e-6)
 
 
-def test_the_schedule_is_in_no_checkpoint_and_follows_the_module() -> None:
+def test_the_coefficients_are_non_persistent_buffers() -> None:
     schedule = make("epsilon")
     assert not schedule.state_dict()
     assert {name for name, _ in schedule.named_buffers()} == {"alphas", "sigmas"}
     assert schedule.alphas.dtype == schedule.sigmas.dtype == torch.float32
 
 
-def test_every_sample_has_its_own_timestep() -> None:
+def test_every_sample_has_a_different_timestep() -> None:
     x_0, eps = latents(0)
     t = torch.tensor([0, 20, 625, 979, 999])
     shape = (5, 1, 1, 1)
@@ -58,7 +58,7 @@ def test_every_sample_has_its_own_timestep() -> None:
     torch.testing.assert_close(schedule.velocity(x_0, eps, t), a * eps - s * x_0, **FLOAT32)
 
 
-def test_diffusing_keeps_the_variance() -> None:
+def test_adding_noise_keeps_the_variance() -> None:
     x_0, eps = torch.randn(2, 4, 4, 50, 50, generator=torch.Generator().manual_seed(0))
     x_t = make("epsilon").add_noise(x_0, eps, torch.tensor([0, 300, 625, 999]))
     assert x_t.var(dim=(1, 2, 3)).tolist() == pytest.approx([1.0] * 4, abs=0.06)
@@ -66,7 +66,7 @@ def test_diffusing_keeps_the_variance() -> None:
 
 @bounded
 @given(t=timesteps, seed=st.integers(0, 99), prediction_type=st.sampled_from(PREDICTION_TYPES))
-def test_the_target_gives_back_the_clean_latent(t: Tensor, seed: int, prediction_type: str) -> None:
+def test_x0_inverts_the_target(t: Tensor, seed: int, prediction_type: str) -> None:
     schedule, (x_0, eps) = make(prediction_type), latents(seed)
     x_t = schedule.add_noise(x_0, eps, t)
     torch.testing.assert_close(schedule.x0(schedule.target(x_0, eps, t), x_t, t), x_0, **FLOAT32)
@@ -74,7 +74,7 @@ def test_the_target_gives_back_the_clean_latent(t: Tensor, seed: int, prediction
 
 @bounded
 @given(t=timesteps, seed=st.integers(0, 99))
-def test_eps_and_v_of_the_same_network_give_the_same_clean_latent(t: Tensor, seed: int) -> None:
+def test_eps_and_v_predictions_give_the_same_x0(t: Tensor, seed: int) -> None:
     x_t, v = latents(seed)
     of_eps, of_v = make("epsilon"), make("v_prediction")
     a, s = (per_sample(scale, v) for scale in (of_v.alpha(t), of_v.sigma(t)))
@@ -104,7 +104,7 @@ def test_the_weight_of_v_is_snr_over_snr_plus_one(t: int) -> None:
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 16, 64), (5, 16, 3, 4, 4)])
 def test_latents_may_have_any_shape(shape: tuple[int, ...]) -> None:
-    """Packed tokens and videos: the same numbers as for images."""
+    """Packed tokens and videos get the same numbers as images."""
     t = torch.tensor([0, 20, 625, 979, 999])
     generator = torch.Generator().manual_seed(0)
     x_0, eps = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
@@ -120,13 +120,15 @@ def test_latents_may_have_any_shape(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("num_steps", "expected"), [(1, [625]), (2, [625, 312]), (4, [625, 468, 312, 156])]
 )
-def test_the_methods_timesteps(num_steps: int, expected: list[int]) -> None:
+def test_generator_times_of_the_method(num_steps: int, expected: list[int]) -> None:
     assert make("epsilon").generator_times(625, num_steps) == expected
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(data=st.data(), t_init=st.integers(1, 999))
-def test_timesteps_are_exact_and_fall_from_t_init(data: st.DataObject, t_init: int) -> None:
+def test_generator_times_are_exact_and_decrease_from_t_init(
+    data: st.DataObject, t_init: int
+) -> None:
     count = data.draw(st.integers(1, min(t_init, 50)))
     timesteps = make("epsilon").generator_times(t_init, count)
     assert timesteps == [floor(t_init * (1 - Fraction(i, count))) for i in range(count)]
@@ -134,7 +136,7 @@ def test_timesteps_are_exact_and_fall_from_t_init(data: st.DataObject, t_init: i
     assert all(a > b for a, b in zip(timesteps, [*timesteps[1:], 0], strict=True))
 
 
-def test_nothing_is_clipped() -> None:
+def test_x0_is_not_clipped() -> None:
     schedule, t = make("epsilon"), torch.tensor([999])
     x_0 = schedule.x0(torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 50.0), t)
     assert x_0.item() == pytest.approx(50 / ABAR[999] ** 0.5, rel=1e-5)

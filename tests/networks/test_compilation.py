@@ -1,4 +1,4 @@
-"""Compiled blocks: the same numbers, no graph break, no new graph after the first iteration."""
+"""Compiled blocks give the same numbers, without graph breaks or later recompilation."""
 
 import copy
 import warnings
@@ -71,12 +71,12 @@ EVERYTHING = {
 
 
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
-def test_the_same_run(small_sd: str, options: dict[str, object]) -> None:
+def test_a_compiled_run_equals_an_eager_one(small_sd: str, options: dict[str, object]) -> None:
     plain, _ = trained(small_sd, **options)
     compiled, programs = trained(small_sd, compute=Compute(compile=True), **options)
     first, second = programs.counts
-    # Five graphs per block: the generator's with and without gradients, the fake score's with
-    # gradients for weights and for inputs, the teacher's. Recomputation adds one.
+    # Five graphs per block: the generator with and without gradients, the fake score with
+    # gradients for weights and for inputs, the teacher. Activation checkpointing adds one.
     number = len([*blocks(compiled.teacher.network)])
     assert second == first
     assert 5 * number <= first <= (6 if options else 5) * number
@@ -84,7 +84,7 @@ def test_the_same_run(small_sd: str, options: dict[str, object]) -> None:
     assert plain.state_dict().keys() == compiled.state_dict().keys()
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-5, atol=1e-6)
-    # Generating images, in batches of another size, compiles no new graphs.
+    # Generating images with another batch size compiles no new graphs.
     compiled.generate(["a cat"] * 3, range(3), network=compiled.generator)
     compiled.sample_teacher(["a cat"] * 3, range(3), 2, 1.5)
     assert counters["stats"]["unique_graphs"] == first
@@ -100,7 +100,7 @@ def test_as_written_runs_eagerly() -> None:
     assert counters["stats"]["unique_graphs"] == 1
 
 
-def test_a_copy_has_weights_of_its_own(tiny_sd: str) -> None:
+def test_a_copy_is_not_compiled(tiny_sd: str) -> None:
     network = SiDLSG(tiny_sd).generator
     compile_blocks(network)
     copied = copy.deepcopy(network)
@@ -108,13 +108,13 @@ def test_a_copy_has_weights_of_its_own(tiny_sd: str) -> None:
     assert not any(block._compiled_call_impl for block in blocks(copied))
 
 
-def test_sharded_networks_are_refused(tiny_sd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharded_networks_are_rejected(tiny_sd: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sid_lsg.networks.compilation.is_sharded", lambda _: True)
     with pytest.raises(UsageError, match="--model.compute.compile: .*be compiled.*ddp_multi"):
         compile_blocks(SiDLSG(tiny_sd).generator)
 
 
-def test_the_benchmark_measures_the_programs(
+def test_the_benchmark_runs_the_compiled_graphs(
     small_sd: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run: list[int] = []
@@ -153,7 +153,7 @@ def test_the_benchmark_measures_the_programs(
     assert rows[True]["memory_bytes"] == rows[False]["memory_bytes"]
 
 
-def test_the_command_line_has_it(tiny_sd: str) -> None:
+def test_the_benchmark_command_accepts_compile(tiny_sd: str) -> None:
     options = FitOptions(benchmark, Benchmark, ["--model.teacher", tiny_sd])
     assert not options.module({}).compute.compile
     assert options.module({"compute.compile": True}).compute.compile

@@ -1,4 +1,4 @@
-"""Runs that start from networks of other runs."""
+"""Start runs from networks of other runs."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def make(tiny_sd: str, **options: Any) -> SiDLSG:
 
 @pytest.fixture(scope="module")
 def other() -> dict[str, Tensor]:
-    """Weights that are not the teacher's."""
+    """Return weights that differ from the teacher's."""
     return load_file(GOLDEN / "weights_g.safetensors")
 
 
@@ -43,7 +43,7 @@ def other() -> dict[str, Tensor]:
 def exported(
     tiny_sd: str, other: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A folder that a run has exported."""
+    """Return a folder as a run exports it."""
     module, folder = SiDLSG(tiny_sd), tmp_path_factory.mktemp("run") / "generator"
     module.ema.load_state_dict(other)
     save_pipeline(module.teacher, module.ema, folder, module.t_init)
@@ -75,7 +75,7 @@ def test_a_network_starts_from_a_folder(
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_weights_of_another_precision_become_float32(
+def test_half_precision_weights_become_float32(
     tiny_sd: str, exported: Path, other: dict[str, Tensor], tmp_path: Path
 ) -> None:
     half = shutil.copytree(exported / "unet", tmp_path / "half")
@@ -85,7 +85,9 @@ def test_weights_of_another_precision_become_float32(
     assert is_other(network, {name: value.half().float() for name, value in other.items()})
 
 
-def test_the_size_of_samples_is_the_runs(tiny_sd: str, exported: Path, tmp_path: Path) -> None:
+def test_the_sample_size_follows_the_runs_resolution(
+    tiny_sd: str, exported: Path, tmp_path: Path
+) -> None:
     module = make(tiny_sd, init=InitialWeights(generator=str(exported)), resolution=32)
     save_pipeline(module.teacher, module.ema, tmp_path, module.t_init)
     assert json.loads((tmp_path / "unet" / "config.json").read_text())["sample_size"] == 4
@@ -109,7 +111,7 @@ def fit(tiny_sd: str, tmp_path: Path) -> Callable[..., SiDLSG]:
     return run
 
 
-def test_starting_from_the_teachers_own_folder_changes_no_bit(
+def test_starting_from_the_teachers_folder_changes_nothing(
     fit: Callable[..., SiDLSG], tiny_sd: str
 ) -> None:
     plain, same = fit(), fit(init=InitialWeights(f"{tiny_sd}/unet", tiny_sd))
@@ -117,7 +119,7 @@ def test_starting_from_the_teachers_own_folder_changes_no_bit(
         assert torch.equal(value, same.state_dict()[name]), name
 
 
-def test_adapters_train_on_what_a_folder_holds(
+def test_adapters_train_on_the_weights_of_a_folder(
     fit: Callable[..., SiDLSG], tiny_sd: str, exported: Path, other: dict[str, Tensor]
 ) -> None:
     init = InitialWeights(str(exported), str(exported))
@@ -131,7 +133,7 @@ def test_adapters_train_on_what_a_folder_holds(
         assert frozen.keys() == other.keys()
         assert all(torch.equal(p, other[name]) for name, p in frozen.items())
         assert not is_other(merged(network), other)
-    # The generator's average is on the generator's base; the fake score has its own.
+    # The EMA shares the generator's base; the fake score has its own.
     places = [
         {p.data_ptr() for p in of}
         for of in (
@@ -151,7 +153,7 @@ def test_adapters_train_on_what_a_folder_holds(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_network_of_another_shape_is_refused(
+def test_a_network_of_another_shape_is_rejected(
     tiny_sd: str, exported: Path, tmp_path: Path, name: str
 ) -> None:
     config = json.loads((exported / "unet" / "config.json").read_text())
@@ -171,7 +173,7 @@ def make_unet(config: dict[str, Any], folder: Path) -> None:
     UNet2DConditionModel.from_config(config).save_pretrained(folder)
 
 
-def test_what_is_no_network_is_refused_by_name(
+def test_unusable_folders_are_rejected_by_name(
     tiny_sd: str, exported: Path, tmp_path: Path, other: dict[str, Tensor]
 ) -> None:
     def refused(source: str | Path, message: str) -> None:
@@ -180,7 +182,7 @@ def test_what_is_no_network_is_refused_by_name(
 
     refused(tmp_path / "nowhere", "there is no folder .*nowhere")
     refused("nowhere", "there is no folder 'nowhere', and it is not a Hub id")
-    # A run's folder: the message names what is in it.
+    # A run directory: the message names the folder in it.
     refused(exported.parent, rf"{str(exported.parent)!r} holds no unet/.*Give {str(exported)!r}")
     refused(tmp_path, f"{str(tmp_path)!r} holds no unet/ .*Give a diffusers folder")
     broken = shutil.copytree(exported, tmp_path / "broken")
@@ -194,9 +196,10 @@ def test_what_is_no_network_is_refused_by_name(
     refused(broken, "could not load the network of .*safetensors")
 
 
-def test_a_network_that_predicts_something_else_is_refused(tiny_sd: str, exported: Path) -> None:
-    """The shapes of an epsilon- and a v-prediction network are the same."""
+def test_another_prediction_type_is_rejected(tiny_sd: str, exported: Path) -> None:
+    """The weights of epsilon- and v-prediction networks have the same shapes."""
     v = Loading(subfolders={"scheduler": "../tiny_sd_v/scheduler"})
     with pytest.raises(UsageError, match="predicts 'epsilon', and the teacher's 'v_prediction'"):
         make(tiny_sd, loading=v, init=InitialWeights(generator=str(exported)))
-    make(tiny_sd, loading=v, init=InitialWeights(generator=str(exported / "unet")))  # does not say
+    # the folder states no prediction type
+    make(tiny_sd, loading=v, init=InitialWeights(generator=str(exported / "unet")))

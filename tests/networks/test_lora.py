@@ -1,4 +1,4 @@
-"""LoRA adapters on shared weights: training, checkpoints, refusals and export to diffusers."""
+"""LoRA adapters on shared weights: training, checkpoints, errors and export to diffusers."""
 
 import json
 import os
@@ -109,10 +109,10 @@ def places(tensors: Any) -> set[int]:
     return {tensor.data_ptr() for tensor in tensors}
 
 
-# ---------------------------------------------------------------------- the start
+# ---------------------------------------------------------------------- start
 
 
-def test_networks_start_as_the_teacher_on_its_tensors(small_sd: str) -> None:
+def test_networks_start_as_the_teacher_and_share_its_tensors(small_sd: str) -> None:
     torch.manual_seed(7)
     state = torch.get_rng_state()
     plain = make(small_sd)
@@ -151,7 +151,7 @@ def test_without_adapters_all_weights_are_trained(small_sd: str) -> None:
     assert all(p.requires_grad for p in module.generator.parameters())
 
 
-def test_moving_and_casting_the_module_keeps_the_tensors_shared(small_sd: str) -> None:
+def test_moving_and_casting_keep_the_tensors_shared(small_sd: str) -> None:
     module = make(small_sd, **BOTH).double()
     own = places(module.teacher.network.parameters())
     for network in (module.fake_score, module.generator, module.ema):
@@ -203,7 +203,7 @@ def test_gradients_are_those_of_the_merged_weights(small_sd: str, name: str) -> 
 
 
 @pytest.mark.parametrize("phase", list(Phase))
-def test_gradient_checkpointing_changes_nothing(small_sd: str, phase: Phase) -> None:
+def test_activation_checkpointing_changes_nothing(small_sd: str, phase: Phase) -> None:
     def made(**options: Any) -> dict[str, Tensor]:
         module = make(small_sd, **BOTH, **options)
         name = "generator" if phase is Phase.GENERATOR else "fake_score"
@@ -220,7 +220,7 @@ def test_gradient_checkpointing_changes_nothing(small_sd: str, phase: Phase) -> 
         assert torch.equal(value, checkpointed[name]), name
 
 
-def test_the_base_may_be_in_bf16_and_the_adapters_stay_in_float32(small_sd: str, fit: Fit) -> None:
+def test_a_bf16_base_keeps_float32_adapters(small_sd: str, fit: Fit) -> None:
     half, whole = (
         make(small_sd, **BOTH, memory=Memory("fast", ["fake_score"], p)) for p in ("bf16", "32")
     )
@@ -240,11 +240,11 @@ def test_the_base_may_be_in_bf16_and_the_adapters_stay_in_float32(small_sd: str,
     assert module.generate(PROMPTS, SEEDS).dtype == torch.float32
 
 
-# ---------------------------------------------------------------------- a training
+# ---------------------------------------------------------------------- training
 
 
 @pytest.mark.parametrize("whole", ["generator", "fake_score", None])
-def test_a_training_changes_what_is_trained_alone(
+def test_training_changes_only_trainable_weights(
     small_sd: str, fit: Fit, whole: str | None
 ) -> None:
     options = {"lora": replace(ADAPTERS, **{whole: None})} if whole else {}
@@ -268,7 +268,7 @@ def test_a_training_changes_what_is_trained_alone(
         assert all(p.requires_grad for p in trainable(network))
 
 
-def test_the_average_is_of_the_adapters(small_sd: str) -> None:
+def test_the_ema_covers_only_the_adapters(small_sd: str) -> None:
     module = make(small_sd, **BOTH)
     old = [p.clone() for p in trainable(stir(module.ema, 1))]
     frozen = {name: p.clone() for name, p in base(module.ema).items()}
@@ -281,7 +281,7 @@ def test_the_average_is_of_the_adapters(small_sd: str) -> None:
     assert all(torch.equal(p, frozen[name]) for name, p in base(module.ema).items())
 
 
-def test_checkpoints_hold_adapters_alone_and_resume_bitwise(fit: Fit, tmp_path: Path) -> None:
+def test_checkpoints_contain_only_adapters_and_resume_bitwise(fit: Fit, tmp_path: Path) -> None:
     whole = fit(4)
     fit(2, save=True)
     path = tmp_path / "checkpoints" / "last.ckpt"
@@ -296,7 +296,9 @@ def test_checkpoints_hold_adapters_alone_and_resume_bitwise(fit: Fit, tmp_path: 
     assert torch.equal(call(whole, whole.ema), call(resumed, resumed.ema))
 
 
-def test_checkpoints_of_other_networks_are_refused(fit: Fit, small_sd: str, tmp_path: Path) -> None:
+def test_checkpoints_of_other_networks_are_rejected(
+    fit: Fit, small_sd: str, tmp_path: Path
+) -> None:
     fit(1, save=True)
     last, plain = (str(tmp_path / "checkpoints" / f"{name}.ckpt") for name in ("last", "plain"))
     os.rename(os.path.realpath(last), str(tmp_path / "adapters.ckpt"))
@@ -327,7 +329,7 @@ def test_checkpoints_of_other_networks_are_refused(fit: Fit, small_sd: str, tmp_
         fit(2, ckpt_path=last, lora=replace(ADAPTERS, generator=LoRA(2)))
 
 
-def test_adapters_are_not_continued_on_other_weights(
+def test_adapters_of_other_base_weights_are_rejected(
     fit: Fit, small_sd: str, tmp_path: Path
 ) -> None:
     """Names and shapes are the same, so only the recorded fingerprint shows the difference."""
@@ -361,7 +363,7 @@ def trained(tiny_sd: str) -> SiDLSG:
     return module
 
 
-def test_merged_is_a_plain_network_of_the_teachers_kind(trained: SiDLSG) -> None:
+def test_merged_returns_a_plain_network_like_the_teacher(trained: SiDLSG) -> None:
     before = {name: p.clone() for name, p in trained.ema.named_parameters()}
     plain = merged(trained.ema)
     teacher = trained.teacher.network
@@ -389,7 +391,7 @@ def pipeline_latents(pipeline: Any) -> Tensor:
     ).images
 
 
-def test_stock_diffusers_loads_the_adapters_and_the_merged_export(
+def test_diffusers_loads_the_adapters_and_the_merged_export(
     trained: SiDLSG, tmp_path: Path
 ) -> None:
     ours = trained.generate(PROMPTS, SEEDS)
@@ -407,7 +409,7 @@ def test_stock_diffusers_loads_the_adapters_and_the_merged_export(
     assert relative(pipeline_latents(pipeline), ours) < 1e-4
 
 
-def test_adapters_of_convolutions_are_loaded_too(small_sd: str, tmp_path: Path) -> None:
+def test_adapters_of_convolutions_load_too(small_sd: str, tmp_path: Path) -> None:
     lora = LoRA(3, alpha=1.5, targets=["conv1", "proj_in", "to_v"])
     module = make(small_sd, lora=Adapters(generator=lora))
     ours = call(module, stir(module.ema))
@@ -472,7 +474,7 @@ def test_the_command_line_trains_exports_and_continues_adapters(
         (["--model.lora.generator.rnk", "2"], "rnk"),
     ],
 )
-def test_the_command_line_refuses_adapters_that_are_none(
+def test_invalid_adapter_options_are_rejected(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     prompts, root = tmp_path / "prompts.txt", tmp_path / "run"
@@ -495,8 +497,8 @@ def test_the_command_line_refuses_adapters_that_are_none(
     ],
 )
 @pytest.mark.parametrize("name", ["fake_score", "generator"])
-def test_adapters_that_do_nothing_are_refused(name: str, options: Any, message: str) -> None:
-    """They are refused before the teacher is loaded, which may need a download."""
+def test_adapters_without_effect_are_rejected(name: str, options: Any, message: str) -> None:
+    """They are rejected before the teacher is loaded, which may need a download."""
     with pytest.raises(UsageError, match=rf"--model\.lora\.{name}\.{message}"):
         SiDLSG("nobody/nothing", lora=Adapters(**{name: LoRA(**options)}))
 
@@ -509,16 +511,14 @@ def test_adapters_that_do_nothing_are_refused(name: str, options: Any, message: 
         ("norm1", "--model.lora.generator.targets: Target module.*not supported"),
     ],
 )
-def test_layers_that_cannot_have_adapters_are_refused(
+def test_layers_that_cannot_have_adapters_are_rejected(
     small_sd: str, target: str, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
         make(small_sd, lora=Adapters(generator=LoRA(4, targets=["to_q", target])))
 
 
-def test_without_peft_the_message_says_what_to_install(
-    small_sd: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_peft_names_the_extra(small_sd: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make(small_sd)
     monkeypatch.setitem(sys.modules, "peft", None)
     make(small_sd)
@@ -528,7 +528,7 @@ def test_without_peft_the_message_says_what_to_install(
         make(small_sd, lora=Adapters(LoRA(4)))
 
 
-def test_a_shared_base_is_neither_moved_nor_sharded(small_sd: str) -> None:
+def test_a_shared_base_cannot_be_moved_or_sharded(small_sd: str) -> None:
     with pytest.raises(UsageError, match="--model.ema.device cpu: .*Leave the option out"):
         make(small_sd, lora=Adapters(generator=LoRA(4)), ema=EMA(device="cpu"))
     make(small_sd, lora=Adapters(LoRA(4)), ema=EMA(device="cpu"))
@@ -567,7 +567,7 @@ def train_in_processes(root: str, small_sd: str, *strategies: str) -> None:
 
 @pytest.fixture(scope="module")
 def several(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train in one process, and in two started as torchrun does."""
+    """Train in one process, and in two that are started as torchrun does."""
     folder = tmp_path_factory.mktemp("several")
     (folder / "prompts.txt").write_text("\n".join(f"a {n} {t}" for n in "abcd" for t in PROMPTS))
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(forked.free_port())}
@@ -581,7 +581,7 @@ def several(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_multi"])
-def test_two_processes_give_the_adapters_of_one(
+def test_two_processes_train_the_same_adapters_as_one(
     several: Path, small_sd: str, strategy: str
 ) -> None:
     ours, shared = torch.load(several / f"{strategy}.pt", weights_only=True)
@@ -594,4 +594,4 @@ def test_two_processes_give_the_adapters_of_one(
             for state in (ours, theirs, start)
         )
         assert relative(a, b) < 1e-6
-        assert relative(a - c, b - c) < 1e-3  # of the distance moved
+        assert relative(a - c, b - c) < 1e-3  # relative to the distance moved

@@ -1,4 +1,4 @@
-"""Recomputation in phase 2: bitwise equal gradients with fewer stored activations."""
+"""Activation checkpointing in phase 2: bitwise equal gradients with fewer stored activations."""
 
 from collections.abc import Callable
 from itertools import accumulate
@@ -17,7 +17,7 @@ GUIDED = Guidance("lsg", 2.0)
 
 
 def made(source: str, memory: Activations, **options: object) -> SiDLSG:
-    """Return a module whose networks differ, so that gradients are not zero."""
+    """Return a module with different networks, so that gradients are not zero."""
     module = SiDLSG(source, memory=Memory(memory), **options)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def peak(call: Callable[[], None]) -> int:
 
 @pytest.mark.parametrize("guidance", [GUIDED, Guidance("none")], ids=["guided", "unguided"])
 @pytest.mark.parametrize("num_steps", [1, 2])
-def test_gradients_are_the_same_bits(tiny_sd: str, guidance: Guidance, num_steps: int) -> None:
+def test_gradients_are_bitwise_equal(tiny_sd: str, guidance: Guidance, num_steps: int) -> None:
     gradients = []
     for memory in ("fast", "balanced", "lean"):
         module = made(tiny_sd, memory, guidance=guidance, num_steps=num_steps)  # type: ignore[arg-type]
@@ -57,7 +57,7 @@ def test_gradients_are_the_same_bits(tiny_sd: str, guidance: Guidance, num_steps
 
 
 @pytest.mark.parametrize("source", ["tiny", "architecture:sd15-small"])
-def test_fewer_activations_are_held(tiny_sd: str, source: str) -> None:
+def test_lean_stores_fewer_activations(tiny_sd: str, source: str) -> None:
     """`lean` needs at most 60 % of `fast`, by torch's profiler."""
     options = {} if source == "tiny" else {"resolution": 64}
     peaks = {}
@@ -71,7 +71,7 @@ def test_fewer_activations_are_held(tiny_sd: str, source: str) -> None:
     assert peaks["lean"] < peaks["balanced"] < 0.8 * peaks["fast"]
 
 
-def test_a_recomputed_generator_holds_one_step_at_a_time(tiny_sd: str) -> None:
+def test_lean_stores_one_generator_step_at_a_time(tiny_sd: str) -> None:
     """`lean` takes as much memory for four steps as for one, apart from latents."""
     peaks = []
     for num_steps in (1, 4):

@@ -26,7 +26,7 @@ def restored() -> Iterator[None]:
         yield
 
 
-def test_things_are_as_they_were() -> None:
+def test_tf32_restores_the_settings() -> None:
     BACKENDS[1].allow_tf32 = True  # PyTorch's default
     for wanted in (True, False):
         with tf32(wanted):
@@ -36,7 +36,7 @@ def test_things_are_as_they_were() -> None:
 
 
 @pytest.mark.parametrize("options", [{"tf32": True}, {"tf32": False}, {}])
-def test_training_is_in_what_was_chosen(small_sd: str, options: dict[str, bool]) -> None:
+def test_training_uses_the_chosen_precision(small_sd: str, options: dict[str, bool]) -> None:
     seen = []
 
     class Watch(L.Callback):
@@ -48,7 +48,7 @@ def test_training_is_in_what_was_chosen(small_sd: str, options: dict[str, bool])
     assert seen == [[options.get("tf32", False)] * 2] * 2
 
 
-def test_commands_compute_in_float32() -> None:
+def test_commands_disable_tf32() -> None:
     allow_tf32(True)
     with pytest.raises(SystemExit):
         main(["generate", "--model", "./nowhere", "--prompt", "a cat"])
@@ -56,7 +56,7 @@ def test_commands_compute_in_float32() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_rounds_as_it_is_told() -> None:
+def test_tf32_changes_rounding_on_a_gpu() -> None:
     x = torch.randn(512, 512, device="cuda", dtype=torch.float64)
     image, kernel = x.reshape(1, 64, 64, 64), torch.randn(64, 64, 3, 3, device="cuda").double()
 

@@ -1,4 +1,4 @@
-"""The restricted reader of pickles: data comes out as data, and nothing is ever called."""
+"""The restricted pickle reader returns plain data and calls nothing."""
 
 import copyreg
 import pickle
@@ -38,7 +38,7 @@ def text(value: str) -> bytes:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_data_are_read_as_python_reads_them(protocol: int) -> None:
+def test_data_are_read_as_by_python(protocol: int) -> None:
     shared = ["a", 1]
     data = {
         "numbers": [0, 255, 256, 65536, -1, 2**31, -(2**63), 2**2000, 1.5, float("inf")],
@@ -74,7 +74,7 @@ def test_sets_and_cycles() -> None:
     assert found[1] is found
 
 
-def test_objects_become_records_and_only_known_names_are_called() -> None:
+def test_objects_become_records_and_only_known_functions_are_called() -> None:
     made = read(b"\x80\x02callowed\nThing\n)\x81}" + text("k") + b"K\x01sb.")
     assert type(made) is Record
     assert (made.kind, made.state) == ("allowed.Thing", {"k": 1})
@@ -83,7 +83,7 @@ def test_objects_become_records_and_only_known_names_are_called() -> None:
     assert "it calls 'allowed.sub'" in refusal(b"\x80\x02callowed\nsub\nK\x01K\x02\x86R.")
 
 
-# What nothing in a network needs, although Python's own unpickler knows it.
+# Opcodes of Python's unpickler that no network needs.
 FOREIGN = {
     "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "NEXT_BUFFER",
     "READONLY_BUFFER", "INT", "LONG", "LONG4", "STRING", "BINSTRING", "SHORT_BINSTRING", "FLOAT",
@@ -93,14 +93,14 @@ FOREIGN = {
 
 @pytest.fixture
 def extension() -> Iterator[int]:
-    """An extension code of a function that would be called."""
+    """Register an extension code for a function that must not be called."""
     copyreg.add_extension("os", "system", 7)
     yield 7
     copyreg.remove_extension("os", "system", 7)
 
 
 @pytest.mark.usefixtures("extension")
-def test_every_other_instruction_is_refused_by_its_name() -> None:
+def test_other_instructions_are_rejected_by_name() -> None:
     refused = set()
     for each in pickletools.opcodes:
         code = each.code.encode("latin-1")
@@ -123,7 +123,7 @@ def test_every_other_instruction_is_refused_by_its_name() -> None:
         ("posix\x1b[31m", "system" * 100),
     ],
 )
-def test_names_that_are_not_part_of_it(module: str, name: str) -> None:
+def test_names_that_are_not_part_of_a_network_are_rejected(module: str, name: str) -> None:
     on_stack = refusal(b"\x80\x04" + text(module) + text(name) + b"\x93.")
     assert "not part of a network" in on_stack
     assert on_stack == refusal(f"\x80\x02c{module}\n{name}\n.".encode("latin-1"))
@@ -134,25 +134,25 @@ def test_names_that_are_not_part_of_it(module: str, name: str) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"callowed\nThing\n}b",  # a name gets a state
-        b"]}b",  # a list does
+        b"callowed\nThing\n}b",  # sets the state of a name
+        b"]}b",  # sets the state of a list
         b"(" + text("os") + text("system") + b"t}b",
-        b"]" + text("__setstate__") + b"K\x01s",  # a list gets an entry
-        b"}K\x01a",  # a dictionary gets an element
-        b"}(K\x01u",  # a key has no value
-        b"})K\x01s",  # a key is a tuple
+        b"]" + text("__setstate__") + b"K\x01s",  # sets an entry of a list
+        b"}K\x01a",  # appends to a dictionary
+        b"}(K\x01u",  # a key without a value
+        b"})K\x01s",  # a tuple as a key
         b"}]K\x01s",
         b"\x8f(]\x90",
-        b"callowed\nadd\nK\x01R",  # the arguments are no tuple
+        b"callowed\nadd\nK\x01R",  # the arguments are not a tuple
         b"K\x01)R",
         text("allowed.add") + b")R",
         b"K\x01)\x81",
         b"callowed\nThing\nK\x01\x81",
         b"K\x01K\x02\x93",
-        b"callowed\nThing",  # no end of the line
+        b"callowed\nThing",  # no end of line
         b"c" + b"a" * 2000 + b"\nb\n",
-        b"X\x01\0\0\0\xff",  # no UTF-8
-        b"callowed\nadd\n" + text("x") + b"\x85R",  # what is called refuses its arguments
+        b"X\x01\0\0\0\xff",  # not UTF-8
+        b"callowed\nadd\n" + text("x") + b"\x85R",  # the function rejects its arguments
         b"h\x05",
         b"(",
         b"t",
@@ -162,7 +162,7 @@ def test_names_that_are_not_part_of_it(module: str, name: str) -> None:
         b"\xff",
     ],
 )
-def test_instructions_that_do_not_fit(body: bytes) -> None:
+def test_malformed_instructions_are_rejected(body: bytes) -> None:
     assert "damaged" in refusal(b"\x80\x04" + body + b".")
 
 
@@ -170,7 +170,7 @@ def test_instructions_that_do_not_fit(body: bytes) -> None:
     ("code", "width"),
     [("B", 4), ("X", 4), ("C", 1), ("\x8a", 1), ("\x8c", 1), ("\x8d", 8), ("\x8e", 8), ("\x96", 8)],
 )
-def test_no_length_reaches_beyond_the_end(code: str, width: int) -> None:
+def test_lengths_beyond_the_end_are_rejected(code: str, width: int) -> None:
     for length in (4, 2 ** (8 * width - 1), 2 ** (8 * width) - 1):
         data = b"\x80\x04" + code.encode("latin-1") + length.to_bytes(width, "little") + b"abc"
         for end in range(3, len(data) + 1):
@@ -187,8 +187,8 @@ def test_deep_nesting_does_not_recurse(body: bytes, use: bytes) -> None:
         assert "damaged" in refusal(data)
 
 
-def test_a_large_memo_index_takes_no_memory() -> None:
-    """Python's own unpickler makes an array of that length."""
+def test_a_large_memo_index_allocates_no_memory() -> None:
+    """Python's own unpickler allocates an array of that length."""
     tracemalloc.start()
     assert read(b"\x80\x02Nr" + b"\xff" * 4 + b".") is None
     _, peak = tracemalloc.get_traced_memory()
@@ -196,13 +196,13 @@ def test_a_large_memo_index_takes_no_memory() -> None:
     assert peak < 100_000
 
 
-def test_instructions_are_counted() -> None:
+def test_the_number_of_instructions_is_limited() -> None:
     words = Vocabulary(WORDS.recorded, {}, None, most_instructions=5)
     assert read(b"NNNN.", words) is None
     assert "more than 5 instructions" in refusal(b"NNNNN.", words)
 
 
-def test_a_file_cut_off_anywhere_is_refused() -> None:
+def test_a_file_truncated_anywhere_is_rejected() -> None:
     for protocol in PROTOCOLS:
         whole = pickle.dumps(
             {"a": [1, 2.0, "text", None, (True, 300)], "b": {"c": 2**70}}, protocol

@@ -1,4 +1,4 @@
-"""The paper's strategies as four numbers, and what is refused."""
+"""The paper's guidance strategies as four kappas, and the values that are rejected."""
 
 import math
 from typing import Any
@@ -40,26 +40,24 @@ def test_presets(options: dict[str, Any], expected: tuple[float, ...]) -> None:
         ({"train_fake": 1, "eval_fake": [2, 3], "eval_real": 4}, (1, 2, 3, 4)),
     ],
 )
-def test_a_given_scale_takes_the_presets_place(
+def test_a_given_scale_replaces_the_presets(
     options: dict[str, Any], expected: tuple[float, ...]
 ) -> None:
     assert Guidance(scale=2, **options).kappas == expected
 
 
-def test_a_given_scale_guides_even_where_the_preset_does_not() -> None:
+def test_a_given_scale_guides_under_the_preset_none() -> None:
     assert Guidance("none", eval_real=4.5).kappas == (1, 1, 1, 4.5)
 
 
 @pytest.mark.parametrize(("scale", "sampled"), [(4.5, 4.5), (1, 1), (0.5, 1), (-2, 1)])
-def test_the_teacher_is_sampled_at_kappa_4_or_without_guidance(
-    scale: float, sampled: float
-) -> None:
+def test_the_teacher_is_sampled_at_kappa_4_or_unguided(scale: float, sampled: float) -> None:
     assert Guidance(eval_real=scale).kappas.sampling == sampled
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["scale", "train_fake", "eval_fake", "eval_real"])
-def test_scales_that_are_not_finite_are_refused(name: str, value: float) -> None:
+def test_nonfinite_scales_are_rejected(name: str, value: float) -> None:
     with pytest.raises(UsageError, match=rf"--model\.guidance\.{name} .* got {value}"):
         Guidance(**{name: value})  # type: ignore[arg-type]
 
@@ -71,12 +69,12 @@ def test_both_scales_of_a_pair_are_checked(pair: list[float]) -> None:
 
 
 @pytest.mark.parametrize("pair", [[], [1.0], [1.0, 2.0, 3.0]])
-def test_eval_fake_takes_one_number_or_two(pair: list[float]) -> None:
+def test_eval_fake_accepts_one_number_or_two(pair: list[float]) -> None:
     with pytest.raises(UsageError, match=r"--model\.guidance\.eval_fake takes one number or two"):
         Guidance(eval_fake=pair)
 
 
 @pytest.mark.parametrize("scale", [0, 1.5])
-def test_a_scale_for_the_preset_that_does_not_guide_is_refused(scale: float) -> None:
+def test_a_scale_for_the_preset_none_is_rejected(scale: float) -> None:
     with pytest.raises(UsageError, match=rf"--model\.guidance\.scale is {scale}, .*'none'"):
         Guidance("none", scale=scale)

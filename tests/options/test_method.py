@@ -1,4 +1,4 @@
-"""Every value out of range is refused by the name of its option; the limits themselves pass."""
+"""Values out of range are rejected by the name of their option; the limits are accepted."""
 
 import math
 import re
@@ -27,7 +27,7 @@ inf, nan = math.inf, math.nan
         {"micro_batch_size": 1},
     ],
 )
-def test_values_in_range_pass(changed: dict[str, Any]) -> None:
+def test_values_in_range_are_accepted(changed: dict[str, Any]) -> None:
     Method(**changed).check_timesteps(1000)
 
 
@@ -55,7 +55,7 @@ def test_values_out_of_range_are_rejected_by_name(name: str, value: float, wante
         Method(**{name: value}).check_timesteps(1000)  # type: ignore[arg-type]
 
 
-def test_they_are_read_from_a_configuration() -> None:
+def test_options_are_read_from_a_configuration() -> None:
     model = {"alpha": 1.2, "t_init": 500, "tmin": 1, "tmax": 900, "num_steps": 2}
     found = Method.of(model | {"prompt_dropout": 0.0, "micro_batch_size": 8, "teacher": "x"})
     assert found == Method(1.2, 500, 1, 900, 2, 0.0, 8)

@@ -1,4 +1,4 @@
-"""Earlier names of options: read from files, answered on a command line."""
+"""Earlier names of options are read from files and answered on a command line."""
 
 from typing import Any
 
@@ -56,18 +56,18 @@ def test_a_configuration_gets_current_names() -> None:
 
 
 @pytest.mark.parametrize("tree", [{"model": KEPT | NEW}, {"model": "runs/demo", "seed": 1}, {}])
-def test_one_of_now_stays_as_it_is(tree: dict[str, Any]) -> None:
+def test_a_current_configuration_is_unchanged(tree: dict[str, Any]) -> None:
     assert current(tree) == tree
     text = f"# a comment\n{yaml.safe_dump(tree)}"
     assert current_text(text) is text
 
 
 @pytest.mark.parametrize("text", ["a: [", "- a\n- b", "word", ""])
-def test_the_parser_answers_what_is_no_configuration(text: str) -> None:
+def test_values_that_are_no_configuration_are_left_to_the_parser(text: str) -> None:
     assert current_text(text) == text
 
 
-def test_earlier_and_current_names_may_stand_together() -> None:
+def test_earlier_and_current_names_can_be_mixed() -> None:
     for pair in (
         {"ema_device": "cpu", "ema": {"halflife_images": 5}},
         {"ema": {"halflife_images": 5}, "ema_device": "cpu"},
@@ -78,7 +78,7 @@ def test_earlier_and_current_names_may_stand_together() -> None:
     assert current({"model": mixed})["model"] == expected
 
 
-def test_a_studys_dotted_names_are_read_too() -> None:
+def test_dotted_names_of_a_study_are_read_too() -> None:
     point = {"model.ema_halflife_images": 0, "model.memory": "lean", "model.alpha": 1}
     study = {"options": point, "series": {"a": {"points": {1: point}}}}
     now = {"model.ema.halflife_images": 0, "model.memory.activations": "lean", "model.alpha": 1}
@@ -110,14 +110,14 @@ def test_names(name: str, value: Any, expected: str) -> None:
         (["--data.batch_size", "4", "--model.tf32=true"], "give --model.compute.tf32 true"),
     ],
 )
-def test_a_command_line_is_answered_with_current_name(arguments: list[str], answer: str) -> None:
+def test_an_earlier_name_on_a_command_line_is_answered(arguments: list[str], answer: str) -> None:
     old = next(argument.split("=")[0] for argument in arguments if "model." in argument)
     with pytest.raises(UsageError) as refusal:
         current_arguments(["fit", *arguments])
     assert str(refusal.value) == f"{old} was renamed: {answer}."
 
 
-def test_a_sweeps_agent_may_use_earlier_names() -> None:
+def test_the_agent_of_a_sweep_may_use_earlier_names() -> None:
     arguments = [
         "fit",
         "--model.alpha=1",
@@ -129,7 +129,7 @@ def test_a_sweeps_agent_may_use_earlier_names() -> None:
     assert current_arguments(arguments, sweep=True) == [*now, "true"]
 
 
-def test_current_command_line_is_untouched() -> None:
+def test_a_current_command_line_is_unchanged() -> None:
     arguments = [
         "fit",
         "--model.memory",

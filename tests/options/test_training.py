@@ -1,4 +1,4 @@
-"""Each group of options checks itself and names the option; each option is documented."""
+"""Each group of options checks its values and names the option; every option is documented."""
 
 import ast
 import inspect
@@ -47,7 +47,7 @@ def test_values_out_of_range_are_rejected_by_name(
         kind(**{name: value})
 
 
-def test_the_limits_pass() -> None:
+def test_the_limits_are_accepted() -> None:
     EMA(0, 0, "cpu")
     Gradients(1e-3, "value")
     Memory("lean", [*training.CHECKPOINTED], "bf16")
@@ -60,7 +60,7 @@ def test_adapters_are_read_from_a_configuration() -> None:
         Adapters.of({"generator": {"rank": 0}})
 
 
-def test_what_is_computed_again_follows_from_the_activations() -> None:
+def test_activation_checkpointing_follows_from_the_activations_option() -> None:
     found = [Memory(mode).recomputed for mode in ("fast", "balanced", "lean")]  # type: ignore[arg-type]
     assert found == [(), ("teacher",), ("teacher", "generator")]
 

@@ -344,7 +344,7 @@ def test_good_samples_gradients_are_exact_beside_bad_ones(small_sd: str) -> None
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
-def test_gradient_checkpointing_changes_nothing(
+def test_activation_checkpointing_changes_nothing(
     fit: Callable[..., SiDLSG], micro_batch_size: int | None
 ) -> None:
     calls = []
