@@ -52,7 +52,7 @@ def test_help_lists_the_commands_and_imports_nothing_heavy(entry: list[str]) -> 
         (["--model.alpha", "1"], "error: '--model.alpha' is no command."),
         (["fit", "--config", "none.yaml"], "error: --config: cannot read 'none.yaml'"),
         (["generate", "--config=broken.yaml"], "error: --config: 'broken.yaml' is not valid YAML"),
-        (["fit", "--config"], "error: --config names no file."),
+        (["fit", "--config"], "error: --config needs a file"),
     ],
 )
 def test_these_mistakes_are_answered_without_heavy_imports(

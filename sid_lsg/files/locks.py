@@ -39,7 +39,7 @@ def check_free(folder: Path, refusal: str) -> None:
     """Reject a folder that another process has locked.
 
     Raises:
-        UsageError: If one has.
+        UsageError: If another process has locked it.
     """
     if (folder / _LOCK).exists():
         with held(folder, refusal):

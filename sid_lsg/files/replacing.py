@@ -80,7 +80,7 @@ def check_writable(folder: Path, option: str) -> None:
     """Create a folder if it does not exist, and check that it can be written to.
 
     Raises:
-        UsageError: If it cannot.
+        UsageError: If the folder cannot be created or written to.
     """
     with writing(folder, option):
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,8 +99,8 @@ def writing(folder: Path, option: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UsageError(
-            f"--{option}: cannot write to {str(folder)!r} ({error.strerror or error}). What was "
-            "finished before is kept. Make room, or choose another folder."
+            f"--{option}: cannot write to {str(folder)!r} ({error.strerror or error}). Files "
+            "that are already complete are kept. Make room, or choose another folder."
         ) from error
 
 
@@ -118,7 +118,7 @@ def check_outside(folder: Path, sources: Mapping[str, str]) -> None:
         found = locate(source)
         if found.is_local and found.path.resolve().is_relative_to(folder.resolve()):
             raise UsageError(
-                f"--output: {str(folder)!r} would be replaced, and --{option} lies in it. Choose "
+                f"--output: {str(folder)!r} would be replaced, but it contains --{option}. Choose "
                 "another folder."
             )
 

@@ -1,3 +1,3 @@
 """Names of the files in a run directory."""
 
-CONFIG = "config.yaml"  # where it is, a run has been
+CONFIG = "config.yaml"  # its presence marks a folder as a run directory

@@ -1,4 +1,4 @@
-"""What a name of a model or a file means: a path, a Hub id, `package:...` or `architecture:...`."""
+"""Resolve names of models and files: paths, Hub ids, `package:...` and `architecture:...`."""
 
 import os
 import re
@@ -16,13 +16,13 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 class Source(NamedTuple):
-    """What a name means.
+    """A resolved name of a model or file.
 
     Attributes:
         kind: `folder` and `file` exist on this machine; `hub` is a Hub id; `architecture` names an
-            untrained model; `missing` is a path at which nothing lies.
-        name: The name as it was given.
-        path: Where a folder or file lies, or would lie.
+            untrained model; `missing` is a path that does not exist.
+        name: The name that the user gave.
+        path: The path of a `folder`, `file` or `missing`.
     """
 
     kind: Literal["folder", "file", "hub", "architecture", "missing"]
@@ -31,14 +31,15 @@ class Source(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """Whether something lies at the path."""
+        """Return True if the path exists."""
         return self.kind in ("folder", "file")
 
     @property
     def location(self) -> str:
-        """Return what diffusers and transformers load from: a path or a Hub id.
+        """Return the path or Hub id to pass to diffusers and transformers.
 
-        A path that does not exist never looks like a Hub id, so that nothing is downloaded for it.
+        A path that does not exist is made absolute, so that it does not look like a Hub id and
+        nothing is downloaded for it.
         """
         if self.is_local:
             return str(self.path)
@@ -46,10 +47,10 @@ class Source(NamedTuple):
 
 
 def resolve(path: str) -> str:
-    """Turn `package:demo/fashion` into the path of that file or folder inside the package.
+    """Return a path with `package:` replaced by the package's folder and `~` by the home folder.
 
-    Shipped configs name the embedded teacher this way, so they work from any directory. `~` becomes
-    the home folder. Every other path is returned as it is.
+    Configs refer to the embedded teacher as `package:demo/fashion`, so they work from any
+    directory. Other paths are returned unchanged.
     """
     if path.startswith(PREFIX):
         return str(files("sid_lsg").joinpath(path.removeprefix(PREFIX)))
@@ -57,7 +58,7 @@ def resolve(path: str) -> str:
 
 
 def locate(name: str) -> Source:
-    """Decide what a name means. What exists on this machine comes before a Hub id."""
+    """Resolve a name. An existing path takes precedence over a Hub id."""
     if name.startswith(ARCHITECTURE):
         return Source("architecture", name, Path(name))
     path = Path(resolve(name))
@@ -69,15 +70,15 @@ def locate(name: str) -> Source:
 
 
 def located(name: str, option: str, remedy: str) -> Source:
-    """Decide what a name means, and reject a path at which nothing lies.
+    """Resolve a name, and reject a path that does not exist.
 
     Args:
         name: The name.
-        option: The option that gave it, for messages.
-        remedy: What to give instead, as a sentence.
+        option: Name of the option that gave it, for error messages.
+        remedy: A sentence that says what to give instead.
 
     Raises:
-        UsageError: If nothing is there.
+        UsageError: If the name is neither an existing path nor a Hub id.
     """
     source = locate(name)
     if source.kind == "missing":

@@ -1,4 +1,4 @@
-"""Sets of weights: how two of them differ, and their fingerprint."""
+"""Compare and fingerprint sets of weights."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -9,29 +9,30 @@ from torch import Tensor
 
 
 class _Shaped(Protocol):
-    """A tensor, or what stands for one that is not read yet."""
+    """A tensor, or a description of one that is not loaded."""
 
     @property
     def shape(self) -> Iterable[int]: ...
 
 
 class Difference(NamedTuple):
-    """A weight that two sets do not have alike: its name, and its shape in each; None if absent."""
+    """A weight that differs between two sets: its name, and its shape in each (None if absent)."""
 
     name: str
     found: list[int] | None
     own: list[int] | None
 
     def between(self, found_in: str, own_in: str) -> str:
-        """Return the difference in words, for messages that name the two sets."""
+        """Describe the difference for messages, given names of the two sets."""
         found = f"absent from {found_in}" if self.found is None else f"{self.found} in {found_in}"
         own = f"absent from {own_in}" if self.own is None else f"{self.own} in {own_in}"
-        name = self.name if len(self.name) <= 100 else f"{self.name[:97]}..."  # of any file
+        # Shortened and escaped, since the name may come from any file.
+        name = self.name if len(self.name) <= 100 else f"{self.name[:97]}..."
         return f"{name!a} is {found} and {own}"
 
 
 def first_difference(found: Mapping[str, _Shaped], own: Mapping[str, _Shaped]) -> Difference | None:
-    """Return the first weight, by name, that two sets do not both have, in one shape."""
+    """Return the first weight, by name, that one set lacks or that differs in shape."""
     for name in sorted(found.keys() | own.keys()):
         shapes = [list(of[name].shape) if name in of else None for of in (found, own)]
         if shapes[0] != shapes[1]:
@@ -40,7 +41,7 @@ def first_difference(found: Mapping[str, _Shaped], own: Mapping[str, _Shaped]) -
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of tensors, with their names, types and shapes, in the names' order."""
+    """Return the SHA-256 of the tensors' names, dtypes, shapes and data, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()

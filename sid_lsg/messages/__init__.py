@@ -1,4 +1,4 @@
-"""Errors, checks and wording of what users read.
+"""Errors, checks and formatting of messages to the user.
 
 May import no other wing.
 """

@@ -1,4 +1,4 @@
-"""The arguments of a command line, before a parser has seen them."""
+"""Inspect a command line before it is parsed."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -12,12 +12,12 @@ CONFIG_OPTIONS = ("--config", "-c")
 
 
 def pairs(args: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """List each argument with what follows it, which is its value if it is an option."""
+    """Yield each argument with the next one, which is its value if it is an option."""
     return pairwise([*(part for arg in args for part in arg.split("=", 1)), ""])
 
 
 def check_config_files(args: Sequence[str]) -> None:
-    """Refuse a `--config` file that is missing or is not YAML, by its name.
+    """Reject a `--config` file that is missing or is not YAML.
 
     Raises:
         UsageError: For the first such file.
@@ -26,7 +26,7 @@ def check_config_files(args: Sequence[str]) -> None:
         if option not in CONFIG_OPTIONS:
             continue
         if not value or value.startswith("-"):
-            raise UsageError("--config names no file. Give one, for example configs/lsg.yaml.")
+            raise UsageError("--config needs a file: give one, for example configs/lsg.yaml.")
         try:
             yaml.safe_load(Path(value).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:

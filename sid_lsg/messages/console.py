@@ -1,4 +1,4 @@
-"""Errors and warnings as a command prints them."""
+"""Print errors and warnings of commands."""
 
 import sys
 import warnings
@@ -10,7 +10,7 @@ _format_foreign_warning = warnings.formatwarning
 
 
 def fail(message: str) -> NoReturn:
-    """End the program with one message and status 2."""
+    """Print an error message and exit with status 2."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
@@ -22,7 +22,7 @@ def format_warning(
     lineno: int,
     line: str | None = None,
 ) -> str:
-    """Write this project's warnings for people; others' with where they come from."""
+    """Format a warning; warnings of other packages keep their file and line."""
     if Path(filename).is_relative_to(_PACKAGE):
         return f"warning: {message}\n"
     return _format_foreign_warning(message, category, filename, lineno, line)

@@ -1,28 +1,28 @@
-"""The exceptions that are answers to the user, not defects."""
+"""Exceptions that the command line prints as a message without a traceback."""
 
 
 class UsageError(ValueError):
     """A mistake that the user can correct.
 
     The message names the option or file, says what was found and what to do. The command line
-    prints it as it is and exits with status 2, without a traceback.
+    prints it and exits with status 2.
     """
 
 
 class TrainingStopped(RuntimeError):
-    """A run ended before its time, since what it was making had gone bad.
+    """A run was stopped because its generator collapsed or its training became unstable.
 
-    The message says what was seen, where the checkpoint is and what users usually change. The
-    command line prints it as it is and exits with status 3, without a traceback.
+    The message says what was found, where the checkpoint is and what usually helps. The command
+    line prints it and exits with status 3.
     """
 
 
 class Interrupted(SystemExit):
-    """A signal ended the program before its time: SIGTERM, or Ctrl-C.
+    """A signal (SIGTERM or Ctrl-C) ended the program.
 
     The message says what was saved and how to continue; the command line prints it. `code` is the
-    status to exit with, by convention 128 plus the signal's number. It is a `SystemExit` so that
-    nothing that catches every `Exception` swallows it, and so that it never ends in a traceback.
+    exit status, by convention 128 plus the signal's number. It is a `SystemExit` so that code that
+    catches `Exception` does not swallow it, and so that it never prints a traceback.
     """
 
     def __init__(self, message: str, status: int) -> None:

@@ -1,47 +1,48 @@
-"""Silence the libraries' messages that do not help the user of a command."""
+"""Silence messages of libraries that do not help the user of a command."""
 
 import logging
 import os
 import warnings
 
 _ENVIRONMENT = {
-    "TRANSFORMERS_VERBOSITY": "error",  # they report optional packages that are not used here
+    "TRANSFORMERS_VERBOSITY": "error",  # they report missing optional packages
     "DIFFUSERS_VERBOSITY": "error",
     "TQDM_MININTERVAL": "0.5",
-    "TOKENIZERS_PARALLELISM": "false",  # which a forked worker cannot have
+    "TOKENIZERS_PARALLELISM": "false",  # unsafe in forked workers
 }
 _WARNINGS = (
     r".*module\(s\) in eval mode at the start of training",
     ".*does not have many workers",
     ".*treespec, LeafSpec",
     ".*but there is no last checkpoint available",
-    # Older releases of diffusers, which this project supports, have no other name for it.
+    # Older supported releases of diffusers know only this name.
     ".*`torch_dtype` is deprecated",
 )
 _RECORDS = {
-    # diffusers imports bitsandbytes where it is installed, whatever the model.
+    # diffusers imports bitsandbytes if it is installed.
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
-    # A tip to install a commercial logger.
+    # An advertisement.
     "lightning.pytorch.utilities.rank_zero": "\N{ELECTRIC LIGHT BULB} Tip: For seamless cloud",
 }  # logger: the start of the message
 
 
 class _Without(logging.Filter):
-    """Drop the records that start with a text."""
+    """Drop log records that start with a text."""
 
     def __init__(self, start: str) -> None:
         super().__init__()
         self._start = start
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether to keep the record."""
+        """Return True if the record does not start with the text."""
         return not str(record.msg).startswith(self._start)
 
 
 def quiet_libraries() -> None:
-    """Silence messages of libraries; call it before they are imported, which read the environment.
+    """Silence messages of libraries.
 
-    It imports none of them.
+    Call this before the libraries are imported, since they read the environment then. It imports
+    none of them.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -54,7 +55,7 @@ def quiet_libraries() -> None:
 
 
 def hide_progress_bars() -> None:
-    """Hide the bars that diffusers and transformers draw for every file of weights."""
+    """Hide the progress bars of diffusers and transformers, one for each file of weights."""
     import diffusers.utils.logging
     import transformers.utils.logging
 

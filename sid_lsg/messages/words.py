@@ -1,10 +1,10 @@
-"""Counts and tables in words."""
+"""Format counts and tables."""
 
 from collections.abc import Iterable, Sequence
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lay out a table; each cell below the head stays one, whatever its text."""
+    """Format a Markdown table; line breaks and pipes in the rows' cells are escaped."""
     lines = [head, ["---"] * len(head), *(map(_cell, row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

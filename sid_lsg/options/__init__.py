@@ -1,4 +1,5 @@
-"""Options of a training as dataclasses that check themselves.
+"""Options of a training as dataclasses that validate themselves.
 
-Imports only messages and the plain numbers of method, and no torch: every command can use them.
+May import messages and the plain numbers of method. It does not import torch, so every command can
+use it.
 """

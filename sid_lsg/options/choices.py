@@ -1,4 +1,4 @@
-"""The choices that options of several commands offer by name."""
+"""Choices and defaults that several commands share."""
 
 from typing import Literal
 
@@ -17,6 +17,6 @@ MemoryUse = Literal[
     "lean-checkpointing",
 ]
 
-# What the paper's CLIP scores are computed with.
+# The model and prompt prefix of the paper's CLIP scores.
 PAPER_CLIP = "laion/CLIP-ViT-g-14-laion2B-s12B-b42K"
 PAPER_PREFIX = "A photo depicts "

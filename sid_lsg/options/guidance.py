@@ -1,4 +1,4 @@
-"""The guidance scales, by the paper's names for their combinations."""
+"""The guidance scales and the paper's presets for them."""
 
 import math
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ Preset = Literal["none", "long", "short", "lsg"]
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance scales; 1 means no guidance and costs no second pass.
+    """Classifier-free guidance scales; 1 means no guidance and needs no second pass.
 
-    A preset sets all four; a scale that is given as well takes the preset's place.
+    The preset sets all four scales. The options after it override single scales.
 
     Args:
-        preset: Strategy of the paper. none: all 1. long: the teacher alone is guided (kappa_4 =
-            scale > 1). short: the fake score alone is weakened (kappa_1..3 = scale < 1). lsg, "long
-            and short": all four = scale.
+        preset: Strategy of the paper. none: all four are 1. long: only the teacher is guided
+            (kappa_4 = scale > 1). short: only the fake score is weakened (kappa_1..3 = scale < 1).
+            lsg, "long and short": all four are the scale.
         scale: The preset's scale. By default 1.5 for lsg and long, 0.5 for short. The paper's lsg
-            runs: 1.5 for the lowest FID, 2, 3 and 4.5 for a higher CLIP score.
-        train_fake: kappa_1, on the fake score while it is trained.
-        eval_fake: kappa_2 and kappa_3, on the fake score in the generator's loss: one number for
+            runs use 1.5 for the lowest FID, and 2, 3 and 4.5 for a higher CLIP score.
+        train_fake: kappa_1, for the fake score while it is trained.
+        eval_fake: kappa_2 and kappa_3, for the fake score in the generator's loss: one number for
             both, or two.
-        eval_real: kappa_4, on the teacher in the generator's loss.
+        eval_real: kappa_4, for the teacher in the generator's loss.
     """
 
     preset: Preset = "lsg"
@@ -37,7 +37,11 @@ class Guidance:
     eval_real: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse scales that are not numbers to guide with."""
+        """Validate the scales.
+
+        Raises:
+            UsageError: If a scale is not finite, or does not go with the preset.
+        """
         if isinstance(self.eval_fake, list) and len(self.eval_fake) != 2:
             raise UsageError(
                 "--model.guidance.eval_fake takes one number or two (kappa_2 and kappa_3), got "
@@ -53,13 +57,13 @@ class Guidance:
                     )
         if self.preset == "none" and self.scale not in (None, 1):
             raise UsageError(
-                f"--model.guidance.scale is {self.scale}, but the preset 'none' does not guide. "
+                f"--model.guidance.scale is {self.scale}, but the preset 'none' has no guidance. "
                 "Choose --model.guidance.preset long, short or lsg, or leave the scale out."
             )
 
     @property
     def kappas(self) -> "Kappas":
-        """Resolve the preset and the given scales into kappa_1..kappa_4."""
+        """Return kappa_1..kappa_4 of the preset and the single scales."""
         from sid_lsg.method.guidance import Kappas
 
         default = {"none": 1.0, "long": 1.5, "short": 0.5, "lsg": 1.5}[self.preset]

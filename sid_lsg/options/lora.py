@@ -13,10 +13,9 @@ class LoRA:
     """LoRA adapters to train instead of a network's weights.
 
     Args:
-        rank: Rank of an adapter's two factors.
-        alpha: Scale of the adapters: their output is multiplied by alpha / rank. By default the
-            rank.
-        targets: Suffixes of the names of the layers to adapt; by default the attention's
+        rank: Rank of the adapters.
+        alpha: The adapters' output is multiplied by alpha / rank. By default alpha is the rank.
+        targets: Suffixes of the names of the layers to adapt; by default the attention
             projections.
     """
 
@@ -29,8 +28,8 @@ def check_options(option: str, adapters: LoRA | None) -> None:
     """Validate LoRA options, if given, and that peft is installed.
 
     Args:
-        option: The option that gave them, for messages.
-        adapters: The adapters, if any.
+        option: Name of their option, for error messages.
+        adapters: The options; None for a network without adapters.
 
     Raises:
         UsageError: If a value is out of range or peft is not installed.

@@ -1,4 +1,4 @@
-"""The numbers of the method: timesteps, alpha, evaluations per image, prompt dropout."""
+"""Options of the method: timesteps, alpha, network evaluations per image, prompt dropout."""
 
 import math
 from dataclasses import dataclass, fields
@@ -9,7 +9,7 @@ from sid_lsg.messages.checks import refuse
 
 @dataclass(frozen=True)
 class Method:
-    """The flat options of `--model.` that say what is computed.
+    """Numbers that define the method: the options directly under `--model.`.
 
     Attributes:
         alpha: Weight of the second term of the generator's loss.
@@ -30,7 +30,7 @@ class Method:
     micro_batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        """Check what does not depend on the teacher.
+        """Validate the values that do not depend on the teacher.
 
         Raises:
             UsageError: For the first value out of range.
@@ -50,7 +50,7 @@ class Method:
 
     @classmethod
     def of(cls, model: Any) -> "Method":
-        """Read them from the `model` section of a configuration.
+        """Read the options from the `model` section of a configuration.
 
         Raises:
             UsageError: For the first value out of range.
@@ -58,7 +58,7 @@ class Method:
         return cls(**{field.name: model[field.name] for field in fields(cls)})
 
     def check_timesteps(self, timesteps: int) -> None:
-        """Check the timesteps against the length of the teacher's schedule.
+        """Validate the timesteps against the length of the teacher's schedule.
 
         Raises:
             UsageError: For the first value out of range.

@@ -1,4 +1,4 @@
-"""The optional adversarial term on real images."""
+"""Options of the adversarial term on real images."""
 
 import math
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
 
 NO_IMAGES = (
-    "--model.real_data needs real images: name a folder of them, with captions, by "
-    "--data.real_images; or leave --model.real_data out, which is data-free."
+    "--model.real_data needs real images: give a folder of images with captions as "
+    "--data.real_images, or leave --model.real_data out to train without data."
 )
 
 
@@ -17,21 +17,21 @@ class RealData:
     """An adversarial term on the real images of --data.real_images (SiDA); no longer data-free.
 
     Args:
-        fake_weight: Weight of the discriminator's loss beside the fake score's denoising loss,
-            which is a sum over the latent. It is 1 in SiDA's runs, times some 20 to 200 that depend
-            on its noise levels.
-        generator_weight: Weight of the generator's adversarial loss, per number of the latent,
-            beside the score-identity loss; 0.0001 in SiDA's runs.
+        fake_weight: Weight of the discriminator's loss, which is added to the fake score's
+            denoising loss (a sum over the latent). SiDA's runs use 1, times a factor of about 20 to
+            200 that depends on the noise levels.
+        generator_weight: Weight of the generator's adversarial loss per element of the latent,
+            which is added to the score-identity loss; 0.0001 in SiDA's runs.
     """
 
     fake_weight: float = 1.0
     generator_weight: float = 1e-4
 
     def __post_init__(self) -> None:
-        """Check the weights.
+        """Validate the weights.
 
         Raises:
-            UsageError: For the first that is negative or not finite.
+            UsageError: If a weight is negative or not finite.
         """
         for name in ("fake_weight", "generator_weight"):
             if not 0 <= (value := getattr(self, name)) < math.inf:
@@ -39,7 +39,7 @@ class RealData:
 
 
 def check_real_data(options: RealData | None, real_images: str | None) -> None:
-    """Reject the term without images, and images without the term.
+    """Reject the adversarial term without real images, and real images without the term.
 
     Args:
         options: `--model.real_data`.
@@ -52,6 +52,6 @@ def check_real_data(options: RealData | None, real_images: str | None) -> None:
         raise UsageError(NO_IMAGES)
     if real_images and options is None:
         raise UsageError(
-            f"--data.real_images is {real_images!r}, but no term uses them: add "
-            "--model.real_data.fake_weight 1, or leave the images out."
+            f"--data.real_images is {real_images!r}, but no loss uses them: add "
+            "--model.real_data.fake_weight 1, or leave --data.real_images out."
         )

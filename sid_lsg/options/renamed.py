@@ -26,7 +26,7 @@ RENAMED = {
     "model.tf32": "model.compute.tf32",
     "model.compile": "model.compute.compile",
 }
-"""Earlier and current dotted names."""
+"""Earlier dotted name to current dotted name."""
 
 _CHOICES = ("fast", "balanced", "lean")  # values of the earlier model.memory
 
@@ -85,7 +85,7 @@ def current_text(text: str) -> str:
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError:
-        return text  # the parser says what is wrong
+        return text  # the parser reports the error
     if not isinstance(tree, dict) or (found := current(tree)) == tree:
         return text
     return yaml.safe_dump(found, sort_keys=False, allow_unicode=True)

@@ -1,6 +1,6 @@
-"""Groups of options of `--model.`: where weights come from, EMA, memory, computing, gradients.
+"""Options of `--model.` in groups: weights, adapters, EMA, memory, computing, gradients.
 
-Each is one argument of `SiDLSG`; --help shows its docstring.
+Each group is one argument of `SiDLSG`; --help shows its docstring.
 """
 
 import math
@@ -26,9 +26,9 @@ class Loading:
 
     Args:
         revision: Branch, tag or commit of the teacher on the Hub.
-        variant: Which of the teacher's weight files to load, for example fp16.
-        subfolders: Folders of the teacher's parts that differ from the parts' names, for example
-            {unet: unet_ema}.
+        variant: Variant of the teacher's weight files, for example fp16.
+        subfolders: Folders of the teacher's components whose names differ from the components', for
+            example {unet: unet_ema}.
     """
 
     revision: str | None = None
@@ -38,12 +38,12 @@ class Loading:
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Where the trained networks start; by default both start as the teacher.
+    """Initial weights of the trained networks; by default the teacher's.
 
     Args:
-        fake_score: Folder or Hub id of the network that the fake score starts as, for example an
+        fake_score: Folder or Hub id of a network to initialize the fake score from, for example an
             exported generator.
-        generator: Folder or Hub id of the network that the generator and its EMA start as.
+        generator: Folder or Hub id of a network to initialize the generator and its EMA from.
     """
 
     fake_score: str | None = None
@@ -52,32 +52,32 @@ class InitialWeights:
 
 @dataclass(frozen=True)
 class Adapters:
-    """Networks that train LoRA adapters only. Needs peft.
+    """Train only LoRA adapters of a network. Needs peft.
 
     Args:
-        fake_score: Adapters of the fake score, for example {rank: 64}; by default all weights are
-            trained.
-        generator: Adapters of the generator.
+        fake_score: Adapters of the fake score, for example {rank: 64}; by default all its weights
+            are trained.
+        generator: Adapters of the generator; by default all its weights are trained.
     """
 
     fake_score: LoRA | None = None
     generator: LoRA | None = None
 
     def __post_init__(self) -> None:
-        """Check both networks' adapters.
+        """Validate both networks' adapters.
 
         Raises:
-            UsageError: If they would do nothing, or peft is not installed.
+            UsageError: If a value is out of range or peft is not installed.
         """
         check_options("model.lora.fake_score", self.fake_score)
         check_options("model.lora.generator", self.generator)
 
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> "Adapters":
-        """Read them from the `lora` section of a configuration.
+        """Read the options from the `lora` section of a configuration.
 
         Raises:
-            UsageError: If they would do nothing, or peft is not installed.
+            UsageError: If a value is out of range or peft is not installed.
         """
         return cls(**{name: LoRA(**own) if own else None for name, own in section.items()})
 
@@ -89,7 +89,8 @@ class EMA:
     Args:
         halflife_images: Half-life of the EMA, in images.
         rampup_ratio: Limit the half-life to this share of the images seen so far.
-        device: cpu keeps the EMA in the CPU's memory, except while images are sampled with it.
+        device: cpu keeps the EMA in CPU memory, except while images are sampled with it. By default
+            it is on the device of the generator.
     """
 
     halflife_images: float = 50_000.0
@@ -97,7 +98,7 @@ class EMA:
     device: EMADevice | None = None
 
     def __post_init__(self) -> None:
-        """Check the numbers.
+        """Validate the values.
 
         Raises:
             UsageError: For the first value out of range.
@@ -111,17 +112,17 @@ class EMA:
 
 @dataclass(frozen=True)
 class Memory:
-    """Use less memory for more time, or for fewer bits of frozen weights.
+    """Save memory at the cost of time, or of the precision of frozen weights.
 
     Args:
-        activations: What the generator's phase stores for its backward pass. `fast`: everything.
-            `balanced`: not the teacher's activations, which are computed again (1 more network
-            evaluation for 18, 2 more with guidance). `lean`: not the generator's either (1 more).
-            The results are equal.
-        checkpointing: Networks that use activation checkpointing: they compute activations again
-            in the backward pass. For example [fake_score, generator, teacher].
+        activations: Which activations phase 2 (the generator's) stores for its backward pass.
+            `fast`: all. `balanced`: all but the teacher's, which are recomputed (1 more network
+            evaluation for 18, 2 more with guidance). `lean`: also recomputes the generator's (1
+            more). The results are equal.
+        checkpointing: Networks with activation checkpointing, which recompute their activations
+            block by block in the backward pass. For example [fake_score, generator, teacher].
         frozen_precision: Precision of the teacher's linear and convolution weights: 32, or bf16 for
-            half the memory. In bf16-mixed the results are equal (except with fsdp2); in 32-true the
+            half the memory. In bf16-mixed the results are equal (except with fsdp2). In 32-true the
             teacher then computes as in bf16-mixed.
     """
 
@@ -130,10 +131,10 @@ class Memory:
     frozen_precision: FrozenPrecision = "32"
 
     def __post_init__(self) -> None:
-        """Check the choices.
+        """Validate the choices.
 
         Raises:
-            UsageError: For the first that does not exist.
+            UsageError: For the first unknown choice.
         """
         if self.activations not in get_args(Activations):
             refuse("model.memory.activations", self.activations, "fast, balanced or lean")
@@ -161,10 +162,10 @@ class Compute:
     """How the networks are computed.
 
     Args:
-        tf32: Let a GPU round the factors of float32 products to TF32, which is 2.5 times as fast on
-            an H200. By default float32 is float32, as in the paper's runs.
+        tf32: Use TF32 for float32 matrix products and convolutions on a GPU, which is 2.5 times as
+            fast on an H200. By default they use full float32, as in the paper's runs.
         compile: Compile the networks' blocks with torch.compile, which takes minutes in the first
-            iteration. For GPUs: a CPU gains 3%. Not with fsdp2.
+            iteration. For GPUs: on a CPU it gains only 3%. Not supported with fsdp2.
     """
 
     tf32: bool = False
@@ -176,18 +177,18 @@ class Gradients:
     """Clip the gradients of each network.
 
     Args:
-        clip_val: Limit for the gradients; by default none.
-        clip_algorithm: norm limits their total norm, value limits each entry.
+        clip_val: Limit of the gradients; by default they are not clipped.
+        clip_algorithm: norm limits the total norm, value limits each entry.
     """
 
     clip_val: float | None = None
     clip_algorithm: ClipAlgorithm = "norm"
 
     def __post_init__(self) -> None:
-        """Check the limit.
+        """Validate the options.
 
         Raises:
-            UsageError: If it is not a positive number.
+            UsageError: If the limit is not a positive number or the algorithm is unknown.
         """
         if self.clip_val is not None and not (math.isfinite(self.clip_val) and self.clip_val > 0):
             refuse("model.gradients.clip_val", self.clip_val, "a positive number")

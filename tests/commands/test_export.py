@@ -375,9 +375,9 @@ def test_an_input_folder_is_not_replaced(run: Path, tmp_path: Path) -> None:
     export(str(run), str(out))
     shutil.copytree(run, out / "run")
     message = refused(str(out / "run"), str(out), overwrite=True)
-    assert "would be replaced, and --ckpt_path lies in it" in message
+    assert "would be replaced, but it contains --ckpt_path" in message
     message = refused(str(run), str(out), teacher=str(out), overwrite=True)
-    assert "would be replaced, and --teacher lies in it" in message
+    assert "would be replaced, but it contains --teacher" in message
 
 
 def test_a_nonempty_output_is_rejected(run: Path, tmp_path: Path) -> None:

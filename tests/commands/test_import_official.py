@@ -184,7 +184,7 @@ def test_overwrite_replaces_only_an_imported_folder(
         ("base", {"checkpoint": checkpoint, "base": str(output)}),
     ):
         message = refused(tiny_sd=tiny_sd, output=output, overwrite=True, **options)
-        assert f"--{option} lies in it" in message
+        assert f"it contains --{option}" in message
     assert "is not empty" in refused(checkpoint, tiny_sd, output=tmp_path, overwrite=True)
     assert "is not a folder" in refused(checkpoint, tiny_sd, output=checkpoint, overwrite=True)
 

@@ -109,5 +109,5 @@ def test_inputs_must_be_outside_the_output(tmp_path: Path, monkeypatch: pytest.M
     check_outside(Path("owner"), {"teacher": "owner/name"})  # a Hub id, not a folder here
     check_outside(Path("owner/run"), {"teacher": "owner"})
     for source in ("owner", "owner/run", str(tmp_path / "owner" / "run")):
-        with pytest.raises(UsageError, match="--output: 'owner' .* --ckpt_path lies in it"):
+        with pytest.raises(UsageError, match="--output: 'owner' .* but it contains --ckpt_path"):
             check_outside(Path("owner"), {"teacher": "none", "ckpt_path": source})

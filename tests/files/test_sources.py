@@ -21,7 +21,7 @@ def test_a_package_path_is_inside_the_package_from_any_directory(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert Path(resolve(f"{PREFIX}demo/recipe.py")) == PACKAGE / "demo" / "recipe.py"
-    assert Path(resolve("package:files/sources.py")).read_text().startswith('"""What a name')
+    assert Path(resolve("package:files/sources.py")).read_text().startswith('"""Resolve names')
 
 
 def test_a_package_path_need_not_exist() -> None:

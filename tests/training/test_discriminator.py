@@ -312,12 +312,12 @@ def test_the_term_and_its_images_go_together(
 ) -> None:
     check_real_data(None, None)
     check_real_data(TERM, photographs)
-    with pytest.raises(UsageError, match="but no term uses them: add --model.real_data"):
+    with pytest.raises(UsageError, match="but no loss uses them: add --model.real_data"):
         check_real_data(None, photographs)
     module, batch = made(small_sd, photographs)
     with pytest.raises(UsageError, match="--model.real_data needs real images"):
         module.phase_inputs(Phase.FAKE_SCORE, batch._replace(real=None))
-    for weight, message in (("0.001", " needs real images: name a folder"), ("-1", ".generator_w")):
+    for weight, message in (("0.001", " needs real images: give a folder"), ("-1", ".generator_w")):
         arguments = ["--config", str(CONFIGS / "demo.yaml")]
         with pytest.raises(SystemExit) as end:
             main(["fit", *arguments, f"--model.real_data.generator_weight={weight}"])
