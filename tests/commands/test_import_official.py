@@ -199,7 +199,7 @@ def test_a_failed_save_keeps_the_old_folder(
         (folder / "half").write_text("")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sid_lsg.commands.import_official.save_pipeline", fail)
+    monkeypatch.setattr("sid_lsg.export.folder.save_pipeline", fail)
     for output, overwrite in ((tmp_path / "out", True), (tmp_path / "new", False)):
         message = refused(checkpoint, tiny_sd, output=output, overwrite=overwrite)
         assert "No space left" in message
