@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "results"
 FILES = [DOCS.parent / "README.md", DOCS / "findings.md", DOCS / "figures.md"]
 BLOCK = re.compile(r"^(<!-- generated: ([\w ]+) -->\n).*?(?=^<!-- end -->$)", re.DOTALL | re.M)
 SCORES = ["FID", "CLIP", "precision", "recall"]
@@ -41,8 +42,8 @@ def table(header: list[str], rows: Iterable[list[str]]) -> str:
 
 
 def stored(name: str) -> Any:
-    """Read docs/NAME.json."""
-    return json.loads((DOCS / f"{name}.json").read_text())
+    """Read results/NAME.json."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def cells(path: str) -> list[list[str]]:
@@ -225,7 +226,7 @@ def scores(place: str) -> list[str]:
     Of several with that name, scored with different prompts, the last.
     """
     study, *key = place.split("/")
-    *_, row = (row for row in cells(f"studies/{study}/results.md") if row[:3] == key)
+    *_, row = (row for row in cells(f"results/{study}/results.md") if row[:3] == key)
     return row[5:]
 
 
@@ -253,7 +254,7 @@ def kappa() -> str:
 @named("strategies")
 def strategies() -> str:
     """Return the scores of the ways to guide."""
-    rows = [row for row in cells("studies/strategies/results.md") if row[0] != "teacher"]
+    rows = [row for row in cells("results/strategies/results.md") if row[0] != "teacher"]
     own = ([series, scale, seeds, *each] for series, scale, _, _, seeds, *each in rows)
     return table(["series", "scale", "seeds", *SCORES], own)
 
@@ -278,10 +279,10 @@ def figures() -> str:
     rows: list[list[str]] = []
 
     def add(what: str, value: str, source: str) -> None:
-        rows.append([what, value, f"[{source}]({source})"])
+        rows.append([what, value, f"[{source}](../{source})"])
 
     for name in ("demo_latest", "demo"):
-        summary, source = stored(name), f"{name}.json"
+        summary, source = stored(name), f"results/{name}.json"
         add("the demo's fit", f"{summary['fit_seconds']:.0f} s", source)
         add("its iterations", str(summary["iterations"]), source)
         add("its FID", f"{summary['fid_clip_2k']:.3f}", source)
@@ -290,36 +291,37 @@ def figures() -> str:
     seconds = [stored(f"benchmarks/{name}")["comparison"]["iterations"] for name in (theirs, ours)]
     apart = seconds[0]["baseline"]["median"] / seconds[1]["ours"]["median"]
     what = "compiled iterations per CPU second, times the official manner's without the compiler"
-    add(what, f"{apart:.2f}", f"benchmarks/{ours}.json")
+    add(what, f"{apart:.2f}", f"results/benchmarks/{ours}.json")
 
     for name, batch in (("tiny", 16), ("demo", 64)):
         source = f"benchmarks/{name}_cpu"
         (row,) = (r for r in stored(source)["settings"] if r["micro_batch_size"] == batch)
         share = f"{inside_networks(row):.0%}"
-        add(f"share of an iteration inside the networks, {name}", share, f"{source}.json")
+        add(f"share of an iteration inside the networks, {name}", share, f"results/{source}.json")
     products, speed = operators(row)
-    add("the same by the profile: inside PyTorch's operators", in_operators(row), f"{source}.json")
-    add("of that, convolutions and matrix products", f"{products:.0%}", f"{source}.json")
-    add("their speed, of the ceiling", f"{speed:.0%}", f"{source}.json")
+    what = "the same by the profile: inside PyTorch's operators"
+    add(what, in_operators(row), f"results/{source}.json")
+    add("of that, convolutions and matrix products", f"{products:.0%}", f"results/{source}.json")
+    add("their speed, of the ceiling", f"{speed:.0%}", f"results/{source}.json")
 
     source = "benchmarks/demo_memory_cpu"
     ceilings = [row["ceiling_flops_per_s"] for row in stored(source)["settings"]]
     varied = f"{max(ceilings) / min(ceilings) - 1:.0%}"
-    add("how much the machine's own speed varied meanwhile", varied, f"{source}.json")
+    add("how much the machine's own speed varied meanwhile", varied, f"results/{source}.json")
 
     for name, what in (("bf16_compile", "compiled"), ("bf16_batches", "not compiled")):
         times = f"{gpu_row(name, 16)['images_per_s'] / official_speed():.1f}"
         what = f"bf16-mixed on an H200, {what}, times the official manner in fp32"
-        add(what, times, f"benchmarks/sd15_h200_{name}.json")
+        add(what, times, f"results/benchmarks/sd15_h200_{name}.json")
     source = "benchmarks/sd15_h200_official"
     for ratio, what in zip(ratios(source), ("with its", "without"), strict=True):
         what = f"fp32 on an H200, times the official manner {what} garbage collection"
-        add(what, ratio, f"{source}.json")
+        add(what, ratio, f"results/{source}.json")
     row = gpu_row("bf16_batches", 16)
     for kind in ("convolutions", "matrix products", "attention"):
         own = row["operators"][kind]
         share = own["flops"] / own["seconds"] / row["ceiling_flops_per_s"]
-        source = "benchmarks/sd15_h200_bf16_batches.json"
+        source = "results/benchmarks/sd15_h200_bf16_batches.json"
         add(f"speed of {kind} in bf16 on an H200, of the ceiling", f"{share:.0%}", source)
 
     source = "configs/paper/sd15_kappa2.yaml"
@@ -329,12 +331,12 @@ def figures() -> str:
         re.DOTALL,
     )
     assert hours
-    add("H200-hours of the paper's config, compiled", hours[1], f"../{source}")
-    add("not compiled", hours[2], f"../{source}")
+    add("H200-hours of the paper's config, compiled", hours[1], source)
+    add("not compiled", hours[2], source)
 
     found = [difference for pair in WHOLE.items() for difference in differences(*pair)]
     same = f"{sum(difference < 2e-4 for difference in found)} of {len(found)}"
-    add("evaluations on a GPU whose FID is the CPU's to 0.0002", same, "studies")
+    add("evaluations on a GPU whose FID is the CPU's to 0.0002", same, "docs/studies")
     for run, images in (
         ("lsg-1.1", 51_200),
         ("lsg-1.2", 57_600),
@@ -343,9 +345,10 @@ def figures() -> str:
         ("faster-fake-score-1.2", 19_200),
     ):
         fid = cut_runs()[f"long/{run}-seed0"][images]["fid_clip_2k"]
-        add(f"FID of long/{run} after {images:,} images", f"{float(fid):.3f}", "cut_runs.csv")
+        what = f"FID of long/{run} after {images:,} images"
+        add(what, f"{float(fid):.3f}", "results/cut_runs.csv")
     row = evaluations("long/runs/none-1-seed0")[25_600]
-    source = "studies/long/runs/none-1-seed0/metrics.csv"
+    source = "docs/studies/long/runs/none-1-seed0/metrics.csv"
     add("FID of long/none-1 after 25,600 images", f"{float(row['fid_clip_2k']):.3f}", source)
     return table(["figure", "value", "computed from"], rows)
 
@@ -369,7 +372,7 @@ def evaluations(run: str) -> dict[int, dict[str, str]]:
 def cut_runs() -> dict[str, dict[int, dict[str, str]]]:
     """Read the runs that were cut: the evaluations of each, by the images seen."""
     found: dict[str, dict[int, dict[str, str]]] = {}
-    with (DOCS / "cut_runs.csv").open(newline="") as file:
+    with (RESULTS / "cut_runs.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             name = f"{row['study']}/{row['run']}"
             found.setdefault(name, {})[int(row["images_seen"])] = row

@@ -36,7 +36,7 @@ CARDS: dict[str, Card] = {
 
 # Share of an H200's peak that an iteration of Stable Diffusion 1.5 reached at 512 px, all
 # operations included, at micro-batches large enough that the GPU did not wait for the host: fp32 at
-# micro-batch 4, TF32 at 8, bf16 at 16 (docs/benchmarks/sd15_h200_*). Compiled float32 has not been
-# measured.
+# micro-batch 4, TF32 at 8, bf16 at 16 (results/benchmarks/sd15_h200_*). Compiled float32 has not
+# been measured.
 REACHED = {"float32": 0.39, "tf32": 0.13, "half": 0.19}
 REACHED_COMPILED = REACHED | {"half": 0.29}

@@ -67,8 +67,8 @@ def iteration_seconds(run: PlannedRun, speed: float, micro_batch_size: int | Non
 
 # Seconds to launch the kernels of a forward or backward pass, per weight tensor. Measured on the
 # host of an H200: 0.75 s for the 9 passes of Stable Diffusion 1.5, which has 686 weight tensors, at
-# micro-batches of 1 and 8 (docs/benchmarks/sd15_h200_*). Compiled networks need less; how much has
-# not been measured.
+# micro-batches of 1 and 8 (results/benchmarks/sd15_h200_*). Compiled networks need less; how much
+# has not been measured.
 _PER_WEIGHT_S = 0.75 / 9 / 686
 
 

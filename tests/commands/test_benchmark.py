@@ -312,7 +312,7 @@ def test_interrupted_turns_are_saved(
     ("name", "compiled"), [("cpu", "false"), ("xeon", "false"), ("xeon_compile", "true")]
 )
 def test_the_stored_comparisons_state_their_settings(name: str, compiled: str) -> None:
-    stored = REPOSITORY / f"docs/benchmarks/comparison_tiny_{name}.json"
+    stored = REPOSITORY / f"results/benchmarks/comparison_tiny_{name}.json"
     written = markdown(json.loads(stored.read_text()))
     assert written == stored.with_suffix(".md").read_text()
     assert f"- `--model.micro_batch_size null`\n- `--model.compute.compile {compiled}`\n" in written

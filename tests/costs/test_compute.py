@@ -20,7 +20,7 @@ from sid_lsg.teachers.families import outline
 from tests.helpers.counted_costs import GUIDED
 from tests.helpers.paths import REPOSITORY
 
-BENCHMARKS = REPOSITORY / "docs/benchmarks"
+BENCHMARKS = REPOSITORY / "results/benchmarks"
 H200: dict[Any, Any] = {}  # cache of counted passes
 
 

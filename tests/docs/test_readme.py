@@ -37,7 +37,7 @@ def test_a_changed_table_is_regenerated() -> None:
 
 def test_the_demo_meets_its_targets() -> None:
     first, latest = (
-        json.loads((REPOSITORY / f"docs/{name}.json").read_text())
+        json.loads((REPOSITORY / f"results/{name}.json").read_text())
         for name in ("demo", "demo_latest")
     )
     for summary in (first, latest):
