@@ -1,4 +1,4 @@
-"""The settings of `benchmark`: each name stands for its options."""
+"""The settings of `benchmark`; each name stands for several options."""
 
 import json
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_each_memory_is_measured(
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_is_kept(
+def test_configurations_that_do_not_fit_are_kept(
     tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def too_large(*_: Any, **__: Any) -> None:

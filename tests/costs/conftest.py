@@ -1,4 +1,4 @@
-"""Fixtures of the tests of costs."""
+"""Fixtures of the cost tests."""
 
 from collections.abc import Callable
 from typing import Any

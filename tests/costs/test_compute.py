@@ -46,7 +46,7 @@ def test_flops_follow_the_method(tiny_sd: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
-def test_real_images_cost_one_more_evaluation_at_most(plan: Callable[..., PlannedRun]) -> None:
+def test_real_images_cost_at_most_one_more_evaluation(plan: Callable[..., PlannedRun]) -> None:
     run, data_free = plan(real_data=True), plan()
     more, least = iteration_flops(run), run.evaluation("fake_score", "weights")
     added = more.pop("real images, at most")
@@ -55,14 +55,14 @@ def test_real_images_cost_one_more_evaluation_at_most(plan: Callable[..., Planne
     assert passing_bytes(run)["phase 1"] > passing_bytes(data_free)["phase 1"]
 
 
-def test_time_is_work_over_speed(plan: Callable[..., PlannedRun]) -> None:
+def test_time_is_flops_over_speed(plan: Callable[..., PlannedRun]) -> None:
     run = plan(devices=2)
     total = sum(iteration_flops(run).values())
     assert iteration_seconds(run, 1e6) == pytest.approx(16 * total / 1e6)
 
 
 def test_a_fast_device_waits_for_the_host(plan: Callable[..., PlannedRun]) -> None:
-    """9 forward and backward passes; recomputed ones count once more."""
+    """9 forward and backward passes; activation checkpointing adds one forward pass each."""
     fast = float("inf")
     run = plan(devices=2)
     launching = launching_seconds(run)
@@ -93,7 +93,9 @@ def test_a_fast_device_waits_for_the_host(plan: Callable[..., PlannedRun]) -> No
         ("bf16_compile", 16, 0.05),
     ],
 )
-def test_time_is_that_of_an_h200(name: str, micro_batch_size: int, off: float) -> None:
+def test_time_agrees_with_measurements_on_an_h200(
+    name: str, micro_batch_size: int, off: float
+) -> None:
     report = json.loads((BENCHMARKS / f"sd15_h200_{name}.json").read_text())
     [row] = [r for r in report["settings"] if r["micro_batch_size"] == micro_batch_size]
     compiled = name == "bf16_compile"
@@ -110,7 +112,7 @@ def test_time_is_that_of_an_h200(name: str, micro_batch_size: int, off: float) -
 
 
 @pytest.mark.parametrize(("name", "kind"), [("fp32", "float32"), ("tf32", "tf32")])
-def test_float32_reaches_what_an_h200_did(name: str, kind: str) -> None:
+def test_float32_speed_agrees_with_an_h200(name: str, kind: str) -> None:
     report = json.loads((BENCHMARKS / f"sd15_h200_{name}.json").read_text())
     share = report["settings"][-1]["flops_per_s"] / 1e12 / getattr(CARDS["h200"], kind)
     assert share == pytest.approx(REACHED[kind], rel=0.02)

@@ -15,7 +15,7 @@ from tests.helpers.counted_costs import allocations
 
 
 @pytest.mark.slow
-def test_stable_diffusion_costs_what_is_published() -> None:
+def test_stable_diffusion_costs_the_published_flops() -> None:
     """METHOD: 803 GFLOP forward, counting a multiply-add as two."""
     teacher = StableDiffusion.build("sd15", "meta")
     cost = evaluation(teacher, teacher.network, "weights")
@@ -24,7 +24,7 @@ def test_stable_diffusion_costs_what_is_published() -> None:
     assert cost.backward == pytest.approx(2.075 * 803e9, rel=1e-2)
 
 
-def test_flops_are_those_of_pytorchs_own_counter(tiny_sd: str) -> None:
+def test_flops_equal_those_of_pytorchs_counter(tiny_sd: str) -> None:
     teacher = outline(tiny_sd)
     x_t = torch.empty(1, *teacher.latent_shape, device="meta", requires_grad=True)
     condition, t = teacher.null_condition(), torch.empty(1, device="meta")
@@ -38,7 +38,7 @@ def test_flops_are_those_of_pytorchs_own_counter(tiny_sd: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("gradient", ["weights", "inputs"])
-def test_an_evaluation_allocates_what_is_counted(
+def test_an_evaluation_allocates_the_predicted_bytes(
     tiny_sd: str, gradient: Any, checkpointed: bool
 ) -> None:
     samples, names = 16, ["teacher"] if checkpointed else []
@@ -67,7 +67,7 @@ def test_an_evaluation_allocates_what_is_counted(
     assert found["peak"] == pytest.approx(cost.peak(samples), rel=0.1)
 
 
-def test_mixed_precision_is_that_of_a_cuda_device() -> None:
+def test_mixed_precision_follows_cuda_autocast() -> None:
     x, weight = torch.empty(2, 32, 8, 8, device="meta"), torch.empty(32, 32, 3, 3, device="meta")
     with AsOnCuda(torch.bfloat16):
         product = F.conv2d(x, weight)
@@ -76,7 +76,7 @@ def test_mixed_precision_is_that_of_a_cuda_device() -> None:
         assert F.silu(product).dtype == torch.bfloat16
 
 
-def test_attention_keeps_no_scores() -> None:
+def test_attention_stores_no_scores() -> None:
     query = torch.empty(1, 8, 4096, 40, device="meta", requires_grad=True)
     with AsOnCuda(), Meter() as meter:
         F.scaled_dot_product_attention(query, query, query)

@@ -77,7 +77,7 @@ def sizes(*tensors: torch.Tensor) -> int:
         ),
     ],
 )
-def test_a_run_holds_what_is_counted(
+def test_a_run_allocates_the_predicted_bytes(
     plan: Callable[..., PlannedRun],
     trained: Callable[..., tuple[SiDLSG, dict[str, int]]],
     guidance: Guidance,
@@ -104,7 +104,7 @@ def test_a_run_holds_what_is_counted(
         assert found["peak"] == pytest.approx(most, rel=0.1)
 
 
-def test_the_modes_hold_one_graph_less_each(plan: Callable[..., PlannedRun]) -> None:
+def test_each_mode_saves_the_activations_of_one_network(plan: Callable[..., PlannedRun]) -> None:
     fast, balanced, lean = (
         passing_bytes(plan(memory=Memory(mode)))["phase 2"] for mode in ("fast", "balanced", "lean")
     )
@@ -115,7 +115,7 @@ def test_the_modes_hold_one_graph_less_each(plan: Callable[..., PlannedRun]) -> 
     assert lean < 0.6 * fast
 
 
-def test_sharding_divides_what_is_trained(plan: Callable[..., PlannedRun]) -> None:
+def test_sharding_divides_trained_weights(plan: Callable[..., PlannedRun]) -> None:
     whole, sharded, copied = (
         standing_bytes(plan(strategy=name, devices=8)) for name in ("ddp_multi", "fsdp2", "ddp")
     )
@@ -133,7 +133,7 @@ def test_the_largest_micro_batch_fits_and_divides(plan: Callable[..., PlannedRun
     assert largest_micro_batch(run, 1e6) is None
 
 
-def test_images_are_decoded_while_there_are_no_gradients(plan: Callable[..., PlannedRun]) -> None:
+def test_image_decoding_counts_without_gradients(plan: Callable[..., PlannedRun]) -> None:
     few, many, elsewhere = (
         passing_bytes(plan(images_at_once=n, ema=EMA(device=device)))[f"{n} images"]
         for n, device in ((1, None), (64, None), (64, "cpu"))
@@ -145,7 +145,7 @@ def test_images_are_decoded_while_there_are_no_gradients(plan: Callable[..., Pla
     assert elsewhere - many == standing["EMA"]
 
 
-def test_optimizers_are_measured() -> None:
+def test_optimizer_states_are_measured() -> None:
     adam, sgd = torch.optim.Adam, torch.optim.SGD
     assert optimizer_bytes(adam) == (8, 4)
     assert optimizer_bytes(lambda p: adam(p, fused=True))[0] == 8
@@ -156,7 +156,7 @@ def test_optimizers_are_measured() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_cuda_device_allocates_what_is_counted(precision: str) -> None:
+def test_a_cuda_device_allocates_the_predicted_bytes(precision: str) -> None:
     module = SiDLSG("architecture:sd15-small", resolution=512, micro_batch_size=8)
     torch.cuda.reset_peak_memory_stats()
     fit(module, 16, 2, [], accelerator="gpu", precision=precision)

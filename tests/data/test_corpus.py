@@ -1,4 +1,4 @@
-"""Prompt files: formats, ways to name them, and error messages."""
+"""Prompt files: formats, file patterns, and error messages."""
 
 import json
 import sys
@@ -38,7 +38,7 @@ def write_parquet(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("write", [write_jsonl, write_csv, write_parquet])
-def test_tables_give_their_column_and_count_blank_rows(tmp_path: Path, write: Writer) -> None:
+def test_tables_use_their_column_and_count_blank_rows(tmp_path: Path, write: Writer) -> None:
     corpus = read_corpus([write(tmp_path)], "text", "--data.prompts")
     assert list(corpus) == PROMPTS
     assert corpus.blank == 3
@@ -46,7 +46,7 @@ def test_tables_give_their_column_and_count_blank_rows(tmp_path: Path, write: Wr
 
 @pytest.mark.parametrize("write", [write_jsonl, write_csv, write_parquet])
 @pytest.mark.parametrize("column", [None, "caption"])
-def test_a_missing_column_lists_those_that_are_there(
+def test_a_missing_column_lists_the_existing_ones(
     tmp_path: Path, write: Writer, column: str | None
 ) -> None:
     files = [write(tmp_path)]
@@ -59,7 +59,7 @@ def test_a_missing_column_lists_those_that_are_there(
 
 
 @pytest.mark.parametrize("write", [write_jsonl, write_parquet])
-def test_a_column_that_is_not_text_is_refused(tmp_path: Path, write: Writer) -> None:
+def test_a_column_without_text_is_rejected(tmp_path: Path, write: Writer) -> None:
     with pytest.raises(
         UsageError, match=r"column 'id', row 1: expected a string, found [01]\. Give --column"
     ):
@@ -102,7 +102,7 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message:
         read_corpus([tmp_path / name], "text", "--data.heldout")
 
 
-def test_a_parquet_file_whose_text_is_none_is_named(tmp_path: Path) -> None:
+def test_a_parquet_file_with_invalid_text_is_named(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     latin = pyarrow.array([b"ok", b"caf\xe9"]).view(pyarrow.string())  # as some writers do
@@ -111,14 +111,12 @@ def test_a_parquet_file_whose_text_is_none_is_named(tmp_path: Path) -> None:
         read_corpus([tmp_path / "latin.parquet"], "text", "--prompts")
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--data.prompts: cannot read .*gone.csv: No such file"):
         read_corpus([tmp_path / "gone.csv"], "text", "--data.prompts")
 
 
-def test_parquet_without_pyarrow_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     path = tmp_path / "prompts.parquet"
     path.touch()
@@ -126,7 +124,7 @@ def test_parquet_without_pyarrow_says_what_to_install(
         read_corpus([path], "text", "--data.prompts")
 
 
-def test_paths_and_globs_name_files_in_a_fixed_order(
+def test_paths_and_globs_give_files_in_a_fixed_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ["b/2.txt", "b/10.txt", "a.txt", "odd[1].txt"]
@@ -141,9 +139,7 @@ def test_paths_and_globs_name_files_in_a_fixed_order(
     assert len(find_files("**/*.txt", "--data.prompts")) == len(names)
 
 
-def test_package_means_a_file_inside_sid_lsg(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_package_paths_are_inside_sid_lsg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (path,) = find_files("package:data/corpus.py", "--data.prompts")
     assert path.read_text() == Path(find_files.__code__.co_filename).read_text()
@@ -160,7 +156,7 @@ def test_package_means_a_file_inside_sid_lsg(
         (".", r"\. is a directory; give files, as '\./\*\.txt'"),
     ],
 )
-def test_names_of_nothing_are_refused(
+def test_patterns_without_files_are_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

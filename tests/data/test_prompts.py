@@ -44,7 +44,7 @@ def batches(data: PromptDataModule, count: int | None = None) -> list[PromptBatc
     return list(islice(data.train_dataloader(), count))
 
 
-def test_a_batch_holds_both_phases_and_its_place(prompts: str) -> None:
+def test_a_batch_contains_both_phases_and_its_position(prompts: str) -> None:
     (batch,) = batches(ready(prompts), 1)
     assert isinstance(batch, PromptBatch)
     assert (batch.iteration, batch.position) == (0, 0)
@@ -98,7 +98,7 @@ def test_starting_at_an_iteration_gives_the_tail_of_the_full_run(prompts: str) -
     assert batches(ready(prompts, at(step=7, steps=12))) == full[7:]
 
 
-def test_without_a_step_limit_the_loader_has_no_end(prompts: str) -> None:
+def test_without_a_step_limit_the_loader_is_endless(prompts: str) -> None:
     loader = ready(prompts, at(step=5)).train_dataloader()
     with pytest.raises(TypeError):
         len(loader)

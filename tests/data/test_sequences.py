@@ -19,10 +19,10 @@ ALPHABET += ["a", "b c", "é", "«", "“", "あ", "猫", "🙂"]
 
 
 def reference(text: str) -> tuple[list[str], int]:
-    """Return the prompts of a text and the number of its blank lines, in the plainest way."""
+    """Return the prompts of a text and the number of its blank lines, with plain Python."""
     lines = text.removeprefix("\ufeff").split("\n")
     if not lines[-1]:
-        lines.pop()  # a final newline ends a line and begins none
+        lines.pop()  # a final newline ends a line and starts none
     prompts = [line.strip() for line in lines if line.strip()]
     return prompts, len(lines) - len(prompts)
 
@@ -58,27 +58,27 @@ def test_invalid_utf8_names_the_line_and_the_byte(tmp_path: Path, chunk: int) ->
         Lines(path, chunk_bytes=chunk)
 
 
-def test_a_character_cut_short_by_the_end_of_the_file_is_invalid(tmp_path: Path) -> None:
+def test_a_truncated_character_at_the_end_is_invalid(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes("fine\nñ".encode()[:-1])
     with pytest.raises(UsageError, match="line 2: byte 5"):
         Lines(path, chunk_bytes=2)
 
 
-def test_a_file_that_changed_since_its_lines_were_found_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_changed_since_indexing_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("one\ntwo\n")
     lines = Lines(path)
     assert pickle.loads(pickle.dumps(lines))[:] == ["one", "two"]
     path.write_text("now three\n")
-    _mapped.cache_clear()  # as in a worker that has yet to open the file
+    _mapped.cache_clear()  # as in a worker that has not yet opened the file
     with pytest.raises(UsageError, match="prompts.txt has changed since the run began"):
         lines[0]
 
 
 @given(st.lists(st.sampled_from(["a", "", " ", "b c", "\u2003"])))
 @settings(max_examples=50, deadline=None)
-def test_strings_know_the_rows_they_stand_in(rows: list[str]) -> None:
+def test_strings_know_their_rows(rows: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "lines.txt")
         path.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
@@ -98,12 +98,12 @@ def test_packed_replaces_half_of_a_surrogate_pair() -> None:
     assert Packed(["cut \ud83d"], "table")[0] == "cut ?"
 
 
-def test_packed_refuses_other_values() -> None:
+def test_packed_rejects_other_values() -> None:
     with pytest.raises(UsageError, match=r"table, row 2: expected a string, found 7"):
         Packed(["a", 7], "table")
 
 
-def test_a_corpus_is_its_parts_in_order_and_indexes_like_a_list() -> None:
+def test_a_corpus_concatenates_its_parts_and_indexes_like_a_list() -> None:
     expected = list("abcdef")
     corpus = Corpus([Packed("ab", "x"), Packed(["c", None], "y"), Packed("def", "z")])
     assert list(corpus) == expected
@@ -118,7 +118,7 @@ def test_a_corpus_is_its_parts_in_order_and_indexes_like_a_list() -> None:
 
 
 @given(dropped=st.sets(st.integers(0, 9)))
-def test_without_leaves_out_exactly_those_positions(dropped: set[int]) -> None:
+def test_without_excludes_exactly_the_given_positions(dropped: set[int]) -> None:
     kept = Without([str(n) for n in range(10)], torch.tensor(sorted(dropped), dtype=torch.int64))
     assert kept[:] == [str(n) for n in range(10) if n not in dropped]
     assert len(kept) == 10 - len(dropped)

@@ -1,4 +1,4 @@
-"""Check that folders of images and caption files are read exactly, and bad files named."""
+"""Folders of images and caption files are read exactly, and bad files are named."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def test_images_are_listed_in_the_order_of_their_paths(folder: Path) -> None:
     assert [path.relative_to(folder).as_posix() for path in found] == NAMES
 
 
-def test_pages_that_commands_make_of_images_are_none_of_them(folder: Path) -> None:
+def test_sheets_written_by_commands_are_not_listed(folder: Path) -> None:
     for name in ("contact_sheet.png", "samples.png", "alignment.png"):
         (folder / name).write_bytes((folder / "b.png").read_bytes())
     assert (
@@ -57,7 +57,7 @@ def test_images_of_any_kind_are_read_as_rgb(folder: Path) -> None:
         np.testing.assert_array_equal(found.permute(1, 2, 0), expected)
 
 
-def test_grey_in_16_and_32_bits(folder: Path) -> None:
+def test_16_bit_grey_is_read_and_32_bit_grey_is_rejected(folder: Path) -> None:
     grey = np.arange(900, dtype=np.uint16).reshape(30, 30) * 72
     Image.fromarray(grey).save(folder / "f.png")
     assert read_image(folder / "f.png").float().mean() == pytest.approx(grey.mean() / 257, abs=0.1)
@@ -69,7 +69,7 @@ def test_grey_in_16_and_32_bits(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_images_are_read_in_order_ahead_of_their_use(folder: Path, size: int) -> None:
+def test_images_are_prefetched_in_order(folder: Path, size: int) -> None:
     paths = list_images(folder, "images")
     chunks = [range(i, min(i + size, 5)) for i in range(0, 5, size)]
     reader = ImageReader(paths, workers=2)
@@ -81,7 +81,7 @@ def test_images_are_read_in_order_ahead_of_their_use(folder: Path, size: int) ->
     reader.check("images")
 
 
-def test_what_cannot_be_read_is_counted_and_named(folder: Path) -> None:
+def test_unreadable_images_are_counted_and_named(folder: Path) -> None:
     """Truncated, empty, foreign and missing files do not stop the readable ones."""
     (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:200])
     (folder / "a.JPG").write_bytes((folder / "a.JPG").read_bytes()[:-300])
@@ -105,7 +105,7 @@ def test_what_cannot_be_read_is_counted_and_named(folder: Path) -> None:
     assert "e.webp" not in message
 
 
-def test_a_long_list_of_unreadable_images_is_cut(tmp_path: Path) -> None:
+def test_a_long_list_of_unreadable_images_is_shortened(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i:02d}.png" for i in range(14)]
     reader = ImageReader(paths)
     assert list(reader.read([range(14)])) == []
@@ -113,7 +113,7 @@ def test_a_long_list_of_unreadable_images_is_cut(tmp_path: Path) -> None:
         reader.check("images")
 
 
-def test_folders_without_images(tmp_path: Path) -> None:
+def test_folders_without_images_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--reference: there is no folder .*none"):
         list_images(tmp_path / "none", "reference")
     (tmp_path / "a.txt").touch()
@@ -151,12 +151,12 @@ def test_a_column_can_be_named(folder: Path) -> None:
     assert captions(folder, "c.jsonl", "\n".join(map(json.dumps, rows)), "long") == TEXTS
 
 
-def test_half_of_a_character_is_a_question_mark(folder: Path) -> None:
+def test_an_unpaired_surrogate_becomes_a_question_mark(folder: Path) -> None:
     lines = r'{"text": "\ud83d one"}' + '\n{"text": "two"}' * 4
     assert captions(folder, "c.jsonl", lines) == ["? one", *["two"] * 4]
 
 
-def test_file_names_decide_whatever_the_order(folder: Path) -> None:
+def test_captions_are_matched_by_file_name(folder: Path) -> None:
     rows = [{"file_name": n, "text": t} for n, t in zip(NAMES, TEXTS, strict=True)]
     shuffled = "\n".join(json.dumps(rows[i]) for i in (3, 0, 4, 2, 1))
     assert captions(folder, "metadata.jsonl", shuffled) == TEXTS
@@ -179,25 +179,25 @@ def test_file_names_decide_whatever_the_order(folder: Path) -> None:
         ("c.csv", 'a,caption\n1,"x', None, "cannot read"),
     ],
 )
-def test_captions_that_do_not_fit(
+def test_captions_that_do_not_fit_are_rejected(
     folder: Path, name: str, content: str, column: str | None, said: str
 ) -> None:
     with pytest.raises(UsageError, match=rf"--captions: .*{name}.*{said}|{said}"):
         captions(folder, name, content, column)
 
 
-def test_captions_of_more_files_than_there_are(folder: Path) -> None:
+def test_captions_of_missing_images_are_rejected(folder: Path) -> None:
     rows = [{"file_name": n, "text": "x"} for n in [*NAMES, "f.png"]]
     with pytest.raises(UsageError, match="holds 6 captions and .* 5 images"):
         captions(folder, "metadata.jsonl", "\n".join(map(json.dumps, rows)))
 
 
-def test_captions_that_are_not_there(folder: Path) -> None:
+def test_a_missing_captions_file_is_rejected(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"--captions: cannot read 'none\.txt'"):
         read_captions("none.txt", None, list_images(folder, "images"), folder)
 
 
-def test_captions_that_are_not_utf8(folder: Path) -> None:
+def test_captions_that_are_not_utf8_are_rejected(folder: Path) -> None:
     path = folder.parent / "latin.txt"
     path.write_bytes("Käse\n".encode("latin-1"))
     with pytest.raises(UsageError, match="not UTF-8"):

@@ -1,4 +1,4 @@
-"""Check rounding against numpy, the layout of drawn images, and complete PNG files."""
+"""Rounding equals numpy's, drawn images have the right layout, and PNG files are complete."""
 
 import math
 from itertools import pairwise
@@ -72,7 +72,7 @@ def test_pil_images_keep_channels_rows_and_columns() -> None:
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 7, 9, 12])
 def test_a_grid_is_nearly_square_and_shows_every_image_once(batch: int) -> None:
     x = noise(batch)
-    shown = pixels(grid(x, tile=20)).copy()  # 8 pixels are enlarged three times
+    shown = pixels(grid(x, tile=20)).copy()  # 8 pixels are enlarged to 24
     columns = math.ceil(math.sqrt(batch))
     rows = math.ceil(batch / columns)
     assert shown.shape == (rows * 26, columns * 26, 3)
@@ -85,7 +85,7 @@ def test_a_grid_is_nearly_square_and_shows_every_image_once(batch: int) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 24), (24, 8)])
-def test_images_that_are_not_square_are_shown_whole(height: int, width: int) -> None:
+def test_non_square_images_are_shown_completely(height: int, width: int) -> None:
     x = noise(4, height, width)
     images = [np.asarray(image) for image in to_pil(x)]
     tiled = pixels(grid(x, tile=width))
@@ -100,7 +100,7 @@ def test_images_that_are_not_square_are_shown_whole(height: int, width: int) -> 
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
-def test_grey_in_16_bits_is_rounded_to_8(kind: str, tmp_path: Path) -> None:
+def test_16_bit_grey_is_rounded_to_8_bits(kind: str, tmp_path: Path) -> None:
     """Pillow would turn all values from 255 into white."""
     ramp = np.linspace(0, 65535, 64 * 64).round().astype(np.uint16).reshape(64, 64)
     Image.fromarray(ramp).save(tmp_path / f"ramp.{kind}")
@@ -112,7 +112,7 @@ def test_grey_in_16_bits_is_rounded_to_8(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
-def test_grey_in_32_bits_is_refused(dtype: Any) -> None:
+def test_32_bit_grey_is_rejected(dtype: Any) -> None:
     with pytest.raises(ValueError, match="32 bits per pixel"):
         rgb(Image.fromarray(np.zeros((4, 4), dtype)))
 
@@ -169,7 +169,7 @@ def test_a_comparison_is_a_table_of_samplers_by_prompts(captions: list[str]) -> 
         assert not edge.any()
 
 
-def test_a_long_prompt_makes_a_taller_picture_and_is_not_cut_off() -> None:
+def test_a_long_prompt_makes_a_taller_image_without_truncation() -> None:
     x = torch.ones(1, 3, 112, 112)
     prompt = " ".join(["a photograph of an astronaut riding a horse on the beach at sunset"] * 3)
     short, long = (pixels(comparison({"x": x}, [words])) for words in ("a", prompt))
@@ -180,7 +180,7 @@ def test_a_long_prompt_makes_a_taller_picture_and_is_not_cut_off() -> None:
 
 
 @pytest.mark.parametrize("side", [8, 100, 400])
-def test_a_contact_sheet_shows_each_picture_above_its_caption(side: int) -> None:
+def test_a_contact_sheet_shows_each_image_above_its_caption(side: int) -> None:
     colours = ["red", "lime", "blue", "yellow", "cyan"]
     sheet = contact_sheet([Image.new("RGB", (side, side), c) for c in colours], colours, 2)
     seen = pixels(sheet)
@@ -194,7 +194,7 @@ def test_a_contact_sheet_shows_each_picture_above_its_caption(side: int) -> None
     assert (seen[-edge:, -edge:] == 255).all()  # the last place is free
 
 
-def test_a_picture_is_saved_whole_under_its_own_name_alone(tmp_path: Path) -> None:
+def test_saving_an_image_leaves_no_other_file(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "step.000512.png"
     for seed in (1, 2):  # the second replaces the first
         image = to_pil(noise(seed))[0]
@@ -205,7 +205,7 @@ def test_a_picture_is_saved_whole_under_its_own_name_alone(tmp_path: Path) -> No
             np.testing.assert_array_equal(pixels(read), pixels(image))
 
 
-def test_a_write_that_fails_leaves_the_old_picture(
+def test_a_failed_write_keeps_the_old_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "grid.png"

@@ -1,4 +1,4 @@
-"""Weights of pickled modules: bit for bit what `state_dict` gives, or a refusal."""
+"""Read the weights of pickled modules: bitwise what `state_dict` returns, or an error."""
 
 import collections
 import functools
@@ -30,7 +30,7 @@ PROTOCOLS = [2, 3, 4, 5]
 
 
 class Calls:
-    """An object that a pickle makes by calling something."""
+    """An object whose pickle calls a function."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.reduced = function, arguments
@@ -57,7 +57,7 @@ def refusal(path: Path, data: bytes) -> str:
 
 
 def check(path: Path, network: nn.Module, protocol: int = 4) -> dict[str, StoredTensor]:
-    """Compare with the module's own state."""
+    """Compare the weights that were read with the module's own state."""
     path.write_bytes(pickle.dumps(network, protocol))
     found, own = weights(read_modules(path)), network.state_dict()
     assert list(found) == list(own)
@@ -104,11 +104,11 @@ def test_tied_sliced_unsaved_and_missing_tensors(path: Path, protocol: int) -> N
     network.own.remark = "parameters may have attributes"  # type: ignore[attr-defined]
     found = check(path, network, protocol)
     assert "unsaved" not in found
-    assert len(found["view"].raw) == 8 * (2 * 8 + 2 * 3 + 1)  # no more of it than it shows
+    assert len(found["view"].raw) == 8 * (2 * 8 + 2 * 3 + 1)  # no more than the view shows
 
 
 def test_a_network_of_an_older_diffusers(path: Path) -> None:
-    """Classes that are not there any more, and plain values that modules have as attributes."""
+    """With classes that no longer exist, and plain values as attributes of modules."""
     network = nn.Conv2d(1, 1, 1)
     network.options = torch.float16, torch.Size([1, 2]), torch.device("cpu")  # type: ignore[assignment]
     network.act, network.kind = nn.functional.silu, nn.Linear  # type: ignore[assignment]
@@ -122,7 +122,7 @@ def test_a_network_of_an_older_diffusers(path: Path) -> None:
     assert weights(module)["weight"].load().equal(network.weight)
 
 
-def test_the_weights_stay_in_the_file(path: Path) -> None:
+def test_the_weights_are_mapped_from_the_file(path: Path) -> None:
     path.write_bytes(pickle.dumps(nn.Linear(1000, 1000)))
     raw = weights(read_modules(path))["weight"].raw
     assert type(raw.obj).__name__ == "mmap"
@@ -130,7 +130,7 @@ def test_the_weights_stay_in_the_file(path: Path) -> None:
 
 
 class Typed(Calls):
-    """A storage with these bytes."""
+    """A storage that is pickled as the given bytes."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(torch.storage._load_from_bytes, content)
@@ -148,7 +148,7 @@ def tensor_of(content: bytes, offset: Any, size: Any, stride: Any, *more: Any) -
 
 
 def old_format(values: torch.Tensor) -> bytes:
-    return torch.storage.TypedStorage(  # as tensors pickle their own
+    return torch.storage.TypedStorage(  # as tensors pickle their storage
         wrap_storage=values.untyped_storage(), dtype=values.dtype, _internal=True
     ).__reduce__()[1][0]
 
@@ -159,7 +159,7 @@ def old_format(values: torch.Tensor) -> bytes:
         ((0, (13,), (1,)), "does not fit"),
         ((1, (12,), (1,)), "does not fit"),
         ((0, (2, 2), (1, 11)), "does not fit"),
-        ((0, (10**9,), (0,)), "does not fit"),  # four bytes that would become four gigabytes
+        ((0, (10**9,), (0,)), "does not fit"),  # four bytes would become four gigabytes
         ((0, (10**5, 10**5), (0, 0)), "does not fit"),
         ((0, (4, 4), (2, 1)), "does not fit"),
         ((0, (2**70,), (2**70,)), "does not fit"),
@@ -180,11 +180,13 @@ def old_format(values: torch.Tensor) -> bytes:
         ((0, (True,), (1,)), "damaged"),
     ],
 )
-def test_tensors_that_do_not_fit_their_storage(path: Path, layout: Any, reason: str) -> None:
+def test_tensors_that_do_not_fit_their_storage_are_rejected(
+    path: Path, layout: Any, reason: str
+) -> None:
     assert reason in refusal(path, tensor_of(old_format(FLOATS), *layout))
 
 
-def test_a_tensor_that_fits(path: Path) -> None:
+def test_a_tensor_that_fits_is_read(path: Path) -> None:
     path.write_bytes(tensor_of(old_format(FLOATS), 2, (2, 3), (5, 2)))
     assert read_modules(path).load().tolist() == [[2, 4, 6], [7, 9, 11]]
     path.write_bytes(tensor_of(old_format(FLOATS), 11, (), ()))
@@ -222,7 +224,7 @@ LENGTH = WHOLE.rindex(struct.pack("<q", 12))
         (b"\x1f\x8b" + WHOLE, "damaged"),
     ],
 )
-def test_storages_that_are_not_what_they_say(path: Path, content: bytes, reason: str) -> None:
+def test_malformed_storages_are_rejected(path: Path, content: bytes, reason: str) -> None:
     assert reason in refusal(path, tensor_of(content, 0, (2,), (1,)))
 
 
@@ -250,14 +252,14 @@ EVIL = {
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("name", EVIL)
-def test_calls_are_refused_by_name(
+def test_calls_are_rejected_by_name(
     path: Path, name: str, protocol: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(path.parent)
     network = nn.Linear(2, 2)
     network.hidden = {"deep": [EVIL[name]]}  # type: ignore[assignment]
     for root in (EVIL[name], {"ema": EVIL[name]}, network):
-        # Protocol 2 writes the names that Python 2 has for some modules.
+        # Protocol 2 writes Python 2's names of some modules.
         named = "commands.Popen" if (name, protocol) == ("subprocess.Popen", 2) else name
         assert f"'{named}" in refusal(path, pickle.dumps(root, protocol))
     assert os.listdir() == [path.name]
@@ -284,19 +286,19 @@ def test_calls_are_refused_by_name(
         (pickle.dumps({1, 2}, 2), "damaged"),
     ],
 )
-def test_tricks_are_refused(path: Path, body: bytes, reason: str) -> None:
+def test_attacks_are_rejected(path: Path, body: bytes, reason: str) -> None:
     assert reason in refusal(path, body)
 
 
 def entered(**parts: Any) -> Record:
-    """Return a module with these parts."""
+    """Return a module record with the given parts."""
     empty: dict[str, Any] = {"_parameters": {}, "_buffers": {}, "_modules": {}}
     return Record("torch.nn.Module", empty | {"_non_persistent_buffers_set": set()} | parts)
 
 
-def test_modules_that_no_program_has_made() -> None:
+def test_malformed_modules_are_rejected() -> None:
     inside = entered()
-    for _ in range(64):  # 2 ** 64 modules, if nobody counted
+    for _ in range(64):  # 2 ** 64 modules without a limit
         inside = entered(_modules={"a": inside, "b": inside})
     inside_itself = entered()
     inside_itself.state["_modules"] = {"x": inside_itself}
@@ -317,14 +319,14 @@ def test_modules_that_no_program_has_made() -> None:
         assert config(module) == {}
 
 
-def test_only_plain_options_are_read() -> None:
+def test_only_plain_config_values_are_read() -> None:
     options = {"a": 1, "b": [1, "x", None], "c": (1.5,), "d": {"e": 1}, "f": [[1]], 5: 1}
     module = entered(_internal_dict=options | {"g": Record("torch.device"), "h": memoryview(b"")})
     assert config(module) == {"a": 1, "b": [1, "x", None], "c": (1.5,)}
 
 
-def test_bytes_as_text_are_made_once(path: Path) -> None:
-    """Protocol 2 writes bytes as text; a small file could ask for the same ones many times."""
+def test_repeated_bytes_are_decoded_once(path: Path) -> None:
+    """Protocol 2 writes bytes as text; a small file could decode the same text many times."""
     text = b"X" + struct.pack("<I", 10**5) + b"a" * 10**5
     path.write_bytes(
         b"\x80\x02" + text + b"q\0X\6\0\0\0latin1q\1c_codecs\nencode\nq\2]"
@@ -335,8 +337,8 @@ def test_bytes_as_text_are_made_once(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_mutation_runs_anything(tmp_path: Path) -> None:
-    """The process that reads them says what the interpreter has done, and what it has not."""
+def test_mutated_files_run_nothing(tmp_path: Path) -> None:
+    """A separate process reads the files and reports the interpreter's audit events."""
     done = subprocess.run(
         [
             sys.executable,
@@ -356,6 +358,6 @@ def test_no_mutation_runs_anything(tmp_path: Path) -> None:
     assert outcomes["converted"] > 10
     assert events == {"read mutated.pkl": 2000}
     assert not touched
-    # The same watch does see what Python's own unpickler does with such a file.
+    # The same audit hook sees what Python's own unpickler runs.
     assert {"exec", "pickle.find_class", "open"} <= set(control)
     assert touched_by_python

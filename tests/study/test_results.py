@@ -1,4 +1,4 @@
-"""A study's results: means, tables, plots and the results file."""
+"""The results of a study: means, tables, plots and the results file."""
 
 import math
 import random
@@ -75,7 +75,7 @@ def test_the_order_of_the_rows_does_not_matter(rows: Sequence[Row]) -> None:
     assert sorted(groups(rows, "std")) == sorted(groups(ROWS, "std"))
 
 
-def test_groups_are_ends_of_finished_runs_or_all_evaluations() -> None:
+def test_groups_take_final_or_all_evaluations() -> None:
     ends = groups(ROWS, "std")
     assert [(g.kind, g.point, g.seeds) for g in ends] == [
         ("teacher", "1", 1), ("teacher", "1.5", 1), ("generator", "1", 3), ("generator", "1.5", 3),
@@ -86,7 +86,7 @@ def test_groups_are_ends_of_finished_runs_or_all_evaluations() -> None:
     assert groups([row("1", 0, 32)], "std") == []
 
 
-def test_the_table(tmp_path: Path) -> None:
+def test_table(tmp_path: Path) -> None:
     text = markdown(ROWS, "sem")
     assert "`clip_2k`" in text
     assert "± their standard error of the mean" in text
@@ -101,7 +101,7 @@ def test_the_table(tmp_path: Path) -> None:
     assert markdown([], "std") == "No run has finished yet.\n"
 
 
-def test_plots_are_the_same_bytes_for_the_same_rows(tmp_path: Path) -> None:
+def test_plots_are_reproducible_bitwise(tmp_path: Path) -> None:
     rows = [*ROWS, row("1.5", 0, num_steps=2), teacher(1.5, 2)]
     first, second = draw(rows, "std", tmp_path / "a"), draw(rows, "std", tmp_path / "b")
     assert [path.name for path in first] == [
@@ -123,18 +123,18 @@ def test_clip_scores_alone_make_a_table_and_plots(tmp_path: Path) -> None:
     assert {path.stem for path in draw(plain, "std", tmp_path)} == {"scores"}
 
 
-def test_what_was_not_scored_is_not_drawn(tmp_path: Path) -> None:
+def test_missing_scores_are_not_drawn(tmp_path: Path) -> None:
     plain = [{k: v for k, v in r.items() if not k.startswith("fid")} for r in ROWS]
     assert {path.stem for path in draw(plain, "std", tmp_path)} == {"precision_recall", "scores"}
     assert {path.stem for path in draw(ROWS, "std", tmp_path)} == {
         "fid_clip", "precision_recall", "fid_images", "scores",
     }  # fmt: skip
     assert draw([], "std", tmp_path) == []
-    for prompts in ("p.txt", "q.txt"):  # panels
+    for prompts in ("p.txt", "q.txt"):  # several panels
         assert draw([*ROWS, row("1", 0, scored_prompts=prompts)], "std", tmp_path)
 
 
-def test_a_teacher_in_too_few_steps_is_drawn_over_the_steps_alone(tmp_path: Path) -> None:
+def test_a_teacher_of_too_few_steps_is_drawn_only_over_steps(tmp_path: Path) -> None:
     few = teacher(1, steps=1, fid_clip_2k=130.0)
 
     def shown(rows: Sequence[Row]) -> set[str]:
@@ -153,7 +153,7 @@ def test_a_teacher_in_too_few_steps_is_drawn_over_the_steps_alone(tmp_path: Path
         unique_by=lambda v: v[1],
     )
 )
-def test_rows_are_kept_to_the_last_bit(
+def test_rows_are_stored_bitwise(
     tmp_path_factory: pytest.TempPathFactory, values: list[tuple[float, int]]
 ) -> None:
     path = tmp_path_factory.mktemp("rows") / "results.csv"
@@ -174,7 +174,7 @@ def test_a_run_counts_once(tmp_path: Path) -> None:
         read_results([str(first), str(second), str(first)])
 
 
-def test_scores_are_told_from_other_values() -> None:
+def test_scores_are_distinguished_from_other_values() -> None:
     found = split({
         "fid_clip_2k": "1.5", "clip_score_clip_2k": 0.9, "fid_clip_2k_4_steps": 2.0,
         "recall_fast_1000_1_step": 0.5, "teacher_fid_clip_2k": 9, "loss_g": 3, "kid_clip_2k": "",
@@ -187,7 +187,7 @@ def test_scores_are_told_from_other_values() -> None:
     }
 
 
-def test_scores_of_several_protocols_do_not_compare() -> None:
+def test_scores_of_several_protocols_are_rejected() -> None:
     assert suffix(ROWS) == "clip_2k"
     assert suffix([]) == ""
     assert suffix([{"clip_score_clip_2k": 1, "fid_clip_2k": 2}]) == "clip_2k"
@@ -199,7 +199,7 @@ def test_scores_of_several_protocols_do_not_compare() -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "a,b\n1,2\n", "kind,series\n"])
-def test_files_that_are_no_results_are_refused(
+def test_unusable_results_files_are_rejected(
     tmp_path: Path, text: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "r.csv"
@@ -213,7 +213,7 @@ def test_files_that_are_no_results_are_refused(
     assert "Traceback" not in error
 
 
-def test_a_file_that_is_being_written_is_read_up_to_its_last_whole_row(tmp_path: Path) -> None:
+def test_an_unfinished_file_is_read_up_to_its_last_complete_row(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     assert read_whole_rows(path) == []
     text = "a,b\n1,2\n3,4\n5,6"
@@ -223,7 +223,7 @@ def test_a_file_that_is_being_written_is_read_up_to_its_last_whole_row(tmp_path:
         assert [r["a"] for r in read_whole_rows(path)] == ["1", "3"][: max(0, whole)]
 
 
-def test_pictures_of_many_points(tmp_path: Path) -> None:
+def test_many_points_are_drawn(tmp_path: Path) -> None:
     """There are more lines than colors and markers."""
     draw_of = random.Random(0)
     rows = [

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of training."""
+"""Fixtures of the training tests."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Callbacks meet through their roles, and do not know each other."""
+"""Callbacks find each other by their roles and do not import each other."""
 
 import ast
 from pathlib import Path
@@ -17,7 +17,7 @@ MODULES = {path.stem for path in FOLDER.glob("*.py")} - {"__init__"}
 
 
 def imported(path: Path) -> set[str]:
-    """Return the callbacks' modules that a file imports."""
+    """Return the callback modules that a file imports."""
     return {
         node.module.rpartition(".")[2]
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
@@ -26,13 +26,13 @@ def imported(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_a_callback_imports_no_other(name: str) -> None:
+def test_callbacks_do_not_import_each_other(name: str) -> None:
     callbacks = imported(FOLDER / "__init__.py")
     assert {"checkpoint", "export", "metrics"} < callbacks
     assert not imported(FOLDER / f"{name}.py") & callbacks
 
 
-def test_roles_are_found() -> None:
+def test_callbacks_are_found_by_role() -> None:
     plain, saver, scorer = L.Callback(), Checkpoint(), Metrics()
     trainer: Any = SimpleNamespace(callbacks=[plain, ImageGrid(), scorer, saver])
     assert find(trainer, Saver) is saver
@@ -41,7 +41,7 @@ def test_roles_are_found() -> None:
     assert find(SimpleNamespace(callbacks=[plain]), Saver) is None  # type: ignore[arg-type]
 
 
-def test_a_callback_has_nothing_to_add_by_default() -> None:
+def test_a_callback_adds_nothing_by_default() -> None:
     trainer: Any = None
     assert RunCallback().summary() == {}
     assert RunCallback().on_trained(trainer, None) is None  # type: ignore[func-returns-value]

@@ -1,4 +1,4 @@
-"""The adversarial term on real images: its numbers, whom it trains, and that it is optional."""
+"""The adversarial term on real images: its numbers, the weights that it trains, its options."""
 
 import json
 from collections.abc import Callable
@@ -38,7 +38,7 @@ TERM = RealData(fake_weight=30.0, generator_weight=0.1)
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> str:
-    """A folder of 7 images of several shapes, of which each has a caption."""
+    """Write a folder of 7 images of several shapes, with one caption each."""
     folder = tmp_path / "photographs"
     (folder / "more").mkdir(parents=True)
     rows = []
@@ -52,7 +52,7 @@ def photographs(tmp_path: Path) -> str:
 
 
 def made(source: str, photographs: str, **options: Any) -> tuple[SiDLSG, PromptBatch]:
-    """A module whose networks differ, and a batch of 4 with real images."""
+    """Return a module with different networks, and a batch of 4 with real images."""
     options = {"real_data": TERM, "guidance": Guidance(scale=2.0)} | options
     module = SiDLSG(source, **options)
     part_from_teacher(module.fake_score)
@@ -66,11 +66,11 @@ def gradient(network: torch.nn.Module, loss: Tensor) -> Tensor:
     return torch.cat([g.flatten() for g in found])
 
 
-# ---------------------------------------------------------------------- in both phases
+# ---------------------------------------------------------------------- both phases
 
 
 def encoded(module: SiDLSG, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-    """Go through the fake score's encoder by hand, and average over channels."""
+    """Compute the fake score's encoder layer by layer, and average over channels."""
     unet: Any = module.fake_score
     time = unet.time_embedding(unet.time_proj(t))
     hidden = unet.conv_in(x_t)
@@ -81,7 +81,7 @@ def encoded(module: SiDLSG, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_both_phases_add_the_term_to_the_data_free_loss(
+def test_both_phases_add_the_adversarial_term_to_the_loss(
     small_sd: str, photographs: str, scale: float
 ) -> None:
     module, batch = made(small_sd, photographs, guidance=Guidance(scale=scale), prompt_dropout=0.5)
@@ -113,7 +113,7 @@ def test_both_phases_add_the_term_to_the_data_free_loss(
     close(with_term[1].numbers["loss_adversarial_generator"], loss)
 
 
-def test_the_discriminator_trains_the_encoder_and_the_generator_alone_is_to_fool_it(
+def test_phase_1_trains_the_encoder_and_phase_2_only_the_generator(
     small_sd: str, photographs: str
 ) -> None:
     module, batch = made(small_sd, photographs)
@@ -134,11 +134,11 @@ def test_the_discriminator_trains_the_encoder_and_the_generator_alone_is_to_fool
     assert reached() == {f"generator {name}" for name in whole}
 
 
-# ---------------------------------------------------------------------- in training
+# ---------------------------------------------------------------------- training
 
 
 def gradients_of(module: SiDLSG, batch: PromptBatch, size: int) -> list[Tensor]:
-    """Both phases' gradients, accumulated over micro-batches of a size."""
+    """Return both phases' gradients, accumulated over micro-batches of the given size."""
     inputs = [module.phase_inputs(phase, batch) for phase in Phase]
     phases: list[tuple[Callable[[PhaseInputs], Any], torch.nn.Module]] = [
         (module.fake_score_phase, module.fake_score),
@@ -155,7 +155,7 @@ def gradients_of(module: SiDLSG, batch: PromptBatch, size: int) -> list[Tensor]:
 
 def test_micro_batches_change_nothing(small_sd: str, photographs: str) -> None:
     module, batch = made(small_sd, photographs)
-    module.double()  # so that 1e-6 says something
+    module.double()  # makes 1e-6 a meaningful tolerance
     whole = gradients_of(module, batch, 4)
     for size in (1, 2):
         for found, expected in zip(gradients_of(module, batch, size), whole, strict=True):
@@ -172,7 +172,7 @@ def test_micro_batches_change_nothing(small_sd: str, photographs: str) -> None:
     ],
     ids=["lean", "checkpointing", "compiled"],
 )
-def test_memory_and_compilation_change_nothing(
+def test_memory_and_compilation_options_change_nothing(
     small_sd: str, photographs: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sid_lsg.networks.compilation._BACKEND", "eager")
@@ -218,10 +218,10 @@ def test_runs_are_logged_and_resume_bitwise(
     assert not torch.equal(weights(found["off"].generator), weights(found["whole"].generator))
 
 
-# ---------------------------------------------------------------------- the images
+# ---------------------------------------------------------------------- real images
 
 
-def test_images_come_once_per_epoch_cropped_and_with_their_captions(photographs: str) -> None:
+def test_images_come_once_per_epoch_cropped_with_their_captions(photographs: str) -> None:
     images = RealImages(photographs)
     whole = images.batch(0, 14, 3, (8, 6), None)
     assert whole.images.shape == (14, 3, 8, 6)
@@ -237,7 +237,7 @@ def test_images_come_once_per_epoch_cropped_and_with_their_captions(photographs:
         assert torch.equal(own.images[0].permute(1, 2, 0), torch.tensor(np.array(picture)))
 
 
-def test_captions_may_lie_beside_the_images(photographs: str) -> None:
+def test_captions_may_be_text_files_beside_the_images(photographs: str) -> None:
     (Path(photographs) / "metadata.jsonl").unlink()
     for path in Path(photographs).rglob("*.png"):
         path.with_suffix(".txt").write_text(f"picture {path.stem}\n")
@@ -269,7 +269,7 @@ def spoil(folder: Path, name: str, content: str | None) -> None:
         ("6.png", "no image", "6.png' cannot be read as an image"),
     ],
 )
-def test_folders_that_cannot_serve_are_refused(
+def test_unusable_folders_are_rejected(
     photographs: str, name: str, content: str | None, message: str
 ) -> None:
     spoil(Path(photographs), name, content)
@@ -277,7 +277,7 @@ def test_folders_that_cannot_serve_are_refused(
         RealImages(photographs)
 
 
-def test_a_damaged_image_is_named_when_its_turn_comes(photographs: str) -> None:
+def test_a_damaged_image_is_named_when_it_is_read(photographs: str) -> None:
     path = Path(photographs) / "6.png"
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(UsageError, match=r"--data.real_images: .*6.png' cannot be read"):
@@ -286,7 +286,7 @@ def test_a_damaged_image_is_named_when_its_turn_comes(photographs: str) -> None:
         RealImages(f"{photographs}/none")
 
 
-def test_a_worker_that_meets_it_ends_the_run_with_one_message(
+def test_a_damaged_image_in_a_worker_ends_the_run_with_one_message(
     small_sd: str, photographs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in Path(photographs).rglob("*.png"):
@@ -307,7 +307,7 @@ def test_a_worker_that_meets_it_ends_the_run_with_one_message(
     assert "Traceback" not in error
 
 
-def test_the_term_and_its_images_go_together(
+def test_the_term_needs_images_and_images_need_the_term(
     small_sd: str, photographs: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check_real_data(None, None)

@@ -41,7 +41,7 @@ def two() -> list[nn.Parameter]:
     return parameters(torch.tensor([3.0, 0.0]), None, torch.tensor([[0.0], [4.0]]))
 
 
-def test_repair_replaces_what_is_not_finite() -> None:
+def test_repair_replaces_nonfinite_entries() -> None:
     inf, nan = math.inf, math.nan
     bad = torch.tensor([[nan, inf, -inf], [-0.5, 3e38, 0.0]])
     good = torch.tensor([1.0, -2.0, 1e-30])
@@ -61,7 +61,7 @@ def test_clipping_by_norm_scales_all_gradients_together() -> None:
     assert float(gradient_norm(made)) == pytest.approx(2.0, rel=1e-5)
 
 
-def test_clipping_by_value_cuts_each_entry() -> None:
+def test_clipping_by_value_clips_each_entry() -> None:
     made = parameters(torch.tensor([3.0, -0.5, -7.0]), None, torch.tensor(1.5))
     clip_gradients(made, 1.0, "value")
     assert [p.grad.tolist() if p.grad is not None else None for p in made] == [
@@ -72,14 +72,14 @@ def test_clipping_by_value_cuts_each_entry() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
-def test_clipping_leaves_gradients_within_the_limit_alone(algorithm: str) -> None:
+def test_clipping_keeps_gradients_within_the_limit(algorithm: str) -> None:
     made = two()
     clip_gradients(made, 5.1, algorithm)  # type: ignore[arg-type]
     assert torch.equal(made[0].grad, torch.tensor([3.0, 0.0]))  # type: ignore[arg-type]
     assert torch.equal(made[2].grad, torch.tensor([[0.0], [4.0]]))  # type: ignore[arg-type]
 
 
-def test_gradient_norm_is_that_of_all_gradients_together() -> None:
+def test_gradient_norm_covers_all_gradients() -> None:
     assert float(gradient_norm(two())) == 5.0
     generator = torch.Generator().manual_seed(0)
     shapes = [(3,), (2, 5), (4, 3, 2, 2), ()]
@@ -90,7 +90,7 @@ def test_gradient_norm_is_that_of_all_gradients_together() -> None:
     assert float(norm) == pytest.approx(np.linalg.norm(together), rel=1e-6)
 
 
-def test_the_share_of_entries_that_are_not_finite() -> None:
+def test_nonfinite_share_counts_entries() -> None:
     inf, nan = math.inf, math.nan
     made = parameters(torch.tensor([nan, 1.0, inf]), None, torch.tensor([[-inf, 3e38]]))
     assert float(nonfinite_share(made)) == pytest.approx(3 / 5)
@@ -101,7 +101,7 @@ def test_the_share_of_entries_that_are_not_finite() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 4, 10, 1000])
-def test_every_nth_weight_of_the_whole_network_is_sampled(
+def test_every_nth_weight_of_the_network_is_sampled(
     limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sid_lsg.training.gradients, "_SAMPLED", limit)
@@ -116,7 +116,7 @@ def test_every_nth_weight_of_the_whole_network_is_sampled(
     assert torch.equal(sample, whole[::stride])
 
 
-def test_update_ratio_is_the_length_of_a_step_in_weights() -> None:
+def test_update_ratio_is_the_step_length_relative_to_the_weights() -> None:
     before, after = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5])
     assert float(update_ratio(before, after)) == pytest.approx(0.1)
 
@@ -134,7 +134,7 @@ def test_a_missing_gradient_counts_as_zero_in_a_single_process() -> None:
 
 SHAPES = [(5,), (), (3, 4), (2, 3, 2, 2), (7,), (1,)]
 MISSING = [{2, 4}, {1, 4}]  # on rank 0 and on rank 1; the fifth on both
-BUCKETS = {1: 6, 8: 3, 2**24: 1}  # size of a bucket -> collectives; at 8: 5+1+12, 24, 7+1
+BUCKETS = {1: 6, 8: 3, 2**24: 1}  # bucket size -> collectives; at 8: 5+1+12, 24, 7+1
 
 
 def gradient(rank: int, index: int) -> Tensor | None:
@@ -182,7 +182,7 @@ def test_two_ranks_average_their_gradients(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------- sharded over two ranks
 
-SIZES = [3, 1, 8]  # one rank has two of three rows, and all of the only one
+SIZES = [3, 1, 8]  # one rank has two of three rows, and the only row of one
 
 
 def networks() -> list[nn.Module]:
@@ -235,7 +235,7 @@ def treat_sharded(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_sharded_gradients_are_treated_as_whole_ones(
+def test_sharded_gradients_are_processed_as_whole_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sid_lsg.training.gradients, "_SAMPLED", 20)  # every fifth of 96 weights

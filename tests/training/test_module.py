@@ -1,4 +1,4 @@
-"""Who is trained when, on what, and that nothing else decides the result."""
+"""Which network each phase trains and on what data; no other option changes the result."""
 
 import csv
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
 
 
 class Phases(SiDLSG):
-    """Remembers all three networks around each optimizer step, and the gradients."""
+    """Record all three networks at each optimizer step, and the gradients."""
 
     def on_fit_start(self) -> None:
         self.seen: list[dict[str, Tensor]] = []
@@ -58,7 +58,7 @@ class Phases(SiDLSG):
         assert all(p.grad is None for p in self.teacher.parameters())
 
 
-def test_each_phase_changes_its_own_network_alone(fit: Callable[..., SiDLSG]) -> None:
+def test_each_phase_changes_only_its_network(fit: Callable[..., SiDLSG]) -> None:
     module = fit(steps=1, module=Phases)
     before_fake, before_generator = module.seen
     after = {n: weights(m) for n, m in module.optimizer_networks().items()}
@@ -69,7 +69,7 @@ def test_each_phase_changes_its_own_network_alone(fit: Callable[..., SiDLSG]) ->
 
     assert changed(before_fake, before_generator) == {"fake_score"}
     assert changed(before_generator, after) == {"generator", "ema"}
-    # The first average is the generator itself: beta is 0 before any image has been seen.
+    # The first EMA equals the generator: beta is 0 before any image has been seen.
     assert torch.equal(after["ema"], after["generator"])
 
 
@@ -109,7 +109,7 @@ def test_two_runs_are_bitwise_equal(fit: Callable[..., SiDLSG]) -> None:
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 3])
 def test_micro_batches_change_nothing(fit: Callable[..., SiDLSG], micro_batch_size: int) -> None:
-    """SGD, since Adam with beta1 = 0 turns rounding of a tiny gradient into a whole step."""
+    """Use SGD: Adam with beta1 = 0 turns the rounding of a tiny gradient into a whole step."""
     both = {"optimizer_fake": sgd, "optimizer_generator": sgd}
     start = weights(fit(steps=0, batch_size=6).generator)
     whole = fit(steps=2, batch_size=6, **both)
@@ -117,16 +117,14 @@ def test_micro_batches_change_nothing(fit: Callable[..., SiDLSG], micro_batch_si
     for name in ("fake_score", "generator"):
         ours, theirs = weights(getattr(parts, name)), weights(getattr(whole, name))
         assert relative(ours, theirs) < 1e-5
-        assert relative(ours - start, theirs - start) < 1e-3  # of the distance moved
+        assert relative(ours - start, theirs - start) < 1e-3  # relative to the distance moved
 
 
 class AllPoisoned(Poisoned):
     positions = (0, 1, 2, 3)
 
 
-def test_a_bad_sample_is_skipped_counted_and_harmless(
-    fit: Callable[..., SiDLSG], tmp_path: Path
-) -> None:
+def test_a_bad_sample_is_skipped_and_counted(fit: Callable[..., SiDLSG], tmp_path: Path) -> None:
     logger = L.pytorch.loggers.CSVLogger(tmp_path / "logs", name="", version="")
     module = fit(steps=3, module=Poisoned, micro_batch_size=2, logger=logger)
     assert all(value.isfinite().all() for value in module.state_dict().values())
@@ -136,13 +134,13 @@ def test_a_bad_sample_is_skipped_counted_and_harmless(
     assert [float(row[rows[0].index("step")]) for row in rows[1:]] == [1, 2, 3]
 
 
-def test_a_batch_without_any_good_sample_moves_nothing(fit: Callable[..., SiDLSG]) -> None:
+def test_a_batch_without_good_samples_changes_nothing(fit: Callable[..., SiDLSG]) -> None:
     before, after = fit(steps=1), fit(steps=2, module=AllPoisoned)
     for name in ("fake_score", "generator"):
         assert torch.equal(weights(getattr(before, name)), weights(getattr(after, name)))
 
 
-def test_logs_are_of_the_whole_batch(fit: Callable[..., SiDLSG], tmp_path: Path) -> None:
+def test_logs_cover_the_whole_batch(fit: Callable[..., SiDLSG], tmp_path: Path) -> None:
     def rows(name: str, **options: Any) -> list[dict[str, str]]:
         logger = L.pytorch.loggers.CSVLogger(tmp_path / name, name="", version="")
         fit(steps=2, logger=logger, **options)
@@ -157,11 +155,11 @@ def test_logs_are_of_the_whole_batch(fit: Callable[..., SiDLSG], tmp_path: Path)
         assert float(a["lr_fake"]) == pytest.approx(1e-4)
 
 
-def test_steps_and_gradients_are_measured_where_they_are_logged(
+def test_updates_are_measured_only_when_they_are_logged(
     fit: Callable[..., SiDLSG], tmp_path: Path
 ) -> None:
     class Measured(SiDLSG):
-        """Spoils one of the generator's gradients; compares reports with all the weights."""
+        """Set one of the generator's gradients to NaN; compare reports with all the weights."""
 
         def training_step(self, *arguments: Any) -> None:
             self.iteration = arguments[0].iteration
@@ -198,7 +196,7 @@ def test_steps_and_gradients_are_measured_where_they_are_logged(
 
 
 def test_prompt_dropout_follows_kappa_1_and_2(small_sd: str) -> None:
-    """It applies in phase 1 alone, where kappa_1 or kappa_2 guides; kappa_4 does not count."""
+    """It applies only in phase 1, if kappa_1 or kappa_2 guides; kappa_4 does not count."""
     batch = PromptBatch(0, 0, ["a cat"] * 64, ["a cat"] * 64)
     for guidance, drops in (
         (Guidance("none"), False),
@@ -219,7 +217,7 @@ def test_prompt_dropout_follows_kappa_1_and_2(small_sd: str) -> None:
             assert bool(dropped.any()) == (drops and phase is Phase.FAKE_SCORE)
 
 
-def test_generate_depends_on_prompt_and_seed_alone(small_sd: str) -> None:
+def test_generate_depends_only_on_prompt_and_seed(small_sd: str) -> None:
     module = SiDLSG(small_sd)
     torch.manual_seed(0)
     state = torch.get_rng_state()
@@ -230,24 +228,24 @@ def test_generate_depends_on_prompt_and_seed_alone(small_sd: str) -> None:
         assert relative(alone[0], together[seed]) < 1e-5
 
 
-def test_several_steps_train(fit: Callable[..., SiDLSG]) -> None:
+def test_a_generator_of_several_steps_trains(fit: Callable[..., SiDLSG]) -> None:
     module = fit(steps=1, num_steps=3)
     assert weights(module.generator).isfinite().all()
     assert module.generate(PROMPTS[:2], [0, 1]).shape == (2, 4, 8, 8)
 
 
-def test_gradient_clipping_is_the_modules(fit: Callable[..., SiDLSG]) -> None:
+def test_the_module_clips_gradients(fit: Callable[..., SiDLSG]) -> None:
     class Norms(SiDLSG):
         def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
             super().on_before_optimizer_step(optimizer)
             gradients = [p.grad for g in optimizer.param_groups for p in g["params"]]
             assert float(torch.nn.utils.get_total_norm(gradients)) <= 0.5 * (1 + 1e-5)
-            assert float(self._norm) > 0.5  # what is logged is the norm before
+            assert float(self._norm) > 0.5  # the norm before clipping is logged
 
     fit(steps=1, module=Norms, gradients=Gradients(clip_val=0.5))
 
 
-def test_checkpoints_hold_no_teacher_and_resume_bitwise(
+def test_checkpoints_exclude_the_teacher_and_resume_bitwise(
     fit: Callable[..., SiDLSG], tmp_path: Path
 ) -> None:
     whole = fit(steps=4)
@@ -262,7 +260,7 @@ def test_checkpoints_hold_no_teacher_and_resume_bitwise(
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_a_checkpoint_of_another_model_is_refused(small_sd: str) -> None:
+def test_a_checkpoint_of_another_model_is_rejected(small_sd: str) -> None:
     module = SiDLSG(small_sd)
     state = module.state_dict()
     first = next(iter(state))
@@ -301,7 +299,7 @@ def test_bad_samples_are_counted_until_the_next_row_and_across_checkpoints(
     fit: Callable[..., SiDLSG], tmp_path: Path
 ) -> None:
     class Sparse(Poisoned):
-        """Poisons iteration 1 and logs after every third."""
+        """Poison iteration 1 and log every third iteration."""
 
         def training_step(self, *arguments: Any) -> None:
             self.trainer.log_every_n_steps = 3
@@ -321,8 +319,8 @@ def test_bad_samples_are_counted_until_the_next_row_and_across_checkpoints(
     assert rows("resumed", steps=6, ckpt_path=path) == [2, 0]
 
 
-def test_good_samples_gradients_are_exact_beside_bad_ones(small_sd: str) -> None:
-    """Against the mean of each good sample's own gradient, computed alone."""
+def test_bad_samples_do_not_change_the_gradients_of_good_ones(small_sd: str) -> None:
+    """Compare with the mean of the gradients of each good sample, computed separately."""
     module = SiDLSG(small_sd)
     part_from_teacher(module.fake_score)
     inputs = module.phase_inputs(Phase.GENERATOR, PromptBatch(0, 0, PROMPTS[:3], PROMPTS[:3]))
@@ -350,7 +348,7 @@ def test_activation_checkpointing_changes_nothing(
     calls = []
 
     class Counted(SiDLSG):
-        """Counts how often each network's first block is evaluated in a whole run."""
+        """Count how often each network's first block is evaluated in a run."""
 
         def on_fit_start(self) -> None:
             networks = (self.fake_score, self.generator, self.teacher.network)
@@ -367,7 +365,7 @@ def test_activation_checkpointing_changes_nothing(
     checkpointed = fit(**options, memory=Memory(checkpointing=names))
     for name, value in plain.state_dict().items():
         assert torch.equal(value, checkpointed.state_dict()[name]), name
-    # Again wherever gradients flow: not in phase 1's samples, not in the teacher's own training.
+    # Recomputed wherever gradients flow, so not for the samples of phase 1.
     again = {name: calls.count(name) / count for name, count in once.items()}
     assert again == {"fake": 2, "generator": 1.5, "teacher": 2}
     assert not any(m.training for m in checkpointed.modules() if isinstance(m, torch.nn.Dropout))
@@ -388,7 +386,7 @@ def test_a_frozen_network_may_be_stored_in_bf16(fit: Callable[..., SiDLSG]) -> N
         assert all(p.dtype == torch.float32 for p in getattr(half, name).parameters())
         origin = weights(getattr(start, name))
         ours, theirs = (weights(getattr(module, name)) - origin for module in (half, whole))
-        # The generator starts from the difference of two equal networks, which rounding drowns.
+        # The generator starts from the difference of two equal networks, which is mostly rounding.
         assert relative(ours, theirs) < (0.1 if name == "fake_score" else 0.5)
     assert half.generate(PROMPTS[:2], [0, 1]).dtype == torch.float32
 
@@ -401,7 +399,7 @@ def test_a_frozen_network_may_be_stored_in_bf16(fit: Callable[..., SiDLSG]) -> N
         {"lora": Adapters(LoRA(4), LoRA(4))},
     ],
 )
-def test_in_mixed_precision_a_teacher_in_bf16_changes_nothing(
+def test_a_bf16_teacher_changes_nothing_in_mixed_precision(
     fit: Callable[..., SiDLSG], options: dict[str, Any]
 ) -> None:
     options = options | {"precision": "bf16-mixed", "guidance": Guidance("lsg", 1.5)}
@@ -415,7 +413,7 @@ def test_in_mixed_precision_a_teacher_in_bf16_changes_nothing(
     assert not any(torch.equal(v, start[name]) for name, v in states[0].items() if "to_q" in name)
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
-    # The same outside of the Trainer's autocast, where the teacher is sampled.
+    # The same outside the Trainer's autocast, where the teacher is sampled.
     x_t, t = torch.randn(2, *half.teacher.latent_shape), torch.tensor([100, 900])
     inputs = (x_t, t, half.teacher.encode_prompts(PROMPTS[:2]))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -429,9 +427,7 @@ def test_in_mixed_precision_a_teacher_in_bf16_changes_nothing(
     assert half.generate(PROMPTS[:2], [0, 1]).dtype == torch.float32
 
 
-def test_the_export_of_a_run_with_a_bf16_teacher_is_that_of_any(
-    small_sd: str, tmp_path: Path
-) -> None:
+def test_a_bf16_teacher_does_not_change_the_export(small_sd: str, tmp_path: Path) -> None:
     for stored in ("32", "bf16"):
         module = SiDLSG(small_sd, memory=Memory(frozen_precision=stored))
         save_pipeline(module.teacher, module.ema, tmp_path / stored, module.t_init)
@@ -441,7 +437,7 @@ def test_the_export_of_a_run_with_a_bf16_teacher_is_that_of_any(
         assert (tmp_path / "32" / file).read_bytes() == (tmp_path / "bf16" / file).read_bytes()
 
 
-def test_the_average_may_be_kept_on_the_cpu(fit: Callable[..., SiDLSG]) -> None:
+def test_the_ema_may_be_kept_on_the_cpu(fit: Callable[..., SiDLSG]) -> None:
     plain, kept = fit(), fit(ema=EMA(device="cpu"))
     for name, value in plain.state_dict().items():
         assert torch.equal(value, kept.state_dict()[name]), name
@@ -450,11 +446,11 @@ def test_the_average_may_be_kept_on_the_cpu(fit: Callable[..., SiDLSG]) -> None:
         assert same is network
     with borrowed(network, torch.device("meta")):
         assert all(p.is_meta for p in network.parameters())
-        network.to_empty(device="cpu")  # nothing can come back from that device
+        network.to_empty(device="cpu")  # nothing can come back from the meta device
 
 
 @pytest.mark.gpu
-def test_a_gpus_average_on_the_cpu_is_the_same(small_sd: str) -> None:
+def test_the_ema_on_the_cpu_equals_that_on_a_gpu(small_sd: str) -> None:
     made = [SiDLSG(small_sd, ema=EMA(device=where)).cuda() for where in (None, "cpu")]
     for module in made:
         module.on_fit_start()

@@ -1,7 +1,7 @@
-"""What an iteration asks the device to do: the number of operations, and of waits for it.
+"""The operations of an iteration on the device: their number, and the waits for them.
 
-A loop over samples would make the number of operations grow with the batch; a read of a value on
-the host makes a GPU's queue run dry.
+A loop over samples would make the number of operations grow with the batch; reading a value on the
+host lets a GPU's queue run dry.
 """
 
 import warnings
@@ -19,13 +19,13 @@ from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from sid_lsg.training.module import SiDLSG
 from tests.helpers.operations import Operations, step_counters
 
-# One per phase: whether there is a bad sample, which decides what is computed next. It was sent to
+# One per phase: whether there is a bad sample, which decides what is computed next. It is sent to
 # the host before the phase's last backward pass.
 SENT_PER_ITERATION = 2
 
 
 class Watch(L.Callback):
-    """Counts a step's operations in some iterations."""
+    """Count the operations of a step in the given iterations."""
 
     def __init__(self, *iterations: int) -> None:
         self.iterations, self.rows = iterations, {}  # type: ignore[var-annotated]
@@ -55,8 +55,8 @@ def test_operations_do_not_grow_with_the_batch(tiny_sd: str) -> None:
     assert small == medium == large
 
 
-def test_operations_grow_with_the_micro_batches_alone(tiny_sd: str) -> None:
-    """As many per micro-batch, whatever its size; the counter sees what is repeated."""
+def test_operations_grow_only_with_the_number_of_micro_batches(tiny_sd: str) -> None:
+    """Each micro-batch needs the same operations at any size; the counter sees repeated ones."""
     one, two = (watched(tiny_sd, 4, 1, micro_batch_size=size)[1].count for size in (4, 2))
     assert one["convolution"] * 2 == two["convolution"]
     assert one["convolution_backward"] * 2 == two["convolution_backward"]
@@ -64,7 +64,7 @@ def test_operations_grow_with_the_micro_batches_alone(tiny_sd: str) -> None:
 
 @pytest.mark.parametrize("size", [4, 2])
 def test_the_host_does_not_wait_for_an_idle_device(tiny_sd: str, size: int) -> None:
-    """All that an iteration reads, even one that logs, was sent before a backward pass."""
+    """Every value that an iteration reads, even with logging, was sent before a backward pass."""
     for row in watched(tiny_sd, 4, 1, 9, micro_batch_size=size).values():
         assert row.reads == 0
         order = [name for name in row.order if name in ("sent", "read", "convolution_backward")]
@@ -77,7 +77,7 @@ def test_the_host_does_not_wait_for_an_idle_device(tiny_sd: str, size: int) -> N
 
 
 @pytest.mark.gpu
-def test_a_cuda_device_is_not_waited_for(tiny_sd: str) -> None:
+def test_training_never_waits_for_a_cuda_device(tiny_sd: str) -> None:
     class Strict(L.Callback):
         def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
             torch.cuda.set_sync_debug_mode("error" if trainer.global_step > 1 else "default")
@@ -89,10 +89,10 @@ def test_a_cuda_device_is_not_waited_for(tiny_sd: str) -> None:
     fit(module, 4, 4, [Strict()], accelerator="gpu")
 
 
-def test_loops_and_reads_are_seen(tiny_sd: str) -> None:
-    """The baseline has a loop over samples, which reads: the counts tell."""
+def test_the_counter_sees_loops_and_reads(tiny_sd: str) -> None:
+    """The baseline has a loop over samples that reads values; the counts must show both."""
     baseline = Baseline(StableDiffusion.from_pretrained(tiny_sd), Kappas(2.0, 2.0, 2.0, 2.0))
-    baseline.iteration(["a cat"], ["a dog"])  # makes the optimizers' states
+    baseline.iteration(["a cat"], ["a dog"])  # creates the optimizer states
     counts = []
     for batch in (2, 4):
         with Operations() as operations:

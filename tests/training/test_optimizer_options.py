@@ -1,4 +1,4 @@
-"""Optimizers that cannot be what their options say, refused before anything is written."""
+"""Reject optimizers that cannot be created or cannot step, before anything is written."""
 
 from functools import partial
 from pathlib import Path
@@ -29,14 +29,14 @@ WEIGHTS = [nn.Parameter(torch.zeros(2, 3, 3, 3))]
         (partial(AdamWithoutMomentum, betas=(0.9, 0.999)), "has betas"),
     ],
 )
-def test_what_cannot_be_made_is_named(make: Any, said: str) -> None:
+def test_an_invalid_optimizer_is_named(make: Any, said: str) -> None:
     with pytest.raises(UsageError, match=said) as error:
         make_optimizer(make, WEIGHTS, "model.optimizer_fake")
     assert str(error.value).startswith("--model.optimizer_")
 
 
 @pytest.mark.parametrize("make", [SGD, AdamW, Adafactor, Untyped, Adam8bit, AdamWithoutMomentum])
-def test_others_are_made(make: Any) -> None:
+def test_valid_optimizers_are_created(make: Any) -> None:
     assert type(make_optimizer(make, WEIGHTS, "model.optimizer_fake")) is make
 
 
@@ -51,13 +51,13 @@ def test_others_are_made(make: Any) -> None:
         (partial(AdamW, lr=-1.0), "cannot be made"),
     ],
 )
-def test_what_takes_no_step_is_named(make: Any, said: str) -> None:
+def test_an_optimizer_that_cannot_step_is_named(make: Any, said: str) -> None:
     with pytest.raises(UsageError, match=f"^--a: .*{said}"):
         check_steps({"b": SGD, "a": make}, torch.device("cpu"))
 
 
 @pytest.mark.gpu
-def test_a_step_is_tried_on_its_own_device_alone() -> None:
+def test_a_trial_step_uses_only_its_own_device() -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     found: list[int] = []
@@ -73,7 +73,7 @@ def test_a_step_is_tried_on_its_own_device_alone() -> None:
 
 
 @pytest.mark.parametrize("command", ["estimate", "benchmark"])
-def test_tools_say_so_too(
+def test_estimate_and_benchmark_reject_optimizers_too(
     command: str, tmp_path: Path, small_sd: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "made.json"
@@ -85,7 +85,7 @@ def test_tools_say_so_too(
     assert not output.exists()
 
 
-def test_a_share_of_a_weight_is_not_for_all() -> None:
+def test_adam8bit_is_rejected_for_sharded_weights() -> None:
     plain, eight = AdamWithoutMomentum(WEIGHTS), Adam8bit(WEIGHTS)
     check_shards([plain], FSDP2Strategy())
     check_shards([eight], MultiNetDDPStrategy())
@@ -105,7 +105,7 @@ def test_a_share_of_a_weight_is_not_for_all() -> None:
         ),
     ],
 )  # fmt: skip
-def test_a_run_that_cannot_begin_leaves_no_trace(
+def test_a_rejected_run_writes_nothing(
     options: list[str],
     said: str,
     small_sd: str,

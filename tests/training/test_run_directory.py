@@ -1,4 +1,4 @@
-"""The run directory, and the strategy's start."""
+"""The run directory, and how the strategies start."""
 
 import csv
 import os
@@ -57,18 +57,18 @@ def test_every_logger_of_a_list_writes_inside_the_run_directory() -> None:
 
 
 @pytest.mark.parametrize("switch", [True, False, None])
-def test_a_logger_may_be_a_switch(switch: bool | None) -> None:
+def test_the_logger_option_may_be_a_boolean(switch: bool | None) -> None:
     trainer = Namespace(default_root_dir=None, logger=switch)
     put_inside(trainer)
     assert trainer == Namespace(default_root_dir="runs/default", logger=switch)
 
 
-# ---------------------------------------------------------------------- files, before a start
+# ---------------------------------------------------------------------- checks before the start
 
 
 @pytest.mark.parametrize("ckpt", [None, "last", "file.ckpt"])
 @pytest.mark.parametrize("root", [None, ".", "runs/not/yet"])
-def test_files_that_can_be_used_are_left_alone(
+def test_usable_files_are_not_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ckpt: str | None, root: str | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -77,7 +77,7 @@ def test_files_that_can_be_used_are_left_alone(
     assert [path.name for path in tmp_path.iterdir()] == ["file.ckpt"]
 
 
-def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_rejected(tmp_path: Path) -> None:
     path = str(tmp_path / "none.ckpt")
     with pytest.raises(UsageError, match=r"^--ckpt_path: there is no file .*none\.ckpt'. Give a"):
         check_files(Namespace(ckpt_path=path, trainer=Namespace(default_root_dir=".")))
@@ -99,7 +99,7 @@ def test_a_requeued_job_continues(
 
 
 @pytest.mark.parametrize("inside", [".", "run", "runs/x"])
-def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path, inside: str) -> None:
+def test_a_directory_that_cannot_be_created_is_rejected(tmp_path: Path, inside: str) -> None:
     (tmp_path / "file").touch()
     root = str(tmp_path / "file" / inside)
     with pytest.raises(UsageError) as caught:
@@ -114,7 +114,7 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path, inside: str)
 
 
 def begin(root: Path, ckpt_path: str | None = None) -> None:
-    """Do what a run does to its directory before it trains."""
+    """Prepare a run directory as a run does before training."""
     parser = LightningArgumentParser()
     parser.add_argument("--ckpt_path", type=str | None)
     config = parser.parse_object({"ckpt_path": ckpt_path})
@@ -125,14 +125,14 @@ def begin(root: Path, ckpt_path: str | None = None) -> None:
         SaveConfig(parser, config, overwrite=True).setup(trainer, L.LightningModule(), "fit")
 
 
-def test_the_directory_is_made_with_the_configuration_in_it(tmp_path: Path) -> None:
+def test_the_directory_contains_the_configuration(tmp_path: Path) -> None:
     root = tmp_path / "runs" / "x"
     begin(root)
     assert {path.name for path in root.iterdir()} == {"config.yaml", ".lock"}
     assert "ckpt_path: null" in (root / "config.yaml").read_text()
 
 
-def test_fresh_runs_move_earlier_ones_aside(tmp_path: Path) -> None:
+def test_new_runs_move_earlier_ones_aside(tmp_path: Path) -> None:
     root = tmp_path / "x"
     for number in range(3):
         begin(root)
@@ -148,7 +148,7 @@ def test_fresh_runs_move_earlier_ones_aside(tmp_path: Path) -> None:
     assert {path for path in locks if path.name == ".lock"} == {root / ".lock"}
 
 
-def test_another_runs_checkpoint_does_not_mix_with_the_run_that_was_there(tmp_path: Path) -> None:
+def test_a_run_from_another_runs_checkpoint_moves_the_earlier_one_aside(tmp_path: Path) -> None:
     root = tmp_path / "x"
     begin(root)
     (root / "result.txt").touch()
@@ -157,7 +157,7 @@ def test_another_runs_checkpoint_does_not_mix_with_the_run_that_was_there(tmp_pa
     assert (tmp_path / "x.1" / "result.txt").exists()
 
 
-def test_a_run_is_continued_by_the_name_of_its_file(
+def test_a_run_is_continued_by_a_checkpoint_inside_its_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -168,7 +168,7 @@ def test_a_run_is_continued_by_the_name_of_its_file(
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_a_continued_run_stays_where_it_is(tmp_path: Path) -> None:
+def test_a_continued_run_keeps_its_directory(tmp_path: Path) -> None:
     root = tmp_path / "x"
     begin(root)
     (root / "result.txt").touch()
@@ -178,7 +178,7 @@ def test_a_continued_run_stays_where_it_is(tmp_path: Path) -> None:
     assert "ckpt_path: last" in (root / "config.yaml").read_text()
 
 
-def test_a_directory_that_holds_no_run_is_not_moved(tmp_path: Path) -> None:
+def test_a_directory_without_a_run_is_not_moved(tmp_path: Path) -> None:
     root = tmp_path / "x"
     root.mkdir()
     (root / "notes.txt").touch()
@@ -188,7 +188,7 @@ def test_a_directory_that_holds_no_run_is_not_moved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("inside", [".", "run", "runs/x"])
-def test_a_directory_that_cannot_be_written_to_is_refused(tmp_path: Path, inside: str) -> None:
+def test_an_unwritable_directory_is_rejected(tmp_path: Path, inside: str) -> None:
     (tmp_path / "file").write_text("precious")
     root = tmp_path / "file" / inside
     with pytest.raises(UsageError) as caught:
@@ -199,14 +199,14 @@ def test_a_directory_that_cannot_be_written_to_is_refused(tmp_path: Path, inside
     assert (tmp_path / "file").read_text() == "precious"
 
 
-# ---------------------------------------------------------------------- through the command line
+# ---------------------------------------------------------------------- command line
 
 
 @pytest.fixture
 def command(small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A run of two iterations into runs/x."""
+    """Return the command of a run of two iterations into runs/x."""
     monkeypatch.setattr(sys, "argv", ["sid_lsg"])
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # the command line sets it; put it back afterwards
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # the command line sets it; monkeypatch restores it
     monkeypatch.chdir(tmp_path)
     Path("prompts.txt").write_text("a red cat\ntwo dogs\nsomething else\n")
     options = {
@@ -232,7 +232,7 @@ def results(folder: str) -> set[str]:
     return {path.name for path in Path(folder).iterdir()}
 
 
-def test_a_second_run_leaves_the_first_one_whole(command: list[str]) -> None:
+def test_a_second_run_keeps_the_first_one(command: list[str]) -> None:
     main(command)
     first = results("runs/x")
     assert {"config.yaml", "checkpoints", "metrics.csv", "summary.json"} <= first
@@ -253,7 +253,7 @@ def test_a_continued_run_adds_to_its_directory(command: list[str]) -> None:
     assert logged_steps("runs/x") == [1, 2, 3]
 
 
-def test_a_run_is_not_continued_with_another_batch(
+def test_continuing_with_another_batch_size_is_rejected(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(command)
@@ -265,7 +265,7 @@ def test_a_run_is_not_continued_with_another_batch(
     assert results("runs/x") == first
 
 
-def test_a_run_is_not_continued_to_an_end_that_it_is_past(
+def test_continuing_to_fewer_iterations_is_rejected(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(command)
@@ -275,14 +275,14 @@ def test_a_run_is_not_continued_to_an_end_that_it_is_past(
     assert "to end after 1 iterations, and this checkpoint has done 2" in capsys.readouterr().err
 
 
-def test_a_run_that_goes_on_with_another_seed_is_told_so(command: list[str]) -> None:
+def test_continuing_with_another_seed_warns(command: list[str]) -> None:
     main(command)
     with pytest.warns(UserWarning, match="the run was made with 0 and goes on with 3") as said:
         main([*command, "--ckpt_path=last", "--seed_everything=3", "--trainer.max_steps=3"])
     assert sum("--seed_everything" in str(warning.message) for warning in said) == 1
 
 
-def test_a_configuration_that_cannot_be_written_leaves_the_earlier_one(
+def test_a_configuration_that_cannot_be_written_keeps_the_earlier_one(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(command)
@@ -300,7 +300,7 @@ def test_a_configuration_that_cannot_be_written_leaves_the_earlier_one(
     assert Path("runs/x/config.yaml").read_text() == config
 
 
-def test_a_finished_run_that_is_started_again_keeps_its_log(command: list[str]) -> None:
+def test_restarting_a_finished_run_keeps_its_log(command: list[str]) -> None:
     main(command)
     first = results("runs/x")
     main([*command, "--ckpt_path=last"])
@@ -308,17 +308,17 @@ def test_a_finished_run_that_is_started_again_keeps_its_log(command: list[str]) 
     assert logged_steps("runs/x") == [1, 2]
 
 
-def test_a_continued_run_that_dies_early_keeps_the_log(command: list[str]) -> None:
+def test_a_continued_run_that_fails_early_keeps_the_log(command: list[str]) -> None:
     main(command)
     logged = Path("runs/x/metrics.csv").read_text()
-    assert CSVLogger("runs/x").experiment is not None  # all that a run does before its first row
+    assert CSVLogger("runs/x").experiment is not None  # what a run does before its first row
     assert Path("runs/x/metrics.csv").read_text() == logged
 
 
 def test_a_second_run_moves_the_first_aside_with_lightnings_default_logger(
     command: list[str],
 ) -> None:
-    """That logger's folder, and the configuration with it, is below the run directory."""
+    """That logger's folder, with the configuration, is inside the run directory."""
     for _ in range(2):
         main([*command, "--trainer.logger=true", "--trainer.max_steps=1"])
     assert results("runs") == {"x", "x.1"}
@@ -329,7 +329,7 @@ def test_a_second_run_moves_the_first_aside_with_lightnings_default_logger(
 
 
 def filled(rank: int) -> nn.Module:
-    """Return a network whose every number is the rank: weights, constants and statistics."""
+    """Return a network in which all weights, frozen weights and statistics are the rank plus 1."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).requires_grad_(rank == 0)
     network.to(memory_format=torch.channels_last)
     for tensor in network.state_dict().values():
@@ -338,7 +338,7 @@ def filled(rank: int) -> nn.Module:
 
 
 def configure(rank: int, folder: Path) -> None:
-    """Be one of two processes."""
+    """Run as one of two processes."""
     meeting = f"file://{folder / 'meeting'}"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     strategy = MultiNetDDPStrategy()
@@ -349,7 +349,7 @@ def configure(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_every_process_starts_from_the_first_ones_weights(tmp_path: Path) -> None:
+def test_every_process_starts_from_the_weights_of_rank_0(tmp_path: Path) -> None:
     context = torch.multiprocessing.get_context("fork")
     processes = [
         context.Process(target=configure, args=(rank, tmp_path), daemon=True) for rank in (0, 1)
@@ -366,7 +366,7 @@ def test_every_process_starts_from_the_first_ones_weights(tmp_path: Path) -> Non
         assert all(torch.equal(value, expected[name]) for name, value in state.items())
 
 
-def test_the_strategy_has_a_name() -> None:
+def test_the_strategies_are_registered_by_name() -> None:
     register_strategies()
     register_strategies()  # as when the command line is used twice in a process
     assert StrategyRegistry["ddp_multi"]["strategy"] is MultiNetDDPStrategy

@@ -1,6 +1,6 @@
-"""Runs that are killed at random moments and continued are the run that never was.
+"""Runs that are killed at random moments and continued equal an undisturbed run.
 
-`SOAK=20 pytest tests/training/test_soak.py` kills so many times; the suite does it four times.
+`SOAK=20 pytest tests/training/test_soak.py` kills a run 20 times; by default 4 times.
 """
 
 import json
@@ -24,9 +24,9 @@ SEED = 1
 
 
 def killed(processes: list[ForkServerProcess], root: Path, chance: random.Random) -> bool:
-    """Kill a run when it has made some progress; tell whether it had not ended before."""
+    """Kill a run after some progress; return False if it had already ended."""
     watched, count = chance.choice(WATCHED), chance.randint(1, 5)
-    delay = chance.choice((0, 0.02, 0.3)) * chance.random()  # at once, within a step, or a while
+    delay = chance.choice((0, 0.02, 0.3)) * chance.random()  # at once, within a step, or later
     for _ in zip(changes(root / watched, processes), range(count), strict=False):
         pass
     time.sleep(delay)
@@ -74,7 +74,7 @@ def assert_equal(root: Path, expected: Path, steps: int) -> None:
     [(1, KILLS, "auto"), (2, 1 + KILLS // 10, "fsdp2_sharded")]
     + [(2, KILLS // 10, "ddp_multi")] * (KILLS >= 10),
 )
-def test_a_killed_run_ends_as_if_nothing_had_been(
+def test_a_killed_run_ends_like_an_undisturbed_one(
     small_sd: str, tmp_path: Path, processes: int, kills: int, strategy: str
 ) -> None:
     steps = 4 * kills + 8
@@ -88,7 +88,7 @@ def test_a_killed_run_ends_as_if_nothing_had_been(
     for _ in range(kills):
         continues = ["--ckpt_path=last"] if (root / "config.yaml").exists() else []
         count += killed(start([*arguments, *continues], root, processes, strategy), root, chance)
-    assert count > kills * 0.7  # rather than ended, on a machine that is slow in waking this one
+    assert count > kills * 0.7  # a slow machine may let some runs end before they are killed
     finish(start([*arguments, "--ckpt_path=last"], root, processes, strategy), root)
     if processes == 1:
         finish(undisturbed, expected)

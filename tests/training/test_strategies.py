@@ -1,4 +1,4 @@
-"""Several processes train, score, stop and resume like a single one."""
+"""Several processes train, score, stop and resume like one process."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 NETWORKS = ("fake_score", "generator", "ema")
 PROMPTS = [f"a {color} {thing}" for color in ("red", "blue", "old") for thing in range(20)]
 SGD = ["SGD", {"lr": 1e-4}]
-# With beta1 = 0 Adam would turn the rounding of a tiny gradient into a whole step.
+# With beta1 = 0, Adam would turn the rounding of a tiny gradient into a whole step.
 ADAM = ["Adam", {"lr": 1e-4, "betas": [0.9, 0.99], "eps": 1e-3, "fused": True}]
 BATCH = 4
 
@@ -44,7 +44,7 @@ def run_job(
     runs: Sequence[dict[str, Any]],
     accelerator: str = "cpu",
 ) -> None:
-    """Execute several runs in real processes, started as torchrun does."""
+    """Execute several runs in real processes that are started as torchrun does."""
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
     job = {"folder": str(folder), "prompts": str(prompts), "teacher": small_sd, "runs": runs}
@@ -74,7 +74,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     }
     for strategy in ("ddp", "ddp_multi", "fsdp2")
     for size in (1, 2)
-}  # what two processes do, each with half of the batch
+}  # runs on two processes, each with half of the batch
 
 
 def handed(steps: int, before: str | None = None, strategy: str = "auto") -> dict[str, Any]:
@@ -160,7 +160,7 @@ def assert_same(folder: Path, ours: str, theirs: str, limit: float) -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_two_processes_give_the_weights_of_one(results: Path, name: str) -> None:
+def test_two_processes_train_the_same_weights_as_one(results: Path, name: str) -> None:
     assert_same(results, name, "alone", 1e-6)
     ours, theirs = report(results, name)["rows"], report(results, "alone")["rows"]
     assert len(ours) == 5
@@ -173,7 +173,7 @@ def test_two_processes_give_the_weights_of_one(results: Path, name: str) -> None
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_an_iteration_reduces_each_networks_gradients_once(results: Path, name: str) -> None:
-    """Independent of the number of micro-batches; the rest are losses, norms and flags."""
+    """The count does not depend on the micro-batches; the rest are losses, norms and flags."""
     found = report(results, name)["traffic"]
     size = 4 * len(weights(results, name, "generator"))
     scalars = 200
@@ -190,7 +190,9 @@ def test_an_iteration_reduces_each_networks_gradients_once(results: Path, name: 
 
 
 @pytest.mark.parametrize("name", ["fsdp2, two steps", "fsdp2, two steps, lean"])
-def test_fsdp2_takes_several_evaluations_and_computes_them_again(results: Path, name: str) -> None:
+def test_fsdp2_works_with_several_steps_and_activation_checkpointing(
+    results: Path, name: str
+) -> None:
     """Gradients are reduced once for all network calls and micro-batches."""
     assert_same(results, name, "alone, two steps", 1e-6)
     size = 4 * len(weights(results, name, "generator"))
@@ -199,7 +201,7 @@ def test_fsdp2_takes_several_evaluations_and_computes_them_again(results: Path, 
 
 @pytest.mark.parametrize("strategy", WITH_REAL_IMAGES)
 def test_real_images_are_spread_over_processes(results: Path, strategy: str) -> None:
-    """Their forward pass is split too; its backward pass runs only through the encoder."""
+    """Their forward pass is split too; the backward pass runs only through the encoder."""
     name = f"{strategy}, real images"
     assert_same(results, name, "alone, real images", 1e-6)
     size = 4 * len(weights(results, name, "generator"))
@@ -227,7 +229,7 @@ def test_fsdp2_gathers_bf16_and_keeps_float32(results: Path) -> None:
         assert a["loss_generator"] == pytest.approx(b["loss_generator"], rel=0.2)
 
 
-def test_fsdp2_stores_half_of_everything(results: Path) -> None:
+def test_fsdp2_stores_half_on_each_process(results: Path) -> None:
     whole = report(results, "alone")["stored"]
     for size in (1, 2):
         halves = [report(results, f"fsdp2, micro-batch {size}", rank)["stored"] for rank in (0, 1)]
@@ -238,7 +240,7 @@ def test_fsdp2_stores_half_of_everything(results: Path) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_multi", "fsdp2"])
-def test_the_export_is_whole_and_plain(results: Path, strategy: str) -> None:
+def test_the_export_is_the_same_as_from_one_process(results: Path, strategy: str) -> None:
     ours, theirs = (
         results / name / "generator" for name in (f"{strategy}, micro-batch 2", "alone")
     )
@@ -252,7 +254,7 @@ def test_the_export_is_whole_and_plain(results: Path, strategy: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["ddp_multi", "fsdp2"])
-def test_bad_samples_on_one_rank_are_skipped_by_all_together(results: Path, strategy: str) -> None:
+def test_bad_samples_on_one_rank_are_skipped_by_all(results: Path, strategy: str) -> None:
     """One sample of one rank in one phase, then all samples of the other rank in the other."""
     name = f"{strategy}, poisoned"
     assert_same(results, name, "alone, poisoned", 1e-6)
@@ -268,7 +270,7 @@ def test_bad_samples_on_one_rank_are_skipped_by_all_together(results: Path, stra
 
 
 def test_a_run_continues_under_another_strategy(results: Path) -> None:
-    """One process, fsdp2 on one and two, ddp_multi and fsdp2 give the run of one process.
+    """One process, fsdp2 on one and two, ddp_multi and fsdp2 continue as one process would.
 
     The checkpoints in between are a file, folders of one and two shards, a file and a file.
     """
@@ -287,11 +289,11 @@ def test_a_run_continues_under_another_strategy(results: Path) -> None:
                 assert float((found - value).norm()) <= 1e-3 * float(value.norm()), (number, key)
 
 
-def test_a_run_continues_in_other_micro_batches(results: Path) -> None:
+def test_a_run_continues_with_other_micro_batches(results: Path) -> None:
     assert_same(results, "larger micro-batches", "whole", 1e-5)
 
 
-def test_shards_are_the_file_that_one_process_writes(results: Path, tmp_path: Path) -> None:
+def test_consolidated_shards_equal_the_file_of_one_process(results: Path, tmp_path: Path) -> None:
     shards, file, output = (
         results / "step 4/state.ckpt",
         results / "file/state.ckpt",
@@ -322,7 +324,7 @@ def test_a_run_continues_from_shards_as_from_a_file(results: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", VARIANTS)
-def test_two_gpus_give_the_weights_of_one(name: str, small_sd: str, tmp_path: Path) -> None:
+def test_two_gpus_train_the_same_weights_as_one(name: str, small_sd: str, tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     run_job(tmp_path, small_sd, 1, [SGD_RUN | {"name": "alone"}], "gpu")
@@ -334,7 +336,7 @@ def test_two_gpus_give_the_weights_of_one(name: str, small_sd: str, tmp_path: Pa
 
 
 def half(small_sd: str, tmp_path: Path, scale: float | None) -> tuple[Any, list[dict[str, float]]]:
-    """Train for two iterations, in float16 if a scale is given; works without a GPU."""
+    """Train for two iterations, in float16 if a scale is set; works without a GPU."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
     make = optimizer("SGD", {"lr": 1e-6})
@@ -361,7 +363,7 @@ def test_one_scaler_serves_both_optimizers(small_sd: str, tmp_path: Path) -> Non
             assert a["loss_fake"] == pytest.approx(b["loss_fake"], rel=1e-3)
             assert a["grad_norm_fake"] == pytest.approx(b["grad_norm_fake"], rel=0.02)
 
-    # Each optimizer's step that overflows is left out, and halves the scale of both.
+    # A step that overflows is skipped for either optimizer, and halves the scale of both.
     state, found = half(small_sd, tmp_path, 2.0**60)
     assert state["MixedPrecision"]["scale"] == 2.0**56
     assert [row["nonfinite_gradients"] for row in found] == [1, 1]
@@ -369,7 +371,7 @@ def test_one_scaler_serves_both_optimizers(small_sd: str, tmp_path: Path) -> Non
     assert same(dict(fresh), state["state_dict"])
 
 
-# ---------------------------------------------------------------------- the command line
+# ---------------------------------------------------------------------- command line
 
 
 TORCHRUN = [

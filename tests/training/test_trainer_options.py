@@ -1,4 +1,4 @@
-"""Trainer options that are refused before a run begins."""
+"""Trainer options that are rejected before a run starts."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def by_class(name: str) -> Namespace:
         ({"precision": "16-mixed", "strategy": "fsdp2_sharded"}, "16-mixed", "bf16-mixed"),
     ],
 )
-def test_what_alternating_optimizers_cannot_have_is_refused(
+def test_options_that_alternating_optimizers_cannot_use_are_rejected(
     options: dict[str, Any], found: str, remedy: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
@@ -65,7 +65,7 @@ def test_what_alternating_optimizers_cannot_have_is_refused(
         {"strategy": "fsdp2", "precision": "bf16-mixed"},
     ],
 )
-def test_everything_else_is_left_to_lightning(options: dict[str, Any]) -> None:
+def test_all_other_options_are_accepted_unchanged(options: dict[str, Any]) -> None:
     before = Namespace(options).clone()
     given = Namespace(options)
     check_trainer(given)
