@@ -2,7 +2,7 @@
 
     APP_MODEL=runs/demo/generator APP_PICTURE=docs/app.png make browser
 
-shows another model than the untrained one, and saves a screenshot of the page for the README.
+uses another model than the untrained one, and saves a screenshot of the page for the README.
 """
 
 import os
@@ -110,7 +110,7 @@ def differ(pixels: torch.Tensor, images: torch.Tensor) -> int:
     return int((pixels.int() - to_uint8(images).int()).abs().max())
 
 
-def test_student_and_teacher_beside_each_other(page: Page, exported: str) -> None:
+def test_student_and_teacher_are_shown_side_by_side(page: Page, exported: str) -> None:
     generate(page, PROMPT, seed=0, images=4)
     student, teacher = shown(page, "student", 4), shown(page, "teacher", 4)
     seeds = [0, 1, 2, 3]
@@ -134,7 +134,7 @@ def test_student_and_teacher_beside_each_other(page: Page, exported: str) -> Non
         page.screenshot(path=picture, full_page=True)
 
 
-def test_what_is_downloaded_are_the_true_pixels(page: Page, exported: str, tmp_path: Path) -> None:
+def test_downloads_have_the_exact_pixels(page: Page, exported: str, tmp_path: Path) -> None:
     generate(page, PROMPT, seed=41, images=2)
     pixels = shown(page, "student", 2)
     with page.expect_download() as download:
@@ -147,7 +147,7 @@ def test_what_is_downloaded_are_the_true_pixels(page: Page, exported: str, tmp_p
         assert torch.equal(torch.tensor(list(saved.tobytes())), pixels[1].permute(1, 2, 0).ravel())
 
 
-def test_an_empty_prompt_is_answered_by_a_message(page: Page) -> None:
+def test_an_empty_prompt_shows_a_message(page: Page) -> None:
     generate(page, "  ", seed=0, images=1)
     expect(page.get_by_text("The prompt is empty. Describe")).to_be_visible()
     generate(page, PROMPT, seed=-1, images=1)
@@ -155,7 +155,7 @@ def test_an_empty_prompt_is_answered_by_a_message(page: Page) -> None:
     assert page.locator("#student img").count() == 0
 
 
-def test_what_a_long_prompt_loses_is_shown_as_text(page: Page) -> None:
+def test_the_truncated_part_of_a_prompt_is_shown_as_text(page: Page) -> None:
     odd = "<img src=x onerror=alert(1)> ${value} {{value}} {{#each}} `end`"
     generate(page, "a red coat " * 10 + odd, seed=0, images=1)
     notice = page.locator("#notice")
@@ -165,7 +165,7 @@ def test_what_a_long_prompt_loses_is_shown_as_text(page: Page) -> None:
     shown(page, "teacher", 1)
 
 
-def test_examples_and_seeds_are_a_click_away(page: Page) -> None:
+def test_examples_and_seeds_can_be_clicked(page: Page) -> None:
     page.get_by_role("button", name="a red coat on a navy background").click()
     expect(page.get_by_label("Prompt")).to_have_value("a red coat on a navy background")
     page.get_by_role("button", name="Another seed").click()
@@ -174,7 +174,7 @@ def test_examples_and_seeds_are_a_click_away(page: Page) -> None:
     shown(page, "student", 4)
 
 
-def test_stop_ends_a_job_and_the_next_one_is_made(page: Page) -> None:
+def test_stop_ends_a_job_and_the_next_one_runs(page: Page) -> None:
     page.get_by_label("number input for Teacher's steps").fill("40")
     generate(page, PROMPT, seed=0, images=16)
     page.locator("#teacher img").first.wait_for()

@@ -76,12 +76,12 @@ def same(pictures: list[Image.Image], model: ImageModel, prompt: str, seeds: lis
     [("", "empty"), ("  \n", "empty"), (None, "empty"), (3, "empty"), ("x" * 2001, "2001"),
      ("a \ud800 cat", "broken")],
 )  # fmt: skip
-def test_prompts_that_are_refused(prompt: object, said: str) -> None:
+def test_invalid_prompts_are_rejected(prompt: object, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         check_prompt(prompt)
 
 
-def test_a_prompt_is_taken_as_generate_takes_it() -> None:
+def test_a_prompt_is_stripped_as_by_generate() -> None:
     assert check_prompt("  a cat,  two dogs \n") == "a cat,  two dogs"
     assert len(check_prompt("x" * 2000)) == 2000
 
@@ -90,19 +90,19 @@ def test_a_prompt_is_taken_as_generate_takes_it() -> None:
     "value",
     [-1, MOST_SEED + 1, 1.5, float("nan"), float("inf"), 10**400, "7", None, True, [1]],
 )
-def test_numbers_that_are_refused(value: object) -> None:
+def test_invalid_numbers_are_rejected(value: object) -> None:
     with pytest.raises(UsageError, match=r"Seed: give a whole number from 0 to 4294967295, got"):
         check_number("Seed", value, 0, MOST_SEED)
 
 
-def test_numbers_that_are_taken() -> None:
+def test_valid_numbers_are_accepted() -> None:
     assert [check_number("Seed", n, 0, MOST_SEED) for n in (0, 7.0, MOST_SEED)] == [0, 7, MOST_SEED]
     assert check_number("Guidance", 1.5, 0, 15, whole=False) == 1.5
     with pytest.raises(UsageError, match="a number from 0 to 15"):
         check_number("Guidance", float("nan"), 0, 15, whole=False)
 
 
-def test_an_image_is_the_samplers_and_says_what_it_shows(exported: str) -> None:
+def test_an_image_equals_the_samplers_and_names_prompt_and_seed(exported: str) -> None:
     model = load_model(exported)
     shot = take(model, PROMPT, 7)
     picture = Image.open(io.BytesIO(shot.png))
@@ -111,7 +111,7 @@ def test_an_image_is_the_samplers_and_says_what_it_shows(exported: str) -> None:
     assert shot.seconds > 0
 
 
-def test_an_image_that_is_not_finite_is_refused() -> None:
+def test_a_nonfinite_image_is_rejected() -> None:
     model = ImageModel(
         lambda prompts, seeds: torch.full((1, 3, 4, 4), torch.nan), {"dtype": "float16"}, 1, str
     )
@@ -119,7 +119,7 @@ def test_an_image_that_is_not_finite_is_refused() -> None:
         take(model, PROMPT, 3)
 
 
-def test_small_images_are_enlarged_by_a_whole_factor_and_others_left(exported: str) -> None:
+def test_small_images_are_enlarged_by_an_integer_factor(exported: str) -> None:
     model = load_model(exported)
     shot = take(model, PROMPT, 0)
     for width, shown in ((32, 192), (50, 200), (192, 192), (512, 512)):
@@ -128,7 +128,7 @@ def test_small_images_are_enlarged_by_a_whole_factor_and_others_left(exported: s
         assert ("sid-pixels" in panel) == (width < 192)
 
 
-def test_times_are_per_image_and_in_all(exported: str) -> None:
+def test_times_are_shown_per_image_and_in_total(exported: str) -> None:
     model = load_model(exported, num_steps=2)
     shots = [take(model, PROMPT, 0)._replace(seconds=seconds) for seconds in (0.1, 0.3)]
     panel = show_shots("teacher", model, shots, 2, student_seconds=0.05)
@@ -140,7 +140,7 @@ def test_times_are_per_image_and_in_all(exported: str) -> None:
     ]  # fmt: skip
 
 
-def test_what_is_cut_off_is_shown_and_is_no_markup(exported: str) -> None:
+def test_truncated_text_is_shown_and_escaped(exported: str) -> None:
     model = load_model(exported)
     assert show_cuts({"student": model}, PROMPT) == ""
     warning = show_cuts({"student": model, "teacher": model}, LONG)
@@ -149,7 +149,7 @@ def test_what_is_cut_off_is_shown_and_is_no_markup(exported: str) -> None:
     assert "<script" not in warning
 
 
-def test_a_port_that_is_taken_and_addresses_that_are_none() -> None:
+def test_unusable_ports_and_hosts_are_rejected() -> None:
     with _listen("127.0.0.1", 0) as listening:
         port = listening.getsockname()[1]
         with pytest.raises(UsageError, match=f"--port: {port} is taken on 127.0.0.1. Give another"):
@@ -160,14 +160,14 @@ def test_a_port_that_is_taken_and_addresses_that_are_none() -> None:
         _listen("127.0.0.1", 65536)
 
 
-def test_without_gradio_one_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_gradio_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "sid_lsg.app.page", raising=False)
     with pytest.raises(UsageError, match=r"^app needs gradio: pip install 'sid-lsg\[app\]'\.$"):
         app("nowhere")
 
 
-def test_the_server_is_for_this_machine_alone(server: Served) -> None:
+def test_the_server_listens_only_on_this_machine(server: Served) -> None:
     port = int(server.url.rpartition(":")[2])
     with socket.socket() as other:  # connects if the server listens on all addresses
         assert other.connect_ex(("127.0.0.2", port)) != 0
@@ -179,7 +179,9 @@ def test_the_server_is_for_this_machine_alone(server: Served) -> None:
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=\W?(https?:)?//", page)
 
 
-def test_the_server_makes_the_samplers_images(server: Served, exported: str, small_sd: str) -> None:
+def test_the_server_returns_the_samplers_images(
+    server: Served, exported: str, small_sd: str
+) -> None:
     client = Client(server.url, verbose=False, analytics_enabled=False)
     notice, student, teacher = client.predict(PROMPT, 5, 3, 2, 2, 3.0, api_name="/generate")
     assert not notice
@@ -206,14 +208,14 @@ def test_the_server_makes_the_samplers_images(server: Served, exported: str, sma
         ({5: 15.1}, "The teacher's guidance: give a number from 1 to 15"),
     ],
 )
-def test_the_server_refuses_what_is_out_of_bounds(server: Served, change: dict, said: str) -> None:
+def test_the_server_rejects_values_out_of_range(server: Served, change: dict, said: str) -> None:
     client = Client(server.url, verbose=False, analytics_enabled=False)
     fields = {0: PROMPT, 1: 0, 2: 1, 3: 1, 4: 1, 5: 1.0} | change
     with pytest.raises(AppError, match=said):
         client.predict(*fields.values(), api_name="/generate")
 
 
-def test_the_server_takes_no_files(server: Served) -> None:
+def test_the_server_rejects_uploads(server: Served) -> None:
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
     body += b"a" * 5000 + b"\r\n--x--\r\n"
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
@@ -222,7 +224,7 @@ def test_the_server_takes_no_files(server: Served) -> None:
         urllib.request.urlopen(request)
 
 
-def test_ctrl_c_ends_the_server_in_the_midst_of_a_job(server: Served) -> None:
+def test_ctrl_c_ends_the_server_during_a_job(server: Served) -> None:
     """It stops at once, with the conventional exit status and one line."""
     client = Client(server.url, verbose=False, analytics_enabled=False)
     job = client.submit(PROMPT, 0, 4, 1, 100, 3.0, api_name="/generate")

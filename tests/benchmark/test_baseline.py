@@ -74,7 +74,7 @@ def test_golden_numbers(golden: Golden, case: str) -> None:
                 assert error(gradient, full) < GRADIENT, parameter
 
 
-def test_counts(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_call_counts(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight text encoder calls, 2B + 2 scheduler calls, one garbage collection."""
     baseline = make(golden, kappas=Kappas(2.0, 2.0, 2.0, 2.0))
     calls = {"text": 0, "step": 0, "collect": 0}
@@ -98,7 +98,7 @@ def test_counts(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls["collect"] == 1
 
 
-def test_average(golden: Golden) -> None:
+def test_ema(golden: Golden) -> None:
     """The EMA starts as a copy and moves toward the generator."""
     baseline = make(golden, kappas=Kappas(1.0, 1.0, 1.0, 1.0), lr=1e-3)
     baseline.iteration(["a cat"] * 2, ["a dog"] * 2)
@@ -113,6 +113,6 @@ def test_average(golden: Golden) -> None:
         torch.testing.assert_close(average, beta * old + (1 - beta) * new)
 
 
-def test_two_scales_are_refused(golden: Golden) -> None:
+def test_two_scales_are_rejected(golden: Golden) -> None:
     with pytest.raises(ValueError, match="kappa_2 and kappa_3"):
         make(golden, kappas=Kappas(1.0, 1.0, 2.0, 1.0))

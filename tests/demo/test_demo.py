@@ -1,4 +1,4 @@
-"""Check the embedded teacher, its dataset and tokenizer, and the recipe that trains it."""
+"""The embedded teacher, its dataset and tokenizer, and the recipe that trains it."""
 
 import gzip
 import json
@@ -48,13 +48,13 @@ def data_dir(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_captions_say_what_is_to_be_seen() -> None:
+def test_captions_name_garment_colour_and_background() -> None:
     assert len(set(CAPTIONS)) == len(GARMENTS) * len(COLOURS) * len(BACKGROUNDS) == 320
     assert "an orange ankle boot on a navy background" in CAPTIONS
     assert "a red pair of trousers on a black background" in CAPTIONS
 
 
-def test_images_are_composed_as_their_captions_say(data_dir: Path) -> None:
+def test_images_match_their_captions(data_dir: Path) -> None:
     photographs = load_photographs(data_dir, "train")
     assert photographs.grey.shape == photographs.mask.shape == (40, 32, 32)
     images, captions = draw(photographs, torch.arange(40), torch.Generator().manual_seed(0))
@@ -74,9 +74,7 @@ def test_images_are_composed_as_their_captions_say(data_dir: Path) -> None:
     assert black.shape == images.shape
 
 
-def test_a_folder_of_real_images_is_made_as_its_captions_say(
-    data_dir: Path, tmp_path: Path
-) -> None:
+def test_a_folder_of_real_images_matches_its_captions(data_dir: Path, tmp_path: Path) -> None:
     output = tmp_path / "images"
     make_real_images(output, str(data_dir), num_images=12)
     batch = RealImages(str(output)).batch(0, 12, 0, (32, 32), None)
@@ -91,7 +89,7 @@ def test_a_folder_of_real_images_is_made_as_its_captions_say(
         make_real_images(tmp_path / "more", str(data_dir), num_images=41)
 
 
-def test_missing_and_wrong_data_are_named(tmp_path: Path) -> None:
+def test_missing_and_wrong_data_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="dataset-fashion-mnist"):
         load_photographs(tmp_path, "train")
     (tmp_path / "train-images-idx3-ubyte").write_bytes(b"not an IDX file")
@@ -139,7 +137,7 @@ def test_the_embedded_teacher_is_small_and_complete() -> None:
     )
 
 
-def test_the_embedded_teacher_draws_what_it_is_asked_for() -> None:
+def test_the_embedded_teacher_follows_its_prompts() -> None:
     """With 10 steps, the caption closest to most images is their own."""
     teacher = StableDiffusion.from_pretrained("package:demo/fashion")
     clip = CLIPFeatures.from_pretrained("package:demo/fashion/clip")

@@ -182,7 +182,7 @@ def test_a_generator_that_is_asked_for_the_impossible(exported: str) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["auto", "generator", "ddim", "pipeline"])
-def test_a_model_that_is_not_there(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_model_is_rejected(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UsageError, match=r"--model: .*nothing"):
         load_model("./nothing", sampler, 1, 0.0)  # type: ignore[arg-type]

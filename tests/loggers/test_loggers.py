@@ -1,4 +1,4 @@
-"""Check what is logged to the CSV file, Weights & Biases and TensorBoard."""
+"""What is logged to the CSV file, Weights & Biases and TensorBoard."""
 
 import csv
 import errno
@@ -49,11 +49,11 @@ def log(folder: Path, *steps: int, value: str) -> None:
 
 def test_a_continued_run_has_one_row_for_each_step(tmp_path: Path) -> None:
     log(tmp_path, 10, 20, 30, value="first")
-    log(tmp_path, 20, 30, 40, value="second")  # such as from a checkpoint of step 15
+    log(tmp_path, 20, 30, 40, value="second")  # for example from a checkpoint of step 15
     assert rows(tmp_path) == [(10, "first"), (20, "second"), (30, "second"), (40, "second")]
 
 
-def test_what_is_logged_at_one_step_is_one_row(tmp_path: Path) -> None:
+def test_everything_logged_at_one_step_is_one_row(tmp_path: Path) -> None:
     """Scores and losses of a step are logged separately; Lightning would flush at step 99."""
     logger = CSVLogger(str(tmp_path))
     for step in (98, 99, 100):
@@ -70,7 +70,7 @@ def test_what_is_logged_at_one_step_is_one_row(tmp_path: Path) -> None:
     assert found == [("98", "49.0", "98", ""), ("99", "49.5", "99", ""), ("100", "1", "100", "2")]
 
 
-def test_rows_are_safe_before_the_first_new_one(tmp_path: Path) -> None:
+def test_opening_a_log_keeps_its_rows(tmp_path: Path) -> None:
     log(tmp_path, 10, 20, value="first")
     before = rows(tmp_path)
     logger = CSVLogger(str(tmp_path))
@@ -80,7 +80,7 @@ def test_rows_are_safe_before_the_first_new_one(tmp_path: Path) -> None:
     assert rows(tmp_path) == before
 
 
-def test_new_columns_join_old_rows(tmp_path: Path) -> None:
+def test_new_columns_are_added_to_old_rows(tmp_path: Path) -> None:
     log(tmp_path, 10, value="first")
     logger = CSVLogger(str(tmp_path))
     logger.log_metrics({"loss": 1.0, "other": 2.0}, step=20)
@@ -90,7 +90,7 @@ def test_new_columns_join_old_rows(tmp_path: Path) -> None:
     assert (first["other"], second["other"]) == ("", "2.0")
 
 
-def test_the_final_scores_of_a_run_that_had_ended_join_its_last_row(tmp_path: Path) -> None:
+def test_final_scores_join_the_last_row_of_a_finished_run(tmp_path: Path) -> None:
     """A run that was killed in the final comparison only repeats the comparison."""
     log(tmp_path, 1, 2, value="a")
     logger = CSVLogger(str(tmp_path))
@@ -101,7 +101,7 @@ def test_the_final_scores_of_a_run_that_had_ended_join_its_last_row(tmp_path: Pa
     assert found == [("1", "a", ""), ("2", "a", "1.0")]
 
 
-def test_a_row_that_is_done_again_has_nothing_of_the_old_one(tmp_path: Path) -> None:
+def test_a_repeated_row_keeps_nothing_of_the_old_one(tmp_path: Path) -> None:
     """The run resumes from iteration 2, and the repeated rows do not get the old scores."""
     logger = CSVLogger(str(tmp_path))
     for step in (1, 2, 3, 4):
@@ -118,7 +118,7 @@ def test_a_row_that_is_done_again_has_nothing_of_the_old_one(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("lost", [1, 2, 3, 5, 6, 8, 14])
-def test_what_a_crash_has_cut_off_is_dropped(tmp_path: Path, lost: int) -> None:
+def test_a_truncated_row_is_dropped(tmp_path: Path, lost: int) -> None:
     """The remaining digits of a truncated row may look like a whole number."""
     log(tmp_path, 10, 11, value="1.25")
     path = tmp_path / "metrics.csv"
@@ -130,7 +130,7 @@ def test_what_a_crash_has_cut_off_is_dropped(tmp_path: Path, lost: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "loss,st", "loss,step\r\n", "\0\0\0", "loss,step\r\n\0\0\n"])
-def test_a_file_without_a_whole_row_is_begun_anew(tmp_path: Path, text: str) -> None:
+def test_a_file_without_a_complete_row_is_started_anew(tmp_path: Path, text: str) -> None:
     (tmp_path / "metrics.csv").write_text(text, newline="")
     log(tmp_path, 1, 2, value="a")
     assert rows(tmp_path) == [(1, "a"), (2, "a")]
@@ -153,7 +153,7 @@ def test_most_rows_are_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("column", ["loss", "new"])
-def test_a_full_disk_costs_no_earlier_row(
+def test_a_full_disk_loses_no_earlier_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str
 ) -> None:
     """Neither appending a row nor rewriting the file loses earlier rows."""
@@ -182,13 +182,13 @@ def test_a_full_disk_costs_no_earlier_row(
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
-def test_what_a_killed_process_left_is_deleted(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_deleted(tmp_path: Path) -> None:
     (tmp_path / ".metrics.csv.123.tmp").write_text("loss,st")
     log(tmp_path, 1, value="a")
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
-def test_the_configuration_is_not_written_twice(tmp_path: Path) -> None:
+def test_the_configuration_is_not_written_again(tmp_path: Path) -> None:
     logger = CSVLogger(str(tmp_path))
     logger.log_hyperparams({"a": 1})
     logger.log_metrics({"loss": 1.0}, step=1)
@@ -246,7 +246,7 @@ def test_name_tags_and_notes_come_from_the_options(fresh: None, tmp_path: Path) 
     assert (run.name, run.project) == ("mine", "sid-lsg")
 
 
-def test_every_row_says_how_many_images_were_seen(fresh: None, tmp_path: Path) -> None:
+def test_every_row_states_the_images_seen(fresh: None, tmp_path: Path) -> None:
     logger = WandbLogger(offline=True)
     logger.log_hyperparams({"data": {"batch_size": 4}, "kappa_1": 1.5})
     logger.log_metrics({"score": 1.0}, step=0)
@@ -263,7 +263,9 @@ def test_every_row_says_how_many_images_were_seen(fresh: None, tmp_path: Path) -
     assert [metric.step_metric for metric in everything] == ["images_seen"]
 
 
-def test_without_a_configuration_the_rows_teach_how_many(fresh: None, tmp_path: Path) -> None:
+def test_without_a_configuration_the_images_seen_follow_from_the_rows(
+    fresh: None, tmp_path: Path
+) -> None:
     logger = WandbLogger(offline=True)
     logger.log_metrics({"loss": 1.0, "images_seen": 20.0}, step=10)
     logger.log_metrics({"score": 1.0}, step=15)
@@ -271,7 +273,7 @@ def test_without_a_configuration_the_rows_teach_how_many(fresh: None, tmp_path: 
     assert [row["images_seen"] for row in history(tmp_path)] == [20, 30]
 
 
-def test_wandb_finds_its_environment_as_it_was(
+def test_wandb_reads_its_environment_unchanged(
     fresh: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("WANDB_DATA_DIR")
@@ -284,7 +286,7 @@ def test_wandb_finds_its_environment_as_it_was(
     assert "environment variables will be ignored" not in said
 
 
-def test_pictures_and_tables_in_wandb(
+def test_images_and_tables_in_wandb(
     fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_DATA_DIR")
@@ -310,7 +312,7 @@ def test_pictures_and_tables_in_wandb(
     assert content["columns"] == ["prompt", "image"]
     assert content["data"][0][0] == "x"
     assert content["data"][0][1]["path"] == stored[".png"].path
-    for entry in stored.values():  # inside the run: it may be sent from another machine
+    for entry in stored.values():  # relative to the run, which may be sent from another machine
         assert Path(entry.local_path).is_relative_to(tmp_path / "wandb")
     assert not list(tmp_path.glob("metrics.csv"))
 
@@ -347,14 +349,14 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
-def test_a_server_is_asked_for_a_moment_only(server: str, silent: str) -> None:
+def test_a_server_has_little_time_to_answer(server: str, silent: str) -> None:
     assert wandb_logger._answers(server, 5.0)
     assert not wandb_logger._answers(silent, 0.2)
     assert not wandb_logger._answers("http://127.0.0.1:9", 5.0)
     assert not wandb_logger._answers("http://nowhere.invalid", 5.0)
 
 
-def test_a_name_server_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_name_server_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: released.wait(60) and [])
     start = time.monotonic()
@@ -372,7 +374,7 @@ def test_without_key_or_server_the_run_goes_offline(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One warning says why, and how to send the run."""
+    """One warning states the reason and how to send the run."""
     key = {"no key": None, "bad key": "short"}.get(case, "0123456789" * 4)
     url = {"no server": "http://127.0.0.1:9", "silent server": silent}.get(case, server)
     monkeypatch.setenv("WANDB_BASE_URL", url)
@@ -395,7 +397,7 @@ def test_without_key_or_server_the_run_goes_offline(
     assert f"`wandb sync {folder}`" in messages[0].replace(" runs/", f" {tmp_path}/runs/")
 
 
-def test_what_was_asked_for_is_not_replaced(
+def test_an_explicit_mode_is_not_replaced(
     fresh: None, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", server)
@@ -412,7 +414,7 @@ def test_what_was_asked_for_is_not_replaced(
         assert WandbLogger().experiment
 
 
-def test_asking_for_offline_asks_no_server(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_contacts_no_server(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(*args: Any) -> bool:
         raise AssertionError
 
@@ -426,7 +428,7 @@ def test_asking_for_offline_asks_no_server(fresh: None, monkeypatch: pytest.Monk
         assert WandbLogger().experiment.settings.mode == "offline"
 
 
-def test_a_terminal_is_never_asked_for_a_key(fresh: None, server: str, tmp_path: Path) -> None:
+def test_no_key_is_requested_in_a_terminal(fresh: None, server: str, tmp_path: Path) -> None:
     """The server answers but there is no key: wandb itself would ask and wait."""
     script = (
         "from sid_lsg.loggers import WandbLogger\n"
@@ -475,7 +477,7 @@ def start_options(monkeypatch: pytest.MonkeyPatch, logger: WandbLogger) -> dict[
     return calls[0]
 
 
-def test_a_continued_run_directory_continues_its_run(
+def test_a_continued_run_directory_continues_its_wandb_run(
     fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "x" / "wandb" / "run-20250101_000000-abc-12"
@@ -519,7 +521,7 @@ def decoded(event: Any) -> np.ndarray:
     return np.asarray(Image.open(BytesIO(event.encoded_image_string)).convert("RGB"))
 
 
-def test_pictures_and_tables_in_tensorboard(tmp_path: Path) -> None:
+def test_images_and_tables_in_tensorboard(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     logger = TensorBoardLogger(str(tmp_path), name="", version="")
     red, blue = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))

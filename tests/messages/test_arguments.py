@@ -1,4 +1,4 @@
-"""The files of --config, before a parser reads them."""
+"""Check the files of --config before a parser reads them."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def arguments(path: Path, together: bool) -> list[str]:
 
 @pytest.mark.parametrize("together", [False, True], ids=["--config F", "--config=F"])
 @pytest.mark.parametrize("content", [b"a: [1", b"caf\xe9: 1", None])
-def test_a_config_that_cannot_be_read_is_refused(
+def test_an_unreadable_config_is_rejected(
     tmp_path: Path, content: bytes | None, together: bool
 ) -> None:
     path = tmp_path / "run.yaml"
@@ -27,7 +27,7 @@ def test_a_config_that_cannot_be_read_is_refused(
         check_config_files([*arguments(good, together), *arguments(path, together)])
 
 
-def test_configs_that_can_be_read_pass(tmp_path: Path) -> None:
+def test_readable_configs_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("model: {alpha: 1.0}\n")
     check_config_files(arguments(path, together=False))

@@ -1,13 +1,13 @@
-"""Counts in words, and tables that stay tables, whatever is in them."""
+"""Counts in words, and Markdown tables."""
 
 from sid_lsg.messages.words import steps, table
 
 
-def test_one_step_is_no_plural() -> None:
+def test_one_step_is_singular() -> None:
     assert [steps(1), steps(2), steps(25)] == ["1 step", "2 steps", "25 steps"]
 
 
-def test_a_table_is_laid_out() -> None:
+def test_a_table_is_markdown() -> None:
     text = table(["", "FID"], [["teacher", "0.4"], ["ours, 1 step", "-"]])
     assert text.splitlines() == [
         "|  | FID |",
@@ -17,5 +17,5 @@ def test_a_table_is_laid_out() -> None:
     ]
 
 
-def test_a_cell_stays_one() -> None:
+def test_a_cell_is_escaped() -> None:
     assert table(["prompt"], [["a | b\nc"]]).splitlines()[-1] == "| a \\| b c |"

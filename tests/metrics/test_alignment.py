@@ -1,4 +1,4 @@
-"""Compare alignment with numpy and scipy, and check that each number finds its difference."""
+"""Compare alignment with numpy and scipy; each number detects the difference that it measures."""
 
 import copy
 import json
@@ -75,7 +75,7 @@ def ring_spectrum(images: Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [6, 15, 16])
-def test_statistics_are_those_of_numpy(size: int) -> None:
+def test_statistics_equal_numpys(size: int) -> None:
     images = noise_images(7, 1, size)
     found = statistics(images)
     assert found.count == 7
@@ -89,7 +89,7 @@ def test_statistics_are_those_of_numpy(size: int) -> None:
     assert found.spectrum[0] < 1e-25  # the mean is subtracted
 
 
-def test_a_wave_has_its_power_at_its_radius() -> None:
+def test_a_wave_has_power_at_its_radius() -> None:
     wave = 100 * np.cos(2 * np.pi * 4 * np.arange(32) / 32)
     images = torch.from_numpy(np.broadcast_to(128 + wave, (2, 3, 32, 32)).round()).byte()
     spectrum = statistics(images).spectrum
@@ -101,7 +101,7 @@ def test_a_wave_has_its_power_at_its_radius() -> None:
     assert float(spectrum[4]) * members == pytest.approx(32**2 * (100 / 255) ** 2 / 2, rel=0.01)
 
 
-def test_batches_and_processes_add_up() -> None:
+def test_statistics_add_up_over_batches_and_processes() -> None:
     images = noise_images(9, 1)
     whole = statistics(images)
     shares = [PixelStatistics(SIZE) for _ in range(2)]
@@ -121,7 +121,7 @@ def test_batches_and_processes_add_up() -> None:
     torch.testing.assert_close(found.spectrum, whole.spectrum, rtol=1e-12, atol=1e-25)
 
 
-def test_statistics_are_forgotten_at_reset() -> None:
+def test_reset_clears_the_statistics() -> None:
     metric = PixelStatistics(SIZE)
     metric.update(noise_images(3, 1))
     before = copy.deepcopy(metric.compute())
@@ -144,7 +144,7 @@ def test_statistics_are_forgotten_at_reset() -> None:
     ],
     ids=["float", "size", "channels", "dimensions"],
 )
-def test_images_that_are_not_pixels(images: Tensor) -> None:
+def test_wrong_image_tensors_are_rejected(images: Tensor) -> None:
     metric = PixelStatistics(SIZE)
     with pytest.raises(UsageError) as caught:
         metric.update(images)
@@ -152,7 +152,7 @@ def test_images_that_are_not_pixels(images: Tensor) -> None:
     assert f"give torch.uint8 [images, 3, {SIZE}, {SIZE}]" in str(caught.value)
 
 
-def test_statistics_of_nothing() -> None:
+def test_statistics_without_images_are_rejected() -> None:
     with pytest.raises(UsageError, match="^images of 5 pixels"):
         PixelStatistics(5)
     metric = PixelStatistics(SIZE)
@@ -164,7 +164,7 @@ def test_statistics_of_nothing() -> None:
 # ---------------------------------------------------------------------- pixels
 
 
-def test_pixels_are_compared_as_scipy_does() -> None:
+def test_pixel_alignment_equals_scipys_distances() -> None:
     mine, other = noise_images(4, 1), (noise_images(5, 2) * 0.7 + 20).byte()
     found = pixel_alignment(statistics(mine), statistics(other))
     for channel in range(3):
@@ -179,7 +179,7 @@ def test_pixels_are_compared_as_scipy_does() -> None:
             assert found["deviation"][name][channel] == pytest.approx(values.std(), rel=1e-10)
     ratio = 10 * np.log10(ring_spectrum(mine)[1:] / ring_spectrum(other)[1:])
     assert found["power_db"]["rms"] == pytest.approx(math.sqrt((ratio**2).mean()), rel=1e-9)
-    thirds = {"low": slice(1, 4), "middle": slice(4, 7), "high": slice(7, 9)}  # of radii 1 to 8
+    thirds = {"low": slice(1, 4), "middle": slice(4, 7), "high": slice(7, 9)}  # radii 1 to 8
     for name, third in thirds.items():
         means = [ring_spectrum(images)[third].mean() for images in (mine, other)]
         assert found["power_db"][name] == pytest.approx(10 * math.log10(means[0] / means[1]))
@@ -190,12 +190,12 @@ def flat(found: dict) -> list[float]:
     return [*found["wasserstein"], *found["total_variation"], *found["power_db"].values()]
 
 
-def test_equal_pixels_differ_by_nothing() -> None:
+def test_equal_pixels_give_zeros() -> None:
     pixels = statistics(noise_images(4, 1))
     assert flat(pixel_alignment(pixels, pixels)) == [0] * 10
 
 
-def test_brightness_is_a_distance_of_that_many_grey_levels() -> None:
+def test_brightness_shifts_the_distance_by_as_many_grey_levels() -> None:
     images = noise_images(6, 1)
     brighter = images + torch.tensor([0, 3, 7]).byte()[:, None, None]
     found = pixel_alignment(statistics(brighter), statistics(images))
@@ -206,7 +206,7 @@ def test_brightness_is_a_distance_of_that_many_grey_levels() -> None:
     assert list(found["power_db"].values()) == pytest.approx([0] * 4, abs=1e-9)
 
 
-def test_contrast_is_power_in_all_bands() -> None:
+def test_contrast_changes_the_power_of_all_bands() -> None:
     images = 2 * (noise_images(6, 1) // 4)
     found = pixel_alignment(statistics(images // 2), statistics(images))
     assert list(found["power_db"].values()) == pytest.approx(
@@ -242,7 +242,7 @@ def test_flat_images_have_finite_decibels() -> None:
     assert 30 < min(noisy.values()) < max(noisy.values()) < 60
 
 
-def test_images_of_different_sizes() -> None:
+def test_images_of_different_sizes_are_rejected() -> None:
     with pytest.raises(UsageError, match="spectra of 9 and 17 radii: give images of one size"):
         pixel_alignment(statistics(noise_images(2, 1)), statistics(noise_images(2, 1, 32)))
 
@@ -269,12 +269,12 @@ def test_moments_are_compared_per_dimension() -> None:
     }
 
 
-def test_single_precision_moments_are_compared_in_double() -> None:
+def test_float32_moments_are_compared_in_float64() -> None:
     single = [value.float() for value in (*moments(normal(50, 1)), *moments(normal(60, 2)))]
     assert feature_alignment(*single) == feature_alignment(*(value.double() for value in single))
 
 
-def test_planted_shift_and_spread() -> None:
+def test_a_known_shift_and_spread_are_measured() -> None:
     mean, variance = moments(normal(60, 2))
     found = feature_alignment(mean - 0.5 * variance.sqrt(), 4 * variance, mean, variance)
     assert found["mean_shift"]["rms"] == pytest.approx(0.5)
@@ -282,7 +282,7 @@ def test_planted_shift_and_spread() -> None:
     assert list(found["variance_ratio"].values()) == pytest.approx([4] * 4)
 
 
-def test_constant_dimensions_are_left_out_and_counted() -> None:
+def test_constant_dimensions_are_excluded_and_counted() -> None:
     mine, other = moments(normal(50, 1)), moments(normal(60, 2))
     expected = feature_alignment(*mine, *other)
     padded = [torch.cat([value, torch.tensor([7.0, 8.0]).double()]) for value in (*mine, *other)]
@@ -293,7 +293,7 @@ def test_constant_dimensions_are_left_out_and_counted() -> None:
         feature_alignment(*mine, zero, zero)
 
 
-def test_a_collapsed_generator_has_no_variance() -> None:
+def test_a_collapsed_generator_has_zero_variance() -> None:
     mean, variance = moments(normal(60, 2).float())
     found = feature_alignment(mean, 0 * variance, mean, variance)
     assert list(found["variance_ratio"].values()) == [0] * 4
@@ -302,7 +302,7 @@ def test_a_collapsed_generator_has_no_variance() -> None:
 # ---------------------------------------------------------------------- neighbours
 
 
-def test_neighbours_are_those_of_a_kd_tree() -> None:
+def test_neighbours_equal_those_of_a_kd_tree() -> None:
     mine, other = normal(70, 1) * 0.8, normal(200, 2)
     found = neighbour_alignment(mine, other, chunk=32)
     tree = scipy.spatial.KDTree(other.numpy())
@@ -314,7 +314,7 @@ def test_neighbours_are_those_of_a_kd_tree() -> None:
     assert found["copied_share"] == (x <= np.quantile(y, 0.01)).mean()
 
 
-def test_copies_show() -> None:
+def test_copies_raise_the_copied_share() -> None:
     mine, other = normal(400, 1), normal(400, 2)
     assert neighbour_alignment(mine, other)["copied_share"] < 0.03
     mine[:100] = other[100:200] + 1e-3
@@ -324,13 +324,13 @@ def test_copies_show() -> None:
     assert neighbour_alignment(other, other)["copied_share"] == 1
 
 
-def test_far_images_are_further_than_the_reference_is_dense() -> None:
+def test_distant_images_have_a_large_median_ratio() -> None:
     found = neighbour_alignment(normal(100, 1) + 50, normal(100, 2))
     assert found["median_ratio"] > 20
     assert found["copied_share"] == 0
 
 
-def test_a_reference_of_duplicates_has_no_ratio() -> None:
+def test_a_reference_of_duplicates_has_no_median_ratio() -> None:
     pairs = normal(20, 2).repeat(2, 1)
     found = neighbour_alignment(normal(10, 1), pairs)
     assert found["median_ratio"] is None
@@ -349,7 +349,7 @@ def sets() -> tuple[ImageSet, ImageSet]:
     return mine, ImageSet(normal(60, 2).float(), statistics(noise_images(6, 2)))
 
 
-def test_the_report_holds_every_comparison(sets: tuple[ImageSet, ImageSet]) -> None:
+def test_the_report_contains_every_comparison(sets: tuple[ImageSet, ImageSet]) -> None:
     mine, other = sets
     found = report(mine, other, neighbour_distances(mine.features, other.features))
     x, y = mine.features.double(), other.features.double()
@@ -362,14 +362,14 @@ def test_the_report_holds_every_comparison(sets: tuple[ImageSet, ImageSet]) -> N
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
-def test_the_report_takes_known_distances(sets: tuple[ImageSet, ImageSet]) -> None:
+def test_the_report_uses_given_distances(sets: tuple[ImageSet, ImageSet]) -> None:
     mine, other = sets
     known = neighbour_distances(mine.features + 1, other.features)
     expected = neighbour_alignment(mine.features + 1, other.features)
     assert report(mine, other, known)["neighbours"] == expected
 
 
-def test_the_picture_shows_four_panels(sets: tuple[ImageSet, ImageSet]) -> None:
+def test_the_figure_shows_four_panels(sets: tuple[ImageSet, ImageSet]) -> None:
     mine, other = sets
     figure = draw(mine, other, neighbour_distances(mine.features, other.features))
     assert (figure.size, figure.mode) == ((1200, 900), "RGB")
@@ -392,7 +392,7 @@ def test_degenerate_sets_are_drawn() -> None:
     json.dumps(report(collapsed, reference, distances), allow_nan=False)
 
 
-def test_numbers_do_not_need_matplotlib() -> None:
+def test_the_report_does_not_need_matplotlib() -> None:
     code = (
         "import sys, torch, torchmetrics; sys.modules['matplotlib.figure'] = None;"
         "from sid_lsg.metrics import alignment as a; f = torch.eye(4); p = a.PixelStatistics(8);"
@@ -402,7 +402,7 @@ def test_numbers_do_not_need_matplotlib() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_drawing_leaves_pyplot_alone(sets: tuple[ImageSet, ImageSet]) -> None:
+def test_drawing_does_not_change_pyplot(sets: tuple[ImageSet, ImageSet]) -> None:
     backend, figures = matplotlib.get_backend(), pyplot.get_fignums()
     draw(*sets, neighbour_distances(sets[0].features, sets[1].features))
     assert (matplotlib.get_backend(), pyplot.get_fignums()) == (backend, figures)

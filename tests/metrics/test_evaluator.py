@@ -1,4 +1,4 @@
-"""Check that equal images get equal scores from samplers, folders and several processes."""
+"""Equal images get equal scores from samplers, folders and several processes."""
 
 import random
 import warnings
@@ -75,7 +75,7 @@ def evaluator(network: CLIPFeatures, **options: Any) -> Evaluator:
     return Evaluator(clip_protocol(network), **chosen)
 
 
-def test_scores_are_those_of_all_images_together(clip: CLIPFeatures) -> None:
+def test_scores_cover_all_images(clip: CLIPFeatures) -> None:
     sampler, brightness = Seeded(), Brightness({})
     scores = evaluator(clip, clip_prefix="see ", preferences=[brightness]).of_sampler(
         sampler, PROMPTS, NUM_IMAGES, 4, "cpu"
@@ -122,7 +122,7 @@ def test_an_evaluator_can_be_used_again(clip: CLIPFeatures) -> None:
     assert score(Seeded()) == first
 
 
-def test_images_that_are_not_finite_are_said(clip: CLIPFeatures) -> None:
+def test_nonfinite_images_warn(clip: CLIPFeatures) -> None:
     def broken(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         images = Seeded()(prompts, seeds)
         images[torch.tensor([seed in (2, 7) for seed in seeds]), :, 5] = float("nan")
@@ -135,7 +135,7 @@ def test_images_that_are_not_finite_are_said(clip: CLIPFeatures) -> None:
         evaluator(clip).of_sampler(Seeded(), PROMPTS, NUM_IMAGES, 4, "cpu")
 
 
-def test_what_is_missing_is_left_out(clip: CLIPFeatures) -> None:
+def test_scores_without_their_inputs_are_left_out(clip: CLIPFeatures) -> None:
     def names(**options: Any) -> set[str]:
         return set(evaluator(clip, **options).of_sampler(Seeded(), PROMPTS, 5, 5, "cpu").values)
 
@@ -165,7 +165,7 @@ def test_the_clip_score_has_its_own_preprocessing_under_another_protocol(
     torch.testing.assert_close(found.statistics.features, clip.embed(pixels[..., :32, :32]))
 
 
-def test_evaluation_leaves_the_random_state_alone(clip: CLIPFeatures) -> None:
+def test_evaluation_does_not_change_the_random_state(clip: CLIPFeatures) -> None:
     def state() -> tuple[Any, ...]:
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
 
@@ -187,13 +187,13 @@ def write_images(folder: Path, size: int = 32) -> list[Path]:
 
 
 @pytest.mark.parametrize("size", [32, 48])
-def test_a_folder_scores_as_its_sampler_did(clip: CLIPFeatures, tmp_path: Path, size: int) -> None:
+def test_a_folder_scores_like_its_sampler(clip: CLIPFeatures, tmp_path: Path, size: int) -> None:
     paths = write_images(tmp_path / "images", size)
     texts = [PROMPTS[i % 3] for i in range(NUM_IMAGES)]
     judge = evaluator(clip, preferences=[Brightness({})])
     sampled = judge.of_sampler(Seeded(size), PROMPTS, NUM_IMAGES, 4, "cpu").values
     scored = judge.of_folder(paths, texts, 4, "cpu", "images").values
-    assert scored == sampled  # to the last bit
+    assert scored == sampled  # bitwise equal
 
 
 def test_a_folder_without_captions_has_no_clip_score(clip: CLIPFeatures, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_two_processes_score_as_one(clip: CLIPFeatures, clip_folder: str, tmp_pa
     assert seeds == [[[0, 1, 2, 3], [8, 9]], [[4, 5, 6, 7], [0, 1, 2, 3]]]
 
 
-def test_batches_leave_no_process_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_a_batch_for_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert batches_of(10, 4) == [range(0, 4), range(4, 8), range(8, 10)]
     for world in (1, 2, 3, 5):
         monkeypatch.setattr("sid_lsg.distributed.processes.process", lambda world=world: (0, world))

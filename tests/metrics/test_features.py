@@ -1,4 +1,4 @@
-"""Compare CLIP features with transformers', and check that unloadable models are rejected."""
+"""CLIP features equal transformers', and unloadable models are rejected."""
 
 import json
 import pickle
@@ -39,7 +39,7 @@ def noise_images(count: int, size: int) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(5)) / 2
 
 
-def test_features_are_transformers_own(clip: str) -> None:
+def test_features_equal_transformers(clip: str) -> None:
     features, model = CLIPFeatures.from_pretrained(clip), CLIPModel.from_pretrained(clip)
     images = noise_images(3, 32)
     mean, std = (torch.tensor(value)[:, None, None] for value in (MEAN, STD))
@@ -55,7 +55,7 @@ def test_features_are_transformers_own(clip: str) -> None:
 
 
 @pytest.mark.parametrize("size", [64, 80, 16])
-def test_images_are_resized_as_pil_does(clip: str, size: int) -> None:
+def test_images_are_resized_like_pillow(clip: str, size: int) -> None:
     features, images = CLIPFeatures.from_pretrained(clip), noise_images(2, size) / 2
     seen: list[Tensor] = []
     features.model.vision_model.register_forward_pre_hook(
@@ -79,7 +79,7 @@ def test_the_clip_is_frozen_and_in_float32(damaged: Path) -> None:
     assert not features.model.training
 
 
-# ---------------------------------------------------------------------- refusals
+# ---------------------------------------------------------------------- errors
 
 
 def clip_refusal(model: str | Path) -> str:
@@ -92,7 +92,7 @@ def clip_refusal(model: str | Path) -> str:
 
 
 @pytest.mark.parametrize("model", ["nobody/no-such-model", "./nothing", "no/such/folder"])
-def test_a_clip_that_is_not_there(
+def test_a_missing_clip_is_rejected(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -100,12 +100,12 @@ def test_a_clip_that_is_not_there(
     clip_refusal(model)
 
 
-def test_a_clip_that_the_package_does_not_hold() -> None:
+def test_a_missing_package_clip_is_rejected() -> None:
     clip_refusal("package:demo/no-such-clip")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json", "vocab.json"])
-def test_a_clip_without_one_of_its_files(damaged: Path, name: str) -> None:
+def test_a_clip_without_one_of_its_files_is_rejected(damaged: Path, name: str) -> None:
     (damaged / name).unlink()
     clip_refusal(damaged)
 
@@ -118,18 +118,18 @@ def test_a_clip_without_one_of_its_files(damaged: Path, name: str) -> None:
         ("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0a\n"),
     ],
 )
-def test_a_clip_with_a_spoilt_file(damaged: Path, name: str, text: str) -> None:
+def test_a_clip_with_a_damaged_file_is_rejected(damaged: Path, name: str, text: str) -> None:
     (damaged / name).write_text(text)
     clip_refusal(damaged)
 
 
-def test_a_clip_of_another_shape_than_its_config(damaged: Path) -> None:
+def test_a_clip_that_differs_from_its_config_is_rejected(damaged: Path) -> None:
     config = json.loads((damaged / "config.json").read_text())
     (damaged / "config.json").write_text(json.dumps(config | {"projection_dim": 9}))
     clip_refusal(damaged)
 
 
-def test_a_missing_weight_is_not_made_up(damaged: Path) -> None:
+def test_a_missing_weight_is_rejected(damaged: Path) -> None:
     weights = load_file(damaged / "model.safetensors")
     del weights["visual_projection.weight"]
     save_file(weights, damaged / "model.safetensors", {"format": "pt"})

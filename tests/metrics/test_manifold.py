@@ -82,7 +82,7 @@ def plain(scores: Overlap) -> list[float]:
     ("n", "m", "k", "dimension"), [(40, 60, 3, 6), (25, 9, 1, 2), (7, 30, 5, 20)]
 )
 @pytest.mark.parametrize("chunk", [1, 7, 4096])
-def test_overlap_is_what_loops_count(n: int, m: int, k: int, dimension: int, chunk: int) -> None:
+def test_overlap_equals_loops(n: int, m: int, k: int, dimension: int, chunk: int) -> None:
     generated, reference = normal(n, 1, dimension, spread=0.8), normal(m, 2, dimension)
     expected = brute(generated, reference, k)
     assert plain(overlap(generated, reference, k, chunk)) == expected
@@ -90,7 +90,7 @@ def test_overlap_is_what_loops_count(n: int, m: int, k: int, dimension: int, chu
 
 
 @pytest.mark.parametrize("chunk", [1, 16, 37, 4096])
-def test_distances_are_those_of_a_sorted_list(chunk: int) -> None:
+def test_distances_equal_those_of_a_sorted_list(chunk: int) -> None:
     x, y = normal(37, 1), normal(20, 2)
     for k in (1, 3, 36):
         expected = np.sqrt(brute_radii(x.numpy(), k))
@@ -103,7 +103,7 @@ def test_distances_are_those_of_a_sorted_list(chunk: int) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 4096])
-def test_the_kernel_distance_is_its_definition(chunk: int) -> None:
+def test_the_kernel_distance_equals_its_definition(chunk: int) -> None:
     x, y = normal(23, 1, 5, spread=1.3), normal(31, 2, 5)
     result = kernel_distance(x, y, chunk)
     assert result.dtype == torch.float64
@@ -123,7 +123,7 @@ def test_half_precision_features_are_compared_in_float64() -> None:
     assert float(kernel_distance(x, y)) == pytest.approx(brute_kid(x, y), rel=1e-10)
 
 
-def test_features_far_from_the_origin_do_not_cancel() -> None:
+def test_features_far_from_the_origin_keep_their_precision() -> None:
     x, y = normal(40, 1), normal(50, 2)
     far = 2.0**24  # |x|^2 is 3e14: without centring, distances would be off by 0.05
     x, y = (x + far) - far, (y + far) - far  # drop the bits that the shift rounds away
@@ -138,7 +138,7 @@ def test_features_far_from_the_origin_do_not_cancel() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 13, 4096])
-def test_identical_sets(chunk: int) -> None:
+def test_scores_of_identical_sets(chunk: int) -> None:
     x = normal(40, 1)
     precision, recall, density, coverage = plain(overlap(x, x.clone(), 3, chunk))
     assert (precision, recall, coverage) == (1, 1, 1)
@@ -151,11 +151,11 @@ def test_identical_sets(chunk: int) -> None:
     assert kernel_distance(x, x) < 0
 
 
-def test_disjoint_sets() -> None:
+def test_scores_of_disjoint_sets_are_zero() -> None:
     assert plain(overlap(normal(20, 1), normal(20, 2) + 100)) == [0, 0, 0, 0]
 
 
-def test_duplicates_have_balls_of_no_size() -> None:
+def test_duplicates_have_balls_of_radius_zero() -> None:
     point, others = normal(1, 1), normal(12, 2)
     reference = torch.cat([point.expand(4, -1), others])  # k = 3 others at the same place
     assert kth_distances(reference, 3)[:4].tolist() == [0, 0, 0, 0]
@@ -167,7 +167,7 @@ def test_duplicates_have_balls_of_no_size() -> None:
     assert (collapsed.precision, collapsed.recall) == (1, 4 / 16)
 
 
-def test_one_far_outlier_spoils_its_own_ball_only() -> None:
+def test_a_far_outlier_affects_only_its_own_ball() -> None:
     reference = torch.cat([normal(60, 1), torch.full((1, 6), 1e6).double()])
     generated = normal(50, 2) + 1.5
     assert plain(overlap(generated, reference)) == brute(generated, reference)
@@ -193,7 +193,7 @@ def lattices(draw: Callable) -> tuple[Tensor, Tensor]:
 
 @settings(deadline=None, max_examples=150)
 @given(lattices(), st.integers(1, 3), st.integers(1, 20))
-def test_ties_are_inside(sets: tuple[Tensor, Tensor], k: int, chunk: int) -> None:
+def test_ties_count_as_inside(sets: tuple[Tensor, Tensor], k: int, chunk: int) -> None:
     assert plain(overlap(*sets, k, chunk)) == brute(*sets, k)
 
 
@@ -210,7 +210,7 @@ def test_precision_is_recall_with_the_roles_swapped(
 
 @settings(deadline=None, max_examples=60)
 @given(lattices(), st.randoms(use_true_random=False))
-def test_order_and_place_do_not_matter(sets: tuple[Tensor, Tensor], random: Any) -> None:
+def test_order_and_translation_do_not_matter(sets: tuple[Tensor, Tensor], random: Any) -> None:
     x, y = sets
     orders = [random.sample(range(len(points)), len(points)) for points in sets]
     assert plain(overlap(x[orders[0]] + 0.3, y[orders[1]] + 0.3)) == plain(overlap(x, y))
@@ -271,11 +271,11 @@ def test_memory_is_bounded_by_the_chunk() -> None:
     assert chunk * count // 2 < largest.numel <= chunk * count
 
 
-# ---------------------------------------------------------------------- refusals
+# ---------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_too_few_images(count: int) -> None:
+def test_too_few_images_are_rejected(count: int) -> None:
     few, many = normal(count, 1), normal(20, 2)
     message = f"^{count} .* images: at least 4 are needed"
     for refused in (
@@ -287,7 +287,7 @@ def test_too_few_images(count: int) -> None:
             refused()
 
 
-def test_nothing_to_be_near() -> None:
+def test_sets_without_neighbours_are_rejected() -> None:
     one = normal(1, 1)
     assert nearest_distances(one, one).tolist() == [0]
     for refused in (
@@ -300,13 +300,13 @@ def test_nothing_to_be_near() -> None:
             refused()
 
 
-def test_features_of_another_network() -> None:
+def test_features_of_another_dimension_are_rejected() -> None:
     for compare in (overlap, kernel_distance, nearest_distances):
         with pytest.raises(UsageError, match=r"shapes \[9, 6\] and \[9, 5\] cannot be compared"):
             compare(normal(9, 1), normal(9, 2, 5))
 
 
 @pytest.mark.parametrize(("options", "named"), [({"k": 0}, "k = 0"), ({"chunk": 0}, "chunk = 0")])
-def test_options_that_count_nothing(options: dict[str, int], named: str) -> None:
+def test_options_below_one_are_rejected(options: dict[str, int], named: str) -> None:
     with pytest.raises(UsageError, match=named):
         overlap(normal(9, 1), normal(9, 2), **options)

@@ -333,7 +333,7 @@ def side(case: Case) -> int:
 # ---------------------------------------------------------------------- scores
 
 
-def test_scores_are_those_of_the_official_networks(case: Case) -> None:
+def test_scores_equal_those_of_the_official_networks(case: Case) -> None:
     texts = [*TEXTS, LONG]
     images = noise(4, side(case), side(case))
     scores = case.load().score(images, texts)
@@ -343,7 +343,7 @@ def test_scores_are_those_of_the_official_networks(case: Case) -> None:
     assert expected.std() > 0.01  # the scores differ
 
 
-def test_a_text_is_read_as_the_official_tokenizers_do(case: Case) -> None:
+def test_texts_are_tokenized_like_the_official_code(case: Case) -> None:
     images = noise(1, side(case), side(case))
     preference = case.load()
     same = [preference.score(images, [text]) for text in ("a red cat", "A  RED\ncat ")]
@@ -363,7 +363,7 @@ def test_hpsv2_unescapes_texts(hpsv2: Case) -> None:
     )
 
 
-def test_what_pads_a_text_does_not_matter_to_hpsv2(hpsv2: Case) -> None:
+def test_the_padding_token_does_not_matter_to_hpsv2(hpsv2: Case) -> None:
     preference, images = hpsv2.load(), noise(3, 28, 28)
     scores = preference.score(images, TEXTS)
     for pad in ("a", "<|endoftext|>"):
@@ -371,7 +371,7 @@ def test_what_pads_a_text_does_not_matter_to_hpsv2(hpsv2: Case) -> None:
         torch.testing.assert_close(preference.score(images, TEXTS), scores)
 
 
-def test_image_and_text_matter(case: Case) -> None:
+def test_scores_depend_on_image_and_text(case: Case) -> None:
     preference = case.load()
     one, other = noise(2, side(case), side(case)).split(1)
     score = preference.score(one, ["a red cat"])
@@ -379,7 +379,7 @@ def test_image_and_text_matter(case: Case) -> None:
     assert (preference.score(other, ["a red cat"]) - score).abs() > 1e-3
 
 
-def test_a_score_does_not_depend_on_the_others(case: Case) -> None:
+def test_a_score_does_not_depend_on_the_other_samples(case: Case) -> None:
     preference, images = case.load(), noise(3, 40, 50)
     together = preference.score(images, TEXTS)
     for index, text in enumerate(TEXTS):
@@ -387,7 +387,7 @@ def test_a_score_does_not_depend_on_the_others(case: Case) -> None:
         torch.testing.assert_close(alone[0], together[index], atol=1e-5, rtol=1e-5)
 
 
-def test_scores_repeat_and_leave_random_and_training_state_alone(case: Case) -> None:
+def test_scores_repeat_and_change_no_random_or_training_state(case: Case) -> None:
     def state() -> tuple[Any, ...]:
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
 
@@ -480,7 +480,7 @@ def test_images_of_any_size_are_prepared_before_they_are_scored(case: Case) -> N
 # ---------------------------------------------------------------------- sources of weights
 
 
-def test_identity_tells_what_was_loaded(case: Case) -> None:
+def test_identity_describes_the_loaded_files(case: Case) -> None:
     assert case.load().identity == {
         "source": str(case.path),
         "file": case.path.name,
@@ -491,7 +491,7 @@ def test_identity_tells_what_was_loaded(case: Case) -> None:
 
 
 @pytest.mark.parametrize("form", ["top", "state_dict", "old", "safetensors", "half"])
-def test_forms_of_a_weights_file(case: Case, tmp_path: Path, form: str) -> None:
+def test_weights_files_of_several_formats_load(case: Case, tmp_path: Path, form: str) -> None:
     path, weights = tmp_path / "weights.pt", case.weights
     if form == "top":
         torch.save(weights, path)
@@ -522,7 +522,7 @@ def test_the_file_may_change_after_loading(case: Case, tmp_path: Path) -> None:
     assert torch.equal(preference.score(images, TEXTS), expected)
 
 
-def test_a_file_on_the_hub(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_on_the_hub_loads(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
     def download(repository: str, file: str) -> str:
@@ -546,12 +546,12 @@ def clip_folder(tmp_path: Path, tiny_sd: str) -> Path:
     vision = tower | {"image_size": 32, "patch_size": 8}
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
     spread(lambda: CLIPModel(config)).save_pretrained(folder)
-    normalisation = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # not what HPSv2 uses
+    normalisation = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # HPSv2 does not use these
     (folder / "preprocessor_config.json").write_text(json.dumps(normalisation))
     return folder
 
 
-def test_hpsv2_in_the_layout_of_transformers(clip_folder: Path) -> None:
+def test_hpsv2_loads_the_transformers_layout(clip_folder: Path) -> None:
     preference, model = (
         HPSv2.from_pretrained(str(clip_folder)),
         CLIPModel.from_pretrained(clip_folder),
@@ -572,7 +572,7 @@ def test_hpsv2_in_the_layout_of_transformers(clip_folder: Path) -> None:
     }
 
 
-def test_hpsv2_in_several_files(clip_folder: Path) -> None:
+def test_hpsv2_loads_several_files(clip_folder: Path) -> None:
     expected = HPSv2.from_pretrained(str(clip_folder)).score(noise(3, 32, 32), TEXTS)
     model = CLIPModel.from_pretrained(clip_folder)
     (clip_folder / "model.safetensors").unlink()
@@ -585,7 +585,7 @@ def test_hpsv2_in_several_files(clip_folder: Path) -> None:
     assert preference.identity["sha256"] == hashlib.sha256(joined).hexdigest()
 
 
-# ---------------------------------------------------------------------- refusals
+# ---------------------------------------------------------------------- errors
 
 
 def test_objects_are_never_unpickled(case: Case, tmp_path: Path) -> None:
@@ -617,7 +617,7 @@ def test_objects_are_never_unpickled(case: Case, tmp_path: Path) -> None:
     ],
     ids=["missing", "folder", "LFS", "empty", "list", "nothing", "number", "other"],
 )
-def test_a_file_that_is_no_such_weights(
+def test_other_files_are_rejected(
     case: Case, tmp_path: Path, write: Callable[[Path], None], found: str
 ) -> None:
     path = tmp_path / "weights.pt"
@@ -625,13 +625,15 @@ def test_a_file_that_is_no_such_weights(
     assert found in case.refuse(path)
 
 
-def test_half_a_file(case: Case, tmp_path: Path) -> None:
+def test_a_truncated_file_is_rejected(case: Case, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     path.write_bytes(case.path.read_bytes()[:100_000])
     case.refuse(path)
 
 
-def test_every_weight_is_needed_and_checked(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_weight_is_required_and_its_shape_checked(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found: dict[str, torch.Tensor] = {}  # the file's content, without the time to write and read it
     monkeypatch.setattr("sid_lsg.metrics.preferences.read_weights", lambda _: dict(found))
     unused = ("position_ids", "vision_proj", "text_proj")
@@ -655,7 +657,7 @@ def test_every_weight_is_needed_and_checked(case: Case, monkeypatch: pytest.Monk
         ("image_reward", "mlp.layers.9.weight"),
     ],
 )
-def test_a_weight_that_such_a_model_lacks(
+def test_an_unknown_weight_is_rejected(
     kind: str, name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     case: Case = request.getfixturevalue(kind)
@@ -672,7 +674,7 @@ def test_shapes_that_do_not_fit_are_named(case: Case, tmp_path: Path) -> None:
     assert f"its {name} of shape [8, 13] does not fit the rest" in case.refuse(tmp_path / "w.pt")
 
 
-def test_a_clip_of_other_heads_is_not_hpsv2(hpsv2: Case, tmp_path: Path) -> None:
+def test_a_clip_with_other_heads_is_not_hpsv2(hpsv2: Case, tmp_path: Path) -> None:
     weights = hpsv2.weights | {"visual.conv1.weight": torch.zeros(1024, 3, 14, 14)}
     torch.save(weights, tmp_path / "w.pt")
     assert "its width of 1024 is not a multiple of the attention head width 80" in hpsv2.refuse(
@@ -683,7 +685,7 @@ def test_a_clip_of_other_heads_is_not_hpsv2(hpsv2: Case, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "name", ["nobody/no-such-model", "./nothing", "hf:nobody/no/such.pt", "hf:x"]
 )
-def test_a_model_that_is_not_there(
+def test_a_missing_model_is_rejected(
     case: Case, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -691,7 +693,7 @@ def test_a_model_that_is_not_there(
     assert f"from {name!r} (" in case.refuse(name)
 
 
-def test_a_tokenizer_that_is_not_there(
+def test_a_missing_tokenizer_is_rejected(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -704,7 +706,9 @@ def test_a_tokenizer_that_is_not_there(
     assert "does not match the weights" in case.refuse(case.path, tmp_path)
 
 
-def test_a_tokenizer_of_another_model(hpsv2: Case, image_reward: Case, tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_model_is_rejected(
+    hpsv2: Case, image_reward: Case, tmp_path: Path
+) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY[:-1]) + "\n")
     message = image_reward.refuse(image_reward.path, tmp_path)
     assert "(14 tokens) does not match the weights (17 tokens)" in message
@@ -717,7 +721,7 @@ def test_a_tokenizer_of_another_model(hpsv2: Case, image_reward: Case, tmp_path:
     assert f"the weights ({size} tokens, end token {end})" in message
 
 
-def test_texts_that_do_not_end_where_the_model_looks(clip_folder: Path) -> None:
+def test_another_end_token_is_rejected(clip_folder: Path) -> None:
     config = json.loads((clip_folder / "config.json").read_text())
     for end in (2, 7):
         config["text_config"]["eos_token_id"] = end
@@ -731,7 +735,7 @@ def test_texts_that_do_not_end_where_the_model_looks(clip_folder: Path) -> None:
             HPSv2.from_pretrained(str(clip_folder))
 
 
-def test_a_folder_without_weights(clip_folder: Path, image_reward: Case) -> None:
+def test_a_folder_without_weights_is_rejected(clip_folder: Path, image_reward: Case) -> None:
     weights = load_file(clip_folder / "model.safetensors")
     del weights["visual_projection.weight"]
     save_file(weights, clip_folder / "model.safetensors", {"format": "pt"})

@@ -1,4 +1,4 @@
-"""Check that the protocols resize bitwise like Pillow, and have names and identities."""
+"""The protocols resize bitwise like Pillow, and have names and identities."""
 
 import hashlib
 from pathlib import Path
@@ -24,7 +24,7 @@ STORED = DATA / "clean256.safetensors"
 
 
 def waves(height: int, width: int) -> Tensor:
-    """Draw waves with sharp edges: [3, H, W] uint8, deterministic."""
+    """Draw deterministic waves with sharp edges: [3, H, W] uint8."""
     y, x = np.mgrid[:height, :width]
     waves = [
         (x * (3 + c) + y * y // (5 + c) + 40 * ((x // 9 + y // 7) % 2)) % 256 for c in range(3)
@@ -46,7 +46,7 @@ def pillow_chain(image: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.filterwarnings("ignore:'mode' parameter")
 @pytest.mark.parametrize("size", [512, 300, 256, 64])
-def test_the_papers_chain_is_pillows(size: int) -> None:
+def test_the_papers_resizing_equals_pillows(size: int) -> None:
     image = waves(size, size)
     small, large = pillow_chain(image)
     ours = lanczos(image[None], 256)
@@ -58,7 +58,7 @@ def test_the_papers_chain_is_pillows(size: int) -> None:
     assert not torch.equal(floats, floats.round())  # not rounded between the steps
 
 
-def test_the_papers_chain_is_what_is_stored() -> None:
+def test_the_papers_resizing_equals_stored_results() -> None:
     """Detect an installed Pillow version that resizes differently."""
     stored, ours = load_file(STORED), lanczos(waves(512, 512)[None], 256)
     assert torch.equal(ours[0, :, ::16, ::16], stored["lanczos256"])
@@ -67,7 +67,7 @@ def test_the_papers_chain_is_what_is_stored() -> None:
 
 
 @pytest.mark.parametrize("shape", [(300, 512), (512, 300), (255, 256)])
-def test_the_papers_chain_crops_the_centre(shape: tuple[int, int]) -> None:
+def test_the_papers_resizing_crops_the_centre(shape: tuple[int, int]) -> None:
     image, side = waves(*shape), min(shape)
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     cropped = image[:, top : top + side, left : left + side]
@@ -75,7 +75,7 @@ def test_the_papers_chain_crops_the_centre(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (96, 64), (64, 97), (20, 33), (32, 32)])
-def test_clips_chain_is_transformers(shape: tuple[int, int]) -> None:
+def test_clip_resizing_equals_transformers(shape: tuple[int, int]) -> None:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     processor = CLIPImageProcessorPil(
@@ -88,7 +88,7 @@ def test_clips_chain_is_transformers(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (80, 80), (16, 16), (64, 90)])
-def test_the_fast_chain_is_close_to_pillow(shape: tuple[int, int]) -> None:
+def test_the_fast_resizing_is_close_to_pillow(shape: tuple[int, int]) -> None:
     image = waves(*shape) // 2 + 64  # avoid the values that Pillow clips between its two passes
     side = min(shape)
     left = (shape[1] - side) // 2
@@ -100,7 +100,7 @@ def test_the_fast_chain_is_close_to_pillow(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("resize", [lanczos, bicubic, fast_bicubic])
-def test_images_of_the_right_size_are_left_alone(resize: object) -> None:
+def test_images_of_the_right_size_are_unchanged(resize: object) -> None:
     image = waves(32, 32)[None]
     assert torch.equal(resize(image, 32), image)  # type: ignore[operator]
 
@@ -114,7 +114,7 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:'mode' parameter")
-def test_inception_sees_the_papers_pixels(inception_file: Path) -> None:
+def test_inception_gets_the_papers_pixels(inception_file: Path) -> None:
     protocol = clean256(InceptionFeatures.from_file(str(inception_file)))
     images = [waves(512, 512), waves(200, 512)]
     layers = torch.jit.load(inception_file).layers
@@ -128,7 +128,7 @@ def test_inception_sees_the_papers_pixels(inception_file: Path) -> None:
     assert not found.requires_grad
 
 
-def test_another_network_is_another_identity(inception_file: Path, tmp_path: Path) -> None:
+def test_another_network_has_another_identity(inception_file: Path, tmp_path: Path) -> None:
     same, other = write_inception(tmp_path / "a.pt"), write_inception(tmp_path / "b.pt", seed=1)
     identities = [
         clean256(InceptionFeatures.from_file(str(file))).identity
@@ -138,7 +138,7 @@ def test_another_network_is_another_identity(inception_file: Path, tmp_path: Pat
     assert identities[0]["protocol"] == "clean256"
 
 
-def test_a_file_that_is_no_inception(tmp_path: Path) -> None:
+def test_other_files_are_not_inception(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("weights")
     torch.jit.script(nn.ReLU()).save(str(tmp_path / "relu.pt"))
     for name in ("none.pt", "text.pt", "relu.pt"):
@@ -152,7 +152,7 @@ def fetch_from(monkeypatch: pytest.MonkeyPatch, cache: Path, source: Path) -> No
     monkeypatch.setattr(inception, "URL", source.as_uri())
 
 
-def test_inception_is_fetched_once_and_checked(
+def test_inception_is_downloaded_once_and_verified(
     inception_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "source.pt"
@@ -182,9 +182,7 @@ def clip() -> CLIPFeatures:
     return CLIPFeatures.from_pretrained("package:demo/fashion/clip")
 
 
-def test_scores_are_named_after_protocol_and_count(
-    clip: CLIPFeatures, inception_file: Path
-) -> None:
+def test_scores_are_named_by_protocol_and_count(clip: CLIPFeatures, inception_file: Path) -> None:
     exact = load_protocol("clean256", None, str(inception_file))
     assert exact.key("fid", 30_000) == "fid_clean256_30k"
     assert exact.key("kid", 1_500) == "kid_clean256_1500"
@@ -196,14 +194,14 @@ def test_scores_are_named_after_protocol_and_count(
     assert counts == [30_000, 10_000, 1_000]
 
 
-def test_exact_and_fast_are_two_protocols_of_one_network(clip: CLIPFeatures) -> None:
+def test_exact_and_fast_are_different_protocols_of_one_network(clip: CLIPFeatures) -> None:
     exact, fast = clip_protocol(clip).identity, clip_protocol(clip, fast=True).identity
     assert exact["weights_sha256"] == fast["weights_sha256"]
     assert exact["protocol"] != fast["protocol"]
     assert exact["chain"] != fast["chain"]
 
 
-def test_a_protocol_without_its_network(tmp_path: Path) -> None:
+def test_a_protocol_without_its_network_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--clip is missing: the protocol `clip`"):
         load_protocol("clip", None)
     with pytest.raises(UsageError, match=r"--metrics\.clip is missing"):

@@ -42,7 +42,7 @@ def eigen_fid(a: Tensor, b: Tensor) -> float:
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(2, 48), st.integers(0, 10**6))
-def test_fid_is_scipys_formula(dimension: int, seed: int) -> None:
+def test_fid_equals_scipys_formula(dimension: int, seed: int) -> None:
     count = 4 * dimension + 20  # enough for non-singular covariances, which sqrtm needs
     a, b = (normal(count + i, 2 * seed + i, dimension) for i in range(2))
     expected = scipy_fid(a, b)
@@ -50,7 +50,7 @@ def test_fid_is_scipys_formula(dimension: int, seed: int) -> None:
     assert frechet_distance(statistics(b), statistics(a)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_fid_of_many_features_is_scipys_formula() -> None:
+def test_fid_of_many_features_equals_scipys_formula() -> None:
     a, b = normal(700, 1, 256), normal(900, 2, 256)
     assert frechet_distance(statistics(a), statistics(b)) == pytest.approx(
         scipy_fid(a, b), rel=1e-6
@@ -71,7 +71,7 @@ def test_fid_of_a_set_with_itself_is_zero() -> None:
     assert abs(frechet_distance(found, found)) < 1e-8 * float(features.T.cov().trace())
 
 
-def test_fid_of_float32_features_does_not_suffer_from_a_large_mean() -> None:
+def test_fid_of_float32_features_is_precise_with_a_large_mean() -> None:
     a, b = normal(100, 1) + 1000, (normal(100, 2) + 1000).float()
     assert frechet_distance(statistics(a), statistics(b)) == pytest.approx(
         scipy_fid(a, b), rel=1e-6
@@ -81,7 +81,7 @@ def test_fid_of_float32_features_does_not_suffer_from_a_large_mean() -> None:
 # ---------------------------------------------------------------------- accumulation
 
 
-def test_moments_are_numpys_over_uneven_batches() -> None:
+def test_moments_equal_numpys_over_uneven_batches() -> None:
     features = normal(60, 2).float()
     found, exact = statistics(features, 1, 7, 30, 22), features.double().numpy()
     np.testing.assert_allclose(found.mean, exact.mean(0), rtol=1e-12)
@@ -167,7 +167,7 @@ def test_a_collector_describes_prepared_images(protocol: EvaluationProtocol) -> 
     assert found.about == {"source": "noise", "protocol": protocol.identity}
 
 
-def test_statistics_survive_their_file(tmp_path: Path) -> None:
+def test_statistics_are_loaded_as_saved(tmp_path: Path) -> None:
     path = tmp_path / "new" / "reference.safetensors"
     found = statistics(normal(30, 1).float(), source="here", protocol={"protocol": "x"})
     found.save(path)
@@ -196,7 +196,7 @@ def test_an_interrupted_save_keeps_the_earlier_file(tmp_path: Path) -> None:
     ("name", "value"),
     [("weights_sha256", "0"), ("chain", "another"), ("protocol", "fast"), ("more", 1)],
 )
-def test_statistics_of_another_protocol_are_refused(
+def test_statistics_of_another_protocol_are_rejected(
     protocol: EvaluationProtocol, name: str, value: Any
 ) -> None:
     statistics(normal(9, 1), protocol=protocol.identity).check_protocol(protocol, "f", "reference")
@@ -217,7 +217,7 @@ def save(path: Path, change: dict[str, Tensor | None], **metadata: str) -> None:
     save_file(kept, path, {"count": "9", "about": json.dumps({})} | metadata)
 
 
-def test_the_file_that_the_refused_ones_are_made_from_is_accepted(tmp_path: Path) -> None:
+def test_the_file_that_the_rejected_ones_are_made_from_is_accepted(tmp_path: Path) -> None:
     save(tmp_path / "reference.safetensors", {})
     assert Statistics.load(tmp_path / "reference.safetensors").count == 9
     assert len(load_file(tmp_path / "reference.safetensors")) == 5
@@ -241,7 +241,9 @@ def test_the_file_that_the_refused_ones_are_made_from_is_accepted(tmp_path: Path
         lambda path: save(path, {"mean": torch.zeros(())}),
     ],
 )
-def test_a_file_that_holds_no_statistics(tmp_path: Path, write: Callable[[Path], None]) -> None:
+def test_files_without_statistics_are_rejected(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
     path = tmp_path / "reference.safetensors"
     write(path)
     with pytest.raises(UsageError) as caught:

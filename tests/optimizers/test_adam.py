@@ -1,4 +1,4 @@
-"""Check that Adam without a first moment equals torch.optim.Adam and uses less memory."""
+"""Adam without a first moment equals torch.optim.Adam and uses less memory."""
 
 import copy
 import inspect
@@ -106,7 +106,7 @@ def assert_same(first: Any, second: Any) -> None:
     fused=st.booleans(),
     piece=st.sampled_from([1, 100, 2**25]),
 )
-def test_the_updates_are_those_of_torchs_adam(
+def test_updates_equal_torchs_adam(
     shapes: list[tuple[int, ...]],
     steps: int,
     seed: int,
@@ -126,7 +126,7 @@ def test_the_updates_are_those_of_torchs_adam(
     assert_same(ours, adam)
 
 
-def test_a_thousand_steps() -> None:
+def test_a_thousand_steps_equal_torchs_adam() -> None:
     shapes = [(33, 5), (4, 4, 3, 3)]
     adam = train(lambda w: Adam(w, 1e-3, BETAS), shapes, steps=1000)
     ours = train(lambda w: AdamWithoutMomentum(w, 1e-3, fused=False), shapes, steps=1000)
@@ -137,14 +137,14 @@ def test_a_thousand_steps() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
-def test_the_updates_are_the_same_on_a_gpu(fused: bool, weight_decay: float) -> None:
+def test_updates_equal_torchs_adam_on_a_gpu(fused: bool, weight_decay: float) -> None:
     options: dict[str, Any] = {"lr": 1e-3, "betas": BETAS, "weight_decay": weight_decay}
     run: dict[str, Any] = {"shapes": [*SHAPES, (640, 640, 3, 3)], "device": "cuda", "low": -30.0}
     adam = train(lambda w: Adam(w, fused=fused or None, **options), **run)
     assert_same(train(lambda w: AdamWithoutMomentum(w, fused=fused, **options), **run), adam)
 
 
-def test_groups_have_options_of_their_own() -> None:
+def test_parameter_groups_have_separate_options() -> None:
     def groups(weights: list[nn.Parameter]) -> list[dict[str, Any]]:
         return [{"params": weights[:2], "lr": 0.1}, {"params": weights[2:], "eps": 1e-3}]
 
@@ -152,7 +152,7 @@ def test_groups_have_options_of_their_own() -> None:
     assert_same(train(lambda w: AdamWithoutMomentum(groups(w), 1e-3, fused=False)), adam)
 
 
-def test_weight_decay_leaves_the_gradients_as_they_are() -> None:
+def test_weight_decay_does_not_change_the_gradients() -> None:
     weights = make_weights(SHAPES)
     for w in weights:
         w.grad = torch.ones_like(w)
@@ -199,7 +199,7 @@ def test_one_tensor_per_weight_is_kept_and_temporary_copies_are_bounded(
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_goes_on_where_torchs_adam_was(fused: bool) -> None:
+def test_it_continues_from_the_state_of_torchs_adam(fused: bool) -> None:
     """The first moment is dropped; a weight without steps has no state yet."""
     weights, adam = train(lambda w: Adam(w, 1e-3, BETAS, fused=fused or None), steps=4)
     saved = copy.deepcopy(adam.state_dict())
@@ -216,14 +216,14 @@ def test_goes_on_where_torchs_adam_was(fused: bool) -> None:
 
 
 @pytest.mark.parametrize("other", [torch.optim.SGD, torch.optim.Adagrad, torch.optim.Adamax])
-def test_states_of_other_optimizers_are_refused(other: Any) -> None:
+def test_states_of_other_optimizers_are_rejected(other: Any) -> None:
     make = {"momentum": 0.9} if other is torch.optim.SGD else {}
     saved = train(lambda w: other(w, lr=1e-3, **make))[1].state_dict()
     with pytest.raises(UsageError, match="--ckpt_path: .* was not Adam"):
         AdamWithoutMomentum(make_weights(SHAPES)).load_state_dict(saved)
 
 
-def test_momentum_is_refused() -> None:
+def test_momentum_is_rejected() -> None:
     with pytest.raises(UsageError, match=r"needs betas: \[0, \.\.\.\], got \[0\.9, 0\.999\]"):
         AdamWithoutMomentum(make_weights(SHAPES), betas=(0.9, 0.999))
 
@@ -246,7 +246,7 @@ def test_a_gradient_scaler_unscales_before_the_step_and_skips_overflows(fused: b
     torch.testing.assert_close(*weights)
 
 
-def test_a_module_lets_no_optimizer_unscale_in_its_step() -> None:
+def test_no_optimizer_of_a_module_unscales_in_its_step() -> None:
     """A fused torch.optim.Adam would otherwise hide overflows from the hooks."""
     optimizer = Adam(make_weights(SHAPES), 1e-2, BETAS, fused=True)
     assert _optimizer_handles_unscaling(optimizer)
@@ -254,7 +254,7 @@ def test_a_module_lets_no_optimizer_unscale_in_its_step() -> None:
     assert not _optimizer_handles_unscaling(optimizer)
 
 
-# ---------------------------------------------------------------------- shares of weights
+# ---------------------------------------------------------------------- sharded weights
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ def group(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("fused", [False, True])
-def test_sharded_weights(fused: bool) -> None:
+def test_sharded_weights_get_the_same_updates(fused: bool) -> None:
     """States are sharded like their weights, and updates equal those of one process."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 5))
@@ -293,7 +293,7 @@ def test_sharded_weights(fused: bool) -> None:
         assert ours.state[one]["step"] == 3
 
 
-# ---------------------------------------------------------------------- in training
+# ---------------------------------------------------------------------- training
 
 
 def fit(
@@ -322,7 +322,7 @@ def fit(
     return module
 
 
-def test_a_run_changes_its_optimizer(small_sd: str, tmp_path: Path) -> None:
+def test_a_run_can_change_its_optimizer(small_sd: str, tmp_path: Path) -> None:
     """One iteration with Adam and one with AdamWithoutMomentum equal two with Adam, bitwise."""
     (tmp_path / "prompts.txt").write_text("a red cat\ntwo dogs\n")
 
@@ -342,7 +342,7 @@ def test_a_run_changes_its_optimizer(small_sd: str, tmp_path: Path) -> None:
     assert all(own.keys() == {"step", "exp_avg_sq"} for s in saved for own in s["state"].values())
 
 
-def test_the_command_line_offers_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_accepts_it(capsys: pytest.CaptureFixture[str]) -> None:
     config = CONFIGS / "demo.yaml"
     name = "sid_lsg.optimizers.AdamWithoutMomentum"
     both = [f"--model.optimizer_{which}={name}" for which in ("fake", "generator")]
@@ -360,7 +360,7 @@ def test_the_command_line_offers_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert "amsgrad" in capsys.readouterr().err
 
 
-def test_states_in_eight_bits_resume_bitwise(small_sd: str, tmp_path: Path) -> None:
+def test_8_bit_states_resume_bitwise(small_sd: str, tmp_path: Path) -> None:
     """Weights keep their memory format, which affects the rounding of convolutions."""
     (tmp_path / "prompts.txt").write_text("a red cat\ntwo dogs\n")
 
@@ -377,7 +377,7 @@ def test_states_in_eight_bits_resume_bitwise(small_sd: str, tmp_path: Path) -> N
     assert any(not p.is_contiguous() for p in whole.generator.parameters())
 
 
-def test_steps_in_eight_bits_are_near_adams() -> None:
+def test_8_bit_steps_are_close_to_adams() -> None:
     """This holds if the gradients of a block are within two orders of magnitude."""
     shapes, magnitudes = SHAPES[-2:], {"low": -1.0, "high": 1.0}
     weights, ours = train(lambda w: Adam8bit(w, 1e-3, BETAS, min_8bit_size=1), shapes, **magnitudes)
@@ -390,7 +390,7 @@ def test_steps_in_eight_bits_are_near_adams() -> None:
         assert ours.state[weight]["state2"].dtype == torch.uint8
 
 
-def test_eight_bits_are_in_order_of_memory() -> None:
+def test_8_bit_blocks_follow_the_order_in_memory() -> None:
     """Results do not depend on a tensor's memory format."""
     plain = nn.Parameter(torch.randn(8, 3, 3, 16, generator=torch.Generator().manual_seed(0)))
     last = nn.Parameter(
@@ -408,7 +408,7 @@ def test_eight_bits_are_in_order_of_memory() -> None:
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_moments_of_another_order_in_memory_are_put_into_the_weights(plain: bool) -> None:
+def test_moments_get_the_memory_format_of_their_weights(plain: bool) -> None:
     """A sharded run can be resumed in one process, and the other way round."""
     channels_last = torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last)
     weight, moment = channels_last, torch.randn(4, 3, 3, 3)
@@ -423,7 +423,7 @@ def test_moments_of_another_order_in_memory_are_put_into_the_weights(plain: bool
 
 
 def test_defaults_have_one_source(capsys: pytest.CaptureFixture[str]) -> None:
-    """Check that the command line and `SiDLSG` take the defaults of the class."""
+    """The command line and `SiDLSG` take the defaults of the class."""
     with pytest.raises(SystemExit):
         main(["fit", "--print_config"])
     model = yaml.safe_load(capsys.readouterr().out)["model"]

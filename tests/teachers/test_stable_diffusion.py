@@ -509,7 +509,7 @@ def test_weights_that_are_not_all_there(folder: Path, part: str, found: str) -> 
 
 
 @pytest.mark.parametrize("part", WEIGHTS)
-def test_a_missing_weight_is_not_made_up(folder: Path, part: str) -> None:
+def test_a_missing_weight_is_rejected(folder: Path, part: str) -> None:
     path = folder / part / WEIGHTS[part]
     weights = load_file(path)
     weights.pop(max(weights, key=lambda name: weights[name].numel()))
