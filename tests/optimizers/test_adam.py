@@ -274,7 +274,7 @@ def test_sharded_weights_get_the_same_updates(fused: bool) -> None:
     plain = copy.deepcopy(network)
     shard(network, init_device_mesh("cpu", (1,)))
     both = [
-        ([*network.parameters()], AdamWithoutMomentum(network.parameters(), fused=fused)),
+        ([*network.parameters()], AdamWithoutMomentum(network.parameters(), 1e-3, fused=fused)),
         ([*plain.parameters()], Adam(plain.parameters(), 1e-3, BETAS, fused=fused or None)),
     ]
     x = torch.randn(4, 2, 4, 4)

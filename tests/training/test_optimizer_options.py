@@ -26,7 +26,7 @@ WEIGHTS = [nn.Parameter(torch.zeros(2, 3, 3, 3))]
         (partial(AdamW, lr=-1.0), "cannot be made .Invalid learning rate"),
         (partial(AdamW, rate=1.0), "unexpected keyword argument 'rate'"),
         (partial(Untyped, lr=1e-3, eps=1e-8, relative_step=False), r"eps must be 2 values"),
-        (partial(AdamWithoutMomentum, betas=(0.9, 0.999)), "has betas"),
+        (partial(AdamWithoutMomentum, betas=(0.9, 0.999)), "needs betas"),
     ],
 )
 def test_an_invalid_optimizer_is_named(make: Any, said: str) -> None:
