@@ -95,7 +95,7 @@ def test_kinds_of_operators(operator: str, kind: str) -> None:
     assert kind_of(operator) == kind
 
 
-def test_the_profilers_overhead_is_no_waiting_of_the_gpu() -> None:
+def test_waiting_time_excludes_the_profilers_overhead() -> None:
     kernels = {"convolutions": {"seconds": 0.5, "calls": 3.0}}
     profiled = kernels | {"the device waits": {"seconds": 2.0, "calls": 0.0}}
     assert waiting(profiled, 0.75)["the device waits"]["seconds"] == 0.25

@@ -1,4 +1,4 @@
-"""Exported generators are told from other models, those of earlier versions too."""
+"""Exported generators are recognised by their schedulers, those of earlier versions too."""
 
 import json
 from pathlib import Path
@@ -18,9 +18,9 @@ BEFORE = {"_class_name": "SiDScheduler", "trained_betas": BETAS, "num_train_time
 BEFORE |= {"prediction_type": "epsilon", "num_steps": 4}
 
 
-def test_folders_of_earlier_versions_open(tmp_path: Path) -> None:
+def test_folders_of_earlier_versions_are_recognised(tmp_path: Path) -> None:
     assert exported(EULER) == (25, 1)
-    assert exported(BEFORE) == (25, 4)  # before `t_init` was written
+    assert exported(BEFORE) == (25, 4)  # written before `t_init` existed
     assert SiDScheduler.from_config(BEFORE).timesteps.tolist() == [25, 18, 12, 6]
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(BEFORE))
@@ -38,14 +38,14 @@ def test_folders_of_earlier_versions_open(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_saved_scheduler_tells(
+def test_a_saved_scheduler_is_recognised(
     options: dict[str, Any], expected: tuple[int, int] | None, tmp_path: Path
 ) -> None:
     SiDScheduler(**options).save_pretrained(tmp_path / "scheduler")
     assert read_exported(locate(str(tmp_path))) == expected
 
 
-def test_other_schedulers_are_no_exports(tmp_path: Path) -> None:
+def test_other_schedulers_are_not_exports(tmp_path: Path) -> None:
     for scheduler in (
         DDPMScheduler(),
         DDPMScheduler(trained_betas=BETAS, num_train_timesteps=26),
@@ -60,8 +60,8 @@ def test_other_schedulers_are_no_exports(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("t_init", [999, 500])
-def test_flow_times_are_those_of_the_grid(t_init: int) -> None:
-    """t_i = t_init / 999 (1 - i / K), of which the pipeline sees 1000 t_i (METHOD-FLOW.md)."""
+def test_flow_times_follow_the_grid(t_init: int) -> None:
+    """t_i = t_init / 999 (1 - i / K); the pipeline receives 1000 t_i (METHOD-FLOW.md)."""
     scheduler = SiDScheduler(1000, None, "flow_prediction", 4, t_init)
     first = 1000 * t_init / 999
     times = [first, first * 0.75, first * 0.5, first * 0.25]

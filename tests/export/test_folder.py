@@ -1,4 +1,4 @@
-"""The exported folder in stock diffusers: the same latents and images as our own sampler's."""
+"""An exported folder gives the same latents and images in stock diffusers as in this package."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ from sid_lsg.options.training import Loading
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from sid_lsg.training.module import SiDLSG
 
-PROMPTS = ["a red cat on a log", "", "two dogs " * 16]  # the last is cut at 77 tokens
+PROMPTS = ["a red cat on a log", "", "two dogs " * 16]  # the last is truncated at 77 tokens
 SEEDS = [5, 0, 2**40]
 CASES = [
     ("epsilon", 625, 1),
@@ -51,7 +51,7 @@ def modules_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) ->
 
 @pytest.fixture
 def diffusers_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What diffusers logs at its default level."""
+    """Capture what diffusers logs at its default level."""
     level = diffusers.utils.logging.get_verbosity()
     logger = logging.getLogger("diffusers")
     logger.addHandler(caplog.handler)
@@ -62,7 +62,7 @@ def diffusers_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptur
 
 
 def trained(tiny_sd: str, prediction_type: str, t_init: int, **options: int) -> SiDLSG:
-    """Return a module whose averaged generator is not its teacher."""
+    """Return a module whose EMA differs from its teacher."""
     v = {"scheduler": "../tiny_sd_v/scheduler"}
     subfolders = v if prediction_type == "v_prediction" else None
     module = SiDLSG(tiny_sd, loading=Loading(subfolders=subfolders), t_init=t_init, **options)  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ def load(folder: Path, num_steps: int = 2) -> DiffusionPipeline:
 
 
 def sample(pipeline: DiffusionPipeline, output_type: str = "latent", num_steps: int = 1) -> Tensor:
-    """Sample as the README says."""
+    """Sample as the README describes."""
     pipeline.set_progress_bar_config(disable=True)
     generator = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     images = pipeline(
@@ -89,7 +89,7 @@ def sample(pipeline: DiffusionPipeline, output_type: str = "latent", num_steps: 
 
 
 @pytest.mark.parametrize(("prediction_type", "t_init", "num_steps"), CASES)
-def test_stock_diffusers_samples_the_same(
+def test_stock_diffusers_gives_the_same_images(
     tiny_sd: str,
     tmp_path: Path,
     prediction_type: str,
@@ -107,7 +107,7 @@ def test_stock_diffusers_samples_the_same(
     ours = module.generate(PROMPTS, SEEDS)
     untrained = module.generate(PROMPTS, SEEDS, network=module.teacher.network)
     assert (latents - ours).norm() / ours.norm() < 1e-4
-    assert (latents - untrained).norm() / untrained.norm() > 1e-2  # it is the generator's
+    assert (latents - untrained).norm() / untrained.norm() > 1e-2  # not the teacher's latents
 
     assert [str(w.message) for w in caught if w.category is FutureWarning] == []  # diffusers' own
     for word in ("deprecat", "outdated", "safety", "not expected"):
@@ -123,7 +123,7 @@ def test_stock_diffusers_samples_the_same(
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])
-def test_stock_diffusers_samples_a_schedule_that_ends_without_signal(
+def test_stock_diffusers_samples_a_zero_snr_schedule(
     tiny_sd: str, tmp_path: Path, num_steps: int
 ) -> None:
     teacher = StableDiffusion.from_pretrained(tiny_sd)
@@ -138,13 +138,13 @@ def test_stock_diffusers_samples_a_schedule_that_ends_without_signal(
     assert (latents - ours).norm() / ours.norm() < 1e-3
 
 
-def test_a_teacher_is_no_export(tiny_sd: str) -> None:
+def test_a_teacher_is_not_an_export(tiny_sd: str) -> None:
     teacher = StableDiffusion.from_pretrained(tiny_sd)
     assert exported_as(teacher.scheduler_config) is None
 
 
 @pytest.mark.parametrize("exported", [1, 2])
-def test_a_folder_is_sampled_in_any_number_of_steps(
+def test_a_folder_can_be_sampled_in_any_number_of_steps(
     tiny_sd: str, tmp_path: Path, exported: int
 ) -> None:
     module = trained(tiny_sd, "epsilon", 625)
@@ -158,7 +158,7 @@ def test_a_folder_is_sampled_in_any_number_of_steps(
         assert (latents - ours).norm() / ours.norm() < 1e-4
 
 
-def test_code_of_a_folder_runs_only_where_it_is_trusted(tiny_sd: str, tmp_path: Path) -> None:
+def test_code_of_a_folder_runs_only_if_it_is_trusted(tiny_sd: str, tmp_path: Path) -> None:
     module = trained(tiny_sd, "epsilon", 625)
     folder = tmp_path / "generator"
     save_pipeline(module.teacher, module.ema, folder, 625, 2)
@@ -175,7 +175,7 @@ def test_code_of_a_folder_runs_only_where_it_is_trusted(tiny_sd: str, tmp_path: 
     assert (tmp_path / "ran").exists()
 
 
-def test_the_folder_samples_at_the_resolution_of_the_training(tiny_sd: str, tmp_path: Path) -> None:
+def test_the_folder_has_the_resolution_of_the_training(tiny_sd: str, tmp_path: Path) -> None:
     module = trained(tiny_sd, "epsilon", 625, resolution=32)
     save_pipeline(module.teacher, module.ema, tmp_path, 625)
     latents = sample(DiffusionPipeline.from_pretrained(tmp_path))
@@ -184,7 +184,9 @@ def test_the_folder_samples_at_the_resolution_of_the_training(tiny_sd: str, tmp_
     assert (latents - ours).norm() / ours.norm() < 1e-4
 
 
-def test_the_folder_holds_safetensors_and_stock_classes_alone(tiny_sd: str, tmp_path: Path) -> None:
+def test_the_folder_contains_only_safetensors_and_stock_classes(
+    tiny_sd: str, tmp_path: Path
+) -> None:
     module = trained(tiny_sd, "epsilon", 625)
     save_pipeline(module.teacher, module.ema, tmp_path, 625)
     files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
@@ -203,14 +205,14 @@ def test_the_folder_holds_safetensors_and_stock_classes_alone(tiny_sd: str, tmp_
     assert all(torch.equal(value, ema[name]) for name, value in stored.items())
 
 
-def test_the_scheduler_needs_diffusers_and_torch_alone() -> None:
+def test_the_scheduler_imports_only_diffusers_and_torch() -> None:
     text = Path(sys.modules[SiDScheduler.__module__].__file__ or "").read_text()
     imports = [line for line in text.splitlines() if line.startswith(("import ", "from "))]
     assert {line.split()[1].split(".")[0] for line in imports} == {"torch", "diffusers"}
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 7])
-def test_the_scheduler_has_the_samplers_timesteps(num_steps: int) -> None:
+def test_the_scheduler_has_the_generators_timesteps(num_steps: int) -> None:
     scheduler, schedule = SiDScheduler(num_steps=num_steps), DiscreteSchedule(*torch.ones(2, 1000))
     assert scheduler.timesteps.tolist() == schedule.generator_times(625, num_steps)
     scheduler.set_timesteps(5)
@@ -219,21 +221,21 @@ def test_the_scheduler_has_the_samplers_timesteps(num_steps: int) -> None:
     assert scheduler.num_inference_steps == num_steps
 
 
-def test_the_scheduler_knows_stable_diffusions_betas(tiny_sd: str) -> None:
+def test_the_scheduler_has_stable_diffusions_betas(tiny_sd: str) -> None:
     teacher = StableDiffusion.from_pretrained(tiny_sd)
     assert torch.equal(SiDScheduler().alphas, teacher.schedule.alphas[:626])
 
 
 @pytest.mark.parametrize("steps", [-1, 626])
-def test_impossible_numbers_of_steps_are_refused(steps: int) -> None:
+def test_impossible_numbers_of_steps_are_rejected(steps: int) -> None:
     with pytest.raises(ValueError, match=f"must be 1 to 625, got {steps}"):
         SiDScheduler().set_timesteps(steps)
     with pytest.raises(ValueError, match="'sample' is not epsilon or v_pred"):
         SiDScheduler(prediction_type="sample")
 
 
-def test_old_tokenizers_find_their_files(tiny_sd: str, tmp_path: Path) -> None:
-    """Before transformers 5 the CLIP tokenizer read vocab.json and merges.txt alone."""
+def test_older_tokenizers_find_their_files(tiny_sd: str, tmp_path: Path) -> None:
+    """Before transformers 5, the CLIP tokenizer read only vocab.json and merges.txt."""
     module = trained(tiny_sd, "epsilon", 625)
     save_pipeline(module.teacher, module.ema, tmp_path, 625)
     own = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
@@ -252,7 +254,7 @@ def test_old_tokenizers_find_their_files(tiny_sd: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])
-def test_no_file_names_a_folder_of_this_machine(
+def test_no_exported_file_names_a_local_folder(
     tiny_sd: str, tmp_path: Path, num_steps: int
 ) -> None:
     copied = shutil.copytree(tiny_sd, tmp_path / "secret" / "teacher")
@@ -264,7 +266,7 @@ def test_no_file_names_a_folder_of_this_machine(
     assert kept.items() >= {"cross_attention_dim": 32, "sample_size": 8}.items()
 
 
-def test_exporting_changes_nothing_in_the_module(tiny_sd: str, tmp_path: Path) -> None:
+def test_exporting_does_not_change_the_module(tiny_sd: str, tmp_path: Path) -> None:
     module = trained(tiny_sd, "epsilon", 625)
     before = module.generate(PROMPTS, SEEDS)
     flags = [(p.requires_grad, p.dtype) for p in module.parameters()]

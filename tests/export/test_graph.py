@@ -1,4 +1,4 @@
-"""The generator as an ONNX graph: PyTorch's images in onnxruntime, for batches of any size."""
+"""The generator as an ONNX graph: onnxruntime gives PyTorch's images for any batch size."""
 
 import logging
 import re
@@ -34,11 +34,11 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 T_INIT, NUM_STEPS = 625, 2
-PROMPTS = ["a red cat", "", "two dogs " * 60]  # the last is cut
+PROMPTS = ["a red cat", "", "two dogs " * 60]  # the last is truncated
 
 
 def small(tiny_sd: str, prediction_type: str = "epsilon") -> StableDiffusion:
-    """A Stable Diffusion of one level: tracing takes long for each layer."""
+    """Build a Stable Diffusion with one level, since tracing takes long for each layer."""
     tokenizer = CLIPTokenizer.from_pretrained(f"{tiny_sd}/tokenizer")
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -92,7 +92,7 @@ def export_small(tiny_sd: str, folder: Path) -> None:
 def folder(
     teacher: StableDiffusion, tiny_sd: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """An export in two steps by a process that prints nothing, with its card."""
+    """Export in two steps in a process that prints nothing, and write the card."""
     folder = tmp_path_factory.mktemp("graph") / "onnx"
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}  # as in cli.py
     jobs = [((tiny_sd, folder), quiet)]
@@ -106,7 +106,7 @@ def noise(teacher: StableDiffusion, seeds: range, num_steps: int) -> Tensor:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 70])
-def test_images_are_pytorchs_for_any_batch(
+def test_images_equal_pytorchs_for_any_batch(
     teacher: StableDiffusion, folder: Path, batch: int
 ) -> None:
     prompts, seeds = [PROMPTS[i % 3] for i in range(batch)], range(batch)
@@ -122,7 +122,7 @@ def test_images_are_pytorchs_for_any_batch(
     assert ours.std() > 0.01
 
 
-def test_its_inputs_are_named_and_any_batch_is_declared(folder: Path) -> None:
+def test_inputs_are_named_and_the_batch_is_dynamic(folder: Path) -> None:
     session = onnxruntime.InferenceSession(folder / GRAPH)
     assert {i.name: (i.shape, i.type) for i in session.get_inputs()} == {
         "noise": (["batch", NUM_STEPS, 4, 4, 4], "tensor(float)"),
@@ -136,7 +136,7 @@ def test_its_inputs_are_named_and_any_batch_is_declared(folder: Path) -> None:
     )
 
 
-def test_weights_lie_beside_the_graph_once(teacher: StableDiffusion, folder: Path) -> None:
+def test_weights_are_stored_once_beside_the_graph(teacher: StableDiffusion, folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
         GRAPH, f"{GRAPH}.data", "README.md", "tokenizer",
     }  # fmt: skip
@@ -146,7 +146,7 @@ def test_weights_lie_beside_the_graph_once(teacher: StableDiffusion, folder: Pat
     assert 0.8 * weights <= (folder / f"{GRAPH}.data").stat().st_size < 1.5 * weights
 
 
-def test_no_file_names_a_folder_of_this_machine(folder: Path) -> None:
+def test_no_exported_file_names_a_local_folder(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
@@ -177,7 +177,9 @@ def test_the_cards_snippet_needs_no_pytorch(
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
-def test_what_is_traced_is_the_sampler(tiny_sd: str, prediction_type: str, num_steps: int) -> None:
+def test_the_traced_module_equals_the_sampler(
+    tiny_sd: str, prediction_type: str, num_steps: int
+) -> None:
     teacher = small(tiny_sd, prediction_type)
     given = noise(teacher, range(3), num_steps)
     given = given if num_steps > 1 else given[:, 0]
@@ -189,7 +191,7 @@ def test_what_is_traced_is_the_sampler(tiny_sd: str, prediction_type: str, num_s
     torch.testing.assert_close(images, teacher.decode(latents), rtol=0, atol=1e-5)
 
 
-def test_a_graph_that_differs_is_refused(
+def test_a_graph_with_other_images_is_rejected(
     teacher: StableDiffusion, folder: Path, monkeypatch: Any
 ) -> None:
     assert 0 < check_graph(teacher, folder, T_INIT, NUM_STEPS) < 1e-4
@@ -206,7 +208,7 @@ def test_a_graph_that_differs_is_refused(
 def test_the_command_writes_a_checked_graph(
     teacher: StableDiffusion, folder: Path, tmp_path: Path, monkeypatch: Any, caplog: Any
 ) -> None:
-    """Without the tracing, whose result is there already."""
+    """Tracing is replaced by a copy of the fixture's graph."""
     record = {"config": {"model": {"teacher": "package:demo/fashion"}}}
     loaded = Trained(teacher, T_INIT, NUM_STEPS, record)
     opening = "sid_lsg.checkpoints.opening.require_checkpoint"

@@ -1,4 +1,4 @@
-"""Files of a folder or of the Hub."""
+"""Load files of a folder or of the Hub."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from sid_lsg.files.loading import read_json
 from sid_lsg.files.sources import locate
 
 
-def test_a_json_file_of_a_folder(tmp_path: Path) -> None:
+def test_a_json_file_of_a_folder_is_read(tmp_path: Path) -> None:
     folder = locate(str(tmp_path))
     assert read_json(folder, "a/b.json") is None
     (tmp_path / "a").mkdir()
@@ -20,7 +20,9 @@ def test_a_json_file_of_a_folder(tmp_path: Path) -> None:
             read_json(folder, "a/b.json")
 
 
-def test_a_json_file_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_json_file_of_the_hub_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "found.json").write_text("{}")
 

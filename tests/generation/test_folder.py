@@ -1,4 +1,4 @@
-"""A model's images in a folder: made once, continued by the same model alone, never others'."""
+"""Folders of a model's images: continued only by the same model, and foreign files are kept."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ REQUESTS = [ImageRequest(f"{seed}.png", "a cat", seed) for seed in range(3)]
 
 
 class Grey:
-    """A model whose images are of one grey each, by their seeds; it counts what it samples."""
+    """A model whose images are a uniform grey that depends on the seed; it records the seeds."""
 
     def __init__(self, name: str = "grey") -> None:
         self.sampled: list[int] = []
@@ -41,7 +41,7 @@ def write(
     return folder.write(grey.model, {"exact": exact}, 2, FABRIC, **options)
 
 
-def test_the_folder_says_what_is_in_it(tmp_path: Path) -> None:
+def test_the_folder_describes_its_images(tmp_path: Path) -> None:
     made = write(tmp_path / "out", Grey(), sheet=True, archive=True)
     assert made.paths == [tmp_path / "out" / request.name for request in REQUESTS]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
@@ -72,7 +72,7 @@ def test_only_missing_images_are_sampled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overwrite", "remedy"), [(False, "give --overwrite"), (None, "delete that one")]
 )
-def test_another_model_or_setting_does_not_continue(
+def test_another_model_or_setting_cannot_continue(
     tmp_path: Path, overwrite: bool | None, remedy: str
 ) -> None:
     write(tmp_path, Grey())
@@ -86,7 +86,7 @@ def test_another_model_or_setting_does_not_continue(
     assert (tmp_path / "images.json").read_bytes() == before
 
 
-def test_overwriting_replaces_an_earlier_commands_images_alone(tmp_path: Path) -> None:
+def test_overwrite_replaces_only_images_of_an_earlier_command(tmp_path: Path) -> None:
     write(tmp_path, Grey(), sheet=True)
     (tmp_path / "mine.txt").touch()
     other = Grey("other")
@@ -104,7 +104,7 @@ def test_overwriting_replaces_an_earlier_commands_images_alone(tmp_path: Path) -
         ("diary.txt", None, "Choose another --output: its 'out' is for the model's images"),
     ],
 )
-def test_files_of_others_are_refused_before_a_model_is_loaded(
+def test_foreign_files_are_rejected_before_a_model_is_loaded(
     tmp_path: Path, name: str, overwrite: bool | None, remedy: str
 ) -> None:
     (tmp_path / "out").mkdir()
@@ -113,13 +113,13 @@ def test_files_of_others_are_refused_before_a_model_is_loaded(
         ImageFolder(tmp_path / "out", REQUESTS, overwrite)
 
 
-def test_files_of_other_names_do_not_stop_overwriting(tmp_path: Path) -> None:
+def test_files_of_other_names_do_not_prevent_overwriting(tmp_path: Path) -> None:
     (tmp_path / "diary.txt").touch()
     write(tmp_path, Grey(), overwrite=True)
     assert (tmp_path / "diary.txt").exists()
 
 
-def test_an_image_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
+def test_a_nonfinite_image_is_not_written(tmp_path: Path) -> None:
     bad = ImageModel(
         lambda prompts, seeds: torch.full((len(seeds), 3, 8, 8), torch.nan),
         {"model": "bad", "dtype": "float16"},

@@ -1,4 +1,4 @@
-"""Models to be sampled: exported generators as they were trained, teachers, and any pipeline."""
+"""Models that can be sampled: exported generators, teachers, and any diffusers pipeline."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,7 @@ PROMPTS, SEEDS = ["a red cat", "two dogs on a log", ""], [0, 7, 2]
 
 @pytest.fixture(scope="module")
 def module(tiny_sd: str) -> SiDLSG:
-    """A module whose averaged generator is not its teacher."""
+    """Return a module whose EMA differs from its teacher."""
     module = SiDLSG(tiny_sd, t_init=600)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -38,10 +38,10 @@ def exported(module: SiDLSG, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("num_steps", [None, 1, 2, 4])
-def test_an_exported_generator_is_sampled_as_it_was_trained(
+def test_an_exported_generator_samples_as_in_training(
     module: SiDLSG, exported: str, num_steps: int | None
 ) -> None:
-    """To the last bit, so that its scores are those of the training."""
+    """Bitwise equal, so that its scores are those of the training."""
     model = load_model(exported, num_steps=num_steps)
     expected = module.teacher.decode(module.generate(PROMPTS, SEEDS, num_steps))
     assert torch.equal(model.sample(PROMPTS, SEEDS), expected)
@@ -49,16 +49,15 @@ def test_an_exported_generator_is_sampled_as_it_was_trained(
     assert model.about["num_steps"] == model.evaluations == (num_steps or 1)
 
 
-def test_a_teacher_is_sampled_as_the_trainings_comparison_does(
-    module: SiDLSG, tiny_sd: str
-) -> None:
+def test_a_teacher_is_sampled_as_in_the_trainings_comparison(module: SiDLSG, tiny_sd: str) -> None:
     model = load_model(tiny_sd, "ddim", num_steps=3, guidance=1.5)
     expected = module.teacher.sample_reference(PROMPTS, SEEDS, 3, 1.5)
     assert torch.equal(model.sample(PROMPTS, SEEDS), expected)
     assert model.evaluations == 6
     unguided = load_model(tiny_sd, "ddim", num_steps=3, guidance=1.0)
     assert unguided.evaluations == 3
-    none = load_model(tiny_sd, "ddim", num_steps=3, guidance=0.0)  # as diffusers says it
+    # diffusers' value for no guidance
+    none = load_model(tiny_sd, "ddim", num_steps=3, guidance=0.0)
     assert torch.equal(none.sample(PROMPTS, SEEDS), unguided.sample(PROMPTS, SEEDS))
 
 
@@ -85,8 +84,8 @@ def test_any_pipeline_keeps_its_own_scheduler(tiny_sd: str, tmp_path: Path) -> N
     assert float(model.sample(PROMPTS, SEEDS).min()) >= -1
 
 
-def test_an_export_is_an_ordinary_pipeline_too(exported: str) -> None:
-    """Stock diffusers' image is ours to a rounding: what `pipeline` is for."""
+def test_an_export_also_works_as_a_pipeline(exported: str) -> None:
+    """The image of stock diffusers equals this package's up to rounding."""
     ours = load_model(exported).sample(PROMPTS, SEEDS)
     stock = load_model(exported, "pipeline", num_steps=1, guidance=0.0).sample(PROMPTS, SEEDS)
     by_diffusers = by_hand(
@@ -96,7 +95,7 @@ def test_an_export_is_an_ordinary_pipeline_too(exported: str) -> None:
     torch.testing.assert_close(ours.clamp(-1, 1), stock, rtol=0, atol=1e-3)
 
 
-def test_an_image_depends_on_its_own_prompt_and_seed(exported: str) -> None:
+def test_an_image_depends_only_on_its_prompt_and_seed(exported: str) -> None:
     model = load_model(exported)
     whole = model.sample(PROMPTS, SEEDS)
     for place in range(3):
@@ -105,7 +104,7 @@ def test_an_image_depends_on_its_own_prompt_and_seed(exported: str) -> None:
     assert not torch.equal(model.sample(PROMPTS, [1, 8, 3]), whole)
 
 
-def test_half_precision_is_near(exported: str) -> None:
+def test_half_precision_images_are_close(exported: str) -> None:
     exact, half = load_model(exported), load_model(exported, dtype="bfloat16")
     images = half.sample(PROMPTS, SEEDS)
     assert images.dtype == torch.float32
@@ -114,7 +113,9 @@ def test_half_precision_is_near(exported: str) -> None:
     assert half.about["dtype"] == "bfloat16"
 
 
-def test_identity_is_that_of_the_weights(exported: str, tiny_sd: str, tmp_path: Path) -> None:
+def test_the_weights_sha256_depends_only_on_the_weights(
+    exported: str, tiny_sd: str, tmp_path: Path
+) -> None:
     moved = shutil.copytree(exported, tmp_path / "moved")
     identities = [
         load_model(str(folder), "pipeline", 1, 0.0).about["weights_sha256"]
@@ -124,7 +125,7 @@ def test_identity_is_that_of_the_weights(exported: str, tiny_sd: str, tmp_path: 
     assert load_model(exported).about["weights_sha256"] == identities[0]
 
 
-def test_a_teacher_is_no_export(tiny_sd: str, exported: str) -> None:
+def test_a_teacher_is_not_an_export(tiny_sd: str, exported: str) -> None:
     assert exported_as(StableDiffusion.from_pretrained(tiny_sd).scheduler_config) is None
     assert exported_as(StableDiffusion.from_pretrained(exported).scheduler_config) == (600, 1)
 
@@ -144,12 +145,14 @@ def test_a_teacher_is_no_export(tiny_sd: str, exported: str) -> None:
         ({"num_steps": 1, "guidance": 1.0, "resolution": 33}, "--resolution must be a multiple"),
     ],
 )
-def test_a_teacher_that_is_asked_for_the_impossible(tiny_sd: str, options: dict, said: str) -> None:
+def test_impossible_options_for_a_teacher_are_rejected(
+    tiny_sd: str, options: dict, said: str
+) -> None:
     with pytest.raises(UsageError, match=said):
         load_model(tiny_sd, **options)
 
 
-def test_what_a_pipeline_alone_knows_to_be_impossible(
+def test_errors_of_a_pipelines_own_checks_are_reported(
     tiny_sd: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -161,7 +164,7 @@ def test_what_a_pipeline_alone_knows_to_be_impossible(
 
 
 @pytest.mark.parametrize("sampler", ["auto", "ddim", "pipeline"])
-def test_a_model_may_lie_at_home(
+def test_a_model_in_the_home_folder_loads(
     sampler: SamplerName, tiny_sd: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(Path(tiny_sd).parent))
@@ -171,12 +174,12 @@ def test_a_model_may_lie_at_home(
     assert there["weights_sha256"] == at_home["weights_sha256"]
 
 
-def test_a_generator_that_is_asked_for_the_impossible(exported: str) -> None:
+def test_impossible_options_for_a_generator_are_rejected(exported: str) -> None:
     with pytest.raises(UsageError, match="--guidance must be left out"):
         load_model(exported, guidance=2.0)
     with pytest.raises(UsageError, match="--num_steps must be at most 600"):
         load_model(exported, num_steps=601)
-    for resolution in (24, 33):  # of which diffusers' own pipeline takes the first
+    for resolution in (24, 33):  # diffusers' own pipeline accepts 24
         with pytest.raises(UsageError, match=f"--resolution: {resolution} pixels .* multiple of"):
             load_model(exported, resolution=resolution)
 

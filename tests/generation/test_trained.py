@@ -1,4 +1,4 @@
-"""A checkpoint's generator is the one that the run has exported, whole or with adapters."""
+"""The generator of a checkpoint equals the run's export, with and without adapters."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ LORA = "lora/pytorch_lora_weights.safetensors"
 def run(
     request: pytest.FixtureRequest, tiny_sd: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A finished run of two iterations."""
+    """Train a run of two iterations."""
     folder = tmp_path_factory.mktemp("trained")
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(f"a {i} b" for i in range(8)))
@@ -39,7 +39,9 @@ def run(
     return folder / "run"
 
 
-def test_it_is_the_exported_generator(run: Path, tiny_sd: str, tmp_path: Path) -> None:
+def test_the_checkpoints_generator_equals_the_export(
+    run: Path, tiny_sd: str, tmp_path: Path
+) -> None:
     found = load_trained(require_checkpoint(run))
     assert (found.t_init, found.num_steps) == (500, 1)
     assert found.record["config"]["model"]["teacher"] == tiny_sd
@@ -54,7 +56,7 @@ def test_it_is_the_exported_generator(run: Path, tiny_sd: str, tmp_path: Path) -
     assert all(torch.equal(again[name], value) for name, value in exported.items())
 
 
-def test_adapters_are_kept_apart_too(run: Path, tiny_sd: str, tmp_path: Path) -> None:
+def test_adapters_are_also_exported_separately(run: Path, tiny_sd: str, tmp_path: Path) -> None:
     found = load_trained(require_checkpoint(run))
     export(str(run), str(tmp_path / "out"))
     files = [folder / LORA for folder in (run / "generator", tmp_path / "out")]
@@ -87,7 +89,7 @@ def test_paths_name_a_file_or_a_run(run: Path, tmp_path: Path) -> None:
         find_checkpoint(tmp_path, "model")
 
 
-def test_what_it_cannot_be_is_said(run: Path, tiny_sd: str, tmp_path: Path) -> None:
+def test_unusable_checkpoints_are_rejected(run: Path, tiny_sd: str, tmp_path: Path) -> None:
     last = run / "checkpoints" / "last.ckpt"
 
     def refused(path: Path, option: str = "ckpt_path", teacher: str | None = None) -> str:

@@ -26,7 +26,7 @@ STEPS = 6
 
 
 class Iterations(L.Callback):
-    """Remembers which iterations ran."""
+    """Record which iterations ran."""
 
     def __init__(self) -> None:
         self.ran: list[int] = []
@@ -67,7 +67,7 @@ def fit(
 
 @pytest.fixture(scope="module")
 def run(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing has interrupted, with a checkpoint of every second iteration."""
+    """Train an uninterrupted run with a checkpoint every second iteration."""
     root = tmp_path_factory.mktemp("checkpoints") / "run"
     (root.parent / "prompts.txt").write_text("\n".join(PROMPTS))
     fit(small_sd, root, Checkpoint(every_n_steps=2, keep=-1))
@@ -82,7 +82,7 @@ def copied(run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def empty(run: Path, tmp_path: Path) -> Path:
-    """A run directory that is still to be made."""
+    """Return a run directory that does not exist yet."""
     shutil.copy(run.parent / "prompts.txt", tmp_path)
     return tmp_path / "run"
 
@@ -118,7 +118,7 @@ def warned(action: Callable[[], Any]) -> list[str]:
 @pytest.fixture
 def command(small_sd: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(sys, "argv", ["sid_lsg"])
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # the command line sets it; put it back afterwards
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # the command line sets it; monkeypatch restores it
     monkeypatch.chdir(tmp_path)
     shutil.copy(run.parent / "prompts.txt", tmp_path)
     options = {
@@ -149,7 +149,7 @@ def refused(command: list[str], capsys: pytest.CaptureFixture[str], *more: str) 
 
 
 def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
-    """Edit what is in a checkpoint."""
+    """Edit the content of a checkpoint."""
     found = load(path)
     edit(found)
     path.unlink()
@@ -158,7 +158,7 @@ def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """Let no file grow beyond half of a checkpoint."""
+    """Limit files to half the size of a checkpoint."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, limits[1]))
     try:
@@ -169,7 +169,7 @@ def full_disk() -> Iterator[None]:
 
 @pytest.fixture
 def no_room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return a function that makes the disk full whenever these iterations are saved."""
+    """Return a function that makes the disk full when the given iterations are saved."""
     save = SafeCheckpointIO.save_checkpoint
 
     def at(*iterations: int) -> None:

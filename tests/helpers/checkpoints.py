@@ -1,4 +1,4 @@
-"""Look at checkpoints as the code that opens them does."""
+"""Inspect checkpoints with the code that opens them."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from sid_lsg.messages.errors import UsageError
 
 
 def damage(path: Path) -> str:
-    """Return what is wrong with a checkpoint, as the end of a sentence; "" for nothing."""
+    """Return what is wrong with a checkpoint, as the end of a sentence; "" if it is intact."""
     try:
         open_checkpoint(path, remedy="")
     except UsageError as error:
@@ -17,11 +17,11 @@ def damage(path: Path) -> str:
 
 
 def opened(path: Path) -> dict[str, Any]:
-    """Return what a whole checkpoint holds."""
+    """Return the content of an intact checkpoint."""
     return open_checkpoint(path).content
 
 
 def newest_path(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the path of the newest whole checkpoint, and what is wrong with newer ones."""
+    """Return the path of the newest intact checkpoint, and what is wrong with newer ones."""
     found = newest(folder)
     return (found.path, [*found.passed_over]) if found else (None, [])

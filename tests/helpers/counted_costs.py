@@ -1,4 +1,4 @@
-"""Count what PyTorch allocates; the guidance scales of the counted runs."""
+"""Record PyTorch's allocations, and define the guidance scales of the recorded runs."""
 
 import gc
 import itertools
@@ -15,7 +15,7 @@ GUIDED = Kappas(1.5, 1.5, 1.5, 1.5)
 @contextmanager
 def allocations() -> Any:
     """Record the peak and the remaining bytes of PyTorch's CPU allocator."""
-    gc.collect()  # else what earlier tests left may be freed meanwhile, which lowers the peak
+    gc.collect()  # garbage freed during the record would lower the peak
     found: dict[str, int] = {}
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         yield found

@@ -1,7 +1,7 @@
-"""A second family of teachers, as small as it can be and as unlike Stable Diffusion.
+"""A second family of teachers, as small and as different from Stable Diffusion as possible.
 
-A transformer in name, two text inputs, latents of two channels, flow matching with real times, no
-VAE, no tokenizer, and zeros in place of the empty prompt. Everything that a family needs is here.
+It has a transformer, two text inputs, latents of two channels, flow matching with real times, no
+VAE and no tokenizer, and zeros as null conditioning. This file has all that a family needs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ LENGTH, WIDTH, POOLED, CHANNELS, FACTOR = 6, 8, 4, 2, 2
 
 
 class FakeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
-    """Two convolutions, told of the time and of both texts."""
+    """Two convolutions, conditioned on the time and on both texts."""
 
     @register_to_config
     def __init__(self, sample_size: int = 8) -> None:
@@ -57,7 +57,7 @@ class FakeTextEncoder(ModelMixin, ConfigMixin):
 
 
 class FakePipeline(DiffusionPipeline):
-    """Samples as a pipeline of diffusers does, without guidance."""
+    """A diffusers pipeline that samples without guidance."""
 
     def __init__(self, transformer: Any, text_encoder: Any, scheduler: Any) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class FakePipeline(DiffusionPipeline):
 
 
 def tokenize(prompts: Sequence[str]) -> Tokens:
-    """Turn prompts into two tensors: their first bytes [B, L], and how many those are [B]."""
+    """Return the prompts' first bytes [B, L] and their numbers [B]."""
     cut = [prompt.encode()[:LENGTH] for prompt in prompts]
     return {
         "bytes": torch.tensor([list(text.ljust(LENGTH, b"\0")) for text in cut]),
@@ -101,7 +101,7 @@ def encode(text_encoder: Any, tokens: Tokens) -> Conditioning:
 
 
 class FakeFamily(Teacher):
-    """The family."""
+    """A family with a transformer, flow matching and no VAE."""
 
     network_name = "transformer"
     pipeline_options: Mapping[str, Any] = {}
@@ -161,7 +161,7 @@ class FakeFamily(Teacher):
         return encode(self.text_encoder, tokens)
 
     def encode_null(self) -> Conditioning:
-        """Return zeros, which no prompt gives."""
+        """Return zeros as null conditioning."""
         condition = self.encode_prompts([""])
         return {name: torch.zeros_like(value) for name, value in condition.items()}
 

@@ -34,7 +34,7 @@ class FlowSchedule(Schedule):
         return torch.ones_like(t)
 
     def draw_times(self, bits: Tensor, tmin: int, tmax: int) -> Tensor:
-        """Draw t = sigmoid(log 2 + 1.6 n), whatever the range for integers."""
+        """Draw t = sigmoid(log 2 + 1.6 n), independent of the integer range."""
         return torch.sigmoid(math.log(2) + 1.6 * normal(bits)[:, 0])
 
     def generator_times(self, t_init: int, num_steps: int) -> list[float]:

@@ -19,12 +19,12 @@ LOSS = 4e-7 * OTHER_PROCESSOR  # of the sum over elements of the loss's magnitud
 GRADIENT = 1e-5 * OTHER_PROCESSOR  # relative L2 per tensor
 LOSS_FAKE_TRAJECTORY = 2e-7 * OTHER_PROCESSOR  # relative L2 over iterations
 LOSS_G_TRAJECTORY = 4e-5 * OTHER_PROCESSOR  # relative, each iteration
-MOVED = 1.5e-4 * OTHER_PROCESSOR  # of the distance moved, relative L2
+MOVED = 1.5e-4 * OTHER_PROCESSOR  # L2 relative to the distance moved
 
 
 @dataclass
 class Golden:
-    """A folder of recorded numbers; missing pipelines, weights and inputs are the repository's."""
+    """A folder of recorded numbers; pipelines, weights and inputs default to the repository's."""
 
     root: Path
     index: dict[str, Any] = field(init=False)

@@ -1,6 +1,6 @@
-"""A training trajectory in float64, written from METHOD.md alone: nothing of the project is used.
+"""A training trajectory in float64, written only from METHOD.md, without code of the project.
 
-It serves as a recorded case where the official code has recorded none: a run that starts from
+It serves as a recorded case that the official code has not recorded: a run that starts from
 perturbed weights, after some images have been seen.
 """
 
@@ -77,7 +77,7 @@ class Trajectory:
         return float(torch.stack([g.norm() for g in gradients]).norm())
 
     def iteration(self, given: dict[str, Tensor], fake: list[str], g: list[str]) -> dict[str, Any]:
-        """Train on the prompts, fake score first; return what is recorded."""
+        """Train on the prompts, fake score first; return the recorded numbers."""
         entry, size = self.entry, len(g)
         kappa_1, kappa_2, kappa_3, kappa_4 = entry["kappas"]
         for network, other in (self.networks, self.networks[::-1]):
@@ -128,7 +128,7 @@ def record(golden: Path, folder: Path, name: str, **options: Any) -> None:
         golden: The recorded numbers: a pipeline, weights, prompts and random numbers.
         folder: Where to write index.json and the trajectory.
         name: The trajectory's name.
-        options: What differs from the recorded trajectory.
+        options: The values that differ from the recorded trajectory.
     """
     index = json.loads((golden / "index.json").read_text())
     entry = index["files"]["trajA_rounds1.safetensors"]

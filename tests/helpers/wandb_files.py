@@ -30,7 +30,7 @@ def parsed(data: bytes) -> list[Record]:
         )
         position += 7 + length
         parts += data[position - length : position]
-        if kind in (1, 4):  # a whole record, or its last part
+        if kind in (1, 4):  # a complete record, or its last part
             found.append(Record.FromString(parts))
             parts = b""
     return found

@@ -1,4 +1,4 @@
-"""What is logged to the CSV file, Weights & Biases and TensorBoard."""
+"""Logging to a CSV file, Weights & Biases and TensorBoard."""
 
 import csv
 import errno

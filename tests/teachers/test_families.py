@@ -1,4 +1,4 @@
-"""Which family a model belongs to, and that a second family takes part in everything."""
+"""Families are found by a model's index, and a second family works in every command."""
 
 import json
 import re
@@ -44,7 +44,7 @@ SEEDS = [3, 0, 7, 1]
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one line that a family needs outside its file."""
+    """Register the fake family with the one line that a family needs outside its file."""
     monkeypatch.setitem(families.FAMILIES, "FakePipeline", REGISTERED)
 
 
@@ -90,7 +90,7 @@ def fit(fake: str, root: Path, steps: int, *more: str) -> None:
 
 @pytest.fixture(scope="module")
 def run(fake: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two iterations, with an image grid, scores and an export."""
+    """Train a run of two iterations, with image grids, scores and an export."""
     root = tmp_path_factory.mktemp("run") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(families.FAMILIES, "FakePipeline", REGISTERED)
@@ -105,7 +105,7 @@ def weights(root: Path) -> dict[str, Tensor]:
 # ---------------------------------------------------------------------- a second family
 
 
-def test_it_is_trained(fake: str, run: Path) -> None:
+def test_the_family_is_trained(fake: str, run: Path) -> None:
     before = families.load(fake).network.state_dict()
     after = weights(run)
     assert after.keys() == before.keys()
@@ -117,8 +117,8 @@ def test_it_is_trained(fake: str, run: Path) -> None:
     assert (run / "comparison.png").is_file()
 
 
-def test_it_is_resumed(fake: str, run: Path, tmp_path: Path) -> None:
-    """One iteration and a second one from its checkpoint are two iterations, to the bit."""
+def test_the_family_is_resumed(fake: str, run: Path, tmp_path: Path) -> None:
+    """One iteration and a second one from its checkpoint equal two iterations bitwise."""
     fit(fake, tmp_path / "run", 1)
     assert not torch.equal(
         weights(tmp_path / "run")["conv_out.weight"], weights(run)["conv_out.weight"]
@@ -133,7 +133,7 @@ def latents(pipeline: FakePipeline, num_steps: int) -> Tensor:
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
-def test_its_export_is_a_pipeline_that_samples_the_same(
+def test_the_export_is_a_pipeline_with_the_same_samples(
     run: Path, tmp_path: Path, num_steps: int
 ) -> None:
     folder = tmp_path / "exported"
@@ -150,11 +150,12 @@ def test_its_export_is_a_pipeline_that_samples_the_same(
     torch.testing.assert_close(latents(stock, num_steps), ours, rtol=0, atol=1e-5)
     card = (folder / "README.md").read_text()
     assert "flow_prediction prediction" in card
-    assert f"num_inference_steps={num_steps},\n    generator" in card  # its options, none
+    # the family has no pipeline options
+    assert f"num_inference_steps={num_steps},\n    generator" in card
     assert "trust_remote_code=True" in card
 
 
-def test_its_network_is_exported_alone(run: Path, tmp_path: Path) -> None:
+def test_only_the_network_can_be_exported(run: Path, tmp_path: Path) -> None:
     export(str(run), str(tmp_path / "out"), format="network", license="mit")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "README.md", "scheduler", "transformer",
@@ -166,8 +167,7 @@ def test_its_network_is_exported_alone(run: Path, tmp_path: Path) -> None:
         export(str(run), str(tmp_path / "onnx"), format="onnx", license="mit")
 
 
-def test_it_is_opened_again(run: Path, tmp_path: Path) -> None:
-    """From the run's export, from its checkpoint, and as a teacher."""
+def test_the_run_is_opened_from_export_and_checkpoint(run: Path, tmp_path: Path) -> None:
     own = load_model(str(run / "generator"))
     assert (own.about["t_init"], own.about["num_steps"]) == (999, 2)
     images = own.sample(PROMPTS, SEEDS)
@@ -185,7 +185,7 @@ def test_it_is_opened_again(run: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "images").glob("*.png"))) >= 4
 
 
-def test_its_teacher_is_sampled(fake: str) -> None:
+def test_the_familys_teacher_is_sampled(fake: str) -> None:
     assert exported(families.load(fake).scheduler_config) is None
     model = load_model(fake, "ddim", num_steps=3, guidance=2.0)
     assert model.sample(PROMPTS, SEEDS).shape == (4, 3, 16, 16)
@@ -193,7 +193,7 @@ def test_its_teacher_is_sampled(fake: str) -> None:
     assert model.cut_off("a long prompt") == ""
 
 
-def test_it_is_scored(run: Path, tmp_path: Path) -> None:
+def test_the_family_is_evaluated(run: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     evaluate(
         str(run), prompts=str(tmp_path / "prompts.txt"), num_images=4, output=str(tmp_path / "out"),
@@ -203,7 +203,7 @@ def test_it_is_scored(run: Path, tmp_path: Path) -> None:
     assert "clip_score_fast_4" in report["scores"]
 
 
-def test_a_run_starts_from_its_network(fake: str, run: Path, tmp_path: Path) -> None:
+def test_a_run_starts_from_the_familys_networks(fake: str, run: Path, tmp_path: Path) -> None:
     options = [f"--model.init.generator={run / 'generator'}"]
     options += [f"--model.init.fake_score={run / 'generator' / 'transformer'}"]
     options += ["--model.lora.generator.rank=2", "--model.lora.generator.targets=[to_q]"]
@@ -216,7 +216,7 @@ def test_a_run_starts_from_its_network(fake: str, run: Path, tmp_path: Path) -> 
     assert {name.split(".")[0] for name in load_file(file)} == {"transformer"}
 
 
-def test_what_does_not_fit_it_is_refused(fake: str, tmp_path: Path) -> None:
+def test_networks_and_options_that_do_not_fit_are_rejected(fake: str, tmp_path: Path) -> None:
     teacher = families.load(fake)
     wide = FakeTransformer()
     wide.conv_in = torch.nn.Conv2d(3, 8, 3)
@@ -229,7 +229,7 @@ def test_what_does_not_fit_it_is_refused(fake: str, tmp_path: Path) -> None:
         checkpoint_gradients({"teacher": teacher.network}, ["teacher"])
 
 
-def test_its_costs_are_counted(fake: str) -> None:
+def test_the_familys_costs_are_estimated(fake: str) -> None:
     found = estimate(["--model.teacher", fake, "--data.batch_size", "4"])
     assert found["latents"] == [2, 8, 8]
     assert found["standing_gib"]["teacher"] > 0
@@ -240,13 +240,13 @@ def test_its_costs_are_counted(fake: str) -> None:
 # ---------------------------------------------------------------------- choosing a family
 
 
-def test_the_index_chooses(fake: str, tiny_sd: str, tmp_path: Path) -> None:
+def test_the_index_decides_the_family(fake: str, tiny_sd: str, tmp_path: Path) -> None:
     assert families.family_of(fake, "teacher") is FakeFamily
     assert families.family_of(tiny_sd, "teacher") is StableDiffusion
     copied = Path(shutil.copytree(tiny_sd, tmp_path / "copied"))
     (copied / "model_index.json").unlink()
     assert isinstance(families.load(str(copied)), StableDiffusion)
-    # A pipeline of another name with the same parts, such as those that edit images.
+    # A pipeline with another name and the same parts, such as one that edits images.
     (copied / "model_index.json").write_text('{"_class_name": "SomePipeline"}')
     assert isinstance(families.load(str(copied)), StableDiffusion)
     (copied / "unet").rename(copied / "transformer")
@@ -255,7 +255,7 @@ def test_the_index_chooses(fake: str, tiny_sd: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', '{"_class_name": 1}', "\udcff"])
-def test_an_index_that_names_no_pipeline(tmp_path: Path, content: str) -> None:
+def test_an_index_without_a_pipeline_name_is_rejected(tmp_path: Path, content: str) -> None:
     (tmp_path / "model_index.json").write_text(content, errors="surrogateescape")
     with pytest.raises(UsageError, match=r"--model.teacher: .*json' does not name a pipeline"):
         families.load(str(tmp_path))
@@ -268,7 +268,7 @@ def test_an_index_that_names_no_pipeline(tmp_path: Path, content: str) -> None:
         (["transformer"], r"it lacks unet \(OtherPipeline\)"),
     ],
 )
-def test_a_foreign_model_on_the_hub_is_refused_before_its_weights_are_fetched(
+def test_a_foreign_model_on_the_hub_is_rejected_before_its_weights_are_downloaded(
     index: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = ("vae", "text_encoder", "tokenizer", "scheduler", *index)
@@ -285,7 +285,7 @@ def test_a_foreign_model_on_the_hub_is_refused_before_its_weights_are_fetched(
         families.load("owner/name", "main")
 
 
-def test_an_architecture_is_of_a_family() -> None:
+def test_an_architecture_belongs_to_a_family() -> None:
     teacher = families.load("architecture:sd15-small", resolution=64)
     assert isinstance(teacher, StableDiffusion)
     assert teacher.latent_shape == (4, 8, 8)
@@ -293,7 +293,7 @@ def test_an_architecture_is_of_a_family() -> None:
         families.load("architecture:sd9", option="base")
 
 
-def test_a_family_is_imported_when_it_is_chosen() -> None:
+def test_a_family_is_imported_only_when_it_is_chosen() -> None:
     code = (
         "import sys, sid_lsg.teachers.families\n"
         "assert not {'diffusers', 'transformers', 'lightning'} & set(sys.modules)"
@@ -301,10 +301,10 @@ def test_a_family_is_imported_when_it_is_chosen() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
-def test_one_file_knows_the_families() -> None:
-    """No other wing names a family's module, or its network."""
+def test_only_one_file_knows_the_families() -> None:
+    """No other wing names a family's module or its network."""
     package = Path(families.__file__).parents[1]
-    # What the demo is made of, and the official code's own files, are Stable Diffusion.
+    # The demo and the official code's files are themselves Stable Diffusion.
     others = {"teachers", "demo", "official"}
     for path in package.rglob("*.py"):
         if path.relative_to(package).parts[0] in others:

@@ -1,4 +1,4 @@
-"""A teacher from a folder: what it computes, and what is refused with which words."""
+"""A Stable Diffusion teacher from a folder: its outputs, and the errors for unusable folders."""
 
 import json
 import pickle
@@ -46,7 +46,7 @@ def teacher(tiny_sd: str) -> StableDiffusion:
 
 @pytest.fixture
 def folder(tiny_sd: str, tmp_path: Path) -> Path:
-    """A copy of the teacher's folder, to be spoilt."""
+    """Return a copy of the teacher's folder that a test may damage."""
     return Path(shutil.copytree(tiny_sd, tmp_path / "model"))
 
 
@@ -97,7 +97,7 @@ def refusal(model: str | Path, **options: Any) -> str:
 # ---------------------------------------------------------------------- loading
 
 
-def test_a_folder_becomes_networks_and_a_schedule(teacher: StableDiffusion, tiny_sd: str) -> None:
+def test_a_folder_gives_networks_and_a_schedule(teacher: StableDiffusion, tiny_sd: str) -> None:
     assert teacher.latent_shape == (4, 8, 8)
     assert teacher.schedule.prediction_type == "epsilon"
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
@@ -127,10 +127,10 @@ def test_half_precision_files_load_as_float32(folder: Path) -> None:
     assert {p.dtype for p in teacher.parameters()} == {torch.float32}
 
 
-def test_files_with_the_names_of_the_first_releases_load(
+def test_files_with_the_names_of_early_releases_load(
     folder: Path, teacher: StableDiffusion
 ) -> None:
-    """As Stable Diffusion 1.5's: other names in the VAE, a prefix in the text encoder."""
+    """As in Stable Diffusion 1.5: other names in the VAE, a prefix in the text encoder."""
     names = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
     path = folder / "vae" / WEIGHTS["vae"]
     weights = load_file(path)
@@ -154,12 +154,12 @@ def test_files_with_the_names_of_the_first_releases_load(
     assert torch.equal(ours["encoder_hidden_states"], theirs["encoder_hidden_states"])
 
 
-def test_the_scheduler_says_what_is_predicted_and_subfolders_say_where_it_is(tiny_sd: str) -> None:
+def test_subfolders_can_select_a_v_prediction_scheduler(tiny_sd: str) -> None:
     teacher = StableDiffusion.from_pretrained(tiny_sd, subfolders=V_SCHEDULER)
     assert teacher.schedule.prediction_type == "v_prediction"
 
 
-def test_a_part_may_lie_in_a_subfolder_of_another_name(folder: Path) -> None:
+def test_a_part_may_be_in_a_subfolder_of_another_name(folder: Path) -> None:
     (folder / "unet").rename(folder / "unet_ema")
     teacher = StableDiffusion.from_pretrained(str(folder), subfolders={"unet": "unet_ema"})
     stored = load_file(folder / "unet_ema" / WEIGHTS["unet"])
@@ -175,7 +175,7 @@ def test_a_package_path_starts_at_the_package(
     assert StableDiffusion.from_pretrained("package:demo/tiny").latent_shape == (4, 8, 8)
 
 
-def test_a_variant_is_the_one_that_loads(folder: Path) -> None:
+def test_the_variant_is_loaded(folder: Path) -> None:
     for part, name in WEIGHTS.items():
         zero = {key: value * 0 for key, value in load_file(folder / part / name).items()}
         save_file(zero, folder / part / name.replace(".safe", ".fp16.safe"), {"format": "pt"})
@@ -183,26 +183,26 @@ def test_a_variant_is_the_one_that_loads(folder: Path) -> None:
     assert not any(p.any() for p in teacher.parameters())
 
 
-def test_a_default_device_makes_no_difference(tiny_sd: str) -> None:
-    with torch.device("meta"):  # the benchmark makes its module on a GPU
+def test_the_default_device_is_ignored(tiny_sd: str) -> None:
+    with torch.device("meta"):  # the benchmark creates its module on a GPU
         teacher = StableDiffusion.from_pretrained(tiny_sd)
     assert {t.device.type for t in (*teacher.parameters(), *teacher.buffers())} == {"cpu"}
 
 
-def test_frozen_and_in_evaluation_mode_for_good(tiny_sd: str) -> None:
+def test_the_teacher_stays_frozen_and_in_eval_mode(tiny_sd: str) -> None:
     teacher = StableDiffusion.from_pretrained(tiny_sd)
-    around = nn.ModuleList([teacher])  # as the LightningModule holds it
+    around = nn.ModuleList([teacher])  # as in the LightningModule
     around.train()
     assert around.training
     assert not any(module.training for module in teacher.modules())
     assert not any(p.requires_grad for p in teacher.parameters())
 
 
-# ---------------------------------------------------------------------- computing
+# ---------------------------------------------------------------------- predictions
 
 
-def test_prompts_become_the_last_hidden_states(teacher: StableDiffusion) -> None:
-    words = "a cat and a dog " * 40  # more than 77 tokens: cut
+def test_prompts_are_encoded_to_last_hidden_states(teacher: StableDiffusion) -> None:
+    words = "a cat and a dog " * 40  # more than 77 tokens: truncated
     condition = teacher.encode_prompts(["a red cat", words])
     (embeddings,) = condition.values()
     assert list(condition) == ["encoder_hidden_states"]
@@ -224,7 +224,7 @@ def guided(
 
 
 @pytest.mark.parametrize("kappas", [[1], [1.0, 1]])
-def test_without_guidance_one_call_of_the_batch(
+def test_without_guidance_the_network_is_called_once(
     teacher: StableDiffusion, inputs: Inputs, kappas: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, (x_t, t, condition) = teacher.network, inputs
@@ -237,7 +237,7 @@ def test_without_guidance_one_call_of_the_batch(
 
 
 @pytest.mark.parametrize("kappas", [[3], [1, 2.5], [0.5, 0], [4.5, 4.5]])
-def test_with_guidance_one_call_of_the_doubled_batch(
+def test_with_guidance_the_network_is_called_once_with_a_doubled_batch(
     teacher: StableDiffusion, inputs: Inputs, kappas: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, (x_t, t, condition) = teacher.network, inputs
@@ -290,7 +290,7 @@ def test_the_null_prompt_is_encoded_once(tiny_sd: str, monkeypatch: pytest.Monke
     assert calls == [1]
 
 
-def test_decoding_undoes_the_scaling_and_does_not_clip(teacher: StableDiffusion) -> None:
+def test_decoding_reverses_the_scaling_without_clipping(teacher: StableDiffusion) -> None:
     latents = 30 * torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     images = teacher.decode(latents)
     assert images.shape == (2, 3, 64, 64)
@@ -302,7 +302,7 @@ def test_decoding_undoes_the_scaling_and_does_not_clip(teacher: StableDiffusion)
 
 @pytest.mark.parametrize("subfolders", [None, V_SCHEDULER], ids=["epsilon", "v"])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_the_teacher_samples_by_ddim(
+def test_the_teacher_samples_with_ddim(
     tiny_sd: str, subfolders: dict[str, str] | None, guidance: float
 ) -> None:
     teacher = StableDiffusion.from_pretrained(tiny_sd, subfolders=subfolders)
@@ -322,8 +322,8 @@ def test_the_teacher_samples_by_ddim(
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_teachers_products_alone_are_in_16_bits(tiny_sd: str) -> None:
-    """Prompts are encoded for its pictures as they are for the generator's."""
+def test_bf16_weights_do_not_change_the_prompt_encodings(tiny_sd: str) -> None:
+    """The teacher's samples use the same encodings as the generator's."""
     teacher = StableDiffusion.from_pretrained(tiny_sd)
     expected = torch.cat(
         [teacher.encode_prompts([text])["encoder_hidden_states"] for text in ("", "a cat")]
@@ -340,8 +340,8 @@ def test_the_teachers_products_alone_are_in_16_bits(tiny_sd: str) -> None:
     assert all(torch.equal(states, expected) for states in seen)
 
 
-def test_pictures_of_the_teacher_leave_the_trainings_empty_prompt_alone(tiny_sd: str) -> None:
-    """Which is encoded in mixed precision, whatever was sampled before."""
+def test_sampling_does_not_change_the_null_prompt_of_the_training(tiny_sd: str) -> None:
+    """The null prompt is encoded in mixed precision, whatever was sampled before."""
     found = []
     for sampled in (False, True):
         teacher = StableDiffusion.from_pretrained(tiny_sd)
@@ -366,32 +366,30 @@ def test_a_resolution_sets_the_size_of_latents_and_images(
     assert images.shape == (1, 3, resolution, resolution)
 
 
-def test_a_network_for_oblong_images_keeps_its_size(folder: Path) -> None:
+def test_a_network_for_non_square_images_keeps_its_size(folder: Path) -> None:
     edit(folder / "unet" / "config.json", sample_size=[8, 16])
     assert StableDiffusion.from_pretrained(str(folder)).latent_shape == (4, 8, 16)
 
 
 @pytest.mark.parametrize("resolution", [100, 8, 0, -64, 72])
-def test_a_resolution_that_the_networks_cannot_halve_is_refused(
-    tiny_sd: str, resolution: int
-) -> None:
+def test_an_unusable_resolution_is_rejected(tiny_sd: str, resolution: int) -> None:
     message = refusal(tiny_sd, resolution=resolution)
     assert message.startswith(f"--model.resolution: {resolution} pixels")
     assert "multiple of 16" in message
     assert refusal(tiny_sd, resolution=resolution, option="model").startswith("--resolution: ")
 
 
-def test_a_network_that_does_not_say_its_size_needs_a_resolution(folder: Path) -> None:
+def test_a_network_without_a_size_needs_a_resolution(folder: Path) -> None:
     edit(folder / "unet" / "config.json", sample_size=None)
     assert StableDiffusion.from_pretrained(str(folder), resolution=32).latent_shape == (4, 4, 4)
     assert "--model.resolution" in refusal(folder)
 
 
-# ---------------------------------------------------------------------- refusals
+# ---------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize("model", ["no/such/folder", "./nothing", "nothing", "~/no/such", "/nope"])
-def test_a_folder_that_does_not_exist(
+def test_a_missing_folder_is_rejected(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -401,14 +399,14 @@ def test_a_folder_that_does_not_exist(
     assert "Give a diffusers folder" in message
 
 
-def test_a_package_folder_that_does_not_exist() -> None:
+def test_a_missing_package_folder_is_rejected() -> None:
     message = refusal("package:demo/no_such_teacher")
     assert message.startswith("--model.teacher: there is no folder")
     assert str(Path(sid_lsg.__file__).parent / "demo" / "no_such_teacher") in message
 
 
 @pytest.mark.usefixtures("offline")
-def test_a_hub_id_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_id_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     message = refusal("nobody/no-such-model", revision="main")
     assert message.startswith("--model.teacher: could not load the unet of 'nobody/no-such-model'")
@@ -416,7 +414,7 @@ def test_a_hub_id_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("part", COMPONENTS)
-def test_a_folder_without_a_part(folder: Path, part: str) -> None:
+def test_a_folder_without_a_part_is_rejected(folder: Path, part: str) -> None:
     shutil.rmtree(folder / part)
     message = refusal(folder)
     assert message.startswith("--model.teacher: ")
@@ -426,7 +424,7 @@ def test_a_folder_without_a_part(folder: Path, part: str) -> None:
 
 
 @pytest.mark.parametrize("foreign", ["text_encoder_2", "transformer"])
-def test_a_model_of_another_family(folder: Path, foreign: str) -> None:
+def test_a_model_of_another_family_is_rejected(folder: Path, foreign: str) -> None:
     (folder / foreign).mkdir()
     edit(folder / "model_index.json", _class_name="StableDiffusionXLPipeline")
     message = refusal(folder)
@@ -435,7 +433,7 @@ def test_a_model_of_another_family(folder: Path, foreign: str) -> None:
     assert LAYOUT in message
 
 
-def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
+def test_a_single_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     message = refusal(tmp_path / "model.safetensors")
     assert message.startswith(f"--model.teacher: '{tmp_path}/model.safetensors' is a file.")
@@ -443,20 +441,20 @@ def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
     assert "StableDiffusionPipeline.from_single_file(" in message
 
 
-def test_an_unknown_part_in_the_subfolders(tiny_sd: str) -> None:
+def test_an_unknown_part_in_subfolders_is_rejected(tiny_sd: str) -> None:
     message = refusal(tiny_sd, subfolders={"unett": "unet_ema"})
     assert message.startswith("--model.loading.subfolders: 'unett' is not a part")
     assert LAYOUT in message
 
 
-def test_a_subfolder_that_does_not_exist(tiny_sd: str) -> None:
+def test_a_missing_subfolder_is_rejected(tiny_sd: str) -> None:
     message = refusal(tiny_sd, subfolders={"unet": "unet_ema"})
     assert "it lacks unet" in message
     assert "--model.loading.subfolders" in message
 
 
 def replace_unet(folder: Path, **config: Any) -> None:
-    """Put a random UNet with another configuration in the place of the folder's."""
+    """Replace the folder's UNet with a random one of another configuration."""
     changed = UNet2DConditionModel.load_config(folder / "unet") | config
     UNet2DConditionModel.from_config(changed).save_pretrained(folder / "unet")
 
@@ -478,7 +476,7 @@ def replace_prediction(folder: Path) -> None:
     ],
     ids=["inpainting", "cross-attention", "class embedding", "sample prediction"],
 )
-def test_parts_that_do_not_make_a_stable_diffusion(
+def test_parts_that_do_not_fit_together_are_rejected(
     folder: Path, spoil: Callable[[Path], None], found: str
 ) -> None:
     spoil(folder)
@@ -501,7 +499,7 @@ def test_pickled_weights_are_never_opened(folder: Path, part: str, tmp_path: Pat
 
 @pytest.mark.parametrize("part", WEIGHTS)
 @pytest.mark.parametrize("found", ["a Git LFS pointer", "half a file"])
-def test_weights_that_are_not_all_there(folder: Path, part: str, found: str) -> None:
+def test_incomplete_weights_are_rejected(folder: Path, part: str, found: str) -> None:
     path = folder / part / WEIGHTS[part]
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0a1b2c\nsize 835584\n"
     path.write_bytes(pointer if found == "a Git LFS pointer" else path.read_bytes()[:10_000])
@@ -520,18 +518,18 @@ def test_a_missing_weight_is_rejected(folder: Path, part: str) -> None:
 @pytest.mark.parametrize(
     "path", ["model_index.json", "text_encoder/config.json", "scheduler/scheduler_config.json"]
 )
-def test_a_malformed_json_file(folder: Path, path: str) -> None:
+def test_a_malformed_json_file_is_rejected(folder: Path, path: str) -> None:
     (folder / path).write_text("{")
     assert refusal(folder).startswith("--model.teacher: ")
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
-def test_a_tokenizer_without_its_words(folder: Path, name: str) -> None:
+def test_an_incomplete_tokenizer_is_rejected(folder: Path, name: str) -> None:
     (folder / "tokenizer" / name).unlink()
     assert refusal(folder).startswith("--model.teacher: could not load the tokenizer of")
 
 
-def test_a_variant_that_is_not_there(tiny_sd: str) -> None:
+def test_a_missing_variant_is_rejected(tiny_sd: str) -> None:
     message = refusal(tiny_sd, variant="fp16")
     assert message.startswith("--model.teacher: could not load the unet of")
     assert "fp16" in message

@@ -1,4 +1,4 @@
-"""What a prompt loses is what the text encoder does not see."""
+"""The part of a prompt that is reported as cut off is what the text encoder does not receive."""
 
 import pytest
 from transformers import CLIPTokenizer
@@ -17,13 +17,13 @@ def ids(tokenizer: CLIPTokenizer, text: str) -> list[int]:
     return tokenizer(text, padding="max_length", truncation=True).input_ids
 
 
-def test_what_fits_loses_nothing(tokenizer: CLIPTokenizer) -> None:
+def test_a_prompt_that_fits_is_not_cut_off(tokenizer: CLIPTokenizer) -> None:
     for prompt in ("", "a cat", "a " * (tokenizer.model_max_length - 2)):
         assert cut_off(tokenizer, prompt) == ""
 
 
 @pytest.mark.parametrize("end", ["the END", "Größe  &  mehr!", "x"])
-def test_what_is_cut_off_makes_no_difference_and_what_is_kept_does(
+def test_only_the_kept_part_of_a_prompt_changes_its_tokens(
     tokenizer: CLIPTokenizer, end: str
 ) -> None:
     words = [f"a{i % 7} red," for i in range(60)]
@@ -32,7 +32,7 @@ def test_what_is_cut_off_makes_no_difference_and_what_is_kept_does(
     assert lost
     assert prompt.endswith(lost)
     kept = prompt.removesuffix(lost)
-    assert ids(tokenizer, kept)[:-2] == ids(tokenizer, prompt)[:-2]  # it may end within a word
+    assert ids(tokenizer, kept)[:-2] == ids(tokenizer, prompt)[:-2]  # the cut may be within a word
     first = lost.split()[0]
     assert ids(tokenizer, f"{kept}{first} other words") == ids(tokenizer, prompt)
     assert ids(tokenizer, kept.strip()[:-1]) != ids(tokenizer, prompt)

@@ -1,4 +1,4 @@
-"""Named architectures are those of the published models, and outlines those of a folder's model."""
+"""Untrained teachers: named architectures, and outlines of a folder's model."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def numbers(module: torch.nn.Module) -> int:
     ("name", "unet", "text"),
     [("sd15", 859_520_964, 123_060_480), ("sd21", 865_910_724, 340_387_840)],
 )
-def test_the_published_models_have_as_many_parameters(name: str, unet: int, text: int) -> None:
+def test_architectures_have_the_published_parameter_counts(name: str, unet: int, text: int) -> None:
     teacher = StableDiffusion.build(name, "meta")
     assert numbers(teacher.network) == unet
     assert numbers(teacher.vae) == 83_653_863
@@ -27,13 +27,13 @@ def test_the_published_models_have_as_many_parameters(name: str, unet: int, text
     assert {t.device.type for t in (*teacher.parameters(), *teacher.buffers())} == {"meta"}
 
 
-def test_the_small_one_has_the_same_blocks() -> None:
+def test_the_small_architecture_has_the_same_blocks() -> None:
     small, full = (StableDiffusion.build(name, "meta") for name in ("sd15-small", "sd15"))
     assert small.state_dict().keys() == full.state_dict().keys()
     assert 50 < numbers(full.network) / numbers(small.network) < 150
 
 
-def test_random_weights_compute_sane_numbers() -> None:
+def test_random_weights_give_plausible_outputs() -> None:
     before = torch.get_rng_state()
     teacher = StableDiffusion.build("sd15-small", resolution=64)
     assert torch.equal(torch.get_rng_state(), before)
@@ -49,7 +49,7 @@ def test_random_weights_compute_sane_numbers() -> None:
     assert 0.1 < teacher.decode(eps).std() < 10
 
 
-def test_a_seed_decides_the_weights() -> None:
+def test_the_seed_determines_the_weights() -> None:
     def weight(seed: int) -> torch.Tensor:
         return StableDiffusion.build("sd15-small", seed=seed).network.conv_in.weight
 
@@ -58,14 +58,14 @@ def test_a_seed_decides_the_weights() -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_tokenizer_has_only_ids_that_the_text_encoder_knows(name: str) -> None:
+def test_the_text_encoder_knows_every_token_of_the_tokenizer(name: str) -> None:
     teacher = StableDiffusion.build(name, "meta")
     tokens = teacher.text.tokenizer(["a cat, ß 猫 🐈"], padding="max_length")["input_ids"][0]
     assert len(tokens) == 77
     assert len(teacher.text.tokenizer) <= teacher.text.text_encoder.config.vocab_size
 
 
-def test_an_outline_is_of_the_folders_model(tiny_sd: str) -> None:
+def test_an_outline_matches_the_folders_model(tiny_sd: str) -> None:
     def shapes(teacher: StableDiffusion) -> dict[str, tuple[torch.Size, torch.dtype]]:
         return {name: (t.shape, t.dtype) for name, t in teacher.state_dict().items()}
 
@@ -87,6 +87,6 @@ def test_known_models_need_no_download() -> None:
 
 
 @pytest.mark.parametrize("model", ["architecture:sd3", "./nowhere"])
-def test_an_unknown_model_is_refused(model: str) -> None:
+def test_an_unknown_model_is_rejected(model: str) -> None:
     with pytest.raises(UsageError, match="--model.teacher: there is no"):
         outline(model)
