@@ -1,8 +1,7 @@
-"""The mechanics of training several networks in turn, whatever the method.
+"""A LightningModule that trains several networks in turn, independent of the method.
 
-A LightningModule with manual optimization. Gradients are reduced once per phase, for the network
-that the phase trains; samples whose loss is not finite are excluded; an iteration of all phases
-counts as one step.
+Optimization is manual. Gradients are reduced once per phase, for the network that the phase trains.
+Samples whose loss is not finite are excluded. An iteration of all phases counts as one step.
 """
 
 from collections import defaultdict
@@ -38,15 +37,15 @@ from sid_lsg.training.strategies import FSDP2Strategy
 from sid_lsg.training.update import Update
 
 RunPhase = Callable[[PhaseInputs], FakeScoreOutput | GeneratorOutput]
-"""A phase's forward pass: samples to their losses."""
+"""A phase's forward pass: maps samples to their losses."""
 
 
 class AlternatingModule(L.LightningModule):
-    """Take optimizer steps on one network after the other.
+    """Train networks alternately.
 
     Attributes:
         micro_batch_size: Samples per forward and backward pass; None for all at once.
-        clipping: Whether and how the gradients are clipped.
+        clipping: Options of gradient clipping.
         frozen: Prefixes of the state dict that checkpoints leave out.
     """
 
@@ -54,19 +53,19 @@ class AlternatingModule(L.LightningModule):
     clipping = Gradients()
     frozen: tuple[str, ...] = ()
     _measured = False
-    _ended = False  # whether the callbacks' `on_trained` has been called
+    _ended = False  # True once the callbacks' `on_trained` has been called
 
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.strict_loading = False  # load_state_dict below is strict about what matters
+        self.strict_loading = False  # load_state_dict below compares names and shapes
         self.register_state_dict_post_hook(_drop_frozen)
 
     def remember_options(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Store the options that the optimizers were made with: learning rates, betas and so on.
+        """Store the optimizers' options (learning rates, betas, ...) for `on_train_start`.
 
         Also make a gradient scaler unscale gradients before they are repaired. A fused optimizer
-        would unscale them in its step, and the scaler would never see an overflow.
+        would unscale them in its step, and the scaler would never detect an overflow.
         """
         for optimizer in optimizers:
             setattr(optimizer, "_step_supports_amp_scaling", False)  # noqa: B010 (none declares it)
@@ -78,8 +77,8 @@ class AlternatingModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Apply this run's memory format and options to the optimizers' loaded states.
 
-        A checkpoint holds the options of the run that wrote it. Without this, a learning rate that
-        is changed for a resumed run would silently have no effect.
+        A checkpoint restores the options of the run that wrote it. Without this, a changed learning
+        rate would silently have no effect in a resumed run.
         """
         for optimizer, groups in zip(self.trainer.optimizers, self._options, strict=True):
             for weight, state in optimizer.state.items():
@@ -93,13 +92,13 @@ class AlternatingModule(L.LightningModule):
                 group.update(options)
 
     def on_train_end(self) -> None:
-        """Call the callbacks' `on_trained`, after the `on_train_end` of each."""
+        """Call `on_trained` of all callbacks, after all of their `on_train_end`."""
         self._ended = True
         for callback in run_callbacks(self.trainer):
             callback.on_trained(self.trainer, self)
 
     def on_fit_end(self) -> None:
-        """Call `on_train_end` for a run that was complete already: Lightning skips its training."""
+        """Call `on_train_end` if the run was already complete: Lightning skips the training."""
         if not self._ended:
             self.to(self.trainer.strategy.root_device)
             self.on_train_end()
@@ -125,21 +124,21 @@ class AlternatingModule(L.LightningModule):
     ) -> Update:
         """Accumulate a phase's gradients over its micro-batches and take one optimizer step.
 
-        Samples whose loss is not finite are excluded. If there is one on any rank, all ranks
-        evaluate the phase again with good samples in place of bad ones. The gradients of the good
-        samples are exact; the loss is still divided by the whole batch.
+        Samples whose loss is not finite are excluded. If any rank has one, all ranks run the phase
+        again with good samples instead of bad ones. The gradients of the good samples are exact;
+        the loss is still divided by the whole batch.
 
         Args:
             inputs: This rank's share of the batch.
             phase: The phase's forward pass.
             network: The network to update.
             optimizer: Its optimizer.
-            measured: Whether to measure gradients and the step, which takes two passes over the
-                gradients and one over the weights, without waiting for the device.
+            measured: Measure the gradients and the step. This takes two passes over the gradients
+                and one over the weights, without synchronizing the device.
         """
         losses, numbers, bad = self._accumulate(inputs, phase, network)
         finite = losses.isfinite()
-        skipped = int(bad)  # decides what all ranks compute next
+        skipped = int(bad)  # waits for the device: all ranks act on it
         means = {name: values.mean() for name, values in numbers.items()}
         if skipped:
             optimizer.zero_grad()
@@ -152,7 +151,7 @@ class AlternatingModule(L.LightningModule):
         self._measured, self._norm, self._nonfinite, ratio = measured, unknown, unknown, unknown
         before = sample_weights(parameters) if measured else None
         optimizer.step()
-        optimizer.zero_grad()  # one network's gradients are held at a time
+        optimizer.zero_grad()  # so that only one network's gradients are in memory
         if before is not None:
             ratio = update_ratio(before, sample_weights(parameters), is_sharded(network))
         which = (~finite).nonzero()[:, 0].tolist() if skipped else []
@@ -166,8 +165,9 @@ class AlternatingModule(L.LightningModule):
 
         Returns:
             The loss of every sample, [B]; further numbers, each [B] by name; both are 0 for samples
-            that do not count. And the number of losses on all ranks that are not finite: its copy
-            starts before the last backward pass, which keeps the device busy meanwhile.
+            that do not count. And the number of losses that are not finite, over all ranks. It is
+            copied to the host during the last backward pass, so reading it does not stall the
+            device.
         """
         losses = inputs.draws.u.new_zeros(inputs.size)
         numbers: dict[str, Tensor] = defaultdict(partial(torch.zeros_like, losses))
@@ -188,12 +188,12 @@ class AlternatingModule(L.LightningModule):
         return losses, numbers, bad
 
     def _without_reduction(self) -> AbstractContextManager[None]:
-        """Return a context without DistributedDataParallel's reduction of both networks."""
+        """Return a context that disables DistributedDataParallel's reduction of both networks."""
         wrapper = self.trainer.strategy.model
         return wrapper.no_sync() if isinstance(wrapper, DistributedDataParallel) else nullcontext()
 
     def shard(self, *networks: nn.Module) -> None:
-        """Shard networks if the strategy does so.
+        """Shard networks if the strategy is fsdp2.
 
         Raises:
             UsageError: If a network has LoRA adapters: networks share their base weights.
@@ -201,23 +201,23 @@ class AlternatingModule(L.LightningModule):
         if isinstance(strategy := self.trainer.strategy, FSDP2Strategy):
             if any(adapters(network) for network in networks):
                 raise UsageError(
-                    "--trainer.strategy fsdp2 cannot spread the weights that networks with LoRA "
+                    "--trainer.strategy fsdp2 cannot shard the weights that networks with LoRA "
                     "adapters share. Choose ddp_multi, or leave --model.lora out."
                 )
             for network in networks:
                 strategy.shard(network)
 
     def full_parameters(self, network: nn.Module) -> AbstractContextManager[nn.Module]:
-        """Return a context with a network that the first process can read as a whole. Collective.
+        """Return a context that yields a network with full weights on the first rank. Collective.
 
-        It is the network itself, or a copy on the CPU if the network is sharded.
+        It yields the network itself, or a copy on the CPU if the network is sharded.
         """
         if is_sharded(network):
             return self.trainer.strategy.full_parameters(network)
         return nullcontext(network)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Repair, measure and clip the gradients, which a precision plugin has unscaled before."""
+        """Repair, measure and clip the gradients; a precision plugin has already unscaled them."""
         parameters = trained_by(optimizer)
         if self._measured:
             self._nonfinite = nonfinite_share(parameters)
@@ -228,16 +228,16 @@ class AlternatingModule(L.LightningModule):
             clip_gradients(parameters, limit, self.clipping.clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add adapters' scales and bases and the optimizers' classes, which weights do not show."""
+        """Add what the weights do not show: adapters' scales and bases, and optimizer classes."""
         checkpoint |= adapters_record(self)
         checkpoint["optimizer_names"] = [type(o).__name__ for o in self.trainer.optimizers]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse LoRA adapters with another scale or for other base weights."""
+        """Reject LoRA adapters with another scale or for other base weights."""
         check_adapters_record(self, checkpoint)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load weights; refuse missing or unexpected names and other shapes."""
+        """Load weights; reject missing or unexpected names and other shapes."""
         check_weights(self.state_dict(), state_dict)
         return super().load_state_dict(state_dict, strict=False)
 
@@ -245,7 +245,7 @@ class AlternatingModule(L.LightningModule):
 def _drop_frozen(
     module: AlternatingModule, state_dict: dict[str, Any], prefix: str, _: Any
 ) -> None:
-    """Remove frozen weights from a state dict: they are loaded from files of their own."""
+    """Remove frozen weights from a state dict; they are loaded from the teacher's files."""
     frozen = tuple(prefix + name for name in module.frozen)
     adapted = tuple(f"{prefix}{name}." for name, net in module.named_children() if adapters(net))
     for name in list(state_dict):
@@ -266,15 +266,15 @@ def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 def trained_by(optimizer: Any) -> list[nn.Parameter]:
-    """Return an optimizer's parameters: those of `trainable`, without a walk over the modules."""
+    """Return the parameters of an optimizer, which is faster than walking over the modules."""
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _counted(values: Tensor, samples: PhaseInputs) -> Tensor:
-    """Return detached numbers [b], 0 for samples that do not count."""
+    """Return detached values [b], with 0 for samples that do not count."""
     values = values.detach()
     return values if samples.counted is None else values.where(samples.counted, 0)
 
 
 def _nothing() -> None:
-    """Count nothing."""
+    """Do nothing, instead of counting a step."""

@@ -57,8 +57,8 @@ def count(flags: Tensor) -> Reading:
 def replace_bad(inputs: PhaseInputs, good: Tensor) -> PhaseInputs:
     """Replace every bad sample by a copy of a good one, whose loss is masked.
 
-    A rank without good samples uses zeros, for which a working network's output is finite. The
-    number of samples does not change, so micro-batches stay the same.
+    A rank without good samples uses zeros, for which the output of a network with finite weights is
+    finite. The number of samples does not change, so micro-batches stay the same.
 
     Args:
         inputs: B samples.

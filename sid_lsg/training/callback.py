@@ -1,4 +1,4 @@
-"""What callbacks of a run offer to the module, and to each other."""
+"""Base classes of the callbacks: their hooks and what they offer to each other."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,21 +10,21 @@ Role = TypeVar("Role", bound="RunCallback")
 
 
 class RunCallback(L.Callback):
-    """A callback with the hooks that Lightning lacks. Each does nothing by default."""
+    """A callback with hooks that Lightning lacks. By default they do nothing."""
 
     def on_trained(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Do the last work of a run, when all callbacks have had their `on_train_end`.
+        """Run after the `on_train_end` of all callbacks.
 
-        The last checkpoint is saved by then, and the networks are still on their device: before
-        Lightning's own `on_fit_end` they are moved to the CPU. A run that was complete when it
-        began calls this too.
+        The last checkpoint is saved then, and the networks are still on their device (Lightning
+        moves them to the CPU before `on_fit_end`). It is also called if the run was already
+        complete.
         """
 
     def on_saved(self, trainer: L.Trainer) -> None:
-        """Continue after a checkpoint has been saved at the start of an iteration."""
+        """Run after a checkpoint was saved at the start of an iteration."""
 
     def summary(self) -> dict[str, Any]:
-        """Return what the callback adds to the run's summary.json."""
+        """Return entries for the run's summary.json."""
         return {}
 
 
@@ -32,21 +32,21 @@ class Saver(RunCallback):
     """The callback that saves checkpoints."""
 
     def save(self, trainer: L.Trainer) -> Path:
-        """Save the present state, unless it is saved already; return the file. For all ranks.
+        """Save the current state unless it is already saved; return the file. For all ranks.
 
         Raises:
-            UsageError: If that is impossible. What was saved before is still there.
+            UsageError: If writing fails. Earlier checkpoints are kept.
         """
         raise NotImplementedError
 
     def mark_good(self, trainer: L.Trainer) -> None:
-        """Keep the newest checkpoint as `good.ckpt`, whatever is saved and deleted later."""
+        """Keep the newest checkpoint as `good.ckpt`, even when newer ones are written."""
         raise NotImplementedError
 
     def return_to_good(self, trainer: L.Trainer) -> Path | None:
         """Make `last.ckpt` the last good checkpoint; return its file. For all ranks.
 
-        Without a good checkpoint in this run, or in the one it continues, nothing changes.
+        Return None and change nothing if neither this run nor the one it continues has one.
         """
         raise NotImplementedError
 
@@ -55,22 +55,22 @@ class Scorer(RunCallback):
     """The callback that scores the generator.
 
     Attributes:
-        latest: The newest scores, by the names that they are logged under.
+        latest: The newest scores, by the names under which they are logged.
     """
 
     latest: Mapping[str, float]
 
     @property
     def measures(self) -> bool:
-        """Return True if it scores anything in this run."""
+        """Return True if the callback scores anything in this run."""
         raise NotImplementedError
 
 
 def find(trainer: L.Trainer, role: type[Role]) -> Role | None:
-    """Return the first of a run's callbacks that has a role; None if none has."""
+    """Return the first callback of a class; None if there is none."""
     return next((c for c in trainer.callbacks if isinstance(c, role)), None)
 
 
 def run_callbacks(trainer: L.Trainer) -> list[RunCallback]:
-    """Return a run's callbacks that have these hooks."""
+    """Return the callbacks that are `RunCallback`s."""
     return [c for c in trainer.callbacks if isinstance(c, RunCallback)]

@@ -1,4 +1,4 @@
-"""The update of the generator's EMA, wherever its weights are."""
+"""Update the generator's EMA, also if it is sharded or on the CPU."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from sid_lsg.method.ema import average
 
 
 def update_ema(ema: Sequence[nn.Parameter], trained: Sequence[nn.Parameter], beta: float) -> None:
-    """Average what is trained, in place: ema = beta ema + (1 - beta) trained.
+    """Update the EMA in place: ema = beta ema + (1 - beta) trained.
 
     Sharded weights are averaged shard by shard. The EMA may be on the CPU.
     """
@@ -17,5 +17,5 @@ def update_ema(ema: Sequence[nn.Parameter], trained: Sequence[nn.Parameter], bet
     if averages[0].device == weights[0].device:
         average(averages, weights, beta)
         return
-    for old, weight in zip(averages, weights, strict=True):  # one copy at a time
+    for old, weight in zip(averages, weights, strict=True):  # one at a time, to save memory
         average([old], [weight.to(old.device)], beta)

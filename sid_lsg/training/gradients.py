@@ -33,9 +33,7 @@ def all_reduce_mean(parameters: Sequence[nn.Parameter]) -> None:
         RuntimeError: If a sharded network has no gradients.
     """
     if all(p.grad is None for p in parameters) and any(isinstance(p, DTensor) for p in parameters):
-        raise RuntimeError(
-            "the backward pass has left the gradients of a sharded network unreduced"
-        )
+        raise RuntimeError("the backward pass did not reduce the gradients of a sharded network")
     for p in parameters:
         if p.grad is None:
             p.grad = torch.zeros_like(p)

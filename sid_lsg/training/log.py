@@ -1,4 +1,4 @@
-"""Logging of an iteration."""
+"""Log the updates of an iteration."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from sid_lsg.training.update import Update
 
 
 class IterationLog:
-    """Logs the two updates of an iteration, and counts skipped samples between rows of the log."""
+    """Log the two updates of an iteration, and count skipped samples between rows of the log."""
 
     def __init__(self) -> None:
         self.skipped = 0  # bad samples of all ranks since the last row
@@ -49,7 +49,7 @@ class IterationLog:
             # Lightning takes the loggers' x axis from this name; its own would be one behind.
             "step": float(module.trainer.global_step),
         }
-        # A rank's loss is divided by its own share of the batch, so the batch's is their mean.
+        # Each rank's loss is a mean over its share of the batch, so the batch's is their mean.
         module.log_dict(losses, prog_bar=True, sync_dist=True)
         module.log_dict(others, sync_dist=True)
         module.log("skipped_samples", float(self.skipped))  # of all ranks already

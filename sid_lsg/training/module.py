@@ -1,8 +1,8 @@
-"""SiD-LSG as a LightningModule: who is trained when.
+"""SiD-LSG as a LightningModule.
 
-One iteration is one batch: the fake score takes an optimizer step on the generator's samples
-(phase 1), then the generator takes one through the score-identity loss (phase 2), and the
-generator's average (EMA) follows.
+One iteration processes one batch. The fake score takes an optimizer step on the generator's samples
+(phase 1), the generator takes one on the score-identity loss (phase 2), and the generator's EMA is
+updated.
 """
 
 from collections.abc import Sequence
@@ -92,12 +92,12 @@ class SiDLSG(AlternatingModule):
         """Load the teacher and copy it into the fake score, the generator and its EMA.
 
         Args:
-            teacher: The model to distil: a folder in Stable Diffusion's diffusers layout, a Hub id
+            teacher: The model to distil: a folder in Stable Diffusion's diffusers layout; a Hub id
                 such as stable-diffusion-v1-5/stable-diffusion-v1-5; package:demo/fashion, the
-                teacher that comes with this package; or architecture:sd15 (sd21, sd15-small), a
-                model's networks with random weights, to measure.
+                teacher that comes with this package; or architecture:sd15 (sd21, sd15-small),
+                networks with random weights, for measurements.
             loading: How to load the teacher.
-            resolution: Side of the images in pixels; by default what the teacher was trained for.
+            resolution: Side of the images in pixels; by default the teacher's.
             guidance: Guidance scales kappa_1..kappa_4.
             alpha: Weight of the second term of the generator's loss; 1 in the paper's runs.
             t_init: The timestep at which the generator is evaluated, 1..999 for 1000 timesteps.
@@ -105,24 +105,24 @@ class SiDLSG(AlternatingModule):
             tmax: Largest timestep at which the losses are evaluated, plus one.
             num_steps: Network evaluations (NFE) of the generator per image, in training and in
                 sampling.
-            prompt_dropout: Probability of replacing a prompt by the empty one in the fake score's
-                phase, if kappa_1 or kappa_2 guides that network.
+            prompt_dropout: Probability of replacing a prompt by the empty one when the fake score
+                is trained (phase 1), if kappa_1 or kappa_2 is not 1.
             real_data: Add an adversarial term on the images of --data.real_images, for example
-                {generator_weight: 0.0001}; by default none, which is data-free.
-            init: Where the trained networks start; by default as the teacher.
-            lora: Networks that train LoRA adapters only.
-            micro_batch_size: Samples that go through the networks at a time. The gradients of each
-                process' share of the batch are accumulated over micro-batches of this size; by
-                default over one. Changes memory and speed, not the result.
+                {generator_weight: 0.0001}; by default training needs no data.
+            init: Initial weights of the trained networks; by default the teacher's.
+            lora: Train only LoRA adapters of a network.
+            micro_batch_size: Samples that go through the networks at a time; by default each
+                process' whole share of the batch. Gradients are accumulated over micro-batches, so
+                this changes memory and speed but not the result.
             optimizer_fake: Optimizer of the fake score; by default Adam with beta1 = 0, as in the
-                paper's runs, without a stored first moment and in one pass over the memory. Another
-                class keeps the options that it shares with the one before, such as the betas
-                [0, 0.999] and no weight_decay.
+                paper's runs, which does not store the first moment. An optimizer of another class
+                keeps the options that both classes have, such as betas [0, 0.999] and weight_decay
+                0.
             optimizer_generator: Optimizer of the generator.
             ema: The EMA of the generator.
             gradients: Clip the gradients.
-            memory: Use less memory.
-            compute: How the networks are computed.
+            memory: Save memory.
+            compute: TF32 and compilation.
             seed: Seed of all noise, timesteps and dropout; follows --seed_everything.
 
         Raises:
@@ -159,16 +159,16 @@ class SiDLSG(AlternatingModule):
         set_frozen_precision(memory.frozen_precision, self.teacher, *networks.values())
 
     def configure_model(self) -> None:
-        """Shard the networks, where the strategy does that; compile them, if asked."""
+        """Shard the networks with fsdp2, and compile them if that is configured."""
         self.shard(self.teacher.network, self.fake_score, self.generator, self.ema)
         if self.compute.compile:
             compile_blocks(self.teacher.network, self.fake_score, self.generator)
         check_ema_device(self.ema_options.device, self.ema)
 
     def on_fit_start(self) -> None:
-        """Choose how products round, and put the average where it is to be.
+        """Enable TF32 if configured, and move the EMA to its device.
 
-        Lightning has moved all networks to the device.
+        Lightning has moved all networks to the accelerator before.
         """
         allow_tf32(self.compute.tf32)
         if self.ema_options.device:
@@ -177,7 +177,7 @@ class SiDLSG(AlternatingModule):
     # ------------------------------------------------------------------ one iteration
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """Update the fake score, then the generator, then the generator's average."""
+        """Update the fake score, the generator, and the generator's EMA."""
         optimizer_fake, optimizer_generator = self.optimizers()
         self.count_steps_of(optimizer_generator)
         every = self.trainer.log_every_n_steps
@@ -206,13 +206,13 @@ class SiDLSG(AlternatingModule):
             self.log_of_iterations.write(self, fake, generator, seen + images)
 
     def images_seen(self, batch: PromptBatch) -> int:
-        """Return how many images all processes have seen before this iteration."""
+        """Return the number of images that all processes have seen before this iteration."""
         return batch.iteration * len(batch.fake) * self.trainer.world_size
 
     def phase_inputs(self, phase: Phase, batch: PromptBatch) -> PhaseInputs:
-        """Encode a phase's prompts, once, and draw its random numbers.
+        """Encode a phase's prompts and draw its random numbers.
 
-        Only phase 1 drops prompts and looks at real images.
+        Only phase 1 drops prompts and uses real images.
         """
         draws, size = self._draw(phase, batch, self.num_steps), len(batch.fake)
         if phase is Phase.GENERATOR:
@@ -250,11 +250,11 @@ class SiDLSG(AlternatingModule):
         return drop_prompts(condition, null, draws.u, self.prompt_dropout)
 
     def fake_score_phase(self, inputs: PhaseInputs) -> FakeScoreOutput:
-        """Evaluate phase 1 on some samples."""
+        """Run the forward pass of phase 1."""
         return fake_score_phase(self.networks(), inputs, self.kappas, self.t_init)
 
     def generator_phase(self, inputs: PhaseInputs) -> GeneratorOutput:
-        """Evaluate phase 2 on some samples."""
+        """Run the forward pass of phase 2."""
         networks = self.networks(self.recomputed)
         return generator_phase(networks, inputs, self.kappas, self.t_init, self.alpha)
 
@@ -262,7 +262,7 @@ class SiDLSG(AlternatingModule):
         """Return the networks as functions.
 
         Args:
-            recomputed: Those that recompute their activations in the backward pass.
+            recomputed: Names of the networks that recompute their activations in the backward pass.
         """
 
         def predict(name: str, network: nn.Module) -> Predict:
@@ -291,9 +291,9 @@ class SiDLSG(AlternatingModule):
 
         Args:
             prompts: B prompts.
-            seeds: B seeds; an image depends on its own prompt and seed alone.
-            num_steps: K; by default that of training.
-            network: By default the generator's average.
+            seeds: B seeds; an image depends only on its prompt and seed.
+            num_steps: K; by default the number of the training.
+            network: The network to sample; by default the generator's EMA.
 
         Returns:
             [B, C, H, W] float32 latents, for `teacher.decode`.
@@ -306,34 +306,34 @@ class SiDLSG(AlternatingModule):
     def sample_generator(
         self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int | None = None
     ) -> Tensor:
-        """Sample the generator's average: images [B, 3, H, W] in [-1, 1], one per prompt and seed.
+        """Sample the generator's EMA: images [B, 3, H, W] in [-1, 1], one per prompt and seed.
 
         The arguments are those of `generate`.
         """
         return self.teacher.decode(self.generate(prompts, seeds, num_steps))
 
     def sample_untrained(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """Sample the teacher's network as a generator: what the training has to improve on."""
+        """Sample the teacher's network as a generator, the baseline of the training."""
         return self.teacher.decode(self.generate(prompts, seeds, None, self.teacher.network))
 
     def averaged(self) -> AbstractContextManager[nn.Module]:
-        """Give the first process the generator's average with whole weights. For all processes."""
+        """Return a context that yields the EMA with full weights on the first rank. Collective."""
         return self.full_parameters(self.ema)
 
     def sample_teacher(
         self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, guidance: float
     ) -> Tensor:
-        """Sample the teacher itself, slowly: images, as `Teacher.sample_reference` gives them."""
+        """Sample the teacher in `num_steps` steps; return images as `Teacher.sample_reference`."""
         with as_written(self.compute.compile):
             return self.teacher.sample_reference(prompts, seeds, num_steps, guidance)
 
     # ------------------------------------------------------------------ optimization
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Make the two optimizers, and list what the average averages: a walk over all modules.
+        """Create the two optimizers, and collect the EMA's parameters once.
 
         Raises:
-            UsageError: If one cannot be made.
+            UsageError: If an optimizer cannot be created.
         """
         self._averages = trainable(self.ema)
         optimizers = [
@@ -347,11 +347,11 @@ class SiDLSG(AlternatingModule):
         return optimizers
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what the next row of the log is to hold."""
+        """Save the skipped samples since the last row of the log."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["skipped_samples"] = self.log_of_iterations.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue to count."""
+        """Restore the skipped samples since the last row of the log."""
         super().on_load_checkpoint(checkpoint)
         self.log_of_iterations.skipped = checkpoint.get("skipped_samples", 0)

@@ -1,4 +1,4 @@
-"""Whether optimizers can be what their options say: told before anything of a run is written."""
+"""Create optimizers, and validate their options before anything of a run is written."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,11 +16,11 @@ from sid_lsg.training.strategies import FSDP2Strategy
 
 MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
 
-_PLAIN = "bitsandbytes"  # its operators take no DTensors
+_PLAIN = "bitsandbytes"  # a package whose operators reject DTensors
 
 
 def optimizers_of(model: Any) -> dict[str, MakeOptimizer]:
-    """Return what makes the optimizers, by their options' names.
+    """Return the factories of the optimizers, by the names of their options.
 
     Args:
         model: The configuration's `model` section.
@@ -32,15 +32,15 @@ def optimizers_of(model: Any) -> dict[str, MakeOptimizer]:
 
 
 def make_optimizer(make: MakeOptimizer, parameters: Sequence[nn.Parameter], name: str) -> Optimizer:
-    """Make an optimizer of a network's parameters.
+    """Create an optimizer of a network's parameters.
 
     Args:
-        make: What makes it.
-        parameters: What it is to train.
-        name: The option that says how, for messages.
+        make: The factory.
+        parameters: The parameters to train.
+        name: Name of the option that chose the optimizer, for error messages.
 
     Raises:
-        UsageError: If it cannot be made.
+        UsageError: If the optimizer cannot be created.
     """
     try:
         made = make(parameters)
@@ -49,32 +49,34 @@ def make_optimizer(make: MakeOptimizer, parameters: Sequence[nn.Parameter], name
         raise
     except (ValueError, TypeError, RuntimeError) as error:
         raise UsageError(
-            f"--{name}: this optimizer cannot be made ({error}). Options that it shares with the "
-            f"class that a config names are kept: give its own, or another --{name}.class_path."
+            f"--{name}: this optimizer cannot be created ({error}). It keeps the options that its "
+            "class shares with the config's class. Change them in "
+            f"--{name}.init_args, or give another --{name}.class_path."
         ) from error
     return made
 
 
 def check_steps(makes: Mapping[str, MakeOptimizer], device: torch.device) -> None:
-    """Refuse optimizers that cannot take a step alone, as LBFGS, or only a sparse one.
+    """Reject optimizers whose step fails, such as LBFGS (needs a closure) and SparseAdam.
 
     Args:
-        makes: What makes them, by their options' names.
-        device: Where to try a step, with a weight of its own: some can take none on a CPU.
+        makes: The factories, by the names of their options.
+        device: Device of the tried step; some optimizers cannot step on a CPU.
 
     Raises:
-        UsageError: If one cannot be made, or its step fails.
+        UsageError: If an optimizer cannot be created, or its step fails.
     """
     for name, make in makes.items():
         weight = nn.Parameter(torch.zeros(2, 2, device=device))
         optimizer = make_optimizer(make, [weight], name)
         weight.grad = torch.ones_like(weight)
-        # bitsandbytes waits for the current device: each process would hold some of the first one.
+        # bitsandbytes synchronizes the current device; without this, every process would allocate
+        # memory on the first one.
         chosen = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         try:
             with chosen:
                 optimizer.step()
-        except Exception as error:  # of any class: it is anyone's code
+        except Exception as error:  # third-party code may raise anything
             raise UsageError(
                 f"--{name}: {type(optimizer).__name__} fails in its first step on {device} "
                 f"({error}). Choose another --{name}.class_path."
@@ -82,7 +84,7 @@ def check_steps(makes: Mapping[str, MakeOptimizer], device: torch.device) -> Non
 
 
 def _check_pairs(optimizer: Optimizer) -> None:
-    """Refuse a number where a class without types wants several, as some Adafactors' eps."""
+    """Reject a single number for an option with several values, such as some Adafactors' eps."""
     for name, parameter in inspect.signature(type(optimizer)).parameters.items():
         value, default = optimizer.defaults.get(name), parameter.default
         if isinstance(default, tuple) and isinstance(value, int | float):
@@ -90,16 +92,16 @@ def _check_pairs(optimizer: Optimizer) -> None:
 
 
 def check_shards(optimizers: Iterable[Optimizer], strategy: Any) -> None:
-    """Refuse optimizers that cannot train a share of each weight.
+    """Reject optimizers that cannot train sharded weights, if the strategy shards.
 
     Raises:
-        UsageError: If the strategy shards, and there is one.
+        UsageError: If there is such an optimizer.
     """
     for optimizer in optimizers if isinstance(strategy, FSDP2Strategy) else ():
         kind = type(optimizer)
         if any(base.__module__.startswith(_PLAIN) for base in kind.__mro__):
             raise UsageError(
-                f"--trainer.strategy fsdp2 spreads weights over the devices, which {kind.__name__} "
-                "cannot train. Choose ddp_multi, or "
+                f"--trainer.strategy fsdp2 shards the weights, which {kind.__name__} does not "
+                "support. Choose ddp_multi, or "
                 "--model.optimizer_*.class_path sid_lsg.optimizers.AdamWithoutMomentum."
             )

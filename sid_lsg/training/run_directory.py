@@ -40,10 +40,11 @@ def check_files(config: Any) -> OpenCheckpoint | None:
         config: The configuration of `fit`.
 
     Returns:
-        The checkpoint; None for a run that begins afresh.
+        The checkpoint; None for a new run.
 
     Raises:
-        UsageError: For the first of them.
+        UsageError: If another run uses the directory, it cannot be written to, or the checkpoint
+            cannot be used.
     """
     root = Path(config.trainer.default_root_dir or ".").absolute()
     if rank_zero_only.rank == 0:
@@ -54,7 +55,7 @@ def check_files(config: Any) -> OpenCheckpoint | None:
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
         raise UsageError(
             f"--{_OPTION}: cannot write to {str(root)!r}, since {str(nearest)!r} "
-            "is not a directory that can be written to. Choose another directory."
+            "is not a directory or cannot be written to. Choose another directory."
         )
     return found
 
@@ -62,8 +63,8 @@ def check_files(config: Any) -> OpenCheckpoint | None:
 def put_inside(trainer: Any) -> None:
     """Place the loggers' relative folders inside the run directory.
 
-    In a W&B sweep the run directory is a folder of its own, named by W&B's id of the run, inside
-    the one that is configured: agents that work side by side would move each other's aside.
+    In a W&B sweep the run directory is a subfolder of the configured one, named by W&B's run id.
+    Otherwise agents that run at the same time would rename each other's run directory.
 
     Args:
         trainer: The configuration's `trainer` section, changed in place.
@@ -75,7 +76,7 @@ def put_inside(trainer: Any) -> None:
 
 
 def _with_folders(trainer: Any) -> Iterator[Any]:
-    """Yield the options of the loggers that have a folder."""
+    """Yield the options of the loggers that write to a folder."""
     loggers = trainer.get("logger")
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         options = logger.get("init_args") if hasattr(logger, "get") else None
@@ -84,7 +85,7 @@ def _with_folders(trainer: Any) -> Iterator[Any]:
 
 
 def is_of_run(ckpt_path: str | None, root: Path) -> bool:
-    """Return True if a run from this checkpoint continues the run in a run directory."""
+    """Return True if resuming from this checkpoint continues the run in a run directory."""
     if ckpt_path in (None, "last", "hpc"):
         return ckpt_path is not None
     return Path(ckpt_path).resolve().is_relative_to(root.resolve())
@@ -94,8 +95,8 @@ def is_of_run(ckpt_path: str | None, root: Path) -> bool:
 def run_directory(root: Path, resumes: bool) -> Iterator[None]:
     """Create the run directory, and lock it for this run.
 
-    The directory of an earlier run is renamed, unless this run continues it. The first process does
-    this for all.
+    The directory of an earlier run is renamed, unless this run continues it. Only the first process
+    does this.
 
     Raises:
         UsageError: If the directory cannot be written, or another run uses it.
@@ -120,7 +121,7 @@ def run_directory(root: Path, resumes: bool) -> Iterator[None]:
 
 def _in_use(root: Path) -> str:
     return (
-        f"--{_OPTION}: another run is writing to {str(root)!r}. Wait for it, end it, or choose "
+        f"--{_OPTION}: another run is writing to {str(root)!r}. Wait for it, stop it, or choose "
         "another directory."
     )
 
@@ -129,7 +130,7 @@ def config_of(trainer: L.Trainer) -> dict[str, Any] | None:
     """Return the configuration that the first process has saved for this run.
 
     Returns:
-        None on other processes, and for a run that was not begun by the command line.
+        The configuration; None on other processes, and without the command line.
     """
     if not (trainer.is_global_zero and any(isinstance(c, SaveConfig) for c in trainer.callbacks)):
         return None
@@ -141,7 +142,7 @@ class SaveConfig(SaveConfigCallback):
     """Save the resolved configuration in the run directory, and log it."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Save a configuration that runs in any directory, and log it with kappa_1..kappa_4."""
+        """Save the configuration with relative logger folders; log it with kappa_1..kappa_4."""
         if not trainer.is_global_zero:
             return
         root = Path(trainer.default_root_dir)

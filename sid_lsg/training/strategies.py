@@ -38,8 +38,8 @@ class MultiNetDDPStrategy(DDPStrategy):
 class FSDP2Strategy(ModelParallelStrategy):
     """Shard all networks and optimizers over the processes (FSDP2).
 
-    A run can resume with any other strategy and number of processes, from both kinds of
-    checkpoints.
+    From both kinds of checkpoints, a run can resume with any other strategy and number of
+    processes.
     """
 
     precision_plugin: Any
@@ -54,10 +54,10 @@ class FSDP2Strategy(ModelParallelStrategy):
 
         Args:
             save_distributed_checkpoint: Let each process write its shard into a folder. By default
-                the first process gathers everything and writes the same file as a single process
-                would; it needs the memory for all of it, and the others wait.
+                the first process gathers everything in its memory and writes the same file as a
+                run on one process; the others wait.
             process_group_backend: nccl or gloo; by default chosen by device.
-            timeout: How long a process waits for the others.
+            timeout: Time that a process waits for the others.
         """
         super().__init__(
             save_distributed_checkpoint=save_distributed_checkpoint,

@@ -1,4 +1,4 @@
-"""Options of Lightning's Trainer that alternating optimization cannot serve."""
+"""Reject Trainer options that alternating optimization does not support."""
 
 from typing import Any
 
@@ -19,46 +19,46 @@ def check_trainer(trainer: Any) -> None:
     """
     if trainer.get("gradient_clip_val") or trainer.get("gradient_clip_algorithm"):
         raise UsageError(
-            "--trainer.gradient_clip_val cannot serve two optimizers that take turns. Use "
+            "--trainer.gradient_clip_val does not support two alternating optimizers. Use "
             "--model.gradients.clip_val and --model.gradients.clip_algorithm."
         )
     if trainer.get("accumulate_grad_batches", 1) not in (None, 1):
         raise UsageError(
-            f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} cannot serve two "
-            "optimizers that take turns. Set --data.batch_size to the whole batch and "
+            f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} does not support "
+            "two alternating optimizers. Set --data.batch_size to the whole batch and "
             "--model.micro_batch_size to what fits on the device."
         )
     if trainer.get("overfit_batches"):
         raise UsageError(
-            "--trainer.overfit_batches replaces the order of the prompts. For a short trial use "
-            "--trainer.max_steps and a small prompts file."
+            "--trainer.overfit_batches would change the order of the prompts. For a short trial, "
+            "use --trainer.max_steps and a small prompts file."
         )
     if trainer.get("fast_dev_run"):
         raise UsageError(
-            "--trainer.fast_dev_run would leave a run without its config and its curves. For a "
-            "trial use --trainer.max_steps 1."
+            "--trainer.fast_dev_run would write neither the config nor the log. For a trial use "
+            "--trainer.max_steps 1."
         )
     if trainer.get("enable_checkpointing") is False:
         raise UsageError(
-            "--trainer.enable_checkpointing: a run always saves its end, from which it may go on. "
-            "Leave the option out; --checkpoint.keep 0 keeps that alone, and "
-            "--checkpoint.every_n_steps says how often it is saved before."
+            "--trainer.enable_checkpointing: a run always saves a checkpoint at its end. Leave the "
+            "option out. --checkpoint.keep 0 keeps only the newest checkpoint, and "
+            "--checkpoint.every_n_steps sets how often one is saved."
         )
     precision = str(trainer.get("precision"))
     if precision in ("bf16-true", "16-true"):
         raise UsageError(
-            f"--trainer.precision: in {trainer.precision} a step of 1e-6 is lost to rounding. Use "
+            f"--trainer.precision: in {trainer.precision}, steps of 1e-6 are lost to rounding. Use "
             "bf16-mixed, 16-mixed or 32-true."
         )
     strategy = trainer.get("strategy", "auto")
     name = strategy if isinstance(strategy, str) else strategy.get("class_path", "")
     if name not in STRATEGIES and not name.endswith(_CLASSES):
         raise UsageError(
-            f"--trainer.strategy: {name!r} is not served. Choose one of {', '.join(STRATEGIES)}; "
-            "fsdp2 spreads weights and optimizers over all processes."
+            f"--trainer.strategy: {name!r} is not supported. Choose {', '.join(STRATEGIES)}; "
+            "fsdp2 shards weights and optimizers over all processes."
         )
     if "fsdp2" in name.lower() and precision in ("16", "16-mixed"):
         raise UsageError(
-            "--trainer.precision: fsdp2 cannot scale losses for 16-mixed. Use bf16-mixed or "
-            "32-true."
+            "--trainer.precision: fsdp2 does not support the loss scaling of 16-mixed. Use "
+            "bf16-mixed or 32-true."
         )

@@ -1,4 +1,4 @@
-"""What one optimizer step reports."""
+"""The results of one optimizer step."""
 
 from typing import NamedTuple
 
@@ -9,15 +9,15 @@ class Update(NamedTuple):
     """One optimizer step; tensors are scalars on the device.
 
     Attributes:
-        loss: Mean over the batch.
-        weight: Mean over the batch.
+        loss: Mean loss over the batch.
+        weight: Mean weight over the batch.
         numbers: Means over the batch of the phase's further numbers, by name.
-        gradient_norm: After the repair, before clipping; NaN in iterations that are not measured.
-        skipped_samples: How many samples' losses were not finite, over all ranks.
-        skipped: Which of this rank's samples those were.
-        nonfinite_gradients: Share of the gradients' entries that were not finite, before the
-            repair; NaN likewise.
-        update_ratio: Relative size of the step, ||dw|| / ||w||; NaN likewise.
+        gradient_norm: Norm after the repair and before clipping; NaN if not measured.
+        skipped_samples: Number of samples whose loss was not finite, over all ranks.
+        skipped: Indices of this rank's samples whose loss was not finite.
+        nonfinite_gradients: Share of gradient entries that were not finite before the repair; NaN
+            if not measured.
+        update_ratio: Relative size of the step, ||dw|| / ||w||; NaN if not measured.
     """
 
     loss: Tensor
