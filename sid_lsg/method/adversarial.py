@@ -1,23 +1,23 @@
 """The optional adversarial term on real images, after SiDA (Zhou et al., arXiv 2410.14919).
 
-With it the method is no longer data-free. The fake score is a discriminator too: what its encoder
-makes of an x_t, averaged over channels, is a logit for each place of the lowest resolution, and the
-generator's samples are to look real to it (Diffusion-GAN, Wang et al., arXiv 2206.02262). It adds
-no weights: phase 1 teaches the encoder to tell real from generated, and the gradient of phase 2
-passes through it as it passes through the fake score anyway.
+With this term the method needs data. The fake score is also a discriminator: the output of its
+encoder at x_t, averaged over channels, is a logit at each position of the lowest resolution. The
+generator is trained to make these logits look real (Diffusion-GAN, Wang et al., arXiv 2206.02262).
+The term adds no weights: phase 1 trains the encoder to separate real from generated images, and the
+gradient of phase 2 passes through the encoder anyway.
 
-SiDA's formulas are from its official code (github.com/mingyuanzhou/SiD, branch sida:
+The formulas are from SiDA's official code (github.com/mingyuanzhou/SiD, branch sida:
 sida_training/sida_loss.py, sida_networks.py, sida_training_loop.py, run_sida.sh). The differences:
 
-- There, all samples' losses are averaged over the device's batch before they are weighted, so that
-  samples share one loss. Here each sample has its own, so that micro-batches, the number of
-  devices and a sample that is left out change no other's gradient.
-- There, phase 1's term is multiplied by the batch's mean weight of the denoising loss of x_0, which
-  is about 200 at EDM's noise levels and 20 at EDM2's. Here `fake_weight` is all.
-- There, a real image shares label and noise with a generated one. Here it has its own caption,
+- SiDA averages the losses over the device's batch before they are weighted. Here each sample has
+  its own loss, so its gradient does not depend on micro-batches, the number of devices and
+  excluded samples.
+- SiDA multiplies phase 1's term by the batch's mean weight of the denoising loss of x_0, which is
+  about 200 at EDM's noise levels and 20 at EDM2's. Here `fake_weight` is the only factor.
+- In SiDA, a real image shares label and noise with a generated one. Here it has its own caption,
   noise and time.
-- There, phase 2 clips logits at 10, and the term and the generator join after 200,000 and 100,000
-  images. Here no logit is clipped, and both join from the start.
+- SiDA clips phase 2's logits at 10, and adds the term after 200,000 images and trains the generator
+  after 100,000. Here logits are not clipped, and both start at once.
 """
 
 from collections.abc import Callable
@@ -66,19 +66,20 @@ class Adversary(Protocol):
         """Map real images [B, 3, H, W] uint8 to their latents, without gradient."""
 
     def features(self, x_t: Tensor, t: Tensor, condition: Conditioning) -> Tensor:
-        """Evaluate the fake score; return what its encoder made of x_t: [B, C, h, w]."""
+        """Run the fake score, and return its encoder's output at x_t: [B, C, h, w]."""
 
     def latest(self, size: int) -> Tensor:
-        """Return the same of the first `size` samples that the fake score has just evaluated.
+        """Return the encoder's output for the first `size` samples of the latest evaluation.
 
-        These are the samples with their prompts.
+        These are the samples with their prompts; with guidance, the same samples without prompts
+        follow them.
         """
 
 
 def discriminator_logits(features: Tensor) -> Tensor:
     """Return D = mean over channels of the encoder's output, at least in float32 (SiDA).
 
-    Positive where x_t looks real; `return_flag="encoder"` of SiDA's networks.
+    It is positive where x_t looks real; `return_flag="encoder"` of SiDA's networks.
 
     Args:
         features: [B, C, h, w].
@@ -111,7 +112,7 @@ def adversarial_loss(generated: Tensor) -> Tensor:
 
         mean over places of  softplus(-D(x_t of x_g))
 
-    It does not saturate where the discriminator is sure.
+    It does not saturate where the discriminator is confident.
 
     Args:
         generated: [B, h, w] logits.
@@ -127,7 +128,7 @@ def fake_score_term(
 ) -> tuple[Tensor, Numbers]:
     """Return phase 1's term [B]: fake_weight * `discriminator_loss`.
 
-    The generated samples are those that the fake score has just evaluated.
+    The generated samples are those of the fake score's latest evaluation.
     """
     generated = discriminator_logits(adversary.latest(len(real.images)))
     x_0, (_, eps, t, _) = adversary.encode(real.images), real.draws
@@ -147,8 +148,7 @@ def generator_term(adversary: Adversary, x_g: Tensor, weight: Tensor) -> tuple[T
 
         generator_weight * C H W * `adversarial_loss` / w
 
-    The score identity loss is a sum over C, H, W divided by w as well: one number says how fake a
-    sample is, and counts at each place of the latent.
+    This scales the loss like the score identity loss, which is a sum over C, H, W divided by w.
 
     Args:
         adversary: The discriminator.

@@ -1,4 +1,4 @@
-"""What prompts become for a network, and prompt dropout."""
+"""The conditioning of networks on prompts, and prompt dropout."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from sid_lsg.method.shapes import per_sample
 
 Conditioning = dict[str, Tensor]
-"""Named tensors, the first dimension over samples. What they are is a model family's matter."""
+"""Named tensors with samples in the first dimension. Their meaning depends on the family."""
 
 Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 """A network as a function: (x_t [B, ...], t [B], conditioning) -> its prediction [B, ...]."""
@@ -42,12 +42,12 @@ def drop_prompts(
 ) -> Conditioning:
     """Replace each sample's prompt by the empty one with some probability (METHOD.md, phase 1).
 
-    It teaches the fake score what guidance needs, a prediction without a prompt; `Kappas` says
-    when the method does it.
+    This trains the fake score to predict without a prompt, which guidance needs.
+    `Kappas.drops_prompts` says if the method does it.
 
     Args:
         condition: B samples' conditioning.
-        null: The empty prompt's, one sample.
+        null: The empty prompt's conditioning, one sample.
         u: [B] uniform in [0, 1).
         probability: 0.1 in the paper's runs.
     """

@@ -1,4 +1,4 @@
-"""Everything random that one phase of one iteration needs."""
+"""The random numbers of one phase of an iteration."""
 
 import math
 from enum import IntEnum
@@ -18,7 +18,7 @@ class Phase(IntEnum):
 
 
 REAL_IMAGES = 2
-"""Beside the phases: the draws of phase 1's real images (`adversarial`), which need no z."""
+"""In addition to the phases: the draws of phase 1's real images (`adversarial`), without z."""
 
 
 class Draws(NamedTuple):
@@ -57,12 +57,12 @@ def draw(
     """Draw a phase's numbers as a pure function of (seed, iteration, position, stream).
 
     Args:
-        phase: Each `Phase` draws its own, and so do `REAL_IMAGES`.
+        phase: A `Phase`, or `REAL_IMAGES`; each has its own numbers.
         iteration: The training iteration.
         positions: [B] int64, the samples' positions in the global batch.
         schedule: Draws t.
         latent_shape: A latent's shape, (C, H, W) for an image.
-        num_steps: K, the number of evaluations of the generator.
+        num_steps: K, the generator's network evaluations (NFE) per image.
         tmin: Smallest timestep.
         tmax: Largest timestep, plus one.
         seed: The seed of the run.

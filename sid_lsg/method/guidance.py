@@ -26,39 +26,40 @@ class Kappas(NamedTuple):
 
     @property
     def guided(self) -> bool:
-        """Tell if any network is guided, and the empty prompt is needed."""
+        """Return True if any network is guided, so the empty prompt is needed."""
         return any(kappa != 1 for kappa in self)
 
     @property
     def drops_prompts(self) -> bool:
-        """Tell if phase 1 drops prompts: where kappa_1 != 1 or kappa_2 != 1 (METHOD.md, phase 1).
+        """Return True if phase 1 drops prompts: kappa_1 != 1 or kappa_2 != 1 (METHOD.md, phase 1).
 
-        The fake score is guided there, or will be; kappa_3 and kappa_4 do not count.
+        These scales guide the fake score in phase 1 and in phase 2's first factor. kappa_3 and
+        kappa_4 do not count.
         """
         return self.train_fake != 1 or self.eval_fake_2 != 1
 
     @property
     def evaluations(self) -> tuple[int, int, int]:
-        """Return evaluations per image: fake score in phase 1 and in phase 2, teacher in phase 2.
+        """Return the NFE of the fake score in phase 1 and phase 2, and of the teacher in phase 2.
 
-        A guided network is evaluated with the prompt and without.
+        A guided network is evaluated with and without the prompt.
         """
         kappa_1, kappa_2, kappa_3, kappa_4 = self
         return 1 + (kappa_1 != 1), 1 + ((kappa_2, kappa_3) != (1, 1)), 1 + (kappa_4 != 1)
 
     @property
     def sampling(self) -> float:
-        """Return the scale to sample the teacher at: kappa_4; diffusers ignores scales below 1."""
+        """Return the scale for sampling the teacher: kappa_4; diffusers ignores scales below 1."""
         return max(1.0, self.eval_real)
 
 
 def sampling_evaluations(num_steps: int, guidance: float) -> int:
-    """Return a pipeline's evaluations per image: two a step at the scales that diffusers guides."""
+    """Return a pipeline's NFE: two per step at scales above 1, which diffusers guides."""
     return num_steps * (2 if guidance > 1 else 1)
 
 
 class Prediction(NamedTuple):
-    """One network's prediction at x_t with the prompt, and without it where it is guided."""
+    """A network's prediction at x_t with the prompt and, if it is guided, without it."""
 
     cond: Tensor
     uncond: Tensor | None = None
@@ -84,15 +85,15 @@ def predict_guided(
 ) -> list[Tensor]:
     """Predict at several guidance scales from one evaluation (METHOD.md, guidance).
 
-    If every scale is 1 the network sees the prompts alone. Otherwise prompts and empty prompt go
-    through together as one doubled batch. Gradients flow through both.
+    If every scale is 1, the network is evaluated only with the prompts. Otherwise it is evaluated
+    once on a doubled batch, with the prompts and the empty prompt. Gradients flow through both.
 
     Args:
         predict: The network.
         x_t: [B, ...].
         t: [B].
         condition: The prompts' conditioning.
-        null: The empty prompt's, one sample; None if every scale is 1.
+        null: The empty prompt's conditioning, one sample; None if every scale is 1.
         kappas: The scales.
 
     Returns:

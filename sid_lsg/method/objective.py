@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sid_lsg.method.shapes import each_sample, per_sample
 
-# Where the generator meets the teacher exactly, w = |x_g - y_real| = 0: 1/w must stay finite.
+# Keeps 1/w finite if the generator matches the teacher exactly, so that w = |x_g - y_real| = 0.
 WEIGHT_FLOOR = 1e-5
 
 
@@ -32,8 +32,8 @@ def fake_score_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tenso
 def generator_weight(x_g: Tensor, y_real: Tensor) -> Tensor:
     """Return w = mean over C, H, W of |x_g - y_real|, at least 1e-5 (METHOD.md, phase 2).
 
-    The generator loss is divided by it, which evens out its scale over times and samples (the
-    weighting of DMD, Yin et al., 2023). It carries no gradient.
+    The generator's loss is divided by w, which equalizes its scale over times and samples (the
+    weighting of DMD, Yin et al., 2023). w carries no gradient.
 
     Returns:
         [B].
@@ -74,8 +74,8 @@ def mean_over_batch(losses: Tensor, batch_size: int, counted: Tensor | None = No
 
         sum over the micro-batch's samples that count / B
 
-    The shares of a batch's micro-batches add up to its mean. A sample that does not count leaves B
-    as it is, so that the other samples' gradients do not depend on it.
+    The shares of a batch's micro-batches add up to its mean. Samples that do not count do not
+    change B, so the other samples' gradients do not depend on them.
 
     Args:
         losses: [b] loss of each sample of the micro-batch.

@@ -1,7 +1,7 @@
-"""The two phases of an iteration, from random numbers to the loss that is differentiated.
+"""The two phases of an iteration, from random numbers to the loss.
 
-Whoever trains chooses whose parameters require gradients: the fake score's in phase 1, the
-generator's in phase 2.
+The caller chooses which parameters require gradients: the fake score's in phase 1, the generator's
+in phase 2.
 """
 
 from typing import NamedTuple
@@ -30,7 +30,7 @@ from sid_lsg.method.schedule import Schedule
 
 
 class Networks(NamedTuple):
-    """The three networks as functions, and what they have in common.
+    """The three networks as functions, and what they share.
 
     Attributes:
         generator: G_theta.
@@ -50,14 +50,14 @@ class Networks(NamedTuple):
 
 
 class PhaseInputs(NamedTuple):
-    """What one phase works on: the samples of a batch, or of one of its micro-batches.
+    """The inputs of one phase: the samples of a batch or of a micro-batch.
 
     Attributes:
         condition: The prompts' conditioning.
         draws: The random numbers.
         batch_size: B, the whole batch of this process, which losses are divided by.
         real: Real images for phase 1's adversarial term.
-        counted: [b] bool, the samples that have a part in the loss; by default all.
+        counted: [b] bool, the samples that count in the loss; by default all.
     """
 
     condition: Conditioning
@@ -72,7 +72,7 @@ class PhaseInputs(NamedTuple):
         return len(self.draws.t)
 
     def select(self, index: Tensor | slice) -> "PhaseInputs":
-        """Select some of the samples; B stays."""
+        """Select some of the samples; the batch size B does not change."""
         return PhaseInputs(
             select(self.condition, index),
             self.draws.select(index),
@@ -83,7 +83,7 @@ class PhaseInputs(NamedTuple):
 
 
 class FakeScoreOutput(NamedTuple):
-    """Phase 1.
+    """The results of phase 1.
 
     Attributes:
         loss: Scalar, to be differentiated: the share of the batch's mean.
@@ -103,7 +103,7 @@ class FakeScoreOutput(NamedTuple):
 
 
 class GeneratorOutput(NamedTuple):
-    """Phase 2.
+    """The results of phase 2.
 
     Attributes:
         loss: Scalar, to be differentiated: the share of the batch's mean.
@@ -131,8 +131,8 @@ def fake_score_phase(
 ) -> FakeScoreOutput:
     """Evaluate phase 1: the fake score denoises the generator's samples (METHOD.md, phase 1).
 
-    The samples carry no gradient. Prompts are dropped before (`drop_prompts`), so that the
-    generator sees the dropped prompt too.
+    The samples carry no gradient. Prompts have been dropped before (`drop_prompts`), so the
+    generator also sees the empty prompt.
     """
     schedule, condition, (noises, eps, t, _) = networks.schedule, inputs.condition, inputs.draws
     with torch.no_grad():
@@ -165,8 +165,8 @@ def generator_phase(
         predictions = predict_guided(predict, x_t, t, condition, networks.null, scales)
         return [schedule.x0(prediction, x_t, t) for prediction in predictions]
 
-    # The network evaluated last is differentiated first: where activations are recomputed, the
-    # fake score's are freed before the teacher's are computed again.
+    # The network that is evaluated last is differentiated first. So if the teacher's activations
+    # are recomputed, the fake score's have been freed by then.
     (y_real,) = estimates(networks.teacher, kappas.eval_real)
     y_fake_2, y_fake_3 = estimates(networks.fake_score, kappas.eval_fake_2, kappas.eval_fake_3)
     weight = generator_weight(x_g, y_real)

@@ -1,11 +1,10 @@
 """Counter-based random numbers: every draw is a pure function of where it is used.
 
-A draw depends on (seed, stream, iteration, global sample position, index) and on nothing else: not
-on the micro-batch size, the number of ranks, what was evaluated in between, or a restart. The
-generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011),
-written in int64 arithmetic on whole batches. It takes tensors, to draw on any device, and NumPy
-arrays, which are four times as fast for a few numbers. There is no loop over samples and no random
-state to save.
+A draw depends only on (seed, stream, iteration, global sample position, index), not on the
+micro-batch size, the number of ranks, other draws or a restart. The generator is Philox4x32-10
+(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) in int64 arithmetic on whole
+batches. It accepts tensors, to draw on any device, and NumPy arrays, which are four times as fast
+for a few numbers. There is no loop over samples and no random state to save.
 """
 
 import math
@@ -29,8 +28,8 @@ _ROUNDS = 10
 def _multiply(a: int, b: Words) -> tuple[Words, Words]:
     """Return the high and low 32 bits of a 32 x 32 bit product.
 
-    A signed 64-bit integer wraps around to the right bits; the shift fills in copies of the sign,
-    which the mask removes.
+    The signed 64-bit product wraps around with the correct bits. The shift fills in copies of the
+    sign bit, which the mask removes.
     """
     product = b * a
     return (product >> 32) & _MASK, product & _MASK
@@ -65,8 +64,7 @@ def random_bits(
     """Draw uniform 32-bit integers for each sample, for several uses at once.
 
     Args:
-        counts: How many numbers a sample needs of each stream. A stream is a use; streams are
-            independent of each other.
+        counts: Numbers per sample, by stream. Each use has its own stream; streams are independent.
         positions: [B] int64, the samples' positions in the global batch.
         iteration: The training iteration.
         seed: The seed of the run.
@@ -103,11 +101,11 @@ def integers(bits: Tensor, low: int, high: int) -> Tensor:
 def normal(bits: Tensor) -> Tensor:
     """Map 32-bit integers to standard normal noise by the Box-Muller transform.
 
-    The uniform under the logarithm lies in (0, 1], so no draw is infinite; the largest magnitude is
-    sqrt(2 * 32 * ln 2) = 6.66.
+    The uniform number in the logarithm is in (0, 1], so no draw is infinite. The largest magnitude
+    is sqrt(2 * 32 * ln 2) = 6.66.
 
     Args:
-        bits: [B, N] with an even N: a pair of integers becomes a pair of numbers.
+        bits: [B, N] with even N; each pair of integers gives a pair of numbers.
 
     Returns:
         [B, N] float32.
@@ -133,7 +131,7 @@ def permute(index: Tensor, size: int, seed: int, epoch: Tensor | int) -> Tensor:
         epoch: Which permutation: a number, or one number per index.
 
     Returns:
-        int64, of the shape of `index`, on the CPU as `index` is.
+        int64 with the shape of `index`, on the CPU (where `index` must be).
     """
     rows = math.isqrt(size - 1) + 1
     columns = -(-size // rows)
@@ -155,5 +153,6 @@ def permute(index: Tensor, size: int, seed: int, epoch: Tensor | int) -> Tensor:
     return torch.from_numpy(value)
 
 
-# Far from the streams of the training step (draws.py), so that orders and noises are independent.
+# Far from the streams of the training step (draws.py), so that permutations and noises are
+# independent.
 _PERMUTATION_STREAM = 0x50000000

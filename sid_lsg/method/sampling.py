@@ -1,4 +1,4 @@
-"""Sampling the generator: one evaluation, or K with fresh noise between them.
+"""Sample the generator: one network evaluation, or K with fresh noise in between.
 
 Training, image grids, metrics and the exported pipeline all sample through `sample`.
 """
@@ -12,11 +12,11 @@ from sid_lsg.method.conditioning import Conditioning, Predict
 from sid_lsg.method.schedule import Schedule
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-"""A network with its prompts: (x_t [B, ...], t [B]) -> its estimate of x_0."""
+"""A network with fixed prompts: (x_t [B, ...], t [B]) -> its estimate of x_0."""
 
 
 def denoiser(predict: Predict, schedule: Schedule, condition: Conditioning) -> Denoise:
-    """Return a network's estimate of x_0 under its prompts, without guidance."""
+    """Return a function that estimates x_0 with a network and prompts, without guidance."""
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         return schedule.x0(predict(x_t, t, condition), x_t, t)
@@ -33,7 +33,7 @@ def sample(denoise: Denoise, schedule: Schedule, noises: Sequence[Tensor], t_ini
     through all K evaluations. No guidance, no clipping.
 
     Args:
-        denoise: The generator under its prompts, `denoiser`.
+        denoise: The generator with its prompts, from `denoiser`.
         schedule: The teacher's schedule.
         noises: K standard normal tensors [B, ...] float32, one per step.
         t_init: The first timestep.
@@ -57,8 +57,8 @@ def seeded_noises(
 ) -> list[Tensor]:
     """Draw each image's noise from its own seed, so that it depends on no other image.
 
-    One `torch.Generator` per seed, on the CPU, as diffusers pipelines take them: the first noise is
-    theirs for the same seed. Later steps' noises follow from the same generator.
+    There is one `torch.Generator` per seed, on the CPU, as diffusers pipelines use them, so the
+    first noise equals theirs for the same seed. Later steps' noises come from the same generator.
 
     Args:
         seeds: B seeds.

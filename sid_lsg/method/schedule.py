@@ -2,9 +2,9 @@
 
 Symbols: x_0 a clean latent, eps standard normal noise, x_t the noisy latent at time t.
 
-Options give times as integer timesteps 0..T-1, whatever the schedule; t is what the schedule itself
-counts in: the same integers, or a real number. `Schedule` is all that the method asks for, so that
-discrete diffusion and flow matching can share everything else.
+Options give times as integer timesteps 0..T-1 for every schedule. t is the schedule's own time: the
+same integers, or a real number. The method uses only the interface of `Schedule`, so discrete
+diffusion and flow matching share everything else.
 """
 
 from abc import ABC, abstractmethod
@@ -21,13 +21,13 @@ PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 
 
 class Schedule(nn.Module, ABC):
-    """alpha_t, sigma_t, what the networks predict, and which times are used.
+    """alpha_t and sigma_t, the prediction type of the networks, and the times that are used.
 
     Latents are [B, ...] of any shape and `t` is [B].
 
     Attributes:
-        prediction_type: What the networks predict, by diffusers' name for it.
-        time_dtype: The type of `t`.
+        prediction_type: What the networks predict, by diffusers' name.
+        time_dtype: The dtype of `t`.
     """
 
     prediction_type: str
@@ -35,7 +35,7 @@ class Schedule(nn.Module, ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Return T, the number of timesteps that options count in."""
+        """Return T, the number of timesteps."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Schedule(nn.Module, ABC):
 
     @abstractmethod
     def x0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return the estimate of x_0 that a network's prediction at x_t stands for."""
+        """Convert a network's prediction at x_t to an estimate of x_0."""
 
     @abstractmethod
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class Schedule(nn.Module, ABC):
         return per_sample(self.alpha(t), x_0) * x_0 + per_sample(self.sigma(t), eps) * eps
 
     def network_time(self, t: Tensor) -> Tensor:
-        """Return the time as the networks take it: t itself, unless a schedule says otherwise."""
+        """Return the time to pass to the networks; by default t itself."""
         return t
 
 
@@ -154,7 +154,7 @@ class DiscreteSchedule(Schedule):
         return eps
 
     def error_weight(self, t: Tensor) -> Tensor:
-        """Return the weight that makes a squared error that of eps: [B] (METHOD.md, phase 1).
+        """Return the factor from the squared error to that of eps: [B] (METHOD.md, phase 1).
 
         1 for epsilon. For v at a given x_t, eps = alpha_t v + sigma_t x_t, so the error of eps is
         alpha_t times that of v: the weight is alpha_t^2 = snr / (snr + 1).

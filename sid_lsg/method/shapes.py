@@ -1,4 +1,4 @@
-"""One number per sample beside latents of any shape: [B] and [B, ...]."""
+"""Combine values per sample [B] with latents of any shape [B, ...]."""
 
 from torch import Tensor
 
