@@ -13,7 +13,7 @@ from typing import Any
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "results"
-FILES = [DOCS.parent / "README.md", DOCS / "findings.md", DOCS / "figures.md"]
+FILES = [DOCS.parent / "README.md", DOCS / "results/findings.md", DOCS / "results/figures.md"]
 BLOCK = re.compile(r"^(<!-- generated: ([\w ]+) -->\n).*?(?=^<!-- end -->$)", re.DOTALL | re.M)
 SCORES = ["FID", "CLIP", "precision", "recall"]
 TABLES: dict[str, Callable[[], str]] = {}
@@ -132,7 +132,7 @@ def gpu() -> str:
 def guidance() -> str:
     """Return the teacher's scores by guidance scale."""
     rows = []
-    for row in cells("guidance.md"):
+    for row in cells("results/guidance.md"):
         if row[0].startswith("guidance "):
             scores = [f"{float(row[place]):.3f}" for place in (1, 7, 3, 4)]
             rows.append([row[0].removeprefix("guidance "), *scores])
@@ -279,7 +279,7 @@ def figures() -> str:
     rows: list[list[str]] = []
 
     def add(what: str, value: str, source: str) -> None:
-        rows.append([what, value, f"[{source}](../{source})"])
+        rows.append([what, value, f"[{source}](../../{source})"])
 
     for name in ("demo_latest", "demo"):
         summary, source = stored(name), f"results/{name}.json"

@@ -1,10 +1,10 @@
-"""docs/method.md lists every file of the method, and its links are valid."""
+"""docs/method/method.md lists every file of the method, and its links are valid."""
 
 import re
 
 from tests.helpers.paths import REPOSITORY
 
-PAGE = REPOSITORY / "docs" / "method.md"
+PAGE = REPOSITORY / "docs" / "method" / "method.md"
 
 
 def test_the_map_lists_every_file_of_the_method() -> None:

@@ -50,7 +50,7 @@ def test_the_guidance_trade_off() -> None:
     """FID is lowest at a scale between the ends, and CLIP rises with guidance."""
     rows = {
         float(row[0].split()[1]): row[1:]
-        for row in SCRIPT["cells"]("guidance.md")
+        for row in SCRIPT["cells"]("results/guidance.md")
         if row[0].startswith("guidance ")
     }
     assert list(rows) == [1, 1.2, 1.5, 2, 3, 4.5]

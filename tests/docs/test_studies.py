@@ -42,7 +42,7 @@ def test_tables_and_plots_are_made_from_the_rows(
 
 
 def test_numbers_in_the_findings_are_in_the_tables() -> None:
-    said = (REPOSITORY / "docs/findings.md").read_text()
+    said = (REPOSITORY / "docs/results/findings.md").read_text()
     tables = "".join((READ / folder.name / TABLE).read_text() for folder in KEPT)
     numbers = re.findall(r"\d+\.\d+ ± \d+\.\d+", said)
     assert len(numbers) >= 10
