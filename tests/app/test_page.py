@@ -167,6 +167,7 @@ def test_missing_gradio_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
         app("nowhere")
 
 
+@pytest.mark.slow
 def test_the_server_listens_only_on_this_machine(server: Served) -> None:
     port = int(server.url.rpartition(":")[2])
     with socket.socket() as other:  # connects if the server listens on all addresses
@@ -179,6 +180,7 @@ def test_the_server_listens_only_on_this_machine(server: Served) -> None:
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=\W?(https?:)?//", page)
 
 
+@pytest.mark.slow
 def test_the_server_returns_the_samplers_images(
     server: Served, exported: str, small_sd: str
 ) -> None:
@@ -192,6 +194,7 @@ def test_the_server_returns_the_samplers_images(
     assert "Not seen by the student and the teacher" in notice
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -215,6 +218,7 @@ def test_the_server_rejects_values_out_of_range(server: Served, change: dict, sa
         client.predict(*fields.values(), api_name="/generate")
 
 
+@pytest.mark.slow
 def test_the_server_rejects_uploads(server: Served) -> None:
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
     body += b"a" * 5000 + b"\r\n--x--\r\n"
@@ -224,6 +228,7 @@ def test_the_server_rejects_uploads(server: Served) -> None:
         urllib.request.urlopen(request)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_server_during_a_job(server: Served) -> None:
     """It stops at once, with the conventional exit status and one line."""
     client = Client(server.url, verbose=False, analytics_enabled=False)

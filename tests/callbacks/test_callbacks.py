@@ -102,6 +102,7 @@ def test_impossible_numbers_are_rejected(callback: Any, option: str, value: int)
         callback(**{option.split(".")[1]: value})
 
 
+@pytest.mark.slow
 def test_wandb_gets_grids_and_scores(
     small_sd: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,7 @@ def test_a_changed_learning_rate_applies_to_a_continued_run(
         assert float(next(iter(optimizer.state.values()))["step"]) == STEPS + 1
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_started_again(small_sd: str, files: Files, earlier: Path) -> None:
     """Nothing is left to train; the summary is still written."""
     again = fit(small_sd, files, earlier, Checkpoint(), Export(), metrics(files), ckpt_path="last")

@@ -70,6 +70,7 @@ EVERYTHING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
 def test_a_compiled_run_equals_an_eager_one(small_sd: str, options: dict[str, object]) -> None:
     plain, _ = trained(small_sd, **options)
@@ -114,6 +115,7 @@ def test_sharded_networks_are_rejected(tiny_sd: str, monkeypatch: pytest.MonkeyP
         compile_blocks(SiDLSG(tiny_sd).generator)
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_the_compiled_graphs(
     small_sd: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
