@@ -369,6 +369,7 @@ def test_the_report_uses_given_distances(sets: tuple[ImageSet, ImageSet]) -> Non
     assert report(mine, other, known)["neighbours"] == expected
 
 
+@pytest.mark.slow
 def test_the_figure_shows_four_panels(sets: tuple[ImageSet, ImageSet]) -> None:
     mine, other = sets
     figure = draw(mine, other, neighbour_distances(mine.features, other.features))
@@ -392,6 +393,7 @@ def test_degenerate_sets_are_drawn() -> None:
     json.dumps(report(collapsed, reference, distances), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_the_report_does_not_need_matplotlib() -> None:
     code = (
         "import sys, torch, torchmetrics; sys.modules['matplotlib.figure'] = None;"

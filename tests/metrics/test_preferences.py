@@ -631,6 +631,7 @@ def test_a_truncated_file_is_rejected(case: Case, tmp_path: Path) -> None:
     case.refuse(path)
 
 
+@pytest.mark.slow
 def test_every_weight_is_required_and_its_shape_checked(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
