@@ -1,9 +1,9 @@
-"""Sequences of strings that cost little to open and to share with the workers of a loader.
+"""Sequences of strings that are cheap to open and to share with the workers of a data loader.
 
-They hold a few large arrays and no Python object per string: forked workers share those pages with
-their parent (objects would be copied as soon as they are counted), spawned workers receive them as
-shared memory. Arrow arrays of strings do neither: five million lines take 413 MiB in memory, and
-again in every spawned worker, compared with 40 MiB of offsets that the workers share.
+They hold a few large arrays and no Python object per string. Forked workers share the arrays'
+memory with their parent (reference counting would copy the pages of objects), and spawned workers
+receive them as shared memory. Arrow arrays of strings are not shared: five million lines take 413
+MiB, and again in every spawned worker, compared with 40 MiB of shared offsets.
 """
 
 import codecs
@@ -23,16 +23,16 @@ from torch import Tensor
 
 from sid_lsg.messages.errors import UsageError
 
-Version = tuple[int, int]  # a file's size and its time of modification
+Version = tuple[int, int]  # a file's size and modification time
 
-# Which bytes can begin a whitespace character (all are in the first plane of Unicode): a line that
-# begins otherwise is not blank, which spares nearly every line a look by Python.
+# True for bytes that can start a whitespace character (all are in the first plane of Unicode). A
+# line that starts with another byte is not blank, so Python need not decode it.
 _BEGINS_WHITESPACE = np.zeros(256, dtype=bool)
 _BEGINS_WHITESPACE[list({c.encode()[0] for c in map(chr, range(0x10000)) if c.isspace()})] = True
 
 
 class Texts(Sequence[str]):
-    """Strings by position; a subclass gives `__len__` and `_text`."""
+    """Strings by position; a subclass implements `__len__` and `_text`."""
 
     @abstractmethod
     def _text(self, position: int) -> str:
@@ -45,7 +45,7 @@ class Texts(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
 
     def __getitem__(self, index: int | slice) -> str | list[str]:
-        """Return one string, or a list of them, by the rules of a list."""
+        """Return one string, or a list of strings for a slice."""
         positions = range(len(self))[index]  # resolves negative indices, raises IndexError
         if isinstance(positions, int):
             return self._text(positions)
@@ -56,35 +56,35 @@ class Rows(Texts):
     """The rows of a file that are not blank.
 
     Attributes:
-        blank: How many rows are left out.
+        blank: Number of blank rows, which are left out.
     """
 
     def _leave_out(self, blank: Sequence[int]) -> None:
-        """Remember which rows are blank, in order."""
+        """Store the indices of the blank rows, in increasing order."""
         self.blank = len(blank)
         self._kept_before = [row - index for index, row in enumerate(blank)]
 
     @property
     def num_rows(self) -> int:
-        """How many rows there are, blank ones included."""
+        """Return the number of rows, including blank ones."""
         return len(self) + self.blank
 
     def row(self, position: int) -> int:
-        """Return the row, from 0 and blank ones included, in which a string stands."""
+        """Return the row number of a string, counted from 0 and including blank rows."""
         return position + bisect_right(self._kept_before, position)
 
 
 class Lines(Rows):
-    r"""The lines of a UTF-8 text file that are not blank, stripped, read on demand.
+    r"""The stripped, non-blank lines of a UTF-8 text file, read on demand.
 
     Only \n ends a line; the \r of an \r\n is stripped with the other whitespace.
 
     Args:
         path: The file.
-        chunk_bytes: How much of the file is looked at in one go; no effect on the result.
+        chunk_bytes: Number of bytes to scan at a time; no effect on the result.
 
     Raises:
-        UsageError: The file is not UTF-8, or (when a line is read) it has changed meanwhile.
+        UsageError: If the file is not UTF-8, or (when a line is read) has changed since.
     """
 
     def __init__(self, path: Path, chunk_bytes: int = 1 << 22) -> None:
@@ -99,7 +99,7 @@ class Lines(Rows):
         self._begins = torch.from_numpy(np.delete(begins, blank))
 
     def _scan(self, data: np.ndarray, chunk_bytes: int) -> np.ndarray:
-        """Return where each line begins, having checked that all of them are UTF-8."""
+        """Check that all lines are UTF-8, and return the offsets at which they start."""
         bom = len(codecs.BOM_UTF8) if data[:3].tobytes() == codecs.BOM_UTF8 else 0
         found = [np.array([bom])]
         checked = 0
@@ -118,7 +118,7 @@ class Lines(Rows):
         try:
             lines.tobytes().decode()
         except UnicodeDecodeError:
-            for _ in read_lines(self.path):  # slower, but says where
+            for _ in read_lines(self.path):  # slower, but reports the position
                 pass
             raise
 
@@ -133,18 +133,18 @@ class Lines(Rows):
 
 
 class NoColumn(UsageError):
-    """The column of a table that was named, if one was, is not there or is none of text."""
+    """A table has no such column, or the column does not contain text."""
 
 
 class Packed(Rows):
-    """Strings kept in one flat UTF-8 buffer.
+    """Strings in one flat UTF-8 buffer.
 
     Args:
-        rows: The values in order: strings, or None for a missing one.
-        origin: Where the values come from, to be named in an error.
+        rows: The values in order: strings, or None for a missing value.
+        origin: Source of the values, for error messages.
 
     Raises:
-        NoColumn: A value is neither a string nor None.
+        NoColumn: If a value is neither a string nor None.
     """
 
     def __init__(self, rows: Iterable[object], origin: str) -> None:
@@ -156,7 +156,7 @@ class Packed(Rows):
             if not text:
                 blank.append(number - 1)
                 continue
-            # JSON can spell half of a surrogate pair, which is no character: it becomes "?".
+            # JSON may contain half of a surrogate pair; it is not a character and becomes "?".
             buffer += text.encode("utf-8", "replace")
             ends.append(len(buffer))
         self._leave_out(blank)
@@ -172,7 +172,7 @@ class Packed(Rows):
 
 
 class Corpus(Texts):
-    """The prompts of several files, one after the other; `blank` counts the rows left out."""
+    """The prompts of several files in sequence; `blank` is the number of blank rows."""
 
     def __init__(self, parts: Sequence[Lines | Packed]) -> None:
         self.blank = sum(part.blank for part in parts)
@@ -185,7 +185,7 @@ class Corpus(Texts):
         return self._parts[part][position - self._starts[part]]
 
     def row(self, position: int) -> int:
-        """Return the row in which a prompt stands, counted from 0 through all files."""
+        """Return the row number of a prompt, counted from 0 through all files."""
         part = bisect_right(self._starts, position) - 1
         return self._first_rows[part] + self._parts[part].row(position - self._starts[part])
 
@@ -197,16 +197,16 @@ class Corpus(Texts):
 
 
 class Without(Texts):
-    """The strings of another sequence less those at some positions.
+    """The strings of another sequence except those at some positions.
 
     Args:
         texts: The other sequence.
-        dropped: [K] int64, the positions to leave out, sorted and each given once.
+        dropped: [K] int64, the positions to leave out, sorted and unique.
     """
 
     def __init__(self, texts: Sequence[str], dropped: Tensor) -> None:
         self._texts = texts
-        # How many strings are kept before each dropped one.
+        # Number of strings that are kept before each dropped one.
         self._kept_before = (dropped - torch.arange(len(dropped))).tolist()
 
     def _text(self, position: int) -> str:
@@ -217,10 +217,10 @@ class Without(Texts):
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    r"""Yield the lines of a UTF-8 file, with their \n, less the byte order mark.
+    r"""Yield the lines of a UTF-8 file with their \n, without the byte order mark.
 
     Raises:
-        UsageError: A line is not UTF-8.
+        UsageError: If a line is not UTF-8.
     """
     offset = 0
     with path.open("rb") as file:
@@ -230,7 +230,7 @@ def read_lines(path: Path) -> Iterator[str]:
             except UnicodeDecodeError as error:
                 raise UsageError(
                     f"{path}, line {number}: byte {offset + error.start} of the file, "
-                    f"0x{line[error.start]:02x}, is not UTF-8; save the file as UTF-8."
+                    f"0x{line[error.start]:02x}, is not UTF-8. Save the file as UTF-8."
                 ) from None
             offset += len(line)
             yield text.removeprefix("\ufeff") if number == 1 else text
@@ -246,13 +246,13 @@ def _version(path: Path) -> Version:
     return stat.st_size, stat.st_mtime_ns
 
 
-# Kept per process and out of the objects: so they pickle, each worker maps for itself, and a glob
-# may match more files than a process may hold open.
+# Cached per process and not in the objects: so the objects can be pickled, each worker maps the
+# files itself, and a glob may match more files than a process may keep open.
 @functools.lru_cache(maxsize=256)
 def _mapped(path: Path, version: Version) -> bytes | mmap.mmap:
-    """Map a file into memory, provided that it is still the one whose lines were found."""
+    """Map a file into memory if it is unchanged since its lines were scanned."""
     if _version(path) != version:
-        raise UsageError(f"{path} has changed since the run began; start the run again.")
+        raise UsageError(f"{path} has changed since the run started. Start the run again.")
     if version[0] == 0:
         return b""  # an empty file cannot be mapped
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Read checkpoints of the official code without running what they pickle.
+"""Read checkpoints of the official code without executing their pickles.
 
 May import files, messages.
 """

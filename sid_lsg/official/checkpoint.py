@@ -1,4 +1,4 @@
-"""Checkpoints of the official SiD-LSG code: pickled networks, by their names."""
+"""Read checkpoints of the official SiD-LSG code, which are dictionaries of pickled networks."""
 
 from pathlib import Path
 from pickle import UnpicklingError
@@ -11,31 +11,31 @@ from sid_lsg.official.module_pickle import StoredTensor, config, read_modules, w
 _GIVE = "Give a network-snapshot-*.pkl of the official code, or one of its released .pkl files."
 _OTHERS = {
     b"PK\x03\x04": "is a zip file of torch.save, such as a training-state-*.pt or a checkpoint of "
-    f"this project (which --model and `export` take as it is). {_GIVE}",
+    f"this project (which --model and `export` accept directly). {_GIVE}",
     b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.": f"is an old file of torch.save. {_GIVE}",
     b"\x1f\x8b": "is compressed with gzip. Unpack it first.",
     b"version https://git-lfs": "is a pointer of Git LFS. Download the file that it points to.",
-}  # how a file begins: what it is and what to do
+}  # first bytes of a file: what it is and what to do
 _SAFETENSORS = (
-    "is a safetensors file, which needs no import: a diffusers folder whose unet/ holds it as "
-    "diffusion_pytorch_model.safetensors, beside a config.json, is a model."
+    "is a safetensors file, which needs no import: put it as diffusion_pytorch_model.safetensors "
+    "beside the config.json in the unet/ of a diffusers folder, and use that folder as a model."
 )
 
 
 def read_official(
     checkpoint: str, key: str = "ema"
 ) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
-    """Read a network of an official checkpoint, without running anything.
+    """Read a network of an official checkpoint without executing code.
 
     Args:
-        checkpoint: The .pkl file; its tensors stay in it until they are loaded.
+        checkpoint: The .pkl file; tensors are read from it when they are loaded.
         key: The network's name in the file.
 
     Returns:
         The tensors by their names in the network's `state_dict`, and its recorded options.
 
     Raises:
-        UsageError: If it is no such file.
+        UsageError: If it is not such a file, or has no such network.
     """
     path = Path(checkpoint).expanduser()
     if not path.is_file():
@@ -51,7 +51,7 @@ def read_official(
             raise UsageError(f"--checkpoint: {str(path)!r} {_SAFETENSORS}")
         networks = read_modules(path)
         if type(networks) is not dict:
-            raise UnpicklingError("it holds no networks by their names")
+            raise UnpicklingError("it is not a dictionary of networks")
         if key not in networks:
             names = ", ".join(quoted(name) for name in [*networks][:10])
             raise UsageError(
@@ -64,6 +64,6 @@ def read_official(
         ) from error
     except UnpicklingError as error:
         raise UsageError(
-            f"--checkpoint: {str(path)!r} is refused, and nothing of it was run: {error}. {_GIVE} "
-            "If it is one, download it again."
+            f"--checkpoint: {str(path)!r} is rejected, and none of its code was executed: {error}. "
+            f"{_GIVE} If it is one, download it again."
         ) from error

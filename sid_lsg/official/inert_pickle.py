@@ -1,17 +1,17 @@
-"""Read a pickle as data: import nothing that it names, and call nothing.
+"""Read a pickle as data, without importing or calling what it names.
 
-A pickle is a program for a small machine with a stack. Python's own machine imports every name in
-the program and calls what the program tells it to call. This machine knows the instructions that
-protocols 2 to 5 use for networks and refuses all others. Its stack holds None, numbers, text, bytes
-(views of the file), tuples, lists, dictionaries, sets, a `Name` for a class or function, and a
-`Record` for an object. It calls only functions of the reader's own `Vocabulary`, in place of those
-that the pickle names. `pickletools` of the standard library decodes the instructions' arguments.
+A pickle is a program for a stack machine. Python's unpickler imports every name in the program and
+calls the functions that the program calls. This machine supports the instructions that protocols 2
+to 5 use for networks and rejects all others. Its stack holds None, numbers, text, bytes (views of
+the file), tuples, lists, dictionaries, sets, a `Name` for a class or function, and a `Record` for
+an object. Instead of the functions that the pickle names, it calls replacements from a
+`Vocabulary`. `pickletools` of the standard library decodes the instructions' arguments.
 
-Time and memory stay within a multiple of the file's size: an instruction makes at most one object,
-none reads beyond the end, the instructions are counted, and nothing recurses.
+Time and memory are limited to a multiple of the file's size: an instruction creates at most one
+object, no instruction reads beyond the end, the instructions are counted, and nothing recurses.
 
-A subclass of `pickle.Unpickler` whose `find_class` returns inert stubs does not replace this
-machine, because two small files harm it before it calls any method of the subclass (Python 3.11).
+A subclass of `pickle.Unpickler` with a `find_class` that returns inert stubs would not be enough,
+because two small files harm it before it calls any method of the subclass (Python 3.11).
 A file of 9 bytes that stores None in the memo at index 2**28 (LONG_BINPUT) takes 4 GiB, since the
 memo is an array; index 2**31 takes 32 GiB. A file of 1 MB that uses a tuple nested a million times
 as a key of a dictionary (SETITEM) ends the process with a segmentation fault, since hashing a tuple
@@ -35,7 +35,7 @@ class Name:
 
 @dataclass(eq=False)
 class Record:
-    """An object of a pickle: the name of its class, and the state that it would have got."""
+    """An object of a pickle: the name of its class, and its state."""
 
     kind: str
     state: Any = None
@@ -43,14 +43,15 @@ class Record:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a pickle may speak of.
+    """The names and instructions that a pickle may contain.
 
     Attributes:
-        recorded: Whether a class, or a function that is not called, may be named.
-        calls: The functions that may be called: what is called in place of each, with arguments
-            that can be anything a pickle holds.
-        persistent: Turns a reference to something outside the pickle into what it stands for.
-        most_instructions: How long it may be.
+        recorded: Returns a true value for the name of a class, or of a function that is not called,
+            that the pickle may contain.
+        calls: The functions that the pickle may call, by name, and their replacements. Arguments of
+            a call can be anything that a pickle may contain.
+        persistent: Resolves a reference to something outside the pickle; None to reject references.
+        most_instructions: Maximal number of instructions.
     """
 
     recorded: Callable[[str], Any]
@@ -60,13 +61,13 @@ class Vocabulary:
 
 
 def quoted(text: Any) -> str:
-    """Quote what a foreign file holds: short, and without characters that control a terminal."""
+    """Quote text of an untrusted file: shorten it, and escape control characters."""
     text = str(text)
     return ascii(text if len(text) <= 100 else text[:97] + "...")
 
 
 def expect(kind: type, value: Any) -> Any:
-    """Return a value of just this type; raise a TypeError for any other."""
+    """Return the value if its type is exactly `kind`; raise a TypeError otherwise."""
     if type(value) is not kind:
         raise TypeError
     return value
@@ -76,22 +77,22 @@ def read_pickle(data: memoryview, vocabulary: Vocabulary, start: int = 0) -> tup
     """Read one pickle.
 
     Args:
-        data: The file's bytes; the result refers to them.
-        vocabulary: What the pickle may speak of.
-        start: Where it begins.
+        data: The file's bytes; the result contains views of them.
+        vocabulary: The names that the pickle may contain.
+        start: Offset of the pickle.
 
     Returns:
-        What it holds, and where it ends.
+        The content, and the offset after the pickle.
 
     Raises:
-        UnpicklingError: If it is damaged or is more than data; the message begins with "it".
+        UnpicklingError: If the pickle is damaged or not only data; the message starts with "it".
     """
     machine = _Machine(data, start, vocabulary)
     try:
         return machine.run(), machine.position
     except (IndexError, KeyError, TypeError, ValueError, struct.error) as error:
         raise UnpicklingError(
-            f"it is not a pickle, or is damaged or cut off (at byte {machine.position - 1})"
+            f"it is not a pickle, or is damaged or truncated (at byte {machine.position - 1})"
         ) from error
 
 
@@ -115,14 +116,14 @@ _SHORT = {
     "TUPLE3": ("TUPLE", 3),
     "APPEND": ("APPENDS", 1),
     "SETITEM": ("SETITEMS", 2),
-}  # instruction: (the one that does it with the items above a mark, the number of items)
+}  # short instruction: (the equivalent that takes the items above a mark, number of items)
 _LONGEST_LINE = 1000
 
 
 class _Machine:
-    """The stack, the marks in it, the memo, and the position in the file.
+    """The stack, its marks, the memo, and the position in the file.
 
-    It is also the file from which `pickletools` reads the arguments of instructions.
+    It is also the file object from which `pickletools` reads the arguments of instructions.
     """
 
     def __init__(self, data: memoryview, start: int, vocabulary: Vocabulary) -> None:
@@ -134,7 +135,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """Follow the instructions up to the end."""
+        """Execute the instructions up to STOP, and return the result."""
         most = self.vocabulary.most_instructions
         for _ in range(most):
             opcode = _OPCODES[bytes(self.read(1))]
@@ -144,7 +145,7 @@ class _Machine:
         raise UnpicklingError(f"it has more than {most:,} instructions, too many for a network")
 
     def step(self, opcode: pickletools.OpcodeInfo) -> None:
-        """Follow one instruction."""
+        """Execute one instruction."""
         stack = self.stack
         name, count = _SHORT.get(opcode.name, (opcode.name, None))
         if count is not None:
@@ -167,7 +168,7 @@ class _Machine:
             case "TUPLE":
                 stack.append(tuple(self.since_mark()))
             case "APPENDS":
-                items = self.since_mark()  # first, since stack[-1] is what lies below
+                items = self.since_mark()  # before stack[-1], which is below the items
                 expect(list, stack[-1]).extend(items)
             case "ADDITEMS":
                 items = self.since_mark()
@@ -184,14 +185,14 @@ class _Machine:
             case "REDUCE":
                 arguments, function = expect(tuple, stack.pop()), expect(Name, stack.pop()).text
                 if function not in self.vocabulary.calls:
-                    raise UnpicklingError(f"it calls {quoted(function)}, which makes no weights")
+                    raise UnpicklingError(f"it calls {quoted(function)}, which no network needs")
                 stack.append(self.vocabulary.calls[function](*arguments))
             case "NEWOBJ":
                 expect(tuple, stack.pop())
                 stack.append(Record(expect(Name, stack.pop()).text))
             case "BUILD":
                 state, target = stack.pop(), stack[-1]
-                if type(target) is not dict:  # whose own attributes nobody needs
+                if type(target) is not dict:  # attributes of a dict subclass are not needed
                     expect(Record, target).state = state
             case "BINPERSID" if self.vocabulary.persistent:
                 stack.append(self.vocabulary.persistent(stack.pop()))
@@ -200,13 +201,13 @@ class _Machine:
 
     def argument(self, opcode: pickletools.OpcodeInfo) -> Any:
         """Read the argument of an instruction; bytes are views of the file."""
-        # The reader of a bytearray would copy it.
+        # The reader of bytearrays would copy the data.
         kind = pickletools.bytes8 if opcode.name == "BYTEARRAY8" else opcode.arg
         assert kind
         return kind.reader(cast(IO[bytes], self))
 
     def read(self, count: int) -> memoryview:
-        """Read just so many bytes."""
+        """Read exactly `count` bytes."""
         end = self.position + count
         if end > len(self.data):
             raise ValueError
@@ -215,7 +216,7 @@ class _Machine:
         return taken
 
     def readline(self) -> bytes:
-        """Read to the end of a line, which is not long."""
+        """Read a line of limited length."""
         raw, _ = bytes(self.data[self.position :][:_LONGEST_LINE]).split(b"\n", 1)
         self.position += len(raw) + 1
         return raw + b"\n"
@@ -230,8 +231,8 @@ class _Machine:
         return items
 
     def name(self, module: str, name: str) -> Name:
-        """Return a name, if the vocabulary has it."""
-        module = {"__builtin__": "builtins"}.get(module, module)  # as protocol 2 has it
+        """Return a name that the vocabulary allows."""
+        module = {"__builtin__": "builtins"}.get(module, module)  # its name in protocol 2
         text = f"{module}.{name}"
         allowed = text in self.vocabulary.calls or self.vocabulary.recorded(text)
         if "." in name or not allowed:
@@ -240,7 +241,7 @@ class _Machine:
 
 
 def _keys(values: list[Any]) -> list[Any]:
-    """Return keys that are text or numbers: hashing a deeply nested tuple would recurse."""
+    """Reject keys other than text and numbers, since hashing a nested tuple would recurse."""
     if not all(type(value) in (str, int) for value in values):
         raise TypeError
     return values

@@ -1,8 +1,8 @@
-"""Weights of networks that were pickled as Python objects, read without Python's unpickler.
+"""Read the weights of pickled modules without Python's unpickler.
 
-A pickled network is a tree of modules, each an object whose state names its parameters, buffers and
-modules. A tensor in it is a call that puts a storage, an offset, a size and strides together; a
-storage is a byte string with what `torch.save` writes for it in its old format.
+A pickled network is a tree of modules. The state of each contains its parameters, buffers and
+submodules. A tensor is a call that combines a storage, an offset, a size and strides. A storage is
+a byte string in the old format of `torch.save`.
 """
 
 import mmap
@@ -36,11 +36,11 @@ _MOST_DIMENSIONS = 8
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that lies in a file.
+    """A tensor in a file.
 
     Attributes:
-        dtype: Its type.
-        shape: Its size.
+        dtype: Its dtype.
+        shape: Its shape.
         stride: Its strides, in elements.
         raw: The bytes from its first element to its last.
     """
@@ -51,7 +51,7 @@ class StoredTensor:
     raw: memoryview
 
     def load(self) -> Tensor:
-        """Copy it from the file into memory."""
+        """Copy the tensor from the file into memory."""
         elements = torch.frombuffer(bytearray(self.raw), dtype=self.dtype)
         return elements.as_strided(self.shape, self.stride)
 
@@ -62,7 +62,7 @@ class _Storage(NamedTuple):
 
 
 class _Header(NamedTuple):
-    """What a pickle in the old format says of a storage whose data come after it."""
+    """The description of a storage in the old format; the data follow after the pickle."""
 
     dtype: torch.dtype
     key: str
@@ -72,15 +72,15 @@ class _Header(NamedTuple):
 def read_modules(path: Path) -> Any:
     """Read a pickle of modules.
 
-    The file is mapped into memory, and the weights stay in it until they are loaded.
+    The file is mapped into memory; weights are not read before they are loaded.
 
     Returns:
-        What it holds, with each object as a `Record` and each tensor as a `StoredTensor`.
+        The content, with each object as a `Record` and each tensor as a `StoredTensor`.
 
     Raises:
         OSError: If the file cannot be read.
-        UnpicklingError: If it is damaged, or holds anything that is not part of a network; the
-            message begins with "it".
+        UnpicklingError: If it is damaged, or contains anything that is not part of a network; the
+            message starts with "it".
     """
     with path.open("rb") as file:
         if not path.stat().st_size:
@@ -90,10 +90,10 @@ def read_modules(path: Path) -> Any:
 
 
 def weights(module: Any) -> dict[str, StoredTensor]:
-    """Collect a module's parameters and persistent buffers, by the names of its `state_dict`.
+    """Return a module's parameters and persistent buffers, by the names of its `state_dict`.
 
     Raises:
-        UnpicklingError: If it is no module, or one that no program has made.
+        UnpicklingError: If it is not a module, or a forged one.
     """
     found: dict[str, StoredTensor] = {}
     waiting, left = [("", module)], _MOST_ENTRIES
@@ -117,7 +117,7 @@ def weights(module: Any) -> dict[str, StoredTensor]:
 
 
 def config(module: Any) -> dict[str, Any]:
-    """Return what diffusers has recorded of a module's options, as far as it is plain data."""
+    """Return the options that diffusers has recorded in a module, if they are plain data."""
     state = module.state if type(module) is Record else None
     recorded = state.get("_internal_dict") if type(state) is dict else None
     plain = (type(None), bool, int, float, str)
@@ -131,7 +131,7 @@ def config(module: Any) -> dict[str, Any]:
 
 
 def _parts(module: Any, prefix: str) -> list[Any]:
-    """Return a module's parameters, buffers and modules, and which buffers are not saved."""
+    """Return a module's parameters, buffers, submodules, and names of non-persistent buffers."""
     state = module.state if type(module) is Record else None
     if type(state) is dict:
         parts = [state.get(name) for name in ("_parameters", "_buffers", "_modules")]
@@ -162,12 +162,12 @@ def _storage(content: Any) -> _Storage:
     if (keys, elements) != ([header.key], header.elements) or (
         len(data) != elements * header.dtype.itemsize
     ):
-        raise UnpicklingError("it holds a storage of another length than it says")
+        raise UnpicklingError("it holds a storage whose length differs from its header")
     return _Storage(header.dtype, data)
 
 
 def _header(reference: Any) -> _Header:
-    """Read a storage's reference: its type, key, device (which is ignored) and length."""
+    """Read a reference to a storage: its type, key, device (ignored) and length."""
     _, kind, key, _, elements, view = expect(tuple, reference)
     expect(type(None), view)
     return _Header(_DTYPES[expect(Name, kind).text], expect(str, key), expect(int, elements))
@@ -176,7 +176,7 @@ def _header(reference: Any) -> _Header:
 def _tensor(
     storage: Any, offset: Any, size: Any, stride: Any, gradient: Any, hooks: Any, *metadata: Any
 ) -> StoredTensor:
-    """Take a tensor from a storage, in which it must lie and than which it is not longer."""
+    """Return a tensor of a storage; reject one that is not inside the storage or is larger."""
     expect(_Storage, storage)
     if len(expect(tuple, size)) > _MOST_DIMENSIONS or len(expect(tuple, stride)) != len(size):
         raise UnpicklingError("it holds a tensor of an unknown layout")
@@ -197,18 +197,19 @@ def _parameter(data: Any, requires_grad: Any, hooks: Any, state: Any = None) -> 
 
 
 def _set(items: Any) -> frozenset:
-    """Make the set that protocols 2 and 3 write as a list."""
+    """Return the set that protocols 2 and 3 write as a list."""
     if len(expect(list, items)) > 100:
         raise UnpicklingError("it holds a set that is too large for a network's")
     return frozenset(expect(str, item) for item in items)
 
 
 def _networks() -> Vocabulary:
-    """Make the vocabulary of one file."""
-    latin1 = cache(lambda text: memoryview(text.encode("latin-1")))  # or many could make many
+    """Return the vocabulary of one file."""
+    # Cached, so that repeated calls with the same text use no further memory.
+    latin1 = cache(lambda text: memoryview(text.encode("latin-1")))
 
     def encode(text: Any, encoding: Any) -> memoryview:
-        """Make the bytes that protocol 2 writes as text."""
+        """Return the bytes that protocol 2 writes as text."""
         if encoding != "latin1":
             raise ValueError
         return latin1(expect(str, text))

@@ -106,9 +106,9 @@ def test_files_of_other_kinds_are_rejected(tmp_path: Path, tiny_sd: str) -> None
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
         (b"", "it is empty"),
         (b"<!DOCTYPE html>", "at byte 0"),
-        (b"Some text, no network.\n", "refused, and nothing of it"),
-        (pickle.dumps(network), "no networks by their names"),
-        (pickle.dumps({"ema": network, "G": 1})[:-50], "cut off"),
+        (b"Some text, no network.\n", "rejected, and none of its code"),
+        (pickle.dumps(network), "not a dictionary of networks"),
+        (pickle.dumps({"ema": network, "G": 1})[:-50], "truncated"),
         (pickle.dumps({"ema": {"a": 1}}), "not a module of a network"),
     ):
         path.write_bytes(content)
@@ -219,6 +219,8 @@ def test_a_pickled_call_is_rejected_and_named(tmp_path: Path) -> None:
 
     path = tmp_path / "evil.pkl"
     path.write_bytes(pickle.dumps({"ema": Evil()}))
-    with pytest.raises(UsageError, match=r"refused, and nothing of it was run: it holds 'posix\."):
+    with pytest.raises(
+        UsageError, match=r"rejected, and none of its code was executed: it holds 'posix\."
+    ):
         read_official(str(path))
     assert not (tmp_path / "canary").exists()

@@ -84,7 +84,7 @@ def test_several_files_make_one_corpus(tmp_path: Path) -> None:
         ("header.csv", b"text\n", "header.csv holds no prompt"),
         ("empty.jsonl", b"\n", "empty.jsonl holds no prompt .1 blank"),
         ("prompts.docx", b"x", "not a .txt, .jsonl, .csv or .parquet file"),
-        ("latin.txt", b"caf\xe9", "latin.txt, line 1: byte 3 .* save the file as UTF-8"),
+        ("latin.txt", b"caf\xe9", "latin.txt, line 1: byte 3 .* Save the file as UTF-8"),
         ("latin.csv", b"text\nok\ncaf\xe9", "latin.csv, line 3: byte 11 "),
         ("latin.jsonl", b'{"text": "caf\xe9"}', "latin.jsonl, line 1: byte 13 "),
         ("broken.jsonl", b'{"text": "a"}\n\n{"text": "b"', "broken.jsonl, line 3: not JSON"),

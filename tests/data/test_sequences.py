@@ -72,7 +72,7 @@ def test_a_file_that_changed_since_indexing_is_rejected(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(lines))[:] == ["one", "two"]
     path.write_text("now three\n")
     _mapped.cache_clear()  # as in a worker that has not yet opened the file
-    with pytest.raises(UsageError, match="prompts.txt has changed since the run began"):
+    with pytest.raises(UsageError, match="prompts.txt has changed since the run started"):
         lines[0]
 
 

@@ -200,21 +200,21 @@ LENGTH = WHOLE.rindex(struct.pack("<q", 12))
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (WHOLE[:-1], "another length"),
-        (WHOLE + b"\0", "another length"),
-        (WHOLE[:LENGTH] + struct.pack("<q", 2**62) + WHOLE[LENGTH + 8 :], "another length"),
-        (WHOLE[:LENGTH] + struct.pack("<q", -12) + WHOLE[LENGTH + 8 :], "another length"),
+        (WHOLE[:-1], "whose length differs"),
+        (WHOLE + b"\0", "whose length differs"),
+        (WHOLE[:LENGTH] + struct.pack("<q", 2**62) + WHOLE[LENGTH + 8 :], "whose length differs"),
+        (WHOLE[:LENGTH] + struct.pack("<q", -12) + WHOLE[LENGTH + 8 :], "whose length differs"),
         (WHOLE[: LENGTH + 4], "damaged"),
-        (WHOLE.replace(b"K\x0cN", b"K\x0bN"), "another length"),
+        (WHOLE.replace(b"K\x0cN", b"K\x0bN"), "whose length differs"),
         (WHOLE.replace(b"K\x0cN", b"K\x0cK\x01"), "damaged"),  # a view of another storage
-        (WHOLE.replace(b"q\x01a.", b"q\x01aNa."), "another length"),  # a second storage
-        (WHOLE.replace(b"FloatStorage", b"DoubleStorage"), "another length"),
+        (WHOLE.replace(b"q\x01a.", b"q\x01aNa."), "whose length differs"),  # a second storage
+        (WHOLE.replace(b"FloatStorage", b"DoubleStorage"), "whose length differs"),
         (WHOLE.replace(b"FloatStorage", b"BoolStorage"), "'torch.BoolStorage'"),
         (WHOLE.replace(b"ctorch\nFloatStorage", b"cposix\nsystem"), "'posix.system'"),
         (WHOLE.replace(b"little_endian", b"middle_endian"), "byte order"),
         (WHOLE.replace(b"\xe9\x03", b"\xe8\x03"), "unknown format"),
-        (WHOLE[:40], "cut off"),
-        (b"", "cut off"),
+        (WHOLE[:40], "truncated"),
+        (b"", "truncated"),
         (pickle.dumps(1) * 5, "unknown format"),
         (b"N" * 10**6 + b".", "more than 100 instructions"),
         (b"(" * 10**6, "more than 100 instructions"),
