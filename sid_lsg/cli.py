@@ -14,7 +14,7 @@ from sid_lsg import __doc__ as project
 from sid_lsg import __version__
 from sid_lsg.commands.table import COMMANDS, PROGRAM
 from sid_lsg.distributed.signals import ending_on_signals, is_launched
-from sid_lsg.messages.arguments import check_config_files
+from sid_lsg.files.config_files import check_config_files
 from sid_lsg.messages.console import fail, format_warning
 from sid_lsg.messages.errors import Interrupted, TrainingStopped, UsageError
 from sid_lsg.messages.quiet import quiet_libraries

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from sid_lsg.files.config_files import CONFIG_OPTIONS, pairs
 from sid_lsg.files.replacing import check_writable, remove, remove_leftovers, replacing, writing
-from sid_lsg.messages.arguments import CONFIG_OPTIONS, pairs
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.study.options import ErrorBars, PromptFile, Series, Study, Teacher

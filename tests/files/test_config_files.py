@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sid_lsg.messages.arguments import check_config_files
+from sid_lsg.files.config_files import check_config_files
 from sid_lsg.messages.errors import UsageError
 
 
