@@ -125,7 +125,7 @@ def test_a_misspelt_command_gets_a_suggestion_and_the_list(
 def test_a_config_option_without_a_file_is_named(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = "error: --config needs a file: give one, for example configs/lsg.yaml.\n"
+    said = "error: --config needs a file: give one, for example package:configs/lsg.yaml.\n"
     assert refused(capsys, command, "--config") == said
     assert refused(capsys, command, "--config", "--help") == said
 

@@ -8,8 +8,19 @@ from typing import Any, NoReturn
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from sid_lsg.commands.table import PROGRAM
+from sid_lsg.files.sources import resolve
 from sid_lsg.messages.console import fail
 from sid_lsg.options.renamed import current_text
+
+
+class _ConfigFile(ActionConfigFile):
+    """Read a configuration file, which may be one of the package: `package:configs/demo.yaml`."""
+
+    def __call__(
+        self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        """Merge the file into the options."""
+        super().__call__(parser, cfg, resolve(values), option_string)
 
 
 class Parser(ArgumentParser):
@@ -35,8 +46,9 @@ class Parser(ArgumentParser):
         self.add_argument(
             "-c",
             "--config",
-            action=ActionConfigFile,
-            help="A YAML file with any of these options. Several are merged, the last one wins.",
+            action=_ConfigFile,
+            help="A YAML file with any of these options; package:configs/... names a shipped one. "
+            "Several are merged, the last one wins.",
         )
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from sid_lsg.files.config_files import CONFIG_OPTIONS, pairs
 from sid_lsg.files.replacing import check_writable, remove, remove_leftovers, replacing, writing
+from sid_lsg.files.sources import resolve
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.study.options import ErrorBars, PromptFile, Series, Study, Teacher
@@ -181,7 +182,7 @@ def check_series(arguments: Sequence[str]) -> None:
     known: list[object] = []
     for option, value in pairs(arguments):
         if option in CONFIG_OPTIONS:
-            content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            content = yaml.safe_load(Path(resolve(value)).read_text(encoding="utf-8"))
             series = content.get("series") if isinstance(content, dict) else None
             known += series if isinstance(series, dict) else ()
         elif option == "--series" and _is_name(value):

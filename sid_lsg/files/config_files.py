@@ -1,4 +1,4 @@
-"""Inspect a command line before it is parsed."""
+"""Find and check the `--config` files of a command line before a parser reads them."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from sid_lsg.files.sources import resolve
 from sid_lsg.messages.errors import UsageError
 
 CONFIG_OPTIONS = ("--config", "-c")
@@ -26,9 +27,11 @@ def check_config_files(args: Sequence[str]) -> None:
         if option not in CONFIG_OPTIONS:
             continue
         if not value or value.startswith("-"):
-            raise UsageError("--config needs a file: give one, for example configs/lsg.yaml.")
+            raise UsageError(
+                "--config needs a file: give one, for example package:configs/lsg.yaml."
+            )
         try:
-            yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            yaml.safe_load(Path(resolve(value)).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--config: cannot read {value!r} ({error}).") from error
         except yaml.YAMLError as error:

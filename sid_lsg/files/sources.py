@@ -10,6 +10,7 @@ from sid_lsg.messages.errors import UsageError
 
 PREFIX = "package:"
 ARCHITECTURE = "architecture:"
+CONFIGS = "configs"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"  # in a model of diffusers
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -50,11 +51,15 @@ def resolve(path: str) -> str:
     """Return a path with `package:` replaced by the package's folder and `~` by the home folder.
 
     Configs refer to the embedded teacher as `package:demo/fashion`, so they work from any
-    directory. Other paths are returned unchanged.
+    directory, and `package:configs/demo.yaml` is a shipped config. Other paths are returned
+    unchanged.
     """
-    if path.startswith(PREFIX):
-        return str(files("sid_lsg").joinpath(path.removeprefix(PREFIX)))
-    return os.path.expanduser(path)
+    if not path.startswith(PREFIX):
+        return os.path.expanduser(path)
+    package, name = Path(str(files("sid_lsg"))), path.removeprefix(PREFIX)
+    # A wheel holds the configs inside the package; in a checkout they lie beside it.
+    beside = name.split("/")[0] == CONFIGS and not (package / CONFIGS).is_dir()
+    return str((package.parent if beside else package) / name)
 
 
 def locate(name: str) -> Source:

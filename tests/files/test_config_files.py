@@ -8,7 +8,7 @@ from sid_lsg.files.config_files import check_config_files
 from sid_lsg.messages.errors import UsageError
 
 
-def arguments(path: Path, together: bool) -> list[str]:
+def arguments(path: Path | str, together: bool) -> list[str]:
     option = [f"--config={path}"] if together else ["--config", str(path)]
     return ["fit", *option, "--data.prompts", "p.txt"]
 
@@ -33,3 +33,12 @@ def test_readable_configs_are_accepted(tmp_path: Path) -> None:
     check_config_files(arguments(path, together=False))
     check_config_files(arguments(path, together=True))
     check_config_files(["fit", "--data.prompts", "no/such.yaml"])
+
+
+def test_a_shipped_config_is_found_from_any_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_config_files(arguments("package:configs/demo.yaml", together=False))
+    with pytest.raises(UsageError, match=r"cannot read 'package:configs/none\.yaml'"):
+        check_config_files(arguments("package:configs/none.yaml", together=True))

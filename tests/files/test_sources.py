@@ -28,6 +28,17 @@ def test_a_package_path_need_not_exist() -> None:
     assert Path(resolve("package:no/such")) == PACKAGE / "no" / "such"
 
 
+def test_the_configs_belong_to_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a checkout they lie beside it, in a wheel inside it; a wheel's are its own."""
+    monkeypatch.chdir(tmp_path)
+    assert resolve("package:configs/demo.yaml") == str(PACKAGE.parent / "configs/demo.yaml")
+    assert resolve("package:configsx/demo.yaml") == str(PACKAGE / "configsx/demo.yaml")
+    monkeypatch.setattr("sid_lsg.files.sources.files", lambda _: tmp_path / "sid_lsg")
+    assert resolve("package:configs/a.yaml") == str(tmp_path / "configs/a.yaml")
+    (tmp_path / "sid_lsg" / "configs").mkdir(parents=True)
+    assert resolve("package:configs/a.yaml") == str(tmp_path / "sid_lsg/configs/a.yaml")
+
+
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "sd").mkdir()
