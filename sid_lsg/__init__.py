@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sid_lsg.training.module import SiDLSG
 
 __all__ = ["Guidance", "PromptDataModule", "SiDLSG"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     "Guidance": "sid_lsg.options.guidance",

@@ -1,0 +1,12 @@
+"""What pyproject.toml cannot say: the shipped configs are part of the package.
+
+They lie in configs/, beside the package, where people look for them. A wheel holds them as
+sid_lsg/configs/, so that `--config package:configs/demo.yaml` works from any directory.
+"""
+
+from setuptools import find_packages, setup
+
+setup(
+    packages=[*find_packages(include=["sid_lsg*"]), "sid_lsg.configs"],
+    package_dir={"sid_lsg.configs": "configs"},
+)
