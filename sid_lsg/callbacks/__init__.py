@@ -1,4 +1,4 @@
-"""Lightning callbacks: everything around the training step that a run may have or leave out.
+"""Lightning callbacks: the optional parts of a run, around the training step.
 
 Callbacks use the module's public methods and do not know each other.
 

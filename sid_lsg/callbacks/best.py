@@ -35,7 +35,7 @@ class Best:
         self._scorer = find(trainer, Scorer)
         if self._scorer is None or not self._scorer.measures:
             raise UsageError(
-                f"--checkpoint.best: {self.metric!r} is never measured, since nothing is scored. "
+                f"--checkpoint.best: {self.metric!r} is never computed, since nothing is scored. "
                 "Give --metrics.clip and --metrics.every_n_images, or leave the option out."
             )
 
@@ -50,12 +50,12 @@ class Best:
             if not self._warned:
                 known = ", ".join(sorted(scores))
                 rank_zero_warn(
-                    f"--checkpoint.best: there is no metric {self.metric!r}, and no best.ckpt is "
+                    f"--checkpoint.best: there is no metric {self.metric!r}, so no best.ckpt is "
                     f"kept. Choose one of {known}."
                 )
             self._warned = True
             return False
-        # Ranks may differ by rounding; they must not part over that.
+        # Values may differ by rounding between ranks, which must take the same decision.
         value = float(trainer.strategy.broadcast(scores[self.metric]))
         better = value < self.value if self.mode == "min" else value > self.value
         if better or (math.isnan(self.value) and not math.isnan(value)):
@@ -83,5 +83,5 @@ class Best:
             noted = json.loads((folder / _FILE).read_text())
             if int(noted["step"]) <= step:
                 self.load_state_dict(noted)
-        except (OSError, ValueError, KeyError, TypeError):  # none, or not ours
+        except (OSError, ValueError, KeyError, TypeError):  # missing, or not valid
             return

@@ -122,7 +122,7 @@ class Checkpoint(Saver, ModelCheckpoint):
         step, saved = trainer.global_step, self._last_global_step_saved
         due = step > 0 and step % self.every_n_steps == 0
         if failure := self._finish(trainer, due):
-            rank_zero_warn(f"{failure} The training goes on; make room before the next one.")
+            rank_zero_warn(f"{failure} Training continues. Make room before the next one.")
         if self._last_global_step_saved != saved:
             for callback in run_callbacks(trainer):
                 callback.on_saved(trainer)
@@ -148,7 +148,7 @@ class Checkpoint(Saver, ModelCheckpoint):
         """
         if failure := self._finish(trainer, due=True):
             there = self._last_checkpoint_saved
-            then = "continue from there with --ckpt_path last" if there else "begin again"
+            then = "continue from there with --ckpt_path last" if there else "start again"
             raise UsageError(f"--trainer.default_root_dir: {failure} Make room, then {then}.")
         return Path(self._last_checkpoint_saved)
 
@@ -162,7 +162,7 @@ class Checkpoint(Saver, ModelCheckpoint):
     def return_to_good(self, trainer: L.Trainer) -> Path | None:
         """Make `last.ckpt` the last good checkpoint, and return its file. For all ranks.
 
-        Return None, and change nothing, if neither this run nor the one it continues has any.
+        Return None and change nothing if neither this run nor the one it continues has one.
         """
         good = self._folder / GOOD
         there = trainer.strategy.broadcast(good.exists())
@@ -214,7 +214,7 @@ class Checkpoint(Saver, ModelCheckpoint):
         if what := write(trainer, path):
             self._saved = before
             newest = self._last_checkpoint_saved
-            rest = f"{newest!r} is as it was" if newest else "there is no earlier one"
+            rest = f"{newest!r} is unchanged" if newest else "there is no earlier one"
             return f"could not save {str(path)!r} ({what}); {rest}."
         self._last_global_step_saved, self._last_checkpoint_saved = step, str(path)
         self.last_model_path = self.best_model_path = str(path)
@@ -251,14 +251,14 @@ class Checkpoint(Saver, ModelCheckpoint):
         self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
-        """Find the newest whole checkpoint of this run for Lightning."""
+        """Return the newest valid checkpoint of this run for Lightning."""
         self._settle(trainer)
         found = self._opened or newest(self._folder)
         self._opened = found
         if found is None:
             rank_zero_warn(
-                f"--ckpt_path last: there is no checkpoint in {str(self._folder)!r} yet. The "
-                "training begins afresh."
+                f"--ckpt_path last: there is no checkpoint in {str(self._folder)!r} yet. "
+                "A new training starts."
             )
             return set()
         if found.passed_over:

@@ -60,7 +60,7 @@ class Export(RunCallback):
                 self._save(trainer, network, pl_module, folder)
             except OSError as error:
                 reason = error.strerror or error
-                rank_zero_warn(f"{folder} could not be written ({reason}). The training goes on.")
+                rank_zero_warn(f"{folder} could not be written ({reason}). Training continues.")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Gather sharded weights, and save."""
@@ -98,8 +98,8 @@ class Export(RunCallback):
         if self._facts is None or not (root / "summary.json").is_file():
             return
         summary = json.loads((root / "summary.json").read_text(encoding="utf-8"))
-        if summary.get("iterations") == self._facts.iterations:  # else it is of an earlier end
-            with suppress(OSError):  # the card stays without scores
+        if summary.get("iterations") == self._facts.iterations:  # otherwise it is of an earlier end
+            with suppress(OSError):  # the card then has no scores
                 write_card(root / EXPORT_FOLDER, replace(self._facts, summary=summary))
 
     @rank_zero_only

@@ -28,7 +28,7 @@ _ADVICE = {
     "instability": "What usually helps: a smaller learning rate "
     "(--model.optimizer_generator.init_args.lr and that of the fake score), "
     "--model.gradients.clip_val, a larger --data.batch_size, a smaller guidance scale, "
-    "--trainer.precision bf16-mixed or 32-true in place of 16-mixed",
+    "--trainer.precision bf16-mixed or 32-true instead of 16-mixed",
 }  # fmt: skip
 
 
@@ -72,37 +72,39 @@ class Health(RunCallback):
         window: int = 50,
         instability_action: Action = "warn",
     ) -> None:
-        """Choose what counts as a failure, and what it leads to.
+        """Set the limits of a healthy run, and the actions beyond them.
 
-        An action is `warn`; or `stop`: save the present state and end the run; or `keep_good`: end
-        the run without saving, and make checkpoints/last.ckpt the checkpoint that was the newest
-        when the run was last found healthy (good.ckpt). An ended run exports nothing.
+        The actions: `warn` prints a warning. `stop` saves the current state and ends the run.
+        `keep_good` ends the run without saving, and makes checkpoints/last.ckpt the checkpoint that
+        was the newest when the run was last found healthy (good.ckpt). A run that is ended exports
+        nothing.
 
         Args:
-            clip: CLIP model that sees diversity and alignment: a folder, a Hub id or
-                package:demo/fashion/clip. By default only instability is watched.
-            every_n_images: Probe the generator whenever so many more images have been seen; 0 for
-                never.
-            num_prompts: Distinct held-out prompts in a probe. The diversity within a prompt varies
-                much between prompts, so many prompts say more than many seeds.
+            clip: CLIP model that measures diversity and alignment: a folder, a Hub id or
+                package:demo/fashion/clip. By default only instability is checked.
+            every_n_images: Probe the generator every time the training has seen so many images; 0
+                for never.
+            num_prompts: Distinct held-out prompts in a probe. Diversity varies much between
+                prompts, so many prompts are better than many seeds.
             num_seeds: Images of each prompt.
-            batch_size: Images of the probe at a time.
-            teacher_steps: The teacher's DDIM steps, for its own values.
-            teacher_guidance: The teacher's guidance scale there, at least 1; by default kappa_4,
-                or 1 if that is less.
+            batch_size: Batch size of the probe.
+            teacher_steps: DDIM steps of the teacher.
+            teacher_guidance: Guidance scale of the teacher, at least 1; by default kappa_4, or 1 if
+                kappa_4 is less.
             collapse: Smallest healthy diversity, within the prompts and across them, as a share of
                 the teacher's.
-            collapse_action: What to do about less: warn, stop or keep_good.
+            collapse_action: Action for smaller diversity: warn, stop or keep_good.
             misalignment: Smallest healthy CLIP score and retrieval accuracy, as a share of the
                 teacher's.
-            misalignment_action: What to do about less: warn, stop or keep_good.
+            misalignment_action: Action for smaller values: warn, stop or keep_good.
             spike: Largest healthy loss, gradient norm and update-to-weight ratio, as a multiple of
                 its usual size; judged by the median of the last three logged values.
             update_ratio: Largest healthy update-to-weight ratio of one step, for both networks.
             nonfinite: Largest healthy share of samples, or of gradient entries, that are not
                 finite; judged by the median of the last three logged values.
-            window: How many earlier logged values the usual size is the median of.
-            instability_action: What to do about any of the last four: warn, stop or keep_good.
+            window: The usual size is the median of so many earlier logged values.
+            instability_action: Action if spike, update_ratio or nonfinite is exceeded: warn, stop
+                or keep_good.
 
         Raises:
             UsageError: If a value is out of range or the CLIP model cannot be loaded.
@@ -159,7 +161,7 @@ class Health(RunCallback):
                 raise UsageError(f"--health.{kind}_action: {action!r} needs checkpoints.")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the failures and earlier values, without which a failed run would look usual."""
+        """Return the failures and earlier values; otherwise a failing run would look usual."""
         return {"failed": dict(self._failed), "past": self.instability.past()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -191,14 +193,14 @@ class Health(RunCallback):
         if probed:
             found |= self._probe(trainer, pl_module)
         if found:
-            # Every rank has computed the same, up to rounding; they must not part over that.
+            # Values may differ by rounding between ranks, which must take the same decision.
             self._act(trainer, trainer.strategy.broadcast(found))
             healthy = not any(self._failed.values())
             if healthy and self._checkpoint is not None and (probed or self.features is None):
                 self._checkpoint.mark_good(trainer)
 
     def _probe(self, trainer: L.Trainer, module: Any) -> dict[str, str]:
-        """Compare the generator with its teacher, log it, and return what is wrong by kind."""
+        """Compare the generator with its teacher, log the ratios, and return what is wrong."""
         assert self.features is not None
         guidance = self.teacher_guidance or module.kappas.sampling
 
@@ -243,7 +245,7 @@ class Health(RunCallback):
             end = f"checkpoints/last.ckpt is the last good checkpoint, {good}"
             end = end if good else "there is no earlier checkpoint that was found good"
         else:
-            end = f"the present state is {self._checkpoint.save(trainer)}"
+            end = f"the current state is {self._checkpoint.save(trainer)}"
         if "instability" in found:  # the Trainer logs an iteration when its callbacks are done
             values = {n: float(v) for n, v in trainer.callback_metrics.items() if n != "step"}
             log_now(trainer, values)

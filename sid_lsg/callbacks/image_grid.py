@@ -52,7 +52,7 @@ class ImageGrid(L.Callback):
 
     def _draw(self, trainer: L.Trainer, module: Any) -> None:
         prompts = spread(self.prompts or trainer.datamodule.heldout_prompts, self.num_images)
-        # On all processes: a sharded network needs every one of them.
+        # On all processes, because a sharded network needs them.
         latents = module.generate(prompts, range(self.num_images))
         if not trainer.is_global_zero:
             return

@@ -10,15 +10,16 @@ from torch import Tensor
 _RATIOS = ("update_ratio_fake", "update_ratio_generator")
 _SIZES = ("loss_fake", "loss_generator", "grad_norm_fake", "grad_norm_generator", *_RATIOS)
 _SHARES = {"skipped_samples": "samples", "nonfinite_gradients": "gradients' entries"}
-RECENT = 3  # newest values whose median is judged, since one bad batch or one overflow of a
-# GradScaler is no failure
-BASELINE = 5  # earlier values that a comparison needs
+# The median of so many newest values is judged: one bad batch or one overflow of a GradScaler is
+# not a failure.
+RECENT = 3
+BASELINE = 5  # minimal number of earlier values for a comparison
 
 
 class Instability:
     """Compare logged values with earlier ones and with absolute limits.
 
-    The size of a value is |x|, since the generator's loss has either sign and a mean near zero.
+    The size of a value is |x|, since the generator's loss has both signs and a mean near zero.
     The usual size is the median of the earlier ones, which is robust to outliers. The median of the
     newest three values is compared with it.
     """

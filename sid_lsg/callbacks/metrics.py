@@ -42,7 +42,7 @@ class Metrics(Scorer):
     scores its share of the images. Evaluation has its own seeds, so it never changes the training.
 
     Attributes:
-        latest: The newest scores, by the names that they are logged under.
+        latest: The newest scores, by the names under which they are logged.
     """
 
     def __init__(
@@ -66,23 +66,23 @@ class Metrics(Scorer):
             clip: CLIP model of the CLIP score and of the protocols `clip` and `fast`: a folder, a
                 Hub id or package:demo/fashion/clip. By default nothing is scored.
             clip_prefix: Text before each prompt in the CLIP score.
-            protocol: How images become the features of FID and its companions: `fast` and `clip`
-                are the CLIP model's, resized on the device or by Pillow; `clean256` is the
-                paper's, with Inception.
-            inception: TorchScript file of Inception for clean256; by default fetched once.
-            reference: What to compare with: a folder of images, or a file of statistics that
-                `evaluate` or `prepare-coco` made under the same protocol. By default FID and its
-                companions are left out.
+            protocol: Features for FID, KID, precision, recall, density and coverage. `fast` and
+                `clip` use the CLIP model, with images resized on the device or by Pillow.
+                `clean256` is the paper's protocol, with Inception.
+            inception: TorchScript file of Inception for clean256; by default downloaded once.
+            reference: Reference images for these scores: a folder of images, or a file of
+                statistics from `evaluate` or `prepare-coco` with the same protocol. By default the
+                scores that need a reference are left out.
             every_n_images: Score every time the training has seen so many images; 0 to score only
                 at the end.
             num_images: Images to score. FID depends on their number: compare at equal numbers.
-            batch_size: Images at a time.
+            batch_size: Batch size of sampling and scoring.
             num_steps: Also score the generator at these numbers of steps, for example [1, 2, 4]; by
                 default only at that of the training.
-            teacher_steps: The teacher's DDIM steps in the final comparison.
-            teacher_guidance: The teacher's guidance scale there, at least 1; by default kappa_4,
-                or 1 if that is less.
-            num_pictured: Prompts in comparison.png.
+            teacher_steps: DDIM steps of the teacher in the final comparison.
+            teacher_guidance: Guidance scale of the teacher in the final comparison, at least 1; by
+                default kappa_4, or 1 if kappa_4 is less.
+            num_pictured: Number of prompts in comparison.png.
         """
         for name, value, least in (
             ("every_n_images", every_n_images, 0),
@@ -98,8 +98,8 @@ class Metrics(Scorer):
             check_teacher_guidance("metrics.teacher_guidance", teacher_guidance)
         if reference and not clip and protocol != "clean256":
             raise UsageError(
-                "--metrics.reference needs --metrics.clip: name the CLIP model whose features "
-                f"{reference!r} holds."
+                "--metrics.reference needs --metrics.clip: give the CLIP model that computed the "
+                f"features of {reference!r}."
             )
         self.clip = CLIPFeatures.from_pretrained(clip, "metrics.clip") if clip else None
         self.protocol: EvaluationProtocol | None = None

@@ -32,7 +32,7 @@ class Progress(TQDMProgressBar):
         self._count_iterations(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Keep counting, since a run has no epochs."""
+        """Show the iterations of the run instead of those of an epoch."""
         self._count_iterations(trainer)
 
     def _count_iterations(self, trainer: L.Trainer) -> None:

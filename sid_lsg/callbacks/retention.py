@@ -13,12 +13,12 @@ from sid_lsg.files.replacing import remove, replacing
 
 
 def on_first(trainer: L.Trainer, action: Callable[..., Any], *arguments: Any) -> None:
-    """Change checkpoint files on the first rank; warn if that fails, since a run can go on."""
+    """Change checkpoint files on the first rank; only warn if that fails."""
     if trainer.is_global_zero:
         try:
             action(*arguments)
         except OSError as error:
-            rank_zero_warn(f"The checkpoints could not be put in order: {error}.")
+            rank_zero_warn(f"Checkpoints could not be renamed or deleted: {error}.")
 
 
 def delete(path: Path, named: str | Path | None) -> None:
@@ -28,7 +28,7 @@ def delete(path: Path, named: str | Path | None) -> None:
 
 
 def keep_as(source: Path, target: Path) -> None:
-    """Give a checkpoint a second name, which stays when the first one is deleted.
+    """Give a checkpoint a second name, which remains when the first one is deleted.
 
     Raises:
         OSError: If that fails; `target` is unchanged.
@@ -44,7 +44,7 @@ def keep_as(source: Path, target: Path) -> None:
 
 def _link(source: str | Path, target: str | Path) -> None:
     try:
-        os.link(source, target)  # a second name costs no space
+        os.link(source, target)  # a hard link takes no space
     except OSError:  # not every file system has hard links
         shutil.copy(source, target)
 

@@ -28,7 +28,7 @@ class Throughput(RunCallback):
         self._start = time.perf_counter()
 
     def on_saved(self, trainer: L.Trainer) -> None:
-        """Start the clock again: saving is no part of an iteration."""
+        """Restart the clock, so that saving is not counted."""
         self._start = time.perf_counter()
 
     def on_train_batch_end(
@@ -48,7 +48,7 @@ class Throughput(RunCallback):
 
 
 def _peak_memory_gib(device: torch.device) -> float:
-    """Return the peak memory: of the device's tensors, or on a CPU of the process."""
+    """Return the peak memory of the tensors on a GPU, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 2**10

@@ -1,6 +1,6 @@
-"""Write, verify and open a checkpoint file, without running code.
+"""Write, verify and open a checkpoint file without executing code.
 
-It is a zip file of `torch.save`, which holds the CRC-32 of each record.
+The file is a zip file of `torch.save`, which contains the CRC-32 of each record.
 """
 
 import os
@@ -15,11 +15,11 @@ from typing import IO, Any, BinaryIO, NamedTuple, cast
 import torch
 
 _CHUNK = 2**24
-_UNENDING = "is truncated or corrupted: it has no end"
+_UNENDING = "is truncated or corrupted: the end of the zip file is missing"
 
 
 class Damaged(Exception):
-    """A checkpoint cannot be used: the message ends a sentence that begins with its name."""
+    """A checkpoint cannot be used; the message continues a sentence after its name."""
 
 
 class Written(NamedTuple):
@@ -71,8 +71,8 @@ class _Writer:
 
 
 def sync(folder: Path) -> None:
-    """Flush a folder's list of names to the disk, if the file system can."""
-    with suppress(OSError):  # the renaming reaches the disk later
+    """Flush a folder's entries to the disk, if the file system supports it."""
+    with suppress(OSError):  # otherwise the disk is updated later
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -81,29 +81,29 @@ def sync(folder: Path) -> None:
 
 
 def open_file(path: Path) -> Any:
-    """Open a file without reading its tensors before they are used.
+    """Open a file; its tensors are read when they are used.
 
-    Opened tensors stay as they are when the file is deleted or replaced.
+    Opened tensors do not change when the file is deleted or replaced.
 
     Raises:
-        Damaged: If the file holds anything but plain data.
+        Damaged: If the file contains anything but plain data.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except UnpicklingError as error:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = code[1] if code else "something"
-        raise Damaged(f"is refused: it holds {what}, which is not plain data") from error
-    except Exception as error:  # whatever a malformed file leads torch to
+        raise Damaged(f"is rejected: it contains {what}, which is not plain data") from error
+    except Exception as error:  # torch raises anything for malformed files
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise Damaged(f"is not a checkpoint ({reason})") from error
 
 
 def verify_records(path: Path) -> None:
-    """Read a whole file, and compare each of its records with its checksum.
+    """Read a file, and compare each record with its checksum.
 
     Raises:
-        Damaged: If it is not a whole zip file, or a checksum differs.
+        Damaged: If it is not a complete zip file, or a checksum differs.
     """
     try:
         with path.open("rb") as file:
@@ -119,12 +119,12 @@ def verify_records(path: Path) -> None:
         raise
     except OSError as error:
         raise Damaged(f"cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # whatever damaged headers lead zipfile to
+    except Exception as error:  # zipfile raises anything for damaged headers
         raise Damaged(f"is corrupted ({error})") from error
 
 
 def verify_bytes(path: Path, written: Written) -> None:
-    """Read a whole file, and compare its length and checksum with those that were written.
+    """Read a file, and compare its length and checksum with those that were written.
 
     Raises:
         Damaged: If they differ.

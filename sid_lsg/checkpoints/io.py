@@ -1,4 +1,4 @@
-"""Write checkpoints whole or not at all, and load them without running code."""
+"""Write checkpoints atomically, and load them without executing code."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +15,10 @@ from sid_lsg.messages.errors import UsageError
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Write to a temporary name, then rename; read nothing but whole checkpoints of plain data.
+    """Write to a temporary name, then rename; read only complete checkpoints of plain data.
 
     Attributes:
-        opened: A checkpoint that has been opened before Lightning asks for it; it is given away
-            once.
+        opened: A checkpoint that is already open; the next load of its path returns it.
     """
 
     opened: OpenCheckpoint | None = None
@@ -39,7 +38,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read a file or folder, without running code, whatever `weights_only` is.
+        """Read a file or folder without executing code, whatever `weights_only` is.
 
         The tensors of a file are read when they are used.
 
@@ -49,7 +48,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         return cast(dict[str, Any], joined(self.take(Path(path)).content))
 
     def take(self, path: Path) -> OpenCheckpoint:
-        """Return the checkpoint that has been opened, if it is this one, or open it.
+        """Return the checkpoint that is already open if it has this path; otherwise open it.
 
         Raises:
             UsageError: If it is not a whole checkpoint of a training, or of a newer version.
@@ -65,7 +64,7 @@ def write(trainer: L.Trainer, path: Path) -> str:
     what = ""
     try:
         for logger in trainer.loggers:
-            logger.save()  # a continued run counts on the rows up to its checkpoint
+            logger.save()  # a resumed run needs the rows up to its checkpoint
     except (OSError, UsageError) as error:
         what = str(error)
     if what := trainer.strategy.broadcast(what):
@@ -74,5 +73,5 @@ def write(trainer: L.Trainer, path: Path) -> str:
         trainer.save_checkpoint(path, weights_only=False)  # save everything
     except OSError as error:
         what = error.strerror or str(error)
-        trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks are
+        trainer.strategy.barrier("Trainer.save_checkpoint")  # the other ranks wait there
     return str(trainer.strategy.broadcast(what))

@@ -1,4 +1,4 @@
-"""Open checkpoints: each is verified, opened and checked once, and then handed on."""
+"""Verify, open and check checkpoints; each is read once and then passed on."""
 
 import re
 from collections.abc import Mapping
@@ -13,21 +13,21 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.options.renamed import current
 
 BEST, GOOD, LAST = "best.ckpt", "good.ckpt", "last.ckpt"
-CONTINUE = "Give another checkpoint, or `last` for the newest whole one in the run directory."
+CONTINUE = "Give another checkpoint, or `last` for the newest valid one in the run directory."
 
 _NAME = re.compile(r"(\d{7,}|last|good|best)\.ckpt")
 
 
 @dataclass(frozen=True)
 class OpenCheckpoint:
-    """A whole checkpoint of a training, whose tensors are read when they are used.
+    """A verified checkpoint of a run; its tensors are read when they are used.
 
     While it is referenced, its file occupies the disk, even if the file is deleted.
 
     Attributes:
         path: The file or folder.
-        content: What it holds; a folder's sharded tensors are `Pieces`.
-        passed_over: What is wrong with newer checkpoints, for which it stands in.
+        content: The content; a folder's sharded tensors are `Pieces`.
+        passed_over: Descriptions of newer checkpoints that are damaged.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class OpenCheckpoint:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Return schema, versions and configuration; {} if it was written without them.
+        """Return schema, versions and configuration; {} if the checkpoint has no record.
 
         A configuration of an earlier version is returned with the current names of its options.
         """
@@ -46,27 +46,27 @@ class OpenCheckpoint:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Return the configuration of the run that wrote it; {} if it does not hold one."""
+        """Return the configuration of the run that wrote it; {} if it has none."""
         return self.record.get("config") or {}
 
     @property
     def iterations(self) -> int:
-        """Return the number of iterations that the run had done."""
+        """Return the number of completed iterations."""
         return int(self.content["global_step"])
 
 
 def open_checkpoint(
     path: Path, option: str = "ckpt_path", remedy: str = "Give another checkpoint."
 ) -> OpenCheckpoint:
-    """Open a checkpoint, which is verified and checked first.
+    """Verify, open and check a checkpoint.
 
     Args:
         path: The file or folder.
-        option: The option that named it, for messages.
-        remedy: What to do if it is damaged, for messages.
+        option: Name of the option that gave it, for error messages.
+        remedy: What to do if it is damaged, for error messages.
 
     Raises:
-        UsageError: If it is damaged, not of a training, or of a newer version.
+        UsageError: If it is damaged, not a checkpoint of a run, or of a newer version.
     """
     try:
         content = _open(path)
@@ -77,9 +77,9 @@ def open_checkpoint(
 
 
 def newest(folder: Path, option: str = "ckpt_path last") -> OpenCheckpoint | None:
-    """Open the newest whole checkpoint in a folder.
+    """Open the newest valid checkpoint in a folder.
 
-    `last.ckpt` comes first, wherever it points: a run may have returned to an earlier checkpoint.
+    `last.ckpt` takes precedence, since a run may have returned to an earlier checkpoint.
 
     Args:
         folder: The folder.
@@ -89,12 +89,12 @@ def newest(folder: Path, option: str = "ckpt_path last") -> OpenCheckpoint | Non
         The checkpoint; None for an empty folder.
 
     Raises:
-        UsageError: If none of several is whole, or the newest whole one is not of a training or of
-            a newer version.
+        UsageError: If all of them are damaged, or the newest valid one is not a checkpoint of a run
+            or is of a newer version.
     """
     found = [path for path in folder.glob("*.ckpt") if _NAME.fullmatch(path.name)]
     found.sort(key=lambda p: (p.name == LAST, p.lstat().st_mtime_ns, p.name), reverse=True)
-    skipped: dict[Path, str] = {}  # by their own paths: last.ckpt may be a link to another one
+    skipped: dict[Path, str] = {}  # by resolved path: last.ckpt may be a link
     for path in found:
         if path.resolve() in skipped:
             continue
@@ -108,8 +108,8 @@ def newest(folder: Path, option: str = "ckpt_path last") -> OpenCheckpoint | Non
     if not found:
         return None
     raise UsageError(
-        f"--{option}: there is no whole checkpoint in {str(folder)!r}: "
-        f"{'; '.join(skipped.values())}. Put one of them back from a copy, or train afresh."
+        f"--{option}: there is no valid checkpoint in {str(folder)!r}: "
+        f"{'; '.join(skipped.values())}. Restore one from a backup, or start a new run."
     )
 
 
@@ -121,10 +121,10 @@ def find_checkpoint(path: str | Path, option: str = "ckpt_path") -> OpenCheckpoi
         option: The option that gave it, for messages.
 
     Returns:
-        The checkpoint; None for a path that names something else.
+        The checkpoint; None for any other path.
 
     Raises:
-        UsageError: If the checkpoint is not there, is damaged, or is of a newer version.
+        UsageError: If the checkpoint does not exist, is damaged, or is of a newer version.
     """
     path = Path(path).expanduser()
     if path.suffix == ".ckpt":
@@ -136,7 +136,7 @@ def find_checkpoint(path: str | Path, option: str = "ckpt_path") -> OpenCheckpoi
     found = newest(path / "checkpoints", option)
     if found is None:
         raise UsageError(
-            f"--{option}: {str(path)!r} holds no checkpoint yet. Train longer, or give a file."
+            f"--{option}: {str(path)!r} contains no checkpoint yet. Train longer, or give a file."
         )
     return found
 
@@ -145,7 +145,7 @@ def require_checkpoint(path: str | Path, option: str = "ckpt_path") -> OpenCheck
     """Open the checkpoint that a path names, as `find_checkpoint` does.
 
     Raises:
-        UsageError: If the path names something else too.
+        UsageError: As `find_checkpoint`, and if the path is neither.
     """
     found = find_checkpoint(path, option)
     if found is None:
@@ -154,10 +154,10 @@ def require_checkpoint(path: str | Path, option: str = "ckpt_path") -> OpenCheck
 
 
 def iterations_of(path: Path) -> int | None:
-    """Return the iterations that a checkpoint's run had done, without verifying its tensors.
+    """Return a checkpoint's number of iterations without verifying its tensors.
 
     Returns:
-        None if it cannot be read.
+        The number; None if the checkpoint cannot be read.
     """
     try:
         found = open_shares(path) if path.is_dir() else open_file(path)
@@ -170,7 +170,7 @@ def _open(path: Path) -> Any:
     """Verify and open a checkpoint.
 
     Raises:
-        Damaged: If it is not whole, or not plain data.
+        Damaged: If it is incomplete, corrupted or not plain data.
     """
     if path.is_dir():
         verify_shares(path)

@@ -19,12 +19,12 @@ from sid_lsg.files.weights import first_difference
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.lora import check_adapters_record, is_adapter
 
-# The optimizer states with the shape of their weight; others may have any shape.
+# Optimizer states that have the shape of their weight; others may have any shape.
 ELEMENTWISE = frozenset(
     ("exp_avg", "exp_avg_sq", "exp_inf", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
 )
 
-# Optimizers that continue from the states of another class.
+# Optimizer classes that can load the states of another class.
 _CONTINUED_BY = {"AdamWithoutMomentum": "Adam"}
 
 
@@ -33,13 +33,13 @@ def open_resumed(ckpt_path: str | None, folder: Path) -> OpenCheckpoint | None:
 
     Args:
         ckpt_path: The option's value.
-        folder: Where `last` is looked for.
+        folder: The folder in which `last` is searched.
 
     Returns:
-        The checkpoint; None for a run that begins afresh, or is continued by Lightning (`hpc`).
+        The checkpoint; None for a new run, and for one that Lightning resumes (`hpc`).
 
     Raises:
-        UsageError: If there is no such file, it is damaged, or it is not of a training.
+        UsageError: If the file does not exist, is damaged, or is not a checkpoint of a run.
     """
     if ckpt_path in (None, "hpc"):
         return None
@@ -61,18 +61,18 @@ def open_resumed(ckpt_path: str | None, folder: Path) -> OpenCheckpoint | None:
 def check_resume(
     found: OpenCheckpoint, module: Any, batch_size: int | None = None, max_steps: int = -1
 ) -> None:
-    """Check that a run can be continued from a checkpoint; nothing is written.
+    """Check that a run can resume from a checkpoint; nothing is written.
 
-    Another seed than the run's own is a warning.
+    A different seed only gives a warning.
 
     Args:
         found: The checkpoint.
-        module: The module that is to continue.
-        batch_size: The batch size that it is to continue with; None for any.
-        max_steps: The iterations of the whole run; -1 for no end.
+        module: The module of the resumed run.
+        batch_size: Batch size of the resumed run; None to allow any.
+        max_steps: Iterations of the whole run; -1 for no limit.
 
     Raises:
-        UsageError: If the checkpoint is of another model or batch size, or past the end.
+        UsageError: If the checkpoint is of another model or batch size, or has more iterations.
     """
     check_weights(module.state_dict(), found.content["state_dict"])
     check_adapters_record(module, found.content)
@@ -83,45 +83,45 @@ def check_resume(
     )
     if 0 <= max_steps < found.iterations:
         raise UsageError(
-            f"--trainer.max_steps: the run is to end after {max_steps} iterations, and this "
-            f"checkpoint has done {found.iterations}. Give more, or begin a new run."
+            f"--trainer.max_steps is {max_steps}, but this checkpoint already has "
+            f"{found.iterations} iterations. Give more, or start a new run."
         )
     _check_batch(found.config.get("data", {}).get("batch_size"), batch_size)
     before = found.config.get("seed_everything")
     if before not in (None, module.seed):
         rank_zero_warn(
-            f"--seed_everything: the run was made with {before} and goes on with {module.seed}, "
-            f"so neither seed repeats it. Give {before} to continue it as it was begun."
+            f"--seed_everything: the run started with {before} and continues with {module.seed}, "
+            f"so neither seed reproduces it. Give {before} to keep its seed."
         )
 
 
 def _check_batch(before: int | None, batch_size: int | None) -> None:
-    """Reject another batch size: images seen and the order of prompts are counted in batches."""
+    """Reject a different batch size, which would change images seen and the order of prompts."""
     if batch_size and before not in (None, batch_size):
         raise UsageError(
-            f"--data.batch_size: the run was made with {before}, not {batch_size}: its images seen "
-            f"and prompts would be counted wrongly. Give {before}, or begin a new run from its "
-            "generator with --model.init.generator."
+            f"--data.batch_size: the run started with {before}, not {batch_size}, so its images "
+            f"seen and prompts would be counted wrongly. Give {before}, or start a new run from "
+            "its generator with --model.init.generator."
         )
 
 
 def check_weights(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Reject weights that differ in a name or a shape from those of the module.
+    """Reject weights whose names or shapes differ from the module's.
 
     Raises:
-        UsageError: For the first of them.
+        UsageError: For the first difference.
     """
     _check_adapters(own, found)
     if different := first_difference(found, own):
         kind, remedy = _origin(different.name)
         raise UsageError(
             f"--ckpt_path: {different.between('the file', f'this {kind}')}: it is of another "
-            f"model. Give the {remedy} that it was made with, or another checkpoint."
+            f"model. Give the {remedy} of its run, or another checkpoint."
         )
 
 
 def _check_adapters(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Reject adapters of a network that is trained whole, and all weights of one with adapters."""
+    """Reject adapters for a fully trained network, and full weights for one with adapters."""
     for network in dict.fromkeys(name.split(".")[0] for name in own):
         ours, theirs = (
             [is_adapter(name) for name in of if name.startswith(f"{network}.")]
@@ -130,18 +130,18 @@ def _check_adapters(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> N
         option = f"--model.lora.{network.replace('ema', 'generator')}"
         if theirs and any(ours) and not any(theirs):
             raise UsageError(
-                f"--ckpt_path: the file holds all weights of {network!r}, of which {option} trains "
-                "adapters alone. Leave that option out, or give another checkpoint."
+                f"--ckpt_path: the file contains all weights of {network!r}, but {option} trains "
+                "only adapters. Leave that option out, or give another checkpoint."
             )
         if any(theirs) and not any(ours):
             raise UsageError(
-                f"--ckpt_path: the file holds LoRA adapters of {network!r}, all of which is to be "
-                f"trained. Give the {option} that it was made with, or another checkpoint."
+                f"--ckpt_path: the file contains LoRA adapters of {network!r}, but all its weights "
+                f"are trained. Give the {option} of its run, or another checkpoint."
             )
 
 
 def _origin(name: str) -> tuple[str, str]:
-    """Return where a weight comes from, and the option that gives it back."""
+    """Return the origin of a weight, and the option that sets it."""
     if not is_adapter(name):
         return "teacher", "teacher"
     network = name.split(".")[0].replace("ema", "generator")
@@ -153,21 +153,21 @@ def check_optimizers(
     found: Iterable[Mapping[str, Any]],
     names: Sequence[str] | None = None,
 ) -> None:
-    """Reject optimizer states of other weights, or of another kind of optimizer.
+    """Reject optimizer states of other weights or of another optimizer class.
 
     Args:
         own: The optimizers.
         found: The states.
-        names: The names of the optimizers' classes in the file, if it holds them.
+        names: The class names of the optimizers in the file, if it contains them.
 
     Raises:
         UsageError: For the first difference.
     """
     own, found = [*own], [*found]
-    remedy = "Give the optimizers that it was made with, or another checkpoint."
+    remedy = "Give the optimizers of its run, or another checkpoint."
     if len(own) != len(found):
         raise UsageError(
-            f"--ckpt_path: the file holds {len(found)} optimizers, not {len(own)}. {remedy}"
+            f"--ckpt_path: the file contains {len(found)} optimizers, not {len(own)}. {remedy}"
         )
     for number, (optimizer, state) in enumerate(zip(own, found, strict=True), start=1):
         kind, before = type(optimizer).__name__, names[number - 1] if names else None

@@ -1,13 +1,13 @@
 """Checkpoint folders, in which each process writes its shard of the weights.
 
     0000500.ckpt/
-        shard-00000-of-00002.ckpt    everything, with the first process' rows of sharded tensors
+        shard-00000-of-00002.ckpt    everything; of sharded tensors, the first process' rows
         shard-00001-of-00002.ckpt    the second process' rows of sharded tensors
         manifest.json                the files' lengths and checksums; written last
 
 The shards are files of `torch.save`. A sharded tensor is `{"sid_lsg.rows": rows}` in each of them,
-and the concatenated rows are the tensor, so any number of processes can read what any number has
-written. The files hold plain data and no code.
+and the concatenated rows are the tensor. So any number of processes can read what any other number
+has written. The files contain plain data and no code.
 """
 
 import json
@@ -71,16 +71,16 @@ def save_shares(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 
 def open_shares(folder: Path) -> dict[str, Any]:
-    """Open a whole checkpoint without reading its tensors; the sharded ones are `Pieces`.
+    """Open a complete checkpoint without reading its tensors; the sharded ones are `Pieces`.
 
     Raises:
-        Damaged: If the shards hold anything but plain data, or are not of one checkpoint.
+        Damaged: If the shards contain anything but plain data, or are of different checkpoints.
     """
     trees = [open_file(folder / name) for name in _read_manifest(folder)]
     try:
         merged = {name: _merge([tree[name] for tree in trees]) for name in _SHARDED}
         return {**trees[0], **merged}
-    except Exception as error:  # whatever shards of other kinds lead to
+    except Exception as error:  # malformed shards may raise anything
         raise Damaged(f"is not a checkpoint ({error!r})") from error
 
 
@@ -141,7 +141,7 @@ def _read_manifest(folder: Path) -> dict[str, Written]:
 
 
 def _merge(shards: list[Any]) -> Any:
-    """Merge the shards without reading tensors; the first shard holds what is not sharded."""
+    """Merge the shards without reading tensors; the first shard has everything unsharded."""
     first = shards[0]
     if isinstance(first, dict) and first.keys() == {_ROWS}:
         return Pieces([shard[_ROWS] for shard in shards])

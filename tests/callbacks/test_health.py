@@ -354,7 +354,7 @@ def test_stop_saves_the_current_state_and_ends(tiny: Callable[..., SiDLSG], tmp_
         tiny(watch, Checkpoint(every_n_steps=3), Export())
     folder = tmp_path / "checkpoints"
     assert str(stopped.value).startswith("instability at iteration 4, 16 images seen: update_rat")
-    assert str(stopped.value).endswith(f"the present state is {folder / '0000004.ckpt'}.")
+    assert str(stopped.value).endswith(f"the current state is {folder / '0000004.ckpt'}.")
     assert (step_of(folder / "last.ckpt"), step_of(folder / "0000004.ckpt")) == (4, 4)
     assert not (tmp_path / "generator").exists()
     # the row of the failure is logged

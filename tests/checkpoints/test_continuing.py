@@ -196,13 +196,13 @@ def test_a_best_checkpoint_that_could_not_be_saved_does_not_count(
 def test_an_unknown_metric_warns_once_and_lists_the_known_ones(small_sd: str, empty: Path) -> None:
     scores, checkpoint = Scored(s1=5.0, s2=4.0), Checkpoint(best="fdi")
     (message,) = warned(lambda: fit(small_sd, empty, checkpoint, scores, max_steps=3))
-    assert "no metric 'fdi', and no best.ckpt is kept. Choose one of clip, fid." in message
+    assert "no metric 'fdi', so no best.ckpt is kept. Choose one of clip, fid." in message
     assert names(empty) == ["0000003.ckpt", "last.ckpt"]
 
 
 def test_a_best_metric_that_is_never_measured_is_rejected(small_sd: str, empty: Path) -> None:
     for callbacks in ([], [Metrics()]):
-        with pytest.raises(UsageError, match=r"--checkpoint.best: 'fid' is never measured"):
+        with pytest.raises(UsageError, match=r"--checkpoint.best: 'fid' is never computed"):
             fit(small_sd, empty, Checkpoint(best="fid"), *callbacks)
     with pytest.raises(UsageError, match="--checkpoint.best_mode must be min or max, got 'mean'"):
         Checkpoint(best="fid", best_mode="mean")  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ def test_training_continues_when_the_disk_is_full(
     folder = empty / "checkpoints"
     for number, message in ((2, first), (3, second)):
         assert f"could not save '{folder / f'000000{number}.ckpt'}' (File too large)" in message
-        assert f"'{folder / '0000001.ckpt'}' is as it was. The training goes on" in message
+        assert f"'{folder / '0000001.ckpt'}' is unchanged. Training continues" in message
     assert names(empty) == ["0000004.ckpt", "last.ckpt"]
     assert same(load(folder / "last.ckpt")["state_dict"],
                 load(run / "checkpoints/0000004.ckpt")["state_dict"])  # fmt: skip
@@ -38,7 +38,7 @@ def test_a_failed_first_save_leaves_no_checkpoint(
     no_room(1, 2, 3)
     message = refused(command, capsys)
     assert "0000003.ckpt' (File too large); there is no earlier one." in message
-    assert "Make room, then begin again." in message
+    assert "Make room, then start again." in message
 
 
 @pytest.mark.slow
@@ -50,7 +50,7 @@ def test_a_failed_final_save_is_an_error(
     message = refused(command, capsys)
     assert "--trainer.default_root_dir: could not save " in message
     assert "0000003.ckpt' (File too large); " in message
-    assert "0000002.ckpt' is as it was. Make room, then continue from there with --ckpt" in message
+    assert "0000002.ckpt' is unchanged. Make room, then continue from there with --ckpt" in message
     assert set(names(empty)) - {"good.ckpt"} == {"0000002.ckpt", "last.ckpt"}
     assert newest_path(empty / "checkpoints") == (empty / "checkpoints/last.ckpt", [])
     no_room()

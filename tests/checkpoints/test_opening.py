@@ -67,7 +67,7 @@ def test_other_files_are_not_checkpoints(run: Path, tmp_path: Path) -> None:
     assert damage(path) == "is incomplete: it has no manifest.json"
     assert "No such file" in damage(tmp_path / "0000002.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "0000003.ckpt")
-    with pytest.raises(UsageError, match="not a checkpoint of a training: it lacks 'optimizer_st"):
+    with pytest.raises(UsageError, match="not a checkpoint of a run: it lacks 'optimizer_st"):
         open_resumed(str(tmp_path / "0000003.ckpt"), tmp_path)
 
 
@@ -105,7 +105,7 @@ def test_no_training_starts_when_all_checkpoints_are_damaged(
         flip(copied / f"checkpoints/000000{number}.ckpt", 500_000)
     before = contents(copied.parent)
     message = refused(command, capsys, "--ckpt_path=last")
-    assert message.startswith("error: --ckpt_path last: there is no whole checkpoint in ")
+    assert message.startswith("error: --ckpt_path last: there is no valid checkpoint in ")
     assert message.count("Bad CRC-32") == 3
     assert contents(copied.parent) == before
 
@@ -113,7 +113,7 @@ def test_no_training_starts_when_all_checkpoints_are_damaged(
 def test_last_without_a_checkpoint_warns_and_starts_anew(small_sd: str, empty: Path) -> None:
     (message,) = warned(lambda: fit(small_sd, empty, Checkpoint(), max_steps=1, ckpt_path="last"))
     assert "there is no checkpoint in " in message
-    assert message.endswith("yet. The training begins afresh.")
+    assert message.endswith("yet. A new training starts.")
     assert names(empty) == ["0000001.ckpt", "last.ckpt"]
 
 
@@ -134,7 +134,7 @@ def test_code_is_never_executed(
         path.write_bytes(pickle.dumps(Trap(mark)))
     else:
         torch.save(load(run / "checkpoints/last.ckpt") | {"extra": Trap(mark)}, path)
-    what = "is not a checkpoint" if kind == "pickle" else r"holds \w+.mkdir, which is not plain da"
+    what = "is not a checkpoint" if kind == "pickle" else r"contains \w+.mkdir, which is not plain"
     with pytest.raises(UsageError, match=what):
         fit(small_sd, empty, Checkpoint(), ckpt_path=str(path), weights_only=False)
     with pytest.raises(UsageError, match=what):

@@ -35,7 +35,7 @@ def test_a_checkpoint_records_its_schema_and_config(
     change(folder / "0000003.ckpt", lambda found: found[RECORD].update(schema=SCHEMA + 1))
     before = contents(tmp_path)
     message = refused(command, capsys, "--ckpt_path=last")
-    assert "is of schema 2, and this version reads up to 1. Continue with the version" in message
+    assert "has schema 2, and this version reads up to 1. Continue with the version" in message
     assert contents(tmp_path) == before
     change(folder / "0000003.ckpt", lambda found: found.pop(RECORD))
     main([*command, "--ckpt_path=last", "--trainer.max_steps=4"])
@@ -83,7 +83,7 @@ def test_optimizer_states_of_another_model_are_rejected(
 
     adam = torch.optim.Adam([torch.zeros(2), torch.zeros(3)])
     other = torch.optim.Adam([torch.zeros(2)])
-    with pytest.raises(UsageError, match="holds 1 optimizers, not 2"):
+    with pytest.raises(UsageError, match="contains 1 optimizers, not 2"):
         check_optimizers([adam, adam], [adam.state_dict()])
     with pytest.raises(UsageError, match=r"groups of \[1\] weights in the file and \[2\] here"):
         check_optimizers([adam], [other.state_dict()])

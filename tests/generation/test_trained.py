@@ -82,10 +82,12 @@ def test_paths_name_a_file_or_a_run(run: Path, tmp_path: Path) -> None:
     assert require_checkpoint(run).path.resolve() == last.resolve()
     assert find_checkpoint(run / "generator") is None
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UsageError, match="--ckpt_path: .* holds no checkpoint yet"):
+    with pytest.raises(UsageError, match="--ckpt_path: .* contains no checkpoint yet"):
         find_checkpoint(tmp_path)
     (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"half of it")
-    with pytest.raises(UsageError, match="^--model: there is no whole checkpoint .* train afresh"):
+    with pytest.raises(
+        UsageError, match="^--model: there is no valid checkpoint .* start a new run"
+    ):
         find_checkpoint(tmp_path, "model")
 
 

@@ -315,16 +315,18 @@ def test_checkpoints_of_other_networks_are_rejected(
 
     check_resume(require_checkpoint(last), make(small_sd, **BOTH))
     names = r"fake_score\.down_blocks\.0.*lora_A\.default\.weight"
-    shapes = r"is \[4, 8\] in the file and \[3, 8\].*Give the --model.lora.fake_score that"
+    shapes = r"is \[4, 8\] in the file and \[3, 8\].*Give the --model.lora.fake_score of its"
     refused(last, f"'{names}' {shapes}", lora=replace(ADAPTERS, fake_score=LoRA(3)))
     few = r"'fake_score.*to_k.*absent from this run.*Give the --model.lora.fake_score"
     refused(last, few, lora=replace(ADAPTERS, fake_score=LoRA(4, targets=["to_q"])))
-    refused(last, "adapters of 'fake_score', all of which.*--model.lora.fake_score")
+    refused(last, "adapters of 'fake_score', but all its weights.*--model.lora.fake_score")
     one = {"lora": Adapters(fake_score=LoRA(4))}
-    refused(last, "adapters of 'generator', all of which.*--model.lora.generator", **one)
-    refused(plain, "all weights of 'fake_score'.*--model.lora.fake_score trains adapters", **BOTH)
+    refused(last, "adapters of 'generator', but all its weights.*--model.lora.generator", **one)
+    refused(
+        plain, "all weights of 'fake_score'.*--model.lora.fake_score trains only adapters", **BOTH
+    )
     one = {"lora": Adapters(generator=LoRA(4))}
-    refused(plain, "all weights of 'generator'.*--model.lora.generator trains adapters", **one)
+    refused(plain, "all weights of 'generator'.*--model.lora.generator trains only adapters", **one)
     with pytest.raises(UsageError, match="--model.lora.generator.alpha is 1 times .* 3 times"):
         fit(2, ckpt_path=last, lora=replace(ADAPTERS, generator=LoRA(2)))
 

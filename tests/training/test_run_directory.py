@@ -261,7 +261,7 @@ def test_continuing_with_another_batch_size_is_rejected(
     with pytest.raises(SystemExit) as end:
         main([*command, "--ckpt_path=last", "--data.batch_size=4", "--trainer.max_steps=3"])
     assert end.value.code == 2
-    assert "--data.batch_size: the run was made with 1, not 4" in capsys.readouterr().err
+    assert "--data.batch_size: the run started with 1, not 4" in capsys.readouterr().err
     assert results("runs/x") == first
 
 
@@ -272,12 +272,12 @@ def test_continuing_to_fewer_iterations_is_rejected(
     with pytest.raises(SystemExit) as end:
         main([*command, "--ckpt_path=last", "--trainer.max_steps=1"])
     assert end.value.code == 2
-    assert "to end after 1 iterations, and this checkpoint has done 2" in capsys.readouterr().err
+    assert "max_steps is 1, but this checkpoint already has 2 iterations" in capsys.readouterr().err
 
 
 def test_continuing_with_another_seed_warns(command: list[str]) -> None:
     main(command)
-    with pytest.warns(UserWarning, match="the run was made with 0 and goes on with 3") as said:
+    with pytest.warns(UserWarning, match="the run started with 0 and continues with 3") as said:
         main([*command, "--ckpt_path=last", "--seed_everything=3", "--trainer.max_steps=3"])
     assert sum("--seed_everything" in str(warning.message) for warning in said) == 1
 
