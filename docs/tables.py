@@ -336,7 +336,7 @@ def figures() -> str:
 
     found = [difference for pair in WHOLE.items() for difference in differences(*pair)]
     same = f"{sum(difference < 2e-4 for difference in found)} of {len(found)}"
-    add("evaluations on a GPU whose FID is the CPU's to 0.0002", same, "docs/studies")
+    add("evaluations on a GPU whose FID is the CPU's to 0.0002", same, "results")
     for run, images in (
         ("lsg-1.1", 51_200),
         ("lsg-1.2", 57_600),
@@ -347,26 +347,27 @@ def figures() -> str:
         fid = cut_runs()[f"long/{run}-seed0"][images]["fid_clip_2k"]
         what = f"FID of long/{run} after {images:,} images"
         add(what, f"{float(fid):.3f}", "results/cut_runs.csv")
-    row = evaluations("long/runs/none-1-seed0")[25_600]
-    source = "docs/studies/long/runs/none-1-seed0/metrics.csv"
+    row = evaluations("long/none-1-seed0")[25_600]
+    source = "results/long/evaluations.csv"
     add("FID of long/none-1 after 25,600 images", f"{float(row['fid_clip_2k']):.3f}", source)
     return table(["figure", "value", "computed from"], rows)
 
 
 WHOLE = {
-    "steps/runs/trained-in-1-step": ("lsg-1.5", 3),
-    "prompts/runs/prompts-all-captions": ("lsg-1.2", 3),
-    "limits/runs/t-init-625": ("lsg-1.2", 2),
-    "real_data/runs/data-free-off": ("lsg-1", 3),
-    "settings/runs/alpha-1.0": ("lsg-1", 1),
+    "steps/trained-in-1-step": ("lsg-1.5", 3),
+    "prompts/prompts-all-captions": ("lsg-1.2", 3),
+    "limits/t-init-625": ("lsg-1.2", 2),
+    "real_data/data-free-off": ("lsg-1", 3),
+    "settings/alpha-1.0": ("lsg-1", 1),
 }  # a run on a GPU: the run of the same config on a CPU, and the number of seeds
 
 
 def evaluations(run: str) -> dict[int, dict[str, str]]:
-    """Read the evaluations of a kept run, by the images seen."""
-    with (DOCS / f"studies/{run}/metrics.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("fid_clip_2k")]
-    return {int(float(row["images_seen"])): row for row in rows}
+    """Read the evaluations in one step of a run, STUDY/RUN, by the images seen."""
+    study, name = run.split("/")
+    with (RESULTS / study / "evaluations.csv").open(newline="") as file:
+        rows = [r for r in csv.DictReader(file) if r["model"] == name and r["num_steps"] == "1"]
+    return {int(row["images_seen"]): row for row in rows}
 
 
 def cut_runs() -> dict[str, dict[int, dict[str, str]]]:
@@ -384,7 +385,7 @@ def differences(run: str, other: tuple[str, int]) -> list[float]:
     found = []
     for seed in range(other[1]):
         gpu = evaluations(f"{run}-seed{seed}")
-        cpu = evaluations(f"kappa/runs/{other[0]}-seed{seed}")
+        cpu = evaluations(f"kappa/{other[0]}-seed{seed}")
         assert list(gpu) == list(cpu) == [3200, 6400, 9600, 12800]
         found += [abs(float(gpu[n]["fid_clip_2k"]) - float(cpu[n]["fid_clip_2k"])) for n in gpu]
     return found

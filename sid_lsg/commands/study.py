@@ -48,9 +48,9 @@ def study(
 ) -> None:
     """Run a grid of fits, one for each point and seed, and compare their scores.
 
-    Writes results.csv (a row for each run and evaluation), results.md and plots to the output
-    folder, the runs to its runs/. The same command continues after an interruption; what is
-    finished is not run again.
+    Writes runs.jsonl (a line per run), evaluations.csv (a row per evaluation), results.md and plots
+    to the output folder, and the runs to its runs/. The same command continues after an
+    interruption; what is finished is not run again.
 
     Args:
         output: Folder of the study.
@@ -70,23 +70,25 @@ def study(
         keep_checkpoints: Keep a finished run's checkpoints, beside its generator.
         error_bars: Spread over the seeds: the standard deviation (std), or the standard error of
             the mean (sem).
-        results: Run nothing; make tables and plots of the rows in this results.csv, or in several.
+        results: Run nothing; make the table and plots from the runs.jsonl and evaluations.csv in
+            this folder, or in several.
         dry_run: Run nothing; list what would be run.
 
     Raises:
         UsageError: If something cannot be run as it is asked for, or some runs failed.
     """
     from sid_lsg.commands.fit_options import FitOptions
+    from sid_lsg.study.collect import collect
     from sid_lsg.study.execute import alone, execute
     from sid_lsg.study.plan import plan
     from sid_lsg.study.prompts import names, write_prompts
-    from sid_lsg.study.results import RESULTS, collect, read_results, write_results
+    from sid_lsg.study.results import read_rows, write_results
     from sid_lsg.study.tasks import RUNS, jobs
 
     root = Path(output).expanduser()
     if results is not None:
         check_writable(root, "output")
-        rows = read_results([results] if isinstance(results, str) else results)
+        rows = read_rows([results] if isinstance(results, str) else results)
         with writing(root, "output"):
             report(rows, error_bars, root)
         return
@@ -123,13 +125,13 @@ def study(
             def finished(task: "Task") -> None:
                 if not keep_checkpoints and task.folder.parent.name == RUNS:
                     remove(task.folder / "checkpoints")
-                write_results(collect(asked, runs), root / RESULTS)
+                write_results(collect(asked, runs), root)
 
             share = threads or (max(1, cores() // processes) if processes > 1 else None)
             failures = execute(todo, processes, share, lock, finished)
             found = collect(asked, runs)
-            write_results(found, root / RESULTS)
-            report(found, error_bars, root)
+            write_results(found, root)
+            report(found.rows(), error_bars, root)
     if failures:
         listed = "\n  ".join(failures)
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Plot a study's scores as PNG and SVG."""
+"""Plot a study's scores."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -16,10 +16,9 @@ from sid_lsg.study.options import ErrorBars
 from sid_lsg.study.results import Row, suffix
 from sid_lsg.study.statistics import ERROR_BARS, Group, by_prompts, groups, is_teacher
 
-_NAMES = {"fid": "FID", "clip_score": "CLIP score", "precision": "precision", "recall": "recall"}
+NAMES = "fid_clip", "precision_recall", "fid_images", "fid_steps", "scores"
+_LABELS = {"fid": "FID", "clip_score": "CLIP score", "precision": "precision", "recall": "recall"}
 _STYLE: Any = {
-    "svg.hashsalt": "sid_lsg",  # makes files reproducible
-    "svg.fonttype": "none",
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -32,39 +31,42 @@ _MARKERS = "os^Dv<>Pp*X"
 
 
 def draw(rows: Sequence[Row], kind: ErrorBars, folder: Path) -> list[Path]:
-    """Draw all plots that the rows have data for, as PNG and SVG.
+    """Draw all plots that the rows have data for, and return the PNG files."""
+    figures = plots(rows, kind)
+    written = []
+    for name in NAMES:
+        path = folder / f"{name}.png"
+        if name not in figures:
+            path.unlink(missing_ok=True)  # drawn earlier from other rows
+            continue
+        with replacing(path) as temporary, rc_context(_STYLE):
+            # Without the software's version, the same rows give the same bytes.
+            figures[name].savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+        written.append(path)
+    return written
+
+
+def plots(rows: Sequence[Row], kind: ErrorBars) -> dict[str, Figure]:
+    """Return all plots that the rows have data for, by name.
 
     Scores of the teacher with too few steps appear only in the plot over steps; elsewhere they
     would dominate the axes.
-
-    Returns:
-        The files.
     """
     ends = groups(rows, kind)
     near = _near(ends)
     curves = [g for g in groups(rows, kind, final=False) if not is_teacher(g)]
     note = f"error bars: {ERROR_BARS[kind]}" if any(g.seeds > 1 for g in curves) else ""
-    figures = {
-        "fid_clip": across(near, "clip_score", "fid"),
-        "precision_recall": across(near, "recall", "precision"),
-        "fid_images": over_images(curves, [g for g in ends if is_teacher(g)]),
-        "fid_steps": over_steps(ends),
-        "scores": by_point(near),
-    }
-    written = []
-    for name, figure in figures.items():
-        paths = [folder / f"{name}.{ending}" for ending in ("png", "svg")]
-        if figure is None:
-            for path in paths:  # drawn earlier from other rows
-                path.unlink(missing_ok=True)
-            continue
+    drawn = (
+        across(near, "clip_score", "fid"),
+        across(near, "recall", "precision"),
+        over_images(curves, [g for g in ends if is_teacher(g)]),
+        over_steps(ends),
+        by_point(near),
+    )
+    figures = {name: figure for name, figure in zip(NAMES, drawn, strict=True) if figure}
+    for figure in figures.values():
         figure.suptitle(f"{suffix(rows)}  {note}", x=0.99, ha="right", fontsize=7)
-        for path, ending in zip(paths, ("png", "svg"), strict=True):
-            with replacing(path) as temporary, rc_context(_STYLE):
-                metadata = {"Date": None} if ending == "svg" else {"Software": None}
-                figure.savefig(temporary, format=ending, dpi=150, metadata=metadata)
-            written.append(path)
-    return written
+    return figures
 
 
 def across(found: Sequence[Group], x: str, y: str) -> Figure | None:
@@ -90,8 +92,8 @@ def across(found: Sequence[Group], x: str, y: str) -> Figure | None:
             for g in line:
                 place = (g.scores[x].value, g.scores[y].value)
                 axes.annotate(g.point, place, (3, 3), textcoords="offset points", fontsize=7)
-        axes.set_xlabel(_NAMES[x])
-        axes.set_ylabel(_NAMES[y])
+        axes.set_xlabel(_LABELS[x])
+        axes.set_ylabel(_LABELS[y])
         axes.legend()
 
     return _figure(panels, panel)
@@ -170,7 +172,7 @@ def over_steps(found: Sequence[Group]) -> Figure | None:
 
 def by_point(found: Sequence[Group]) -> Figure | None:
     """Plot each score with one row per group."""
-    shown = [name for name in _NAMES if any(name in g.scores for g in found)]
+    shown = [name for name in _LABELS if any(name in g.scores for g in found)]
     if not shown:
         return None
     labels = [
@@ -189,7 +191,7 @@ def by_point(found: Sequence[Group]) -> Figure | None:
                     axes.errorbar(value, place, xerr=error or 0, fmt="o", ms=4, color=color)
             axes.set_yticks(range(len(found)), labels if name == shown[0] else [""] * len(found))
             axes.set_ylim(len(found) - 0.5, -0.5)
-            axes.set_xlabel(_NAMES[name])
+            axes.set_xlabel(_LABELS[name])
     return figure
 
 

@@ -1,118 +1,130 @@
-"""Collect a study's results into one CSV file with a row per evaluation."""
+"""A study's results in two files: a line per run, and a row per evaluation."""
 
 import csv
-import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sid_lsg.files.replacing import replacing
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.study.options import Study
-from sid_lsg.study.plan import Run
-from sid_lsg.study.tasks import RUNS, Task, at_steps, teacher_jobs
 
 Row = dict[str, Any]
 
-RESULTS = "results.csv"
+RUNS_FILE, EVALUATIONS_FILE = "runs.jsonl", "evaluations.csv"
 TEACHER, GENERATOR = "teacher", "generator"
 SCORES = ("fid", "kid", "precision", "recall", "density", "coverage", "clip_score")
-_KAPPAS = tuple(f"kappa_{i}" for i in (1, 2, 3, 4))
-_TEXTS = ("kind", "series", "point", "scored_prompts")
-_NUMBERS = (
-    "seed", "num_steps", "guidance", "images_seen", "final", "evaluations_per_image", *_KAPPAS,
-    "batch_size", "images_per_s", "fit_seconds",
-)  # fmt: skip
+_TEXTS = ("model", "scored_prompts")
+_NUMBERS = ("num_steps", "guidance", "images_seen", "final", "evaluations_per_image")
 _SCORE = re.compile(rf"((?:{'|'.join(SCORES)})_\w+?)(?:_(\d+)_steps?)?")
 
 
-def collect(study: Study, runs: Sequence[Run]) -> list[Row]:
-    """Read what a study's runs and evaluations have written so far.
+@dataclass
+class Results:
+    """Runs and evaluations of a study.
 
-    A row is an evaluation in `num_steps` steps: of the teacher, or of a run's EMA during training
-    or at its end (`final` = 1).
+    Attributes:
+        runs: Each run's name, its points as (series, point), seed, kappas, batch size, images,
+            speed and explicitly set options.
+        evaluations: Each evaluation's model (the name of a run, or `teacher`), the prompts and the
+            number of steps that it was scored with, and its scores; of a generator the images that
+            it had seen, and of the teacher the guidance.
     """
-    rows = []
-    for (task,) in teacher_jobs(study, runs):
-        report = _json(task.result)
-        if report is not None:
-            rows.append(_teacher_row(task, report))
-    for run in runs:
-        found = _fit_rows(study, run)
-        for task in at_steps(study, run):
-            report = _json(task.result)
-            if report is not None:
-                found.append(_facts(run) | _evaluated(report) | {
-                    "images_seen": run.images, "final": 1,
-                })  # fmt: skip
-        for series, point in run.labels:
-            rows += [row | {"series": series, "point": point} for row in found]
+
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[Row] = field(default_factory=list)
+
+    def rows(self) -> list[Row]:
+        """Return a row per evaluation and point of its run, with series, point and seed.
+
+        Raises:
+            ValueError: If an evaluation's run is missing.
+        """
+        known = {run["run"] for run in self.runs}
+        of: dict[str, list[Row]] = {}
+        for row in self.evaluations:
+            if row["model"] != TEACHER and row["model"] not in known:
+                raise ValueError(f"{RUNS_FILE} does not have the run {row['model']!r}")
+            of.setdefault(row["model"], []).append(row)
+        rows = [
+            {"kind": TEACHER, "series": TEACHER, "point": f"{row['guidance']:g}"} | row
+            for row in of.get(TEACHER, [])
+        ]
+        for run in self.runs:
+            for series, point in run["points"]:
+                same = {"kind": GENERATOR, "series": series, "point": point, "seed": run["seed"]}
+                rows += [same | row for row in of.get(run["run"], [])]
+        return rows
+
+
+def write_results(results: Results, folder: Path) -> None:
+    """Write both files; numbers are read back bitwise equal."""
+    # The runs first: after a crash in between, each evaluation still has its run.
+    with replacing(folder / RUNS_FILE) as temporary:
+        lines = (json.dumps(run, ensure_ascii=False) for run in results.runs)
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    names = {name for row in results.evaluations for name in row if _SCORE.fullmatch(name)}
+    columns = [*_TEXTS, *_NUMBERS, *sorted(names, key=_order)]
+    with (
+        replacing(folder / EVALUATIONS_FILE) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(results.evaluations)
+
+
+def read_results(folder: Path) -> Results:
+    """Read both files of a study.
+
+    Raises:
+        OSError: If one cannot be read.
+        ValueError: If one is damaged.
+    """
+    text = (folder / RUNS_FILE).read_text(encoding="utf-8")
+    runs = [json.loads(line) for line in text.splitlines()]
+    with (folder / EVALUATIONS_FILE).open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if not {*_TEXTS, *_NUMBERS} <= {*(reader.fieldnames or ())}:
+            raise ValueError(f"{EVALUATIONS_FILE} lacks columns")
+        cells = [*reader]
+    if any(None in row or None in row.values() for row in cells):
+        raise ValueError(f"{EVALUATIONS_FILE} has a row that is not as long as its header")
+    rows = [{name: _value(name, v) for name, v in row.items() if v != ""} for row in cells]
+    if not all(isinstance(run, dict) and {"run", "points", "seed"} <= run.keys() for run in runs):
+        raise ValueError(f"{RUNS_FILE} has a line that describes no run")
+    if any("guidance" not in row for row in rows if row["model"] == TEACHER):
+        raise ValueError(f"{EVALUATIONS_FILE} has a row of the teacher without guidance")
+    return Results(runs, rows)
+
+
+def read_rows(folders: Sequence[str]) -> list[Row]:
+    """Read the rows of one or several studies.
+
+    Raises:
+        UsageError: If a folder has no results, or the scores are not comparable.
+    """
+    rows: list[Row] = []
+    for folder in folders:
+        try:
+            found = read_results(Path(folder).expanduser()).rows()
+            if not found:
+                raise ValueError("it has no evaluations")
+        except (OSError, ValueError) as error:
+            reason = str(error)
+            if isinstance(error, OSError):
+                reason = f"{Path(error.filename or folder).name}: {error.strerror}"
+            raise UsageError(
+                f"--results: cannot use {folder!r} ({reason}). Give the folder of a study, which "
+                f"has {RUNS_FILE} and {EVALUATIONS_FILE}; `study` writes them for an earlier "
+                "study too if it is run again, and repeats nothing that is finished."
+            ) from error
+        rows += found
+    suffix(rows)
+    _check_once(rows)
     return rows
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON file; None if it does not exist."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _teacher_row(task: Task, report: Mapping[str, Any]) -> Row:
-    prompts, guidance = task.options["prompts"], task.options["guidance"]
-    return {
-        "kind": TEACHER,
-        "series": TEACHER,
-        "point": f"{guidance:g}",
-        "guidance": guidance,
-        "final": 1,
-        "scored_prompts": prompts if isinstance(prompts, str) else ", ".join(prompts),
-    } | _evaluated(report)
-
-
-def _evaluated(report: Mapping[str, Any]) -> Row:
-    same = ("num_steps", "evaluations_per_image")
-    return {**{name: report.get(name) for name in same}, **split(report["scores"])[None]}
-
-
-def _facts(run: Run) -> Row:
-    """Return the columns that are the same in all rows of a run."""
-    return {
-        "kind": GENERATOR,
-        "seed": run.seed,
-        "scored_prompts": run.scored_prompts,
-        "batch_size": run.config.data.batch_size,
-        **dict(zip(_KAPPAS, run.kappas, strict=True)),
-    }
-
-
-def _fit_rows(study: Study, run: Run) -> list[Row]:
-    """Read a run's evaluations from metrics.csv, and the last one also from summary.json."""
-    folder, own = study.output / RUNS / run.name, run.config.model.num_steps
-    found: dict[tuple[int, int], Row] = {}
-    speeds = []
-    for logged in read_whole_rows(folder / "metrics.csv"):
-        if logged.get("images_per_s"):
-            speeds.append(float(logged["images_per_s"]))
-        images = int(logged["step"]) * run.config.data.batch_size
-        for steps, scores in split(logged).items():
-            found[images, steps or own] = scores
-    summary = _json(folder / "summary.json")
-    if summary is not None:
-        for steps, scores in split(summary).items():
-            found[run.images, steps or own] = scores
-    rest = {
-        "images_per_s": sum(speeds) / len(speeds) if speeds else None,
-        "fit_seconds": summary and summary.get("fit_seconds"),
-    }
-    return [
-        _facts(run)
-        | {"images_seen": images, "num_steps": steps, "evaluations_per_image": steps}
-        | {"final": int(summary is not None and images == run.images)}
-        | (rest if (images, steps) == (run.images, own) else {})
-        | scores
-        for (images, steps), scores in sorted(found.items())
-        if scores
-    ]
 
 
 def split(values: Mapping[str, Any]) -> dict[int | None, dict[str, float]]:
@@ -126,48 +138,11 @@ def split(values: Mapping[str, Any]) -> dict[int | None, dict[str, float]]:
     return found
 
 
-def read_whole_rows(path: Path) -> list[dict[str, str]]:
-    """Read the complete rows of a CSV file that is being written; none if it does not exist."""
-    if not path.is_file():
-        return []
-    text = path.read_bytes().decode(errors="replace")
-    lines = [*csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))]
-    return [dict(zip(lines[0], row, strict=True)) for row in lines[1:] if len(row) == len(lines[0])]
-
-
-def write_results(rows: Iterable[Row], path: Path) -> None:
-    """Write rows; numbers are read back bitwise equal."""
-    rows = [*rows]
-    scores = sorted({name for row in rows for name in row if _SCORE.fullmatch(name)}, key=_order)
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*_TEXTS, *_NUMBERS, *scores], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def read_results(paths: Sequence[str]) -> list[Row]:
-    """Read rows from one or several results files.
-
-    Raises:
-        UsageError: If a file is no results file, or the files' scores are not comparable.
-    """
-    rows: list[Row] = []
-    for path in paths:
-        try:
-            found = read_whole_rows(Path(path)) if Path(path).is_file() else None
-            if not found or not {*_TEXTS, *_NUMBERS} <= found[0].keys():
-                raise ValueError("it has no rows" if found == [] else "it is not a results file")
-            rows += [
-                {n: v if n in _TEXTS else float(v) for n, v in row.items() if v != ""}
-                for row in found
-            ]
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"--results: cannot use {path!r} ({error}). Give a {RESULTS} that `study` wrote."
-            ) from error
-    suffix(rows)
-    _check_once(rows)
-    return rows
+def _value(name: str, text: str) -> str | float:
+    """Convert a cell of evaluations.csv; integers stay integers."""
+    if name in _TEXTS:
+        return text
+    return int(text) if text.isdecimal() else float(text)
 
 
 def _check_once(rows: Iterable[Row]) -> None:
@@ -180,8 +155,8 @@ def _check_once(rows: Iterable[Row]) -> None:
             if key in seen:
                 raise UsageError(
                     f"--results: {row['series']}, {row['point']}, seed {row.get('seed', 0):g} is "
-                    f"in them twice, after {row.get('images_seen', 0):g} images. Give each file "
-                    "of a study once, or files with different seeds."
+                    f"in them twice, after {row.get('images_seen', 0):g} images. Give each folder "
+                    "once, or folders of a study with different seeds."
                 )
             seen.add(key)
 
@@ -203,7 +178,7 @@ def suffix(rows: Iterable[Mapping[str, Any]]) -> str:
     )
     if len(found) > 1:
         raise UsageError(
-            f"--results: scores of {' and '.join(found)} are not comparable. Give files of one "
+            f"--results: scores of {' and '.join(found)} are not comparable. Give studies of one "
             "protocol and number of images."
         )
     return found[0] if found else ""

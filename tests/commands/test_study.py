@@ -463,12 +463,16 @@ def test_a_small_study_end_to_end(
     main([*command, "--processes", "3"])
     out = tmp_path / "out"
     assert "| none | all 1 | 1 | 4 | 2 |" in (out / "results.md").read_text()
-    with (out / "results.csv").open() as file:
+    with (out / "evaluations.csv").open() as file:
         rows = [*csv.DictReader(file)]
-    found = [(r["kind"], r["seed"], r["images_seen"], r["final"]) for r in rows]
+    found = [(r["model"], r["images_seen"], r["final"]) for r in rows]
     assert found == [
-        ("teacher", "", "", "1"),
-        *(("generator", str(s), str(n), str(int(n == 4))) for s in (0, 1) for n in (2, 4)),
+        ("teacher", "", "1"),
+        *((f"none-all-1-seed{s}", str(n), str(int(n == 4))) for s in (0, 1) for n in (2, 4)),
+    ]
+    runs = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    assert [(r["points"], r["seed"], r["images"]) for r in runs] == [
+        ([["none", "all 1"]], seed, 4) for seed in (0, 1)
     ]
     assert all(float(row["fid_clip_6"]) > 0 for row in rows)
     for seed in (0, 1):
@@ -480,7 +484,7 @@ def test_a_small_study_end_to_end(
         assert yaml.safe_load((run / "config.yaml").read_text())["seed_everything"] == seed
         assert (run / "generator/model_index.json").is_file()
         assert not (run / "checkpoints").exists()
-    assert (out / "fid_images.svg").is_file()
+    assert (out / "fid_images.png").is_file()
     assert not [*out.rglob("*.tmp")]
     took = time.monotonic() - begun
 
@@ -494,8 +498,8 @@ def test_a_small_study_end_to_end(
     assert "trainer.max_steps was 2, is 3" in capsys.readouterr().err
 
     monkeypatch.setenv("HOME", str(tmp_path))
-    main(["study", "--results", str(out / "results.csv"), "--output", "~/docs"])
-    for name in ("results.md", "fid_images.svg", "scores.svg", "fid_images.png"):
+    main(["study", "--results", str(out), "--output", "~/docs"])
+    for name in ("results.md", "scores.png", "fid_images.png"):
         assert (tmp_path / "docs" / name).read_bytes() == (out / name).read_bytes()
     assert not (tmp_path / "docs/runs").exists()
 

@@ -18,7 +18,7 @@ from tests.helpers.paths import REPOSITORY
 from tests.helpers.studies import shipped
 
 STUDIES = sorted((REPOSITORY / "configs/study").glob("*.yaml"))
-RATE = 400  # evaluations per second on 2 CPU cores with scoring, as measured for docs/studies/kappa
+RATE = 400  # evaluations per second on 2 CPU cores with scoring, as in results/kappa
 
 
 @pytest.mark.slow

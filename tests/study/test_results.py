@@ -10,14 +10,19 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from sid_lsg.cli import main
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.study.plots import draw
+from sid_lsg.study.plots import draw, plots
 from sid_lsg.study.results import (
+    EVALUATIONS_FILE,
+    RUNS_FILE,
+    Results,
     Row,
     read_results,
-    read_whole_rows,
+    read_rows,
     split,
     suffix,
     write_results,
@@ -43,6 +48,19 @@ def teacher(guidance: float, steps: int = 25, **other: Any) -> Row:
         "scored_prompts": "p.txt", "num_steps": steps, "final": 1, "fid_clip_2k": 0.4,
         "clip_score_clip_2k": 0.91, "precision_clip_2k": 0.9, "recall_clip_2k": 0.95, **other,
     }  # fmt: skip
+
+
+def written(folder: Path, point: str, fids: dict[int, float]) -> Results:
+    """Write and return the results of a study: the teacher, and a run per seed with its FID."""
+    scored = {"scored_prompts": "p.txt", "num_steps": 1, "final": 1}
+    results = Results(
+        [{"run": f"lsg-seed{seed}", "points": [["LSG", point]], "seed": seed} for seed in fids],
+        [{"model": "teacher", "guidance": 1.0, "fid_clip_2k": 0.4} | scored]
+        + [{"model": f"lsg-seed{seed}", "images_seen": 64, "fid_clip_2k": fid} | scored
+           for seed, fid in fids.items()],
+    )  # fmt: skip
+    write_results(results, folder)
+    return results
 
 
 ROWS = [
@@ -105,14 +123,18 @@ def test_plots_are_reproducible_bitwise(tmp_path: Path) -> None:
     rows = [*ROWS, row("1.5", 0, num_steps=2), teacher(1.5, 2)]
     first, second = draw(rows, "std", tmp_path / "a"), draw(rows, "std", tmp_path / "b")
     assert [path.name for path in first] == [
-        f"{name}.{ending}"
+        f"{name}.png"
         for name in ("fid_clip", "precision_recall", "fid_images", "fid_steps", "scores")
-        for ending in ("png", "svg")
     ]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    text = (tmp_path / "a/fid_clip.svg").read_text()
-    for words in ("CLIP score", "FID", "LSG", "teacher, 25 steps", "standard deviation"):
-        assert words in text
+    found = texts(plots(rows, "std")["fid_clip"])
+    assert {"CLIP score", "FID", "LSG, sampled in 1 step", "teacher, 25 steps"} <= found
+    assert any(text.endswith("error bars: standard deviation") for text in found)
+
+
+def texts(figure: Figure) -> set[str]:
+    """Return all texts of a figure."""
+    return {text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)}
 
 
 def test_clip_scores_alone_make_a_table_and_plots(tmp_path: Path) -> None:
@@ -134,14 +156,20 @@ def test_missing_scores_are_not_drawn(tmp_path: Path) -> None:
         assert draw([*ROWS, row("1", 0, scored_prompts=prompts)], "std", tmp_path)
 
 
-def test_a_teacher_of_too_few_steps_is_drawn_only_over_steps(tmp_path: Path) -> None:
+def test_a_plot_of_earlier_rows_is_deleted(tmp_path: Path) -> None:
+    draw(ROWS, "std", tmp_path)
+    draw([{k: v for k, v in r.items() if not k.startswith("fid")} for r in ROWS], "std", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"precision_recall.png", "scores.png"}
+
+
+def test_a_teacher_of_too_few_steps_is_drawn_only_over_steps() -> None:
     few = teacher(1, steps=1, fid_clip_2k=130.0)
 
     def shown(rows: Sequence[Row]) -> set[str]:
         """Return the plots that show the teacher with one step, or one step on their axis."""
-        pictures = {path.stem: path.read_text() for path in draw(rows, "std", tmp_path)[1::2]}
-        named = {name for name, text in pictures.items() if ">teacher, 1 step<" in text}
-        return named | {"fid_steps"} & pictures.keys()
+        figures = plots(rows, "std")
+        named = {name for name, figure in figures.items() if "teacher, 1 step" in texts(figure)}
+        return named | {"fid_steps"} & figures.keys()
 
     assert shown([few, *ROWS]) == {"fid_steps"}
     assert shown([few, teacher(1)]) == {"fid_clip", "precision_recall", "fid_steps"}
@@ -156,22 +184,41 @@ def test_a_teacher_of_too_few_steps_is_drawn_only_over_steps(tmp_path: Path) -> 
 def test_rows_are_stored_bitwise(
     tmp_path_factory: pytest.TempPathFactory, values: list[tuple[float, int]]
 ) -> None:
-    path = tmp_path_factory.mktemp("rows") / "results.csv"
-    rows = [row('a, "b"', seed, fid_clip_2k=value) for value, seed in values]
-    write_results(rows, path)
-    if rows:
-        assert read_results([str(path)]) == rows
+    folder = tmp_path_factory.mktemp("study")
+    results = written(folder, 'a, "b"', dict(map(reversed, values)))
+    assert read_results(folder) == results
+    again = folder / "again"
+    again.mkdir()
+    write_results(read_results(folder), again)
+    for name in (RUNS_FILE, EVALUATIONS_FILE):
+        assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_a_run_counts_once(tmp_path: Path) -> None:
     """Equal points of two studies, or a file given twice, do not count as further seeds."""
-    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
-    write_results([row("1.5", 0), teacher(1.5)], first)
-    write_results([row("1.5", 1), teacher(1.5)], second)
-    assert len(read_results([str(first), str(second)])) == 4
+    first, second = tmp_path / "a", tmp_path / "b"
+    for seed, folder in enumerate((first, second)):
+        folder.mkdir()
+        written(folder, "1.5", {seed: 1.0})
+    assert len(read_rows([str(first), str(second)])) == 4
     message = r"LSG, 1\.5, seed 0 is in them twice, after 64 images"
     with pytest.raises(UsageError, match=message):
-        read_results([str(first), str(second), str(first)])
+        read_rows([str(first), str(second), str(first)])
+
+
+def test_a_run_stands_at_each_of_its_points(tmp_path: Path) -> None:
+    results = written(tmp_path, "1.5", {0: 2.0, 1: 3.0})
+    results.runs[0]["points"].append(["other", "x"])
+    teachers, *rows = results.rows()
+    assert (teachers["kind"], teachers["series"], teachers["point"]) == ("teacher", "teacher", "1")
+    found = [(r["kind"], r["series"], r["point"], r["seed"], r["fid_clip_2k"]) for r in rows]
+    assert found == [
+        ("generator", "LSG", "1.5", 0, 2.0), ("generator", "other", "x", 0, 2.0),
+        ("generator", "LSG", "1.5", 1, 3.0),
+    ]  # fmt: skip
+    results.runs.pop()
+    with pytest.raises(ValueError, match="does not have the run 'lsg-seed1'"):
+        results.rows()
 
 
 def test_scores_are_distinguished_from_other_values() -> None:
@@ -198,29 +245,40 @@ def test_scores_of_several_protocols_are_rejected() -> None:
         suffix([*ROWS, {"fid_clean256_30k": 8.7}])
 
 
-@pytest.mark.parametrize("text", [None, "", "a,b\n1,2\n", "kind,series\n"])
-def test_unusable_results_files_are_rejected(
-    tmp_path: Path, text: str | None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "r.csv"
-    if text is not None:
-        path.write_text(text)
+HEADER = "model,scored_prompts,num_steps,guidance,images_seen,final,evaluations_per_image,fid_x\n"
+RUN = '{"run": "a-seed0", "points": [["a", "1"]], "seed": 0}\n'
+
+
+@pytest.mark.parametrize(
+    ("runs", "evaluations", "reason"),
+    [
+        (None, None, "runs.jsonl: No such file or directory"),
+        (RUN, None, "evaluations.csv: No such file or directory"),
+        ("", HEADER, "it has no evaluations"),
+        ("", "a,b\n1,2\n", "evaluations.csv lacks columns"),
+        ("", "", "evaluations.csv lacks columns"),
+        ("{", HEADER, "Expecting property name"),
+        ("[1]\n", HEADER, "runs.jsonl has a line that describes no run"),
+        (RUN, f"{HEADER}a-seed0,p,1,,64,1,1", "a row that is not as long as its header"),
+        (RUN, f"{HEADER}a-seed0,p,1,,64,1,1,x\n", "could not convert string to float"),
+        (RUN, f"{HEADER}a-seed1,p,1,,64,1,1,2.0\n", "does not have the run 'a-seed1'"),
+        (RUN, f"{HEADER}teacher,p,1,,,1,1,2.0\n", "a row of the teacher without guidance"),
+    ],
+)
+def test_a_folder_without_results_is_rejected(
+    tmp_path: Path, runs: str | None, evaluations: str | None, reason: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name, text in ((RUNS_FILE, runs), (EVALUATIONS_FILE, evaluations)):
+        if text is not None:
+            (tmp_path / name).write_text(text)
     with pytest.raises(SystemExit) as end:
-        main(["study", "--results", f"[{path}]", "--output", str(tmp_path / "out")])
+        main(["study", "--results", f"[{tmp_path}]", "--output", str(tmp_path / "out")])
     assert end.value.code == 2
     error = capsys.readouterr().err
-    assert f"--results: cannot use {str(path)!r}" in error
+    assert f"--results: cannot use {str(tmp_path)!r}" in error
+    assert reason in error
     assert "Traceback" not in error
-
-
-def test_an_unfinished_file_is_read_up_to_its_last_complete_row(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    assert read_whole_rows(path) == []
-    text = "a,b\n1,2\n3,4\n5,6"
-    for end in range(len(text)):
-        path.write_text(text[:end])
-        whole = text[:end].count("\n") - 1
-        assert [r["a"] for r in read_whole_rows(path)] == ["1", "3"][: max(0, whole)]
 
 
 def test_many_points_are_drawn(tmp_path: Path) -> None:
@@ -230,4 +288,4 @@ def test_many_points_are_drawn(tmp_path: Path) -> None:
         row(str(i), seed, images, series=f"series {i % 13}", fid_clip_2k=draw_of.random() * 10)
         for i in range(40) for seed in (0, 1) for images in (32, 64)
     ]  # fmt: skip
-    assert len(draw(rows, "sem", tmp_path)) == 8
+    assert len(draw(rows, "sem", tmp_path)) == 4
