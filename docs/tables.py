@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 DOCS = Path(__file__).parent
@@ -223,11 +224,12 @@ STUDIES: dict[str, tuple[str, list[tuple[str, str]]]] = {
 def scores(place: str) -> list[str]:
     """Return FID, CLIP, precision and recall of one STUDY/SERIES/POINT/STEPS.
 
-    Of several with that name, scored with different prompts, the last.
+    Of several with that name, scored with different prompts, the last. These are means over the
+    seeds; the spread is stated once, in the table `seeds`.
     """
     study, *key = place.split("/")
     *_, row = (row for row in cells(f"results/{study}/results.md") if row[:3] == key)
-    return row[5:]
+    return [cell.partition(" ± ")[0] for cell in row[5:]]
 
 
 def of_studies(name: str) -> Callable[[], str]:
@@ -237,6 +239,22 @@ def of_studies(name: str) -> Callable[[], str]:
 
 
 TABLES |= {name: of_studies(name) for name in STUDIES}
+
+
+@named("seeds")
+def seeds() -> str:
+    """Return the median and the largest standard deviation over seeds, of all studies' points."""
+    points = [
+        [cell.partition(" ± ")[2] for cell in row[5:]]
+        for path in sorted(DOCS.glob("results/*/results.md"))
+        for row in cells(str(path.relative_to(DOCS)))
+    ]
+    spreads = [sorted(map(float, filter(None, score))) for score in zip(*points, strict=True)]
+    rows = [
+        [f"median of {len(spreads[0])} points", *(f"{median(s):.3f}" for s in spreads)],
+        ["largest", *(f"{s[-1]:.3f}" for s in spreads)],
+    ]
+    return table(["standard deviation over seeds", *SCORES], rows)
 
 
 @named("kappa")
@@ -255,7 +273,10 @@ def kappa() -> str:
 def strategies() -> str:
     """Return the scores of the ways to guide."""
     rows = [row for row in cells("results/strategies/results.md") if row[0] != "teacher"]
-    own = ([series, scale, seeds, *each] for series, scale, _, _, seeds, *each in rows)
+    own = (
+        [series, scale, count, *(cell.partition(" ± ")[0] for cell in each)]
+        for series, scale, _, _, count, *each in rows
+    )
     return table(["series", "scale", "seeds", *SCORES], own)
 
 
@@ -334,7 +355,15 @@ def figures() -> str:
     add("H200-hours of the paper's config, compiled", hours[1], source)
     add("not compiled", hours[2], source)
 
+    for study, run, what in (
+        ("settings", "batch-size-16-seed0", "batches of 16, seed 0"),
+        ("strategies", "short-0.67-seed0", "short guidance at 0.67, seed 0"),
+    ):
+        source = f"results/{study}/evaluations.csv"
+        fid = evaluations(f"{study}/{run}")[12_800]["fid_clip_2k"]
+        add(f"FID of {what}", f"{float(fid):.3f}", source)
     found = [difference for pair in WHOLE.items() for difference in differences(*pair)]
+    add("largest difference of FID between a GPU and a CPU", f"{max(found):.3f}", "results")
     same = f"{sum(difference < 2e-4 for difference in found)} of {len(found)}"
     add("evaluations on a GPU whose FID is the CPU's to 0.0002", same, "results")
     for run, images in (
