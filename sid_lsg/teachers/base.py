@@ -1,8 +1,7 @@
 """The interface between the method and the diffusion model it distils.
 
-Everything outside this wing sees a teacher through this class alone. Another family of models (two
-text encoders, a flow-matching transformer) is a subclass in a file of its own and a line in
-`families.py`.
+The rest of the package uses teachers only through this class. To add a family (two text encoders, a
+flow-matching transformer), write a subclass in a new file and add a line to `families.py`.
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +18,7 @@ from sid_lsg.method.sampling import denoiser, sample, seeded_noises
 from sid_lsg.method.schedule import Schedule
 
 Tokens = dict[str, Tensor]
-"""What a tokenizer makes of prompts: named tensors, the first dimension over prompts."""
+"""A tokenizer's output: named tensors, with one row per prompt."""
 
 Tokenize = Callable[[Sequence[str]], Tokens]
 
@@ -41,18 +40,18 @@ class Teacher(nn.Module, ABC):
     """A frozen text-to-image diffusion model; the fake score and generator are copies of `network`.
 
     Attributes:
-        network_name: What diffusers calls the denoising network, in pipelines and in folders:
-            "unet" or "transformer".
-        architectures: The family's untrained models, by the NAME of `architecture:NAME`.
-        pipeline_options: Arguments with which the family's pipeline samples a generator: no
+        network_name: The denoising network's name in diffusers' pipelines and folders: "unet" or
+            "transformer".
+        architectures: The family's untrained models, by the NAME in `architecture:NAME`.
+        pipeline_options: Arguments of the family's pipeline that sample a generator without
             guidance.
         network: The denoising network, f_phi.
-        schedule: alpha_t, sigma_t, the prediction type and the times.
-        scheduler_config: The configuration of the scheduler that the model came with.
+        schedule: alpha_t, sigma_t, the prediction type and the timesteps.
+        scheduler_config: The configuration of the model's scheduler.
         latent_shape: (C, H, W) of a latent at the chosen resolution.
         image_size: (H, W) of an image in pixels.
-        frozen_dtype: The dtype of the frozen weights of linear and convolution layers, if it is
-            not that of the others (`memory.set_frozen_precision`).
+        frozen_dtype: The dtype of frozen linear and convolution weights, if it differs from the
+            other weights' (`memory.set_frozen_precision`).
     """
 
     network_name: ClassVar[str]
@@ -65,7 +64,7 @@ class Teacher(nn.Module, ABC):
     image_size: tuple[int, int]
     frozen_dtype: torch.dtype | None = None
 
-    # ------------------------------------------------------------------ opening a model
+    # ------------------------------------------------------------------ loading
 
     @classmethod
     @abstractmethod
@@ -78,7 +77,7 @@ class Teacher(nn.Module, ABC):
         resolution: int | None = None,
         option: str = "model.teacher",
     ) -> Self:
-        """Load a folder or Hub id of the family in float32, from safetensors alone.
+        """Load a folder or Hub id of the family in float32, from safetensors only.
 
         The arguments and errors are those of `families.load`.
         """
@@ -93,7 +92,7 @@ class Teacher(nn.Module, ABC):
         resolution: int | None = None,
         option: str = "model.teacher",
     ) -> Self:
-        """Make a folder's or Hub id's model on the meta device, from its configuration files."""
+        """Make the model of a folder or Hub id on the meta device, from its configuration files."""
 
     @classmethod
     def build(
@@ -104,15 +103,15 @@ class Teacher(nn.Module, ABC):
         seed: int = 0,
         option: str = "model.teacher",
     ) -> Self:
-        """Make one of the family's architectures with random weights, without a download.
+        """Make one of the family's architectures with random weights; nothing is downloaded.
 
         Args:
             name: One of `architectures`.
-            device: Where its weights are made, by default PyTorch's default device; on "meta" they
-                have shapes alone, for counting.
-            resolution: Pixels of an image's side.
-            seed: Seed of the weights. The global random state is as before.
-            option: The option that named it, for messages.
+            device: Device of the weights; PyTorch's default device by default. On "meta" they have
+                only shapes, for counting.
+            resolution: Pixels per side of an image.
+            seed: Seed of the weights. The global random state does not change.
+            option: The option that named the model, for messages.
 
         Raises:
             UsageError: If the architecture cannot take the resolution.
@@ -123,24 +122,24 @@ class Teacher(nn.Module, ABC):
 
     @property
     def tokenizers(self) -> dict[str, Any]:
-        """Return the tokenizers of transformers by their subfolders."""
+        """Return the transformers tokenizers by subfolder."""
         return {}
 
     @property
     @abstractmethod
     def tokenize(self) -> Tokenize:
-        """Return the function from prompts to tokens, on the CPU; data workers copy it."""
+        """Return a function from prompts to tokens on the CPU; data workers copy it."""
 
     @abstractmethod
     def encode(self, tokens: Tokens) -> Conditioning:
-        """Turn tokens into conditioning, on the teacher's device, without gradient."""
+        """Turn tokens into conditioning on the teacher's device, without gradients."""
 
     def encode_null(self) -> Conditioning:
-        """Return the conditioning of no prompt, one sample: that of the empty prompt by default."""
+        """Return the null conditioning of one sample; by default that of the empty prompt."""
         return self.encode_prompts([""])
 
     def cut_off(self, prompt: str) -> str:
-        """Return the part of a prompt that is cut off because it is too long; "" for none."""
+        """Return the end of a prompt that is cut off because it is too long; "" if none is."""
         return ""
 
     # ------------------------------------------------------------------ networks
@@ -149,10 +148,10 @@ class Teacher(nn.Module, ABC):
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Conditioning
     ) -> Tensor:
-        """Call a network of the teacher's kind once.
+        """Call a network of the teacher's architecture once.
 
         Returns:
-            [B, C, H, W] in the dtype of `x_t`, whatever precision the network computes in.
+            [B, C, H, W] in the dtype of `x_t`, for any precision of the network.
         """
 
     @abstractmethod
@@ -161,33 +160,33 @@ class Teacher(nn.Module, ABC):
 
     @abstractmethod
     def encode_images(self, images: Tensor) -> Tensor:
-        """Encode images, [B, 3, H, W] uint8: the most likely latents, without gradient."""
+        """Encode images, [B, 3, H, W] uint8, into their most likely latents, without gradients."""
 
     @abstractmethod
     def end_of_encoder(self, network: nn.Module) -> nn.Module:
-        """Return the part of a network of the teacher's kind after which its decoder begins.
+        """Return the module after which a network's decoder starts.
 
-        Its output, or the first of its outputs, is [B, C, h, w] and depends on all of x_t.
+        Its output (the first, if there are several) is [B, C, h, w] and depends on all of x_t.
         """
 
     @abstractmethod
     def sample_reference(
         self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, guidance: float
     ) -> Tensor:
-        """Sample the teacher itself in many steps: images as from `decode`."""
+        """Sample images from the teacher itself in many steps, as `decode` returns them."""
 
     # ------------------------------------------------------------------ diffusers
 
     @abstractmethod
     def pipeline(self, network: nn.Module, scheduler: Any) -> Any:
-        """Make the family's diffusers pipeline of a network, a scheduler and the other parts."""
+        """Make the family's diffusers pipeline from a network, a scheduler and the other parts."""
 
     def predicted_by(self, scheduler_config: Mapping[str, Any]) -> str:
-        """Return the prediction type of networks that come with a scheduler of the family."""
+        """Return the prediction type of a network from the configuration of its scheduler."""
         return self.schedule.prediction_type
 
     def scheduler_options(self, t_init: int) -> dict[str, Any]:
-        """Return the arguments that tell `export.scheduler.SiDScheduler` the schedule.
+        """Return the schedule as arguments of `export.scheduler.SiDScheduler`.
 
         The default is for flow matching, where alpha_t = 1 - t and sigma_t = t.
 
@@ -201,27 +200,27 @@ class Teacher(nn.Module, ABC):
         }
 
     def one_step_scheduler(self, t_init: int) -> Any | None:
-        """Return a scheduler of diffusers that samples a generator in one step, if there is one.
+        """Return a diffusers scheduler that samples a generator in one step, or None.
 
         Args:
             t_init: The generator's first timestep.
         """
         return None
 
-    # ------------------------------------------------------------------ what families share
+    # ------------------------------------------------------------------ shared by all families
 
     @contextmanager
     def precision_of(self, network: nn.Module) -> Iterator[torch.dtype]:
-        """Compute in a network's precision, and yield the dtype of its inputs.
+        """Compute in a network's precision within the context; yield the dtype of its inputs.
 
-        If only its linear and convolution layers have 16-bit weights, that is mixed precision.
+        If only the linear and convolution weights have 16 bits, this is mixed precision.
         """
         weight = next(linear_layers(network)).weight
         if weight.dtype != self.frozen_dtype:
             yield weight.dtype
             return
         device = weight.device.type
-        known = torch.amp.is_autocast_available(device)  # not for `meta`, where costs are counted
+        known = torch.amp.is_autocast_available(device)  # not on `meta`, for counting
         with torch.autocast(device, weight.dtype) if known else nullcontext():
             yield torch.float32
 
@@ -240,16 +239,16 @@ class Teacher(nn.Module, ABC):
         return dict(network.config)
 
     def use_channels_last(self) -> None:
-        """Put the network's weights into the memory format in which convolutions are fastest."""
+        """Convert the network to channels-last, the fastest memory format for convolutions."""
         network: Any = self.network
         network.to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> "Teacher":
-        """Stay in evaluation mode: a frozen network has no dropout, whatever Lightning asks."""
+        """Stay in evaluation mode: Lightning calls `train()`, which would enable dropout."""
         return super().train(False)
 
     def null_condition(self) -> Conditioning:
-        """Return the conditioning of no prompt, one sample; encoded once per run."""
+        """Return the null conditioning of one sample, which is encoded once per run."""
         if not hasattr(self, "_null"):
             self._null = self.encode_null()
         device = next(self.network.parameters()).device
@@ -259,7 +258,7 @@ class Teacher(nn.Module, ABC):
     def sample(
         self, network: nn.Module, condition: Conditioning, noises: Sequence[Tensor], t_init: int
     ) -> Tensor:
-        """Generate latents with a network of the generator's kind, one evaluation per noise."""
+        """Generate latents with a generator, one network evaluation per noise."""
         denoise = denoiser(partial(self.predict, network), self.schedule, condition)
         return sample(denoise, self.schedule, noises, t_init)
 
@@ -272,12 +271,12 @@ class Teacher(nn.Module, ABC):
         t_init: int,
         num_steps: int,
     ) -> Tensor:
-        """Generate one latent per prompt and seed, without touching any random state.
+        """Generate one latent per prompt and seed; no random state changes.
 
         Args:
             network: The generator.
             prompts: B prompts.
-            seeds: B seeds; an image depends on its own prompt and seed alone.
+            seeds: B seeds; each image depends only on its prompt and seed.
             t_init: The first timestep.
             num_steps: K.
 

@@ -1,7 +1,7 @@
-"""All families of teachers: which one a model belongs to, and how to open it.
+"""Choose the family of a model and load the model as a teacher.
 
-A family is a `Teacher` in a file of its own and one line of `FAMILIES`. Its module is imported when
-one of its models is opened.
+A family is a subclass of `Teacher` in its own file, with one line in `FAMILIES`. Its module is
+imported when one of its models is loaded.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,10 +18,10 @@ from sid_lsg.teachers.layout import read_index
 FAMILIES = {
     "StableDiffusionPipeline": "sid_lsg.teachers.stable_diffusion.StableDiffusion",
 }
-"""The pipeline class in a model's `model_index.json`, and the family that reads the model."""
+"""Families by the pipeline class in a model's `model_index.json`."""
 
-_DEFAULT = "StableDiffusionPipeline"  # of models that name no pipeline, or one that is unknown
-_NETWORKS = ("unet", "transformer")  # what diffusers' pipelines call the denoising network
+_DEFAULT = "StableDiffusionPipeline"  # for models with no pipeline class or an unknown one
+_NETWORKS = ("unet", "transformer")  # the denoising network's names in diffusers' pipelines
 
 
 def load(
@@ -32,19 +32,19 @@ def load(
     resolution: int | None = None,
     option: str = "model.teacher",
 ) -> Teacher:
-    """Load a model as a teacher, in float32, from safetensors alone.
+    """Load a model as a teacher, in float32, from safetensors only.
 
     Args:
         model: A folder in diffusers' layout, a Hub id, `package:...` for a folder inside this
             package, or `architecture:NAME` for an untrained model.
         revision: Branch, tag or commit on the Hub.
-        variant: Which weight files, e.g. "fp16".
-        subfolders: Where a part does not lie in the subfolder of its own name.
-        resolution: Pixels of an image's side; by default what the model was trained for.
+        variant: Variant of the weight files, for example "fp16".
+        subfolders: Subfolders of the parts that are not in a subfolder with the part's name.
+        resolution: Pixels per side of an image; by default the model's.
         option: The option that named the model, for messages.
 
     Raises:
-        UsageError: If there is no such model, or it is of no known family.
+        UsageError: If the model does not exist, or no family can read it.
     """
     if locate(model).kind == "architecture":
         return _build(model, None, resolution, option)
@@ -59,10 +59,10 @@ def outline(
     resolution: int | None = None,
     option: str = "model.teacher",
 ) -> Teacher:
-    """Make a teacher that has shapes and no numbers, on the meta device, for counting.
+    """Make a teacher on the meta device, where tensors have only shapes, for counting.
 
-    Nothing is downloaded for the Hub ids that an architecture lists; for another Hub id, its
-    configuration files. The arguments and errors are those of `load`.
+    Nothing is downloaded for the Hub ids that an architecture lists. For another Hub id, its
+    configuration files are. The arguments and errors are those of `load`.
     """
     source = locate(model)
     if source.kind == "hub":
@@ -77,7 +77,7 @@ def outline(
 
 
 def family_of(model: str, option: str, revision: str | None = None) -> type[Teacher]:
-    """Choose the family of a folder or Hub id by the pipeline that its index names.
+    """Return the family of a folder or Hub id, by the pipeline class in its index.
 
     Raises:
         UsageError: If the index cannot be read.
@@ -87,7 +87,7 @@ def family_of(model: str, option: str, revision: str | None = None) -> type[Teac
 
 
 def network_of(pipeline: Any) -> nn.Module | None:
-    """Return the denoising network of any pipeline of diffusers, if it has one."""
+    """Return the denoising network of any diffusers pipeline, or None."""
     found = (getattr(pipeline, name, None) for name in _NETWORKS)
     return next((network for network in found if network is not None), None)
 

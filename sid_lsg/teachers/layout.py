@@ -1,4 +1,4 @@
-"""Where the parts of a model in diffusers' layout lie, and which pipeline they are for."""
+"""Find the parts of a model in diffusers' layout, and the pipeline class that they are for."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,8 +9,8 @@ from sid_lsg.messages.checks import beside
 from sid_lsg.messages.errors import UsageError
 
 INDEX = "model_index.json"
-# Parts that some families have and others do not.
-_TELLING = ("unet", "transformer", "text_encoder_2", "text_encoder_3")
+# Parts that distinguish families.
+_DISTINGUISHING = ("unet", "transformer", "text_encoder_2", "text_encoder_3")
 
 
 def read_index(source: Source, option: str, revision: str | None = None) -> dict[str, Any]:
@@ -18,14 +18,14 @@ def read_index(source: Source, option: str, revision: str | None = None) -> dict
 
     Args:
         source: The model.
-        option: The option that named it, for messages.
+        option: The option that named the model, for messages.
         revision: Branch, tag or commit on the Hub.
 
     Returns:
-        Nothing if the model has no index, or cannot be reached.
+        The index; empty if the model has none or cannot be reached.
 
     Raises:
-        UsageError: If the index cannot be read, or names no pipeline.
+        UsageError: If the index cannot be read or has no pipeline class.
     """
     try:
         index = read_json(source, INDEX, revision) or {}
@@ -48,22 +48,22 @@ def locate_parts(
     pipeline: str,
     revision: str | None = None,
 ) -> tuple[str, dict[str, str]]:
-    """Find a model's parts, and say what its folder lacks of a family's layout.
+    """Find a model's parts, and check that it is in a family's layout.
 
     Args:
         model: A folder in diffusers' layout, a Hub id or `package:...`.
         parts: The family's parts.
-        subfolders: Where a part does not lie in the subfolder of its own name.
+        subfolders: Subfolders of the parts that are not in a subfolder with the part's name.
         option: The option that named the model, for messages.
         family: The family's name, for messages.
-        pipeline: The name of its pipeline class, for messages.
+        pipeline: The name of the family's pipeline class, for messages.
         revision: Branch, tag or commit on the Hub.
 
     Returns:
         The folder or Hub id, and each part's subfolder.
 
     Raises:
-        UsageError: If there is no such folder, or it is not in the family's layout.
+        UsageError: If the folder does not exist or is not in the family's layout.
     """
     where = {name: name for name in parts} | dict(subfolders or {})
     if unknown := set(where) - set(parts):
@@ -75,7 +75,7 @@ def locate_parts(
     if source.kind == "file":
         raise UsageError(
             f"--{option}: {str(source.path)!r} is a file. Give a diffusers folder with the "
-            f"subfolders {', '.join(parts)}; of a whole model in one file diffusers makes it: "
+            f"subfolders {', '.join(parts)}. Diffusers converts a file that holds a whole model: "
             f"{pipeline}.from_single_file({str(source.path)!r}).save_pretrained(DIR)"
         )
     _check_layout(source, where, option, family, read_index(source, option, revision))
@@ -91,13 +91,13 @@ def _check_layout(
         return path != name or (index.get(name) or [None])[0] is not None
 
     if source.kind == "hub" and not index:
-        return  # loading the parts will tell
+        return  # loading the parts raises the error
     missing = [name for name, path in where.items() if not holds(name, path)]
-    foreign = [name for name in _TELLING if name not in where and holds(name, name)]
+    foreign = [name for name in _DISTINGUISHING if name not in where and holds(name, name)]
     if missing or foreign:
         found = f"it lacks {', '.join(missing)}" if missing else f"it holds {', '.join(foreign)}"
         kind = f" ({index['_class_name']})" if index else ""
-        # The commands have no such option: what they take is whole.
+        # The commands have no such option: they take only complete models.
         hint = f", or name them with --{_subfolders(option)}" if "." in option else ""
         raise UsageError(
             f"--{option}: {source.location!r} is not in {family}'s layout: {found}{kind}. Give a "

@@ -32,7 +32,7 @@ _REMEDY = (
     "that this machine can reach."
 )
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_LEAST_SIGNAL = 2.0**-24  # abar where a schedule ends without any, as diffusers itself puts it
+_LEAST_SIGNAL = 2.0**-24  # last abar under zero terminal SNR, as in diffusers' Euler scheduler
 
 
 class StableDiffusion(Teacher):
@@ -52,15 +52,15 @@ class StableDiffusion(Teacher):
         resolution: int | None = None,
         option: str = "model.teacher",
     ) -> None:
-        """Put the parts together, check that they fit, and freeze them.
+        """Combine the parts, check that they fit, and freeze them.
 
         Args:
             unet: The denoiser.
             vae: The autoencoder.
             text_encoder: The text encoder.
-            tokenizer: Its tokenizer.
-            scheduler: Holds the betas and the prediction type.
-            resolution: Pixels of an image's side; by default what the UNet was trained for.
+            tokenizer: The text encoder's tokenizer.
+            scheduler: Gives the betas and the prediction type.
+            resolution: Pixels per side of an image; by default the UNet's.
             option: The option that named the model, for messages.
 
         Raises:
@@ -79,7 +79,7 @@ class StableDiffusion(Teacher):
         self.latent_shape = (unet.config.in_channels, height, width)
         self.image_size = (height * vae_factor(vae), width * vae_factor(vae))
         if resolution is not None:
-            # What is exported then samples at this resolution by default.
+            # So that exported generators sample at this resolution by default.
             unet.register_to_config(sample_size=self.latent_shape[1])
         self.freeze()
 
@@ -107,9 +107,9 @@ class StableDiffusion(Teacher):
                     return load_network(part, source, subfolder=where[name], **options)
                 return part.from_pretrained(source, subfolder=where[name], **options)
 
-        # Diffusers would warn where `accelerate` is not installed unless this is said.
+        # Without this argument, diffusers warns if `accelerate` is not installed.
         plain = weights | {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
-        # On a device that is the default for a while, transformers would want `accelerate` too.
+        # Under another default device, transformers would require `accelerate`.
         with torch.device("cpu"):
             return cls(
                 unet=load(UNet2DConditionModel, "unet", **plain),
@@ -130,7 +130,7 @@ class StableDiffusion(Teacher):
         resolution: int | None = None,
         option: str = "model.teacher",
     ) -> "StableDiffusion":
-        """Make a folder's or Hub id's model on the meta device, from its configuration files."""
+        """Make the model of a folder or Hub id on the meta device, from its configuration files."""
         source, where = _locate(model, subfolders, option, revision)
         parts = configured(model, source, where, revision, option)
         return cls(*parts, resolution, option).to("meta")
@@ -155,15 +155,15 @@ class StableDiffusion(Teacher):
 
     @property
     def tokenize(self) -> Tokenize:
-        """The CLIP tokenizer: `input_ids` [B, L]."""
+        """Return a function from prompts to `input_ids` [B, L]."""
         return partial(tokenize, self.text.tokenizer)
 
     def encode(self, tokens: Tokens) -> Conditioning:
-        """Encode prompts: `encoder_hidden_states` [B, L, D]."""
+        """Encode tokens into `encoder_hidden_states` [B, L, D]."""
         return {"encoder_hidden_states": self.text(tokens["input_ids"])}
 
     def cut_off(self, prompt: str) -> str:
-        """Return what of a prompt is beyond the tokenizer's length; "" if nothing."""
+        """Return the end of a prompt that exceeds the tokenizer's length; "" if none does."""
         return cut_off(self.text.tokenizer, prompt)
 
     def predict(
@@ -183,18 +183,18 @@ class StableDiffusion(Teacher):
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Encode images: the VAE posterior's mean times scaling_factor, float32, no draw."""
+        """Encode images: mean of the VAE posterior (not a sample) times scaling_factor, float32."""
         pixels = from_uint8(images).to(self.vae.dtype)
         posterior = self.vae.encode(pixels, return_dict=False)[0]
         return posterior.mean.float() * self.vae.config.scaling_factor
 
     def end_of_encoder(self, network: nn.Module) -> nn.Module:
-        """Return the UNet's last block on its way down; the middle block follows."""
+        """Return the UNet's last down block; the middle block follows."""
         down_blocks: Any = network.down_blocks
         return down_blocks[-1]
 
     def pipeline(self, network: nn.Module, scheduler: Any) -> StableDiffusionPipeline:
-        """Put a UNet and a scheduler into a stock diffusers pipeline with the teacher's parts."""
+        """Make a stock pipeline from a UNet, a scheduler and the teacher's other parts."""
         pipeline = StableDiffusionPipeline(
             vae=self.vae,
             text_encoder=self.text.text_encoder,
@@ -213,7 +213,7 @@ class StableDiffusion(Teacher):
         return str(scheduler_config.get("prediction_type", "epsilon"))
 
     def scheduler_options(self, t_init: int) -> dict[str, Any]:
-        """Return the first t_init + 1 betas, and the prediction type."""
+        """Return the first t_init + 1 betas and the prediction type."""
         betas = DDPMScheduler.from_config(self.scheduler_config).betas[: t_init + 1]
         return {
             "num_train_timesteps": t_init + 1,
@@ -224,8 +224,8 @@ class StableDiffusion(Teacher):
     def one_step_scheduler(self, t_init: int) -> EulerDiscreteScheduler:
         """Return an Euler scheduler over the first t_init + 1 betas.
 
-        A generator's input is sigma_t z at t = t_init and its image is the x_0-estimate there,
-        which is an Euler step from the last of these betas to zero noise.
+        A generator's input is sigma_t z at t = t_init, and its output is the x_0-estimate there:
+        an Euler step from the last of these betas to zero noise.
         """
         options = self.scheduler_options(t_init)
         betas = torch.tensor(options["trained_betas"])
@@ -242,12 +242,12 @@ class StableDiffusion(Teacher):
     def sample_reference(
         self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, guidance: float
     ) -> Tensor:
-        """Sample the teacher by DDIM through diffusers' own pipeline."""
+        """Sample the teacher with DDIM in a diffusers pipeline."""
         scheduler = DDIMScheduler.from_config(self.scheduler_config, clip_sample=False)
         (condition,) = self.encode_prompts(prompts).values()
-        # Encoded anew: `null_condition` keeps what the training has encoded in its own precision.
+        # Encoded again, because `null_condition` is cached in the precision of the training.
         (null,) = expand(self.encode_null(), len(prompts)).values()
-        with self.precision_of(self.network):  # of the UNet alone: text is encoded before
+        with self.precision_of(self.network):  # only of the UNet: the text is already encoded
             latents = self.pipeline(self.network, scheduler)(
                 prompt_embeds=condition,
                 negative_prompt_embeds=null,

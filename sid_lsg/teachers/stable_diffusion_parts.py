@@ -1,4 +1,4 @@
-"""Check that a UNet, a VAE and a text encoder make one Stable Diffusion, and at which size."""
+"""Check that a UNet, a VAE and a text encoder fit together, and choose the latents' size."""
 
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel
@@ -14,7 +14,11 @@ def check_parts(
     scheduler: DDPMScheduler,
     option: str,
 ) -> None:
-    """Reject parts that load but do not make a Stable Diffusion."""
+    """Reject parts that load but do not form a Stable Diffusion model.
+
+    Raises:
+        UsageError: If the parts do not fit together.
+    """
     problem = None
     if unet.config.in_channels != vae.config.latent_channels:
         problem = (
@@ -24,10 +28,10 @@ def check_parts(
     elif unet.config.cross_attention_dim != text.config.hidden_size:
         problem = (
             f"its UNet attends to {unet.config.cross_attention_dim} features and its text encoder "
-            f"gives {text.config.hidden_size}"
+            f"outputs {text.config.hidden_size}"
         )
     elif unet.config.addition_embed_type or unet.config.class_embed_type:
-        problem = "its UNet wants more than a timestep and a prompt (SDXL or a variant of it?)"
+        problem = "its UNet needs more inputs than a timestep and a prompt (an SDXL model?)"
     elif scheduler.config.prediction_type not in PREDICTION_TYPES:
         problem = (
             f"its scheduler's prediction_type is {scheduler.config.prediction_type!r}, not one of "
@@ -40,28 +44,32 @@ def check_parts(
 
 
 def vae_factor(vae: AutoencoderKL) -> int:
-    """Return the number of an image's pixels per latent pixel, along each side."""
+    """Return the number of image pixels per latent pixel, along each side."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
 def latent_size(
     unet: UNet2DConditionModel, vae: AutoencoderKL, resolution: int | None, option: str
 ) -> tuple[int, int]:
-    """Return the latents' height and width, which the UNet halves at every level."""
+    """Return the latents' height and width, which every level of the UNet must be able to halve.
+
+    Raises:
+        UsageError: If the resolution is unknown or the networks cannot take it.
+    """
     factor = vae_factor(vae)
     if resolution is None:
         size = unet.config.sample_size
         if size is None:
             raise UsageError(
-                f"--{option} is missing: this teacher's UNet does not say for what size it was "
-                "trained. Give the side of an image in pixels, for example 512."
+                f"--{option} is missing: the config of this teacher's UNet has no sample_size. "
+                "Give the pixels per side of an image, for example 512."
             )
         height, width = (size, size) if isinstance(size, int) else size
         return height, width
     multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)
     if resolution < multiple or resolution % multiple:
         raise UsageError(
-            f"--{option}: {resolution} pixels cannot pass this teacher's VAE (factor "
-            f"{factor}) and UNet; use a positive multiple of {multiple}."
+            f"--{option}: {resolution} pixels do not fit this teacher's VAE (factor {factor}) and "
+            f"UNet. Use a positive multiple of {multiple}."
         )
     return resolution // factor, resolution // factor

@@ -1,4 +1,4 @@
-"""CLIP's text encoder, as Stable Diffusion uses it."""
+"""Tokenize and encode prompts with CLIP, as Stable Diffusion does."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class PromptEncoder(nn.Module):
-    """A CLIP tokenizer and text encoder, in the way Stable Diffusion uses them."""
+    """A CLIP tokenizer and text encoder, used as in Stable Diffusion."""
 
     def __init__(self, tokenizer: "CLIPTokenizer", text_encoder: "CLIPTextModel") -> None:
         super().__init__()
@@ -32,10 +32,10 @@ class PromptEncoder(nn.Module):
 def tokenize(tokenizer: "CLIPTokenizer", prompts: Sequence[str]) -> dict[str, Tensor]:
     """Turn prompts into `input_ids` [B, L] int64, padded or cut to the tokenizer's length L.
 
-    As diffusers does it. The official code's tokenizer also repairs text (`ftfy`): broken
-    characters, typographic quotes and HTML's `&amp;` are other tokens there.
+    This is diffusers' tokenization. The official code's tokenizer also repairs text with `ftfy`, so
+    its tokens differ for broken characters, typographic quotes and HTML entities such as `&amp;`.
     """
-    # A mask would not be used, and lists take half the time that the tokenizer's own tensors do.
+    # The mask is not needed, and lists take half the time of the tokenizer's own tensors.
     tokens = tokenizer(
         list(prompts), padding="max_length", truncation=True, return_attention_mask=False
     )
@@ -43,9 +43,9 @@ def tokenize(tokenizer: "CLIPTokenizer", prompts: Sequence[str]) -> dict[str, Te
 
 
 def cut_off(tokenizer: "CLIPTokenizer", prompt: str) -> str:
-    """Return what of a prompt is beyond the tokenizer's length, and not seen; "" if nothing."""
+    """Return the end of a prompt that exceeds the tokenizer's length; "" if none does."""
     tokens = tokenizer(prompt, return_offsets_mapping=True, verbose=False)
     if len(tokens.input_ids) <= tokenizer.model_max_length:
         return ""
-    first = tokens.offset_mapping[tokenizer.model_max_length - 1][0]  # one place is the end token's
+    first = tokens.offset_mapping[tokenizer.model_max_length - 1][0]  # the last id is the end token
     return prompt[first:].strip()

@@ -1,6 +1,6 @@
-"""Stable Diffusion without weights: for measuring and counting, not for images.
+"""Stable Diffusion with random weights, for measuring time and memory and for counting.
 
-`--model.teacher architecture:sd15` trains one as if it were the model, without a download.
+`--model.teacher architecture:sd15` trains with such a model; nothing is downloaded.
 """
 
 from collections.abc import Mapping
@@ -22,13 +22,13 @@ _TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 1
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a model's configuration files say.
+    """An architecture of Stable Diffusion, as its configuration files describe it.
 
     Attributes:
-        unet: Options of the UNet, where they are not Stable Diffusion 1's.
-        text: Options of the text encoder, where they are not CLIP ViT-L/14's.
+        unet: Options of the UNet that differ from Stable Diffusion 1's.
+        text: Options of the text encoder that differ from CLIP ViT-L/14's.
         vae_channels: Channels of the autoencoder's levels.
-        hub_ids: Where models of this architecture are, or were.
+        hub_ids: Present and former Hub ids of models of this architecture.
     """
 
     unet: dict[str, Any] = field(default_factory=dict)
@@ -64,7 +64,7 @@ ARCHITECTURES = {
             "stabilityai/stable-diffusion-2-base",
         ),
     ),
-    # Stable Diffusion 1.5 with a tenth of the channels: every kind of block, for a CPU.
+    # Stable Diffusion 1.5 with a tenth of the channels, for CPUs; it has every kind of block.
     "sd15-small": Architecture(
         unet={"block_out_channels": (32, 64, 128, 128), "cross_attention_dim": 96},
         text={"hidden_size": 96, "intermediate_size": 384},
@@ -77,19 +77,19 @@ Parts = tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel, CLIPTokenizer,
 
 
 def untrained(name: str, device: str | torch.device, seed: int) -> Parts:
-    """Make the parts of a named architecture with random weights, without a download.
+    """Make the parts of a named architecture with random weights; nothing is downloaded.
 
-    The tokenizer is the embedded demo's, padded to this text encoder's 77 places: each of its ids
-    is one of the architecture's 49,408. The lengths, and so all costs, are those of the model.
+    The tokenizer is the embedded demo's, padded to the text encoder's 77 positions. Its ids are
+    valid for the architecture, which has 49,408. The lengths, and so all costs, are the model's.
 
     Args:
         name: One of `ARCHITECTURES`.
-        device: Where the weights are made; on "meta" they have shapes alone.
-        seed: Seed of the weights. The global random state is as before.
+        device: Device of the weights; on "meta" they have only shapes.
+        seed: Seed of the weights. The global random state does not change.
     """
     made = ARCHITECTURES[name]
     levels = len(made.vae_channels)
-    with torch.device("meta"):  # without the libraries' own initialisation, which takes long
+    with torch.device("meta"):  # skips the libraries' initialisation, which is slow
         networks = (
             UNet2DConditionModel(**_UNET | made.unet),
             AutoencoderKL(
@@ -118,8 +118,8 @@ def configured(
 
     Args:
         model: The model's name, for messages.
-        source: Its folder or Hub id.
-        where: The subfolders of its parts.
+        source: The model's folder or Hub id.
+        where: The subfolders of the parts.
         revision: Branch, tag or commit on the Hub.
         option: The option that named the model, for messages.
 
@@ -140,7 +140,8 @@ def configured(
         )
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"--{option}: could not read how {model!r} is made ({str(error).splitlines()[0]}). "
+            f"--{option}: could not read the configuration of {model!r} "
+            f"({str(error).splitlines()[0]}). "
             f"Give its folder, or {ARCHITECTURE}NAME with one of {', '.join(ARCHITECTURES)}."
         ) from error
     with torch.device("meta"):
@@ -153,16 +154,16 @@ def configured(
 
 
 def _tokenizer(text_encoder: CLIPTextModel) -> CLIPTokenizer:
-    """Load the demo's tokenizer, which pads to a text encoder's places."""
-    places = text_encoder.config.max_position_embeddings
-    return CLIPTokenizer.from_pretrained(resolve(_TOKENIZER), model_max_length=places)
+    """Load the demo's tokenizer, padding to a text encoder's number of positions."""
+    length = text_encoder.config.max_position_embeddings
+    return CLIPTokenizer.from_pretrained(resolve(_TOKENIZER), model_max_length=length)
 
 
 @torch.no_grad()
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
-    """Fill weights as PyTorch's layers do, so that activations neither vanish nor overflow.
+    """Initialise weights as PyTorch's layers do, so that activations neither vanish nor overflow.
 
-    A layer of n inputs gets U(-1/sqrt(n), 1/sqrt(n)); biases 0; a normalisation's scale 1.
+    Weights with n inputs get U(-1/sqrt(n), 1/sqrt(n)), biases 0, scales of norms 1.
     """
     for name, p in network.named_parameters():
         if p.dim() > 1:
@@ -170,5 +171,5 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
             p.uniform_(-limit, limit, generator=generator)
         else:
             p.fill_(not name.endswith("bias"))
-    for buffer in network.buffers():  # CLIP's numbers of its places are the only one
+    for buffer in network.buffers():  # the only one is CLIP's position ids
         buffer.copy_(torch.arange(buffer.numel()).view_as(buffer))

@@ -470,7 +470,7 @@ def replace_prediction(folder: Path) -> None:
         (lambda f: replace_unet(f, cross_attention_dim=48), "attends to 48 features and its text"),
         (
             lambda f: replace_unet(f, class_embed_type="timestep"),
-            "its UNet wants more than a timestep and a prompt",
+            "its UNet needs more inputs than a timestep and a prompt",
         ),
         (replace_prediction, "prediction_type is 'sample', not one of epsilon, v_prediction"),
     ],
