@@ -1,4 +1,4 @@
-"""The model card of an exported folder: what it is, how it was trained, its scores, its use."""
+"""Write the model card of an exported folder: use, training, scores and limits."""
 
 import re
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ from sid_lsg.messages.words import steps, table
 from sid_lsg.options.guidance import Guidance
 
 _PROTOCOLS = {
-    "clean256": "features of Inception, resized by Pillow, LANCZOS to 256 and bicubic to 299",
-    "clip": "image embeddings of a CLIP model, resized by Pillow as it asks for",
+    "clean256": "features of Inception, resized by Pillow: LANCZOS to 256, then bicubic to 299",
+    "clip": "image embeddings of a CLIP model, resized by Pillow to the model's size",
     "fast": "image embeddings of a CLIP model, resized by PyTorch",
 }
 _SCORES = re.compile(rf"(\w+?)_({'|'.join(_PROTOCOLS)})_(\d+k?)")
@@ -37,7 +37,7 @@ def write_card(folder: Path, facts: Facts) -> None:
 
 
 def card(facts: Facts) -> str:
-    """Write the card: YAML for the Hub, then Markdown for people."""
+    """Return the card: YAML metadata for the Hub, then Markdown for people."""
     few = "one-step" if facts.num_steps == 1 else "few-step"
     onnx = facts.layout == "onnx"
     metadata: dict[str, Any] = {
@@ -55,7 +55,7 @@ def card(facts: Facts) -> str:
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# SiD-LSG{of}, {facts.steps}",
-        f"A text-to-image generator, made from a diffusion model and {facts.data}, "
+        f"A text-to-image generator, distilled from a diffusion model with {facts.data}, "
         "by [Guided Score identity Distillation](https://arxiv.org/abs/2406.01561) with long and "
         f"short guidance. It makes an image of {width} x {height} pixels in {facts.steps}.",
         f"## Use\n\n{_use(facts)}",
@@ -70,11 +70,11 @@ def card(facts: Facts) -> str:
 
 def _use(facts: Facts) -> str:
     notes = {
-        "diffusers": "The picture of a seed is that of sid-lsg's own `generate`.",
-        "network": f"The folder holds the {facts.network[0]} and its scheduler; the rest is the "
-        "teacher's.",
-        "onnx": "`noise` is standard normal, `image` in [-1, 1]; batches may be of any size. For "
-        "the picture that sid-lsg makes of a seed, draw the noise with PyTorch.",
+        "diffusers": "For the same seed, it makes the same image as sid-lsg's `generate`.",
+        "network": f"The folder holds the {facts.network[0]} and its scheduler; the other parts "
+        "are the teacher's.",
+        "onnx": "`noise` is standard normal, `image` is in [-1, 1], and batches can have any size. "
+        "To get the same image as sid-lsg for a seed, draw the noise with PyTorch.",
     }[facts.layout]
     how = facts.scheduler, facts.num_steps, facts.dtype, facts.pipeline_options
     if facts.layout == "diffusers":
@@ -88,25 +88,25 @@ def _use(facts: Facts) -> str:
         return f"```python\n{code}\n```\n\n{notes}"
     if facts.scheduler == SCHEDULER_CLASS:
         notes += (
-            " `trust_remote_code=True` lets diffusers run `scheduler/sid_lsg_scheduler.py`: its own"
-            " schedulers do not sample so. `num_inference_steps` may be another number."
+            " `trust_remote_code=True` lets diffusers run `scheduler/sid_lsg_scheduler.py`, because"
+            " none of its schedulers samples this way. `num_inference_steps` may be changed."
         )
     else:
         notes += (
-            " For more steps, export with `--num_steps`; or, where sid-lsg is installed, take "
-            "`sid_lsg.export.scheduler.SiDScheduler.from_config(pipeline.scheduler.config)` as the "
-            "pipeline's scheduler."
+            " For more steps, export with `--num_steps`. If sid-lsg is installed, you can also set "
+            "`pipeline.scheduler` to "
+            "`sid_lsg.export.scheduler.SiDScheduler.from_config(pipeline.scheduler.config)`."
         )
     if facts.dtype == "float16":
         notes += (
-            " If images are black, activations of the VAE are too large for float16: load the "
-            "folder in bfloat16 or float32."
+            " If images are black, activations of the VAE overflow float16: load the folder in "
+            "bfloat16 or float32."
         )
     return f"```python\n{code}\n```\n\n{notes}"
 
 
 def _training(facts: Facts) -> str:
-    rows = {"weights": f"average over the training, {facts.dtype}"}
+    rows = {"weights": f"EMA, {facts.dtype}"}
     rows |= {"network": f"{facts.prediction_type} prediction, {facts.steps}"}
     if facts.config:
         model, data = facts.config["model"], facts.config.get("data", {})
@@ -118,7 +118,7 @@ def _training(facts: Facts) -> str:
             "guidance": f"kappa_1..kappa_4 = {kappas}",
             "first timestep": f"{model['t_init']}",
             **rows,
-            "half-life of the average": f"{model['ema']['halflife_images']:,.0f} images",
+            "EMA half-life": f"{model['ema']['halflife_images']:,.0f} images",
             "optimizers": "; ".join(
                 f"{name.replace('_', ' ')}: {_optimizer(model.get(f'optimizer_{key}'))}"
                 for name, key in (("fake_score", "fake"), ("generator", "generator"))
@@ -144,12 +144,12 @@ def _optimizer(options: Mapping[str, Any] | None) -> str:
 
 
 def _scores(facts: Facts) -> str:
-    """Lay out the scores, a row each for the teacher and the generator at each number of steps."""
+    """Format the scores: rows for the teacher and the generator, per number of steps."""
     rows: dict[str, dict[str, Any]] = {}
     for key, value in (facts.summary or {}).items():
         if "initial_" in key or not (found := _SCORES.match(key)):
             continue
-        rows.setdefault(_whose(key, found.end(), facts.summary or {}), {})[
+        rows.setdefault(_row_name(key, found.end(), facts.summary or {}), {})[
             found.group().removeprefix("teacher_")
         ] = value
     for report in facts.reports:
@@ -170,14 +170,14 @@ def _scores(facts: Facts) -> str:
         [
             table(["", *(f"`{key}`" for key in columns)], body),
             "",
-            "A score is named after its protocol and the number of images; compare it only with "
-            f"scores of the same name. {legend}.{model}",
+            "The name of a score states its protocol and the number of images; compare it only "
+            f"with scores of the same name. {legend}.{model}",
         ]
     )
 
 
-def _whose(key: str, end: int, summary: Mapping[str, Any]) -> str:
-    """Name what a key of summary.json is a score of."""
+def _row_name(key: str, end: int, summary: Mapping[str, Any]) -> str:
+    """Return the row for a score of summary.json."""
     if key.startswith("teacher_"):
         count = steps(summary["teacher_steps"])
         return f"teacher, {count}, guidance {summary['teacher_guidance']:g}"
@@ -186,11 +186,11 @@ def _whose(key: str, end: int, summary: Mapping[str, Any]) -> str:
 
 def _limits(facts: Facts) -> str:
     text = (
-        "It is meant for research and for making pictures from text, and has its teacher's "
-        "limits: what that model cannot draw, its biases, and the contents that it was trained on. "
-        "It has no guidance scale, no negative prompts and no safety checker, so filter what it "
-        "makes before you publish it.\n\n"
+        "It is meant for research and for generating images from text. It has its teacher's "
+        "limits and biases, and can reproduce contents of the teacher's training data. "
+        "It has no guidance scale, no negative prompts and no safety checker, so filter its images "
+        "before you publish them.\n\n"
     )
     if facts.license:
-        return f"{text}Licence, as the teacher's: `{facts.license}`."
-    return f"{text}Licence: the teacher's, which its files do not name. Look it up before sharing."
+        return f"{text}Licence: `{facts.license}`, which is the teacher's."
+    return f"{text}Licence: the teacher's, which its files do not state. Look it up before sharing."

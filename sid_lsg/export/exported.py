@@ -1,4 +1,4 @@
-"""Which models are generators of this project: their schedulers' configurations tell."""
+"""Recognise exported generators by the configuration of their scheduler."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,11 +8,11 @@ from sid_lsg.files.sources import SCHEDULER_CONFIG, Source
 
 
 class Exported(NamedTuple):
-    """How an exported generator is sampled.
+    """Sampling settings of an exported generator.
 
     Attributes:
         t_init: The first timestep.
-        num_steps: K, as the folder was exported.
+        num_steps: K, as exported.
     """
 
     t_init: int
@@ -20,10 +20,10 @@ class Exported(NamedTuple):
 
 
 def exported(scheduler_config: Mapping[str, Any]) -> Exported | None:
-    """Read how a generator is sampled from the scheduler that was exported with it.
+    """Return the sampling settings that a scheduler's configuration holds.
 
     Returns:
-        None if the scheduler is not one that `export.folder` makes.
+        None if `export.folder` did not make the scheduler.
     """
     num_steps, betas = scheduler_config.get("num_steps"), scheduler_config.get("trained_betas")
     if num_steps is not None and (t_init := scheduler_config.get("t_init")) is not None:
@@ -35,7 +35,7 @@ def exported(scheduler_config: Mapping[str, Any]) -> Exported | None:
 
 
 def read_exported(source: Source) -> Exported | None:
-    """Read how the generator in a folder or on the Hub is sampled; None for any other model."""
+    """Read the sampling settings of a folder or Hub id; None if it is not a generator."""
     try:
         config = read_json(source, SCHEDULER_CONFIG)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a model card says of an exported generator."""
+"""Collect the facts about an exported generator for its model card."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,27 +20,27 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card says.
+    """The facts in a model card.
 
     Attributes:
-        num_steps: The folder's number of steps.
+        num_steps: Number of steps of the exported scheduler.
         size: Height and width of an image in pixels.
         latent_shape: (C, H, W) of a latent.
         prediction_type: What the network predicts.
-        tokens: How many a prompt is padded to, the padding's id, and its text; None for a teacher
+        tokens: Length that prompts are padded to, and the padding's id and text; None for a teacher
             with several tokenizers or none.
         network: The network's name in diffusers' pipelines, and its class.
-        scheduler: The class of the scheduler of diffusers that samples it, or of ours.
-        pipeline_options: Arguments with which a pipeline samples it.
-        config: The configuration of the training, if it is known.
-        iterations: Of the training.
-        versions: Of what trained it.
-        summary: The run's summary.json, if it is of this generator.
+        scheduler: Class of the exported scheduler: one of diffusers or `SiDScheduler`.
+        pipeline_options: Arguments of the pipeline call.
+        config: The training's configuration, if known.
+        iterations: The training's number of iterations, if known.
+        versions: Versions of the software that trained it.
+        summary: The run's summary.json, if it belongs to this generator.
         reports: Reports of `evaluate` on this generator.
-        license: Its licence; None if the teacher does not say.
-        layout: What the folder holds.
-        dtype: Of the weights.
-        model: Where readers find it: a Hub id, if it goes there.
+        license: Its licence; None if the teacher states none.
+        layout: The folder's layout.
+        dtype: Dtype of the weights.
+        model: Where readers find it: a Hub id if it is uploaded.
     """
 
     num_steps: int
@@ -63,24 +63,24 @@ class Facts:
 
     @property
     def teacher(self) -> str:
-        """The teacher's name, without the folders of the trainer's machine."""
+        """Return the teacher's name without its local folders."""
         return public_name(str((self.config or {}).get("model", {}).get("teacher", "")))
 
     @property
     def data(self) -> str:
-        """What it was trained on, besides the teacher."""
+        """Return the training data as a phrase."""
         if (self.config or {}).get("model", {}).get("real_data"):
             return "prompts, with an adversarial term on real images"
-        return "prompts alone, without images"
+        return "prompts only, without images"
 
     @property
     def steps(self) -> str:
-        """How many steps it takes."""
+        """Return the number of steps in words."""
         return steps(self.num_steps)
 
 
 def facts_of(teacher: Teacher, t_init: int, num_steps: int, **known: Any) -> Facts:
-    """Collect what the teacher's parts say, with everything else that is known.
+    """Collect facts from the teacher, and combine them with other known facts.
 
     Args:
         teacher: The teacher.
@@ -107,25 +107,25 @@ def facts_of(teacher: Teacher, t_init: int, num_steps: int, **known: Any) -> Fac
 
 
 def is_hub_id(name: str) -> bool:
-    """Tell whether a model's name is a Hub id rather than a folder."""
+    """Return True if a model's name is a Hub id, not a folder."""
     return locate(name).kind == "hub"
 
 
 def public_name(name: str) -> str:
-    """Return a model's name without the folders of the trainer's machine."""
+    """Return a model's name without its local folders."""
     kept = name.startswith((PREFIX, ARCHITECTURE)) or is_hub_id(name)
     return name if kept else Path(name).name
 
 
 def teacher_license(teacher: str, ask_hub: bool = False) -> str | None:
-    """Return the licence that a teacher's own card names, if it has one.
+    """Return the licence in a teacher's model card, or None.
 
     Args:
-        teacher: Its folder or Hub id.
-        ask_hub: Fetch the card of a Hub id, if it can be reached.
+        teacher: The teacher's folder or Hub id.
+        ask_hub: Download the card of a Hub id, if the Hub can be reached.
     """
     if teacher.startswith(PREFIX):
-        return "apache-2.0"  # it is a part of this package
+        return "apache-2.0"  # part of this package
     path = locate(teacher).path / CARD
     try:
         if ask_hub and is_hub_id(teacher):
@@ -133,6 +133,6 @@ def teacher_license(teacher: str, ask_hub: bool = False) -> str | None:
         if not path.is_file():
             return None
         found = ModelCard.load(path, ignore_metadata_errors=True).data.get("license")
-    except (OSError, ValueError, yaml.YAMLError):  # the Hub is out of reach, or it is no card
+    except (OSError, ValueError, yaml.YAMLError):  # the Hub is unreachable, or the card is invalid
         return None
     return found if isinstance(found, str) else None

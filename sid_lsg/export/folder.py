@@ -1,4 +1,4 @@
-"""A generator as a folder in diffusers' layout, which stock diffusers samples."""
+"""Save a generator in diffusers' layout, so that stock diffusers can sample it."""
 
 import copy
 import inspect
@@ -16,8 +16,8 @@ from sid_lsg.teachers.base import Teacher
 SCHEDULER_CLASS = "SiDScheduler"
 SCHEDULER_MODULE = "sid_lsg_scheduler"  # the file's name in a folder's scheduler/
 
-# Where the libraries remember from what folder of the trainer's machine something was loaded.
-_OF_THE_MACHINE = (
+# Keys in which the libraries store the local folder that a part was loaded from.
+_LOCAL_KEYS = (
     *("_name_or_path", "name_or_path", "_commit_hash", "is_local", "local_files_only"),
     *("tokenizer_file", "special_tokens_map_file", "vocab_file", "merges_file"),
 )
@@ -32,22 +32,22 @@ def save_pipeline(
     num_steps: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Save a generator with its teacher's other parts as the family's diffusers pipeline.
+    """Save a generator and its teacher's other parts as the family's diffusers pipeline.
 
-    Where diffusers has a scheduler for it, a generator of one step is sampled by classes of
-    diffusers alone. Otherwise the file of `SiDScheduler` is saved with it, which diffusers runs if
+    A one-step generator needs only classes of diffusers, if diffusers has a scheduler for it.
+    Otherwise the source file of `SiDScheduler` is saved too; diffusers runs it under
     `trust_remote_code=True`.
 
     Args:
         teacher: The teacher.
         network: The generator.
-        folder: Where to write.
+        folder: The folder to write.
         t_init: The first timestep.
         num_steps: K.
-        dtype: Of all weights.
+        dtype: Dtype of all weights.
 
     Raises:
-        UsageError: If a weight is too large for the dtype.
+        UsageError: If a weight overflows the dtype.
     """
     folder, scheduler = Path(folder), make_scheduler(teacher, t_init, num_steps)
     pipeline = teacher.pipeline(network, scheduler)
@@ -68,7 +68,7 @@ def save_network(
     num_steps: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Save a generator's network and scheduler, to be put into a pipeline of the teacher.
+    """Save a generator's network and scheduler, for use in a pipeline of the teacher.
 
     The arguments and errors are those of `save_pipeline`.
     """
@@ -82,7 +82,8 @@ def save_network(
 def make_scheduler(teacher: Teacher, t_init: int, num_steps: int) -> Any:
     """Make the scheduler of a generator.
 
-    No scheduler of diffusers adds fresh noise to x_0 at the times of K steps.
+    For several steps it is `SiDScheduler`: no scheduler of diffusers adds fresh noise to x_0 at the
+    generator's timesteps.
     """
     if num_steps == 1 and (scheduler := teacher.one_step_scheduler(t_init)) is not None:
         return scheduler
@@ -92,17 +93,17 @@ def make_scheduler(teacher: Teacher, t_init: int, num_steps: int) -> Any:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Save a tokenizer alone."""
+    """Save a tokenizer without a pipeline."""
     tokenizer.save_pretrained(folder)
     _forget_machine(folder)
     _complete_tokenizer(folder)
 
 
 def _complete_tokenizer(folder: Path) -> None:
-    """Forget how a tokenizer was last called, and write vocab.json and merges.txt.
+    """Reset a tokenizer's padding and truncation; write vocab.json and merges.txt if missing.
 
-    Each call says anew how to pad and cut; the same generator's folders would differ. Releases of
-    transformers before 5, and other programs, read the other two files.
+    The saved padding and truncation are those of the last call, so folders of the same generator
+    would differ. Transformers before version 5 and other software read the other two files.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -122,10 +123,10 @@ def _complete_tokenizer(folder: Path) -> None:
 
 
 def _converted(network: Any, dtype: torch.dtype) -> Any:
-    """Return a network whose weights are of a type: itself, or a copy."""
+    """Return the network if it has this dtype, else a converted copy."""
     if network.dtype == dtype:
         return network
-    # Not the network's own `to`: that of diffusers warns without a cause.
+    # `nn.Module.to`, because diffusers' `to` gives a warning that does not apply here.
     converted = nn.Module.to(copy.deepcopy(network), dtype)
     for name, weight in converted.state_dict().items():
         if not weight.isfinite().all():
@@ -137,7 +138,7 @@ def _converted(network: Any, dtype: torch.dtype) -> Any:
 
 
 def _complete(folder: Path, scheduler: Any) -> None:
-    """Add a scheduler's own file and name it in the index; forget the trainer's machine."""
+    """Add the source of `SiDScheduler`, name it in the index, and remove local paths."""
     _forget_machine(folder)
     if type(scheduler).__name__ != SCHEDULER_CLASS:
         return
@@ -150,10 +151,10 @@ def _complete(folder: Path, scheduler: Any) -> None:
 
 
 def _forget_machine(folder: Path) -> None:
-    """Take the trainer's local folders out of all configurations."""
+    """Remove local paths from all configurations."""
     for path in [path for name in _CONFIGS for path in folder.rglob(name)]:
         config = json.loads(path.read_text(encoding="utf-8"))
-        _write_json(path, {k: v for k, v in config.items() if k not in _OF_THE_MACHINE})
+        _write_json(path, {k: v for k, v in config.items() if k not in _LOCAL_KEYS})
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A generator as one ONNX graph: noise and tokens in, images out."""
+"""Export a generator as one ONNX graph from noise and tokens to images."""
 
 import logging
 import warnings
@@ -18,15 +18,15 @@ from sid_lsg.teachers.base import Teacher
 
 GRAPH = "generator.onnx"
 _TOKENS = "input_ids"
-_PROMPTS, _SEEDS = ["a lighthouse at dawn", ""], [0, 1]  # what is traced, and compared
+_PROMPTS, _SEEDS = ["a lighthouse at dawn", ""], [0, 1]  # inputs of the tracing and of the check
 _TOLERANCE = 1 / 255  # of an image in [-1, 1]: half a grey level
 
 
 class Generator(nn.Module):
-    """From noise and tokens to images, in K steps.
+    """Map noise and tokens to images in K steps.
 
-    The same as `Teacher.sample` and `decode`, with timesteps that do not depend on the
-    batch, so that the graph takes a batch of any size.
+    Computes the same as `Teacher.sample` and `decode`. Its timesteps do not depend on the batch, so
+    that the graph accepts any batch size.
     """
 
     def __init__(self, teacher: Teacher, t_init: int, num_steps: int) -> None:
@@ -35,7 +35,7 @@ class Generator(nn.Module):
         self.times = teacher.schedule.generator_times(t_init, num_steps)
 
     def forward(self, noise: Tensor, input_ids: Tensor) -> Tensor:
-        """Generate.
+        """Generate images.
 
         Args:
             noise: Standard normal float32, [B, C, H, W]; for several steps [B, K, C, H, W].
@@ -56,10 +56,10 @@ class Generator(nn.Module):
 
 
 def check_installed() -> None:
-    """Refuse to begin without what the export needs.
+    """Check that the packages for the ONNX export are installed.
 
     Raises:
-        UsageError: If it is not installed.
+        UsageError: If one is missing.
     """
     try:
         import onnx  # noqa: F401
@@ -73,16 +73,16 @@ def check_installed() -> None:
 
 @torch.no_grad()
 def save_graph(teacher: Teacher, folder: Path, t_init: int, num_steps: int) -> None:
-    """Write generator.onnx, its weights beside it, and the tokenizer.
+    """Write generator.onnx, its weights in a separate file, and the tokenizer.
 
     Args:
-        teacher: With the generator as its network, on the CPU, in float32.
-        folder: Where to write; made if it is not there.
+        teacher: A teacher with the generator as its network, on the CPU, in float32.
+        folder: The folder to write; created if missing.
         t_init: The first timestep.
         num_steps: K.
 
     Raises:
-        UsageError: If the teacher reads prompts otherwise than as one tokenizer's `input_ids`.
+        UsageError: If the teacher's prompts are not the `input_ids` of a single tokenizer.
     """
     if [*teacher.tokenize(_PROMPTS)] != [_TOKENS] or len(teacher.tokenizers) != 1:
         raise UsageError(
@@ -90,8 +90,8 @@ def save_graph(teacher: Teacher, folder: Path, t_init: int, num_steps: int) -> N
             "tokenizer. Use --format diffusers."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    # diffusers lays tensors of 64 images and more out anew, which changes no number: without this
-    # bound the tracing would refuse to ignore it. The graph itself has none.
+    # From 64 images on, diffusers makes tensors contiguous, which changes no number. Tracing would
+    # reject this branch if the batch were not bounded. The graph itself has no bound.
     batch = {0: Dim("batch", max=63)}
     with _quiet():
         program = torch.onnx.export(
@@ -105,7 +105,7 @@ def save_graph(teacher: Teacher, folder: Path, t_init: int, num_steps: int) -> N
         )
         assert program is not None
         for part in (program.model.graph, *program.model.graph):
-            part.metadata_props.clear()  # they name this machine's files
+            part.metadata_props.clear()  # it contains local paths
         program.save(folder / GRAPH, external_data=True)
     for name, tokenizer in teacher.tokenizers.items():
         save_tokenizer(tokenizer, folder / name)
@@ -115,10 +115,10 @@ def check_graph(teacher: Teacher, folder: Path, t_init: int, num_steps: int) -> 
     """Compare two images of the graph in onnxruntime with those of `Teacher.generate`.
 
     Returns:
-        The largest difference, in units of their range [-1, 1].
+        The largest difference of pixels in [-1, 1].
 
     Raises:
-        UsageError: If it is more than half a grey level.
+        UsageError: If the difference exceeds half a grey level.
     """
     noise, input_ids = _example(teacher, num_steps)
     latents = teacher.generate(teacher.network, _PROMPTS, _SEEDS, t_init, num_steps)
@@ -133,7 +133,7 @@ def check_graph(teacher: Teacher, folder: Path, t_init: int, num_steps: int) -> 
 
 
 def run_graph(folder: Path, noise: Tensor, input_ids: Tensor) -> Tensor:
-    """Sample an exported graph in onnxruntime, on the CPU."""
+    """Run an exported graph in onnxruntime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / GRAPH, providers=["CPUExecutionProvider"])
@@ -150,7 +150,7 @@ def _example(teacher: Teacher, num_steps: int) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what the exporter prints: progress, missing optional packages, its own future."""
+    """Suppress the exporter's progress, warnings and hints about optional packages."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), redirect_stdout(StringIO()):

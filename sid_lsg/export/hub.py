@@ -1,4 +1,4 @@
-"""An exported folder on the Hub."""
+"""Upload an exported folder to the Hub."""
 
 import re
 from pathlib import Path
@@ -9,20 +9,20 @@ from sid_lsg.messages.errors import UsageError
 
 
 def check_id(repo_id: str) -> None:
-    """Refuse what cannot be a repository's name.
+    """Check that a Hub id has the form owner/name.
 
     Raises:
-        UsageError: If it is not owner/name.
+        UsageError: If it does not.
     """
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo_id):
         raise UsageError(f"--push_to_hub: {repo_id!r} is not a Hub id. Give owner/name.")
 
 
 def push(folder: Path, repo_id: str, private: bool) -> str:
-    """Upload a folder as a model, which is made if it is not there; return its address.
+    """Upload a folder as a model, creating the repository if necessary; return its URL.
 
     Raises:
-        UsageError: If that fails; the folder stays.
+        UsageError: If the upload fails; the folder remains.
     """
     api = HfApi()
     try:
@@ -30,7 +30,7 @@ def push(folder: Path, repo_id: str, private: bool) -> str:
         api.upload_folder(
             repo_id=repo_id, folder_path=folder, commit_message="Export a SiD-LSG generator"
         )
-    except Exception as error:  # whatever it is: the user is to learn that the folder is there
+    except Exception as error:  # any error: tell the user that the folder is complete
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
             f"--push_to_hub: {repo_id!r} could not be uploaded ({reason}). The export is complete "

@@ -1,6 +1,6 @@
-"""The K-step sampling of a SiD-LSG generator, as a scheduler for diffusers.
+"""A diffusers scheduler for the K-step sampling of a SiD-LSG generator.
 
-This file needs torch and diffusers alone. It is saved with generators of several steps.
+This file needs only torch and diffusers. It is saved with generators of several steps.
 """
 
 import torch
@@ -14,10 +14,10 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
 
         x = 0;  for i = 0..K-1:  x = x_0-estimate at (alpha_{t_i} x + sigma_{t_i} z_i)
 
-    with every z_i standard normal, drawn from the generators that the pipeline is given. In
-    diffusion t_i = trunc(t_init (1 - i / K)); in flow matching alpha = 1 - t, sigma = t and
-    t_i = t_init / (T - 1) (1 - i / K), of which the pipeline sees 1000 t_i. No guidance, no
-    clipping. Any K up to t_init can be sampled.
+    where every z_i is standard normal, drawn from the pipeline's generators. In diffusion,
+    t_i = trunc(t_init (1 - i / K)). In flow matching, alpha = 1 - t, sigma = t and
+    t_i = t_init / (T - 1) (1 - i / K), and the pipeline receives 1000 t_i. No guidance, no
+    clipping. K can be any number up to t_init.
     """
 
     order = 1
@@ -31,20 +31,20 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
         num_steps: int = 1,
         t_init: int | None = None,
     ) -> None:
-        """Take the noise schedule.
+        """Set the noise schedule.
 
         Args:
             num_train_timesteps: t_init + 1 in diffusion; T in flow matching.
-            trained_betas: The betas of the timesteps 0..t_init; by default Stable Diffusion's. Not
-                for flow matching.
+            trained_betas: The betas of the timesteps 0..t_init; by default Stable Diffusion's.
+                Unused in flow matching.
             prediction_type: What the network predicts: epsilon, v_prediction or flow_prediction.
-            num_steps: K of the training, and where no other number is asked for.
+            num_steps: K of the training, and the default K.
             t_init: The first timestep in flow matching; by default T - 1.
         """
         if prediction_type not in ("epsilon", "v_prediction", "flow_prediction"):
             raise ValueError(
-                f"prediction_type {prediction_type!r} is not epsilon or v_prediction or "
-                "flow_prediction"
+                "prediction_type must be epsilon, v_prediction or flow_prediction, got "
+                f"{prediction_type!r}"
             )
         self.flow = prediction_type == "flow_prediction"
         if self.flow:
@@ -67,10 +67,10 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: str | torch.device | None = None
     ) -> None:
-        """Choose K.
+        """Set K, the number of steps, and the timesteps.
 
         Raises:
-            ValueError: If it is not 1 to t_init.
+            ValueError: If K is not 1 to t_init.
         """
         steps = num_inference_steps or self.config.num_steps
         if not 1 <= steps <= self.t_init:
@@ -92,7 +92,7 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
     def scale_model_input(
         self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the sample: the network sees it as it is."""
+        """Return the sample unchanged."""
         return sample
 
     def step(
@@ -103,14 +103,14 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[torch.Tensor]:
-        """Estimate x_0, and noise it to the next timestep, if there is one.
+        """Estimate x_0, and add noise for the next timestep, if there is one.
 
         Args:
             model_output: The network's prediction, [B, ...].
             timestep: t_i.
             sample: x at t_i.
-            generator: Where the fresh noise comes from.
-            return_dict: Return a `SchedulerOutput` in place of a tuple.
+            generator: Random generator of the fresh noise.
+            return_dict: Return a `SchedulerOutput` instead of a tuple.
         """
         prediction, x_t, kind = model_output.float(), sample.float(), self.config.prediction_type
         alpha, sigma = self.scales(float(timestep))

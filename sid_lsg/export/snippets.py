@@ -1,18 +1,18 @@
-"""Python that samples an exported folder, for its model card."""
+"""Generate the Python code in a model card that samples the exported folder."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from sid_lsg.export.folder import SCHEDULER_CLASS, SCHEDULER_MODULE
 
-PLACE = "path/to/this/folder"  # for those who have it from elsewhere than the Hub
+PLACE = "path/to/this/folder"  # for folders that are not on the Hub
 _PROMPT = "a lighthouse at dawn"
 
 
 def pipeline_snippet(
     model: str, scheduler: str, num_steps: int, dtype: str, options: Mapping[str, Any]
 ) -> str:
-    """Load and sample a whole pipeline."""
+    """Return code that loads and samples a complete pipeline."""
     trust = ", trust_remote_code=True" if scheduler == SCHEDULER_CLASS else ""
     load = f'DiffusionPipeline.from_pretrained("{model}"{_typed(dtype)}{trust})'
     lines = ["import torch", "from diffusers import DiffusionPipeline", "", f"pipeline = {load}"]
@@ -28,7 +28,7 @@ def network_snippet(
     dtype: str,
     options: Mapping[str, Any],
 ) -> str:
-    """Put a network and its scheduler into the teacher's pipeline."""
+    """Return code that puts a network and its scheduler into the teacher's pipeline."""
     name, kind = network
     imports = ["import torch"]
     found = []
@@ -65,7 +65,7 @@ def network_snippet(
 def onnx_snippet(
     model: str, num_steps: int, latent_shape: tuple[int, ...], tokens: tuple[int, int, str]
 ) -> str:
-    """Sample the graph without PyTorch."""
+    """Return code that samples the ONNX graph without PyTorch."""
     length, pad_id, pad_token = tokens
     steps = (num_steps,) if num_steps > 1 else ()
     shape = ", ".join(map(str, (*steps, *latent_shape)))

@@ -279,7 +279,7 @@ def test_a_teacher_on_the_hub_is_the_base_model(run: Path, tmp_path: Path) -> No
     assert head["license"] == "creativeml-openrail-m"
     assert "one-step" in head["tags"]
     assert 'from_pretrained("me/mine")' in (tmp_path / "README.md").read_text()
-    assert "prompts alone, without images" in (tmp_path / "README.md").read_text()
+    assert "prompts only, without images" in (tmp_path / "README.md").read_text()
     config["model"]["real_data"] = {"fake_weight": 1.0, "generator_weight": 0.0001}
     write_card(tmp_path, facts(config=config, layout="network"))
     assert "with an adversarial term on real images" in (tmp_path / "README.md").read_text()

@@ -230,7 +230,7 @@ def test_the_scheduler_has_stable_diffusions_betas(tiny_sd: str) -> None:
 def test_impossible_numbers_of_steps_are_rejected(steps: int) -> None:
     with pytest.raises(ValueError, match=f"must be 1 to 625, got {steps}"):
         SiDScheduler().set_timesteps(steps)
-    with pytest.raises(ValueError, match="'sample' is not epsilon or v_pred"):
+    with pytest.raises(ValueError, match="must be epsilon, v_prediction or .* got 'sample'"):
         SiDScheduler(prediction_type="sample")
 
 
