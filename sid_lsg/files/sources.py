@@ -57,7 +57,7 @@ def resolve(path: str) -> str:
     if not path.startswith(PREFIX):
         return os.path.expanduser(path)
     package, name = Path(str(files("sid_lsg"))), path.removeprefix(PREFIX)
-    # A wheel holds the configs inside the package; in a checkout they lie beside it.
+    # A wheel has the configs inside the package; a checkout has them next to it.
     beside = name.split("/")[0] == CONFIGS and not (package / CONFIGS).is_dir()
     return str((package.parent if beside else package) / name)
 

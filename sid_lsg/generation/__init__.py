@@ -1,4 +1,4 @@
-"""Sample images from any model, and write them into a folder.
+"""Sample images from any model and write them to a folder.
 
 May import export, checkpoints, networks, data, teachers, images, distributed, files, options,
 messages, method.

@@ -1,4 +1,4 @@
-"""Write a model's images into a folder, and continue where an interrupted command stopped."""
+"""Write a model's images to a folder, and continue an interrupted command."""
 
 import json
 from collections.abc import Sequence
@@ -22,20 +22,20 @@ ARCHIVE = "images.npz"
 class ImageFolder:
     """A folder for the images of one model.
 
-    Beside the images it holds `images.json`, the model and its settings; `metadata.jsonl`, the
-    prompt and seed of each image; and optionally a contact sheet and an archive. An interrupted
-    command continues with the missing images.
+    It also holds `images.json` with the model and its settings, `metadata.jsonl` with each image's
+    prompt and seed, and optionally a contact sheet and an archive. An interrupted command continues
+    with the missing images.
     """
 
     def __init__(
         self, root: Path, requests: Sequence[ImageRequest], overwrite: bool | None = None
     ) -> None:
-        """Check that the folder holds no files but those of an earlier command.
+        """Check that the folder holds only files of an earlier command.
 
         Args:
             root: The folder.
             requests: The images.
-            overwrite: Replace the images of an earlier command, and leave files of other names.
+            overwrite: Replace the images of an earlier command, and keep files with other names.
                 None for a command without --overwrite.
 
         Raises:
@@ -48,14 +48,14 @@ class ImageFolder:
         if overwrite:
             needed = {request.name for request in requests} | {SHEET, ARCHIVE, CAPTIONS}
             names = [name for name in names if name in needed]
-            remedy = "--overwrite replaces only what `generate` has made. Choose another folder."
+            remedy = "--overwrite replaces only files that `generate` wrote. Choose another folder."
         elif overwrite is None:
-            remedy = f"Choose another --output: its {root.name!r} is for the model's images."
+            remedy = f"Choose another --output: its folder {root.name!r} is for the model's images."
         else:
-            remedy = "Choose another folder, or give --overwrite (files of other names stay)."
+            remedy = "Choose another folder, or give --overwrite (it keeps files with other names)."
         if names:
             raise UsageError(
-                f"--output: {str(root)!r} holds other things, such as {names[0]!r}. {remedy}"
+                f"--output: {str(root)!r} holds other files, such as {names[0]!r}. {remedy}"
             )
 
     def write(
@@ -69,20 +69,20 @@ class ImageFolder:
         archive: bool = False,
         progress: str | None = None,
     ) -> ImageFiles:
-        """Sample the images that are missing. For all processes.
+        """Sample the missing images. Call it on all processes.
 
         Args:
             model: The model to sample.
-            settings: The settings that the images depend on besides the model's.
-            batch_size: Images at a time.
+            settings: Further settings that the images depend on, besides `model.about`.
+            batch_size: Images per batch.
             fabric: The processes.
             sheet: Write a contact sheet.
             archive: Write an archive of all images.
-            progress: The name of a progress bar; by default none is shown.
+            progress: Label of a progress bar; by default none is shown.
 
         Raises:
-            UsageError: If the folder's images are of another model or of other settings, an image
-                is not finite, or a file cannot be written.
+            UsageError: If the folder has images of another model or other settings, an image is
+                not finite, or a file cannot be written.
         """
         with writing(self.root, "output"):
             if fabric.is_global_zero:
@@ -109,8 +109,8 @@ class ImageFolder:
             names = [Path(row["file_name"]).name for row in rows]
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
-                f"--overwrite: cannot tell what to replace: {str(captions)!r} is not as `generate` "
-                f"writes it ({error}). Choose another folder, or delete that one."
+                f"--overwrite: cannot tell which files to replace: {str(captions)!r} is not a file "
+                f"that `generate` wrote ({error}). Choose another folder, or delete this one."
             ) from error
         for name in (*names, SHEET, ARCHIVE, CAPTIONS, MANIFEST):
             (self.root / name).unlink(missing_ok=True)
@@ -134,9 +134,9 @@ class ImageFolder:
                 what = f"{name} is {earlier.get(name)!r}, and now {about.get(name)!r}"
                 if name.endswith("_sha256"):
                     what = f"{name.removesuffix('_sha256').replace('_', ' ')} differ"
-                remedy = "or delete that one" if self.overwrite is None else "or give --overwrite"
+                remedy = "or delete this one" if self.overwrite is None else "or give --overwrite"
                 raise UsageError(
-                    f"--output: {str(self.root)!r} holds images that were made otherwise: their "
+                    f"--output: {str(self.root)!r} holds images made with other settings: their "
                     f"{what}. Choose another folder, {remedy}."
                 )
 

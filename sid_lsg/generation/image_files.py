@@ -1,4 +1,4 @@
-"""Sample a model's images into PNG files, which hold their prompt, seed and model."""
+"""Sample a model's images into PNG files that store the prompt, seed and model."""
 
 import time
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from sid_lsg.messages.errors import UsageError
 
 
 class ImageRequest(NamedTuple):
-    """An image to sample: the name of its file, its prompt and its seed."""
+    """An image to sample: its file name, prompt and seed."""
 
     name: str
     prompt: str
@@ -25,7 +25,7 @@ class ImageRequest(NamedTuple):
 
 
 class ImageFiles(NamedTuple):
-    """The images' files, in order, and the seconds per image; None if all were there before."""
+    """The image files in order, and the seconds per image; None if no image was missing."""
 
     paths: list[Path]
     seconds_per_image: float | None
@@ -39,7 +39,7 @@ def sample_files(
     fabric: Fabric,
     progress: str | None = None,
 ) -> ImageFiles:
-    """Sample the images whose files are missing. For all processes.
+    """Sample the images that have no file yet. Call it on all processes.
 
     Each process samples its share of the batches. The batches do not depend on the number of
     processes.
@@ -48,13 +48,13 @@ def sample_files(
         model: The model to sample.
         requests: The images.
         folder: The folder of the files.
-        batch_size: Images at a time.
+        batch_size: Images per batch.
         fabric: The processes.
-        progress: The name of a progress bar; by default none is shown.
+        progress: Label of a progress bar; by default none is shown.
 
     Raises:
         UsageError: If an image is not finite.
-        OSError: If a file cannot be written; finished images stay.
+        OSError: If a file cannot be written; finished images remain.
     """
     paths = [folder / request.name for request in requests]
     mine = share_of(len(requests), batch_size)
@@ -95,6 +95,7 @@ def _check_finite(images: Tensor, requests: Sequence[ImageRequest], model: Image
             )
         if not finite:
             raise UsageError(
-                f"--model: image {name} is not finite in {dtype}: {model.about['model']!r} has bad "
-                "weights, or cannot be sampled so. Try another one, --num_steps or --sampler."
+                f"--model: image {name} is not finite in {dtype}. The weights of "
+                f"{model.about['model']!r} may be damaged, or the settings may not suit it. Try "
+                "another model, --num_steps or --sampler."
             )

@@ -1,4 +1,4 @@
-"""Models to take images from: our generators, their teachers, any diffusers pipeline."""
+"""Load models for sampling: generators of this project, teachers and diffusers pipelines."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,14 +25,14 @@ from sid_lsg.teachers.text import cut_off
 
 @dataclass(frozen=True)
 class ImageModel:
-    """A model with all that decides what its images are.
+    """A loaded model with its sampling settings.
 
     Attributes:
-        sample: (prompts, seeds) -> images [B, 3, H, W] in [-1, 1]; an image depends on its own
-            prompt and seed alone.
-        about: What was loaded and how it is sampled, for reports and for continuing.
-        evaluations: Of the network, for an image.
-        cut_off: What of a prompt the model does not see, since it is too long; "" for nothing.
+        sample: (prompts, seeds) -> images [B, 3, H, W] in [-1, 1]; each image depends only on its
+            prompt and seed.
+        about: The model and its sampling settings, for reports and for continuing a folder.
+        evaluations: NFE, network evaluations per image.
+        cut_off: Returns the end of a prompt that is too long for the model; "" if none is.
     """
 
     sample: Callable[[Sequence[str], Sequence[int]], Tensor]
@@ -41,9 +41,9 @@ class ImageModel:
     cut_off: Callable[[str], str]
 
     def one_by_one(self) -> "ImageModel":
-        """Send each image through the networks alone, so that not one bit depends on the others.
+        """Return a model that samples in batches of one, so that images do not depend on the batch.
 
-        Matrix products add up in another order when a batch has another size.
+        The batch size changes the order of summation in matrix products, and so the last bits.
         """
 
         def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
@@ -54,7 +54,7 @@ class ImageModel:
 
 
 AtSettings = Callable[[int | None, float | None], ImageModel]
-"""A loaded model: what samples it in a number of steps at a guidance scale."""
+"""A loaded model, as a function of num_steps and guidance."""
 
 
 def load_model(
@@ -67,39 +67,40 @@ def load_model(
     device: torch.device | str = "cpu",
     option: str = "model",
 ) -> ImageModel:
-    """Load a model to be sampled.
+    """Load a model for sampling.
 
     Args:
         model: A checkpoint of this project or a run directory (its newest checkpoint), a folder in
             diffusers' layout or a Hub id.
-        sampler: `generator` samples what this project trained as the training does, in one step or
-            K; `ddim` samples a teacher as the training's comparison does;
-            `pipeline` is the model's own diffusers pipeline and scheduler; `auto` is the first for
-            checkpoints and exported folders, else the last.
-        num_steps: Steps; the training's by default for a generator, and to be given for the others.
-        guidance: Guidance scale, to be given for all but generators, which have none; 0 and 1 mean
-            no guidance.
-        resolution: Side of the images in pixels; by default the model's.
-        dtype: Of the networks.
-        device: Where to sample.
+        sampler: `generator` samples a generator of this project in one step or K, as in training;
+            `ddim` samples a teacher, as training does for comparison; `pipeline` uses the model's
+            diffusers pipeline and scheduler; `auto` is `generator` for checkpoints and exported
+            folders, else `pipeline`.
+        num_steps: Number of steps; by default the training's for a generator, required for other
+            models.
+        guidance: Guidance scale; not for generators, required for other models; 0 and 1 mean no
+            guidance.
+        resolution: Pixels per side of an image; by default the model's.
+        dtype: Dtype of the networks.
+        device: Device to sample on.
         option: The option that named the model, for messages.
 
     Raises:
-        UsageError: If the model cannot be loaded or cannot be sampled so.
+        UsageError: If the model cannot be loaded, or not sampled with these settings.
     """
     check_settings(sampler, num_steps, guidance)
     return open_model(model, sampler, resolution, dtype, device, option)(num_steps, guidance)
 
 
 def check_settings(sampler: SamplerName, num_steps: int | None, guidance: float | None) -> None:
-    """Refuse settings that no model takes, before one is loaded.
+    """Reject settings that no model accepts, before a model is loaded.
 
     Raises:
-        UsageError: For the first of them.
+        UsageError: For the first such setting.
     """
     if num_steps is not None and num_steps < 1:
         refuse("num_steps", num_steps, "at least 1")
-    if sampler == "ddim" and guidance:  # 0 is how diffusers says that there is none
+    if sampler == "ddim" and guidance:  # 0 means no guidance in diffusers
         check_teacher_guidance("guidance", guidance)
 
 
@@ -111,10 +112,13 @@ def open_model(
     device: torch.device | str = "cpu",
     option: str = "model",
 ) -> AtSettings:
-    """Load a model once, to be sampled at any settings.
+    """Load a model once, for sampling with different settings.
 
-    The arguments are those of `load_model`. The result gives, of its num_steps and guidance, the
-    model at these settings, and raises UsageError for settings that the model cannot take.
+    The arguments are those of `load_model`.
+
+    Returns:
+        A function of num_steps and guidance that returns the model with these settings. It raises
+        UsageError for settings that the model does not accept.
 
     Raises:
         UsageError: If the model cannot be loaded.
@@ -172,7 +176,7 @@ def _generator(
     steps = trained_steps if num_steps is None else num_steps
     check_settings("generator", steps, None)
     if steps > t_init:
-        refuse("num_steps", steps, f"at most {t_init}, the generator's timestep")
+        refuse("num_steps", steps, f"at most {t_init}, the generator's first timestep")
 
     def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         latents = teacher.generate(teacher.network, prompts, seeds, t_init, steps)
@@ -185,7 +189,7 @@ def _generator(
 def _teacher(
     teacher: Teacher, about: dict[str, Any], num_steps: int | None, guidance: float | None
 ) -> ImageModel:
-    steps, scale = _given(about, num_steps, guidance, len(teacher.schedule))
+    steps, scale = _required(about, num_steps, guidance, len(teacher.schedule))
     return ImageModel(
         lambda prompts, seeds: teacher.sample_reference(prompts, seeds, steps, scale),
         about | {"num_steps": steps, "guidance": scale},
@@ -198,7 +202,7 @@ def _pipeline(
     pipeline: Any, about: dict[str, Any], num_steps: int | None, guidance: float | None
 ) -> ImageModel:
     timesteps = pipeline.scheduler.config.get("num_train_timesteps")
-    steps, scale = _given(about, num_steps, guidance, timesteps)
+    steps, scale = _required(about, num_steps, guidance, timesteps)
     tokenizer = getattr(pipeline, "tokenizer", None)
     cut = partial(cut_off, tokenizer) if tokenizer else lambda prompt: ""
     settings = {"num_steps": steps, "guidance": scale}
@@ -206,15 +210,15 @@ def _pipeline(
     return ImageModel(sample, about | settings, sampling_evaluations(steps, scale), cut)
 
 
-def _given(
+def _required(
     about: dict[str, Any], num_steps: int | None, guidance: float | None, timesteps: int | None
 ) -> tuple[int, float]:
-    """Return the settings of a model that has none of its own, and as many timesteps at most."""
+    """Check and return the settings of a model that is not a generator of this project."""
     if num_steps is None or guidance is None:
         raise UsageError(
-            f"--num_steps and --guidance are to be given for {about['model']!r}, which is not a "
-            "generator that this project trained: a teacher's, such as 25 and 1.5, or those of the "
-            "one-step model that it is, such as 1 and 0."
+            f"--num_steps and --guidance are required for {about['model']!r}, which is not a "
+            "generator that this project trained. Give for example 25 and 1.5 for a teacher, or 1 "
+            "and 0 for another one-step model."
         )
     check_settings(about["sampler"], num_steps, guidance)
     if timesteps and num_steps > timesteps:
@@ -223,17 +227,17 @@ def _given(
 
 
 def _ready(teacher: Teacher, device: torch.device, dtype: torch.dtype) -> Teacher:
-    """Set up a teacher's networks as the training does, so that every bit agrees in float32."""
+    """Set up a teacher's networks as training does: in float32, images are bitwise equal."""
     teacher.to(device)
     teacher.use_channels_last()
     for part in teacher.children():
-        if part is not teacher.schedule:  # which stays in float32
+        if part is not teacher.schedule:  # stays in float32
             part.to(dtype=dtype)
     return teacher
 
 
 def _identity(teacher: Teacher) -> dict[str, Any]:
-    """Describe what was loaded, independently of its path."""
+    """Return entries that identify the loaded model, independently of its path."""
     return {
         "weights_sha256": weights_hash(teacher.network.state_dict()),
         "latents": list(teacher.latent_shape),

@@ -1,4 +1,4 @@
-"""Write all images of a folder as a contact sheet or an archive."""
+"""Write the images of a folder to a contact sheet or an archive."""
 
 import zipfile
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from sid_lsg.files.replacing import replacing
 from sid_lsg.generation.image_files import ImageRequest
 from sid_lsg.images.pixels import contact_sheet, save_png
 
-_ON_SHEET = 100  # at most
+_ON_SHEET = 100  # images, at most
 
 
 def write_sheet(path: Path, requests: Sequence[ImageRequest], images: Sequence[Path]) -> None:
-    """Write the first images on one page, with the seeds of a prompt side by side."""
+    """Write the first images to a contact sheet, with the seeds of a prompt side by side."""
     shown = requests[:_ON_SHEET]
     per_prompt = sum(request.prompt == requests[0].prompt for request in shown)
     captions = [f"{request.prompt} [{request.seed}]" for request in shown]
@@ -25,7 +25,7 @@ def write_sheet(path: Path, requests: Sequence[ImageRequest], images: Sequence[P
 
 
 def write_archive(path: Path, requests: Sequence[ImageRequest], images: Sequence[Path]) -> None:
-    """Write all images to an .npz file, one after the other, so that memory stays constant."""
+    """Write all images to an .npz file, one at a time, so that memory use is constant."""
     with Image.open(images[0]) as first:
         shape = (len(images), first.height, first.width, 3)
     others = {

@@ -1,4 +1,4 @@
-"""Pipelines of diffusers, whatever their model: loaded, and sampled image by image."""
+"""Load and sample any diffusers pipeline."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,20 +16,20 @@ _REMEDY = (
     "Give a folder in diffusers' layout with safetensors weights, or a Hub id that this machine "
     "can reach."
 )
-_MULTIPLE = 8  # of pixels, which diffusers' pipelines want whatever their VAE
+_MULTIPLE = 8  # pixels; diffusers' pipelines require it for every VAE
 
 
 def load(model: str, dtype: torch.dtype, resolution: int | None, option: str) -> Any:
-    """Load any pipeline, from safetensors alone.
+    """Load any diffusers pipeline, from safetensors only.
 
     Args:
         model: A folder in diffusers' layout or a Hub id.
-        dtype: Of its networks.
-        resolution: What it is to sample at, if not its own.
+        dtype: Dtype of the networks.
+        resolution: Pixels per side of an image; by default the model's.
         option: The option that named the model, for messages.
 
     Raises:
-        UsageError: If it cannot be loaded, or takes no such resolution.
+        UsageError: If the pipeline cannot be loaded or does not accept the resolution.
     """
     from diffusers import DiffusionPipeline
 
@@ -47,9 +47,9 @@ def load(model: str, dtype: torch.dtype, resolution: int | None, option: str) ->
 def sampler(
     pipeline: Any, num_steps: int, guidance: float, resolution: int | None
 ) -> Callable[[Sequence[str], Sequence[int]], Tensor]:
-    """Make a function of prompts and seeds to images [B, 3, H, W] in [-1, 1].
+    """Return a function from prompts and seeds to images [B, 3, H, W] in [-1, 1].
 
-    It raises UsageError for what the pipeline alone knows that it cannot take.
+    The function raises UsageError if the pipeline's own checks reject the settings.
     """
     size = {} if resolution is None else {"height": resolution, "width": resolution}
 
@@ -66,8 +66,8 @@ def sampler(
             ).images
         except ValueError as error:
             raise UsageError(
-                f"--resolution, --num_steps, --guidance: {type(pipeline).__name__} takes others "
-                f"({error})."
+                f"--resolution, --num_steps, --guidance: {type(pipeline).__name__} rejects these "
+                f"values ({error}). Give others."
             ) from error
         return images.float() * 2 - 1
 

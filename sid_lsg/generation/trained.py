@@ -1,4 +1,4 @@
-"""The generator in a checkpoint of a training, ready to be sampled or exported."""
+"""Load the generator of a checkpoint, for sampling and export."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,18 +15,18 @@ from sid_lsg.options.lora import LoRA
 from sid_lsg.teachers import families
 from sid_lsg.teachers.base import Teacher
 
-AVERAGE = "ema."  # the generator's average in a checkpoint, which is what is evaluated
+_EMA = "ema."  # prefix of the generator's EMA in a checkpoint
 
 
 class Trained(NamedTuple):
-    """A generator and how it is sampled.
+    """A generator with its sampling settings and its training's record.
 
     Attributes:
-        teacher: The teacher's parts, with the averaged generator in float32 as `network`.
-        t_init: The generator's timestep.
-        num_steps: Evaluations per image, as in the training.
-        record: What the checkpoint says of its training: `schema`, `versions` and `config`.
-        adapted: The same generator with its LoRA adapters apart; None if it was trained whole.
+        teacher: The teacher's parts, with the generator's EMA in float32 as `network`.
+        t_init: The generator's first timestep.
+        num_steps: K of the training.
+        record: The checkpoint's record: `schema`, `versions` and `config`.
+        adapted: The generator with unmerged LoRA adapters; None if it was trained without LoRA.
     """
 
     teacher: Teacher
@@ -43,24 +43,24 @@ def load_trained(
     option: str = "ckpt_path",
     teacher_option: str = "teacher",
 ) -> Trained:
-    """Load the averaged generator of a checkpoint, with its teacher's VAE and text encoder.
+    """Load the generator's EMA from a checkpoint, with the other parts of its teacher.
 
     Args:
         checkpoint: The checkpoint.
-        teacher: Where the teacher lies; by default where it lay in the training.
-        resolution: Pixels of an image's side; by default the training's.
+        teacher: The teacher's folder or Hub id; by default the training's.
+        resolution: Pixels per side of an image; by default the training's.
         option: The option that named the checkpoint, for messages.
-        teacher_option: The one that names its teacher.
+        teacher_option: The option that names the teacher, for messages.
 
     Raises:
-        UsageError: If it does not say how it was trained, or its teacher is not found or another.
+        UsageError: If the checkpoint has no config, or its teacher is missing or another one.
     """
     record, path = checkpoint.record, str(checkpoint.path)
     options = checkpoint.config.get("model")
     if not options:
         raise UsageError(
-            f"--{option}: {path!r} does not say how it was trained: it was not written by "
-            "the command line. Give one that `fit` has written."
+            f"--{option}: {path!r} holds no config of its training, because the command line did "
+            "not write it. Give a checkpoint that `fit` wrote."
         )
     if teacher:
         where: Mapping[str, Any] = {"model": teacher}
@@ -69,21 +69,21 @@ def load_trained(
     if resolution is None:
         resolution = options.get("resolution")
     loaded = families.load(**where, resolution=resolution, option=teacher_option)
-    start = len(AVERAGE)
+    start = len(_EMA)
     state = checkpoint.content["state_dict"]
-    average = joined({k[start:]: v for k, v in state.items() if k.startswith(AVERAGE)})
+    ema = joined({k[start:]: v for k, v in state.items() if k.startswith(_EMA)})
     network: Any = loaded.network
     lora = options.get("lora", {}).get("generator")
     if lora:
         if source := options.get("init", {}).get("generator"):
             network = load_network(source, loaded, option)
         network = adapt(network, LoRA(**lora), seed=0, option=option)
-    if different := first_difference(average, adapters(network) or network.state_dict()):
+    if different := first_difference(ema, adapters(network) or network.state_dict()):
         raise UsageError(
-            f"--{option}: {different.between(repr(path), 'the teacher')}: it was made with another "
-            "one. Name that with `export --teacher`."
+            f"--{option}: {different.between(repr(path), 'the teacher')}: it was trained with "
+            "another teacher. Give that one with `export --teacher`."
         )
-    network.load_state_dict(average, strict=not lora)  # the base is not in the file
+    network.load_state_dict(ema, strict=not lora)  # the base is not in the checkpoint
     loaded.network = merged(network)
     adapted = network if lora else None
     return Trained(loaded, options["t_init"], options["num_steps"], record, adapted)

@@ -1,4 +1,4 @@
-"""How the trained networks start: as the teacher, or as a network of its kind from a folder."""
+"""Initialise the trained networks from the teacher or from another network."""
 
 import copy
 from typing import Any
@@ -19,37 +19,37 @@ from sid_lsg.teachers.base import Teacher
 def start(
     teacher: Teacher, name: str, source: str | None, adapters: LoRA | None, seed: int
 ) -> nn.Module:
-    """Make a network that is to be trained.
+    """Make a trainable network.
 
     Args:
-        teacher: The teacher, whose weights are in float32.
+        teacher: The teacher, with weights in float32.
         name: The network's name in the options.
-        source: Where its weights lie; by default they are the teacher's.
-        adapters: What to train beside them, on the teacher's own tensors if they are the teacher's;
-            by default a copy of all weights.
-        seed: The run's seed; each network's adapters start from their own part of it.
+        source: Folder or Hub id of the initial weights; by default the teacher's weights.
+        adapters: LoRA adapters to train. They share the teacher's weights if `source` is None. By
+            default all weights are trained, in a copy.
+        seed: The run's seed, from which each network's adapters get a different seed.
 
     Raises:
-        UsageError: If `source` is no such network, or cannot have these adapters.
+        UsageError: If `source` does not fit the teacher, or the network cannot have the adapters.
     """
     network = load_network(source, teacher, f"model.init.{name}") if source else teacher.network
     if adapters:
-        own = 2 * seed + (name == "generator")
-        return adapt(network, adapters, own, f"model.lora.{name}")
+        network_seed = 2 * seed + (name == "generator")
+        return adapt(network, adapters, network_seed, f"model.lora.{name}")
     return (network if source else copy.deepcopy(network)).requires_grad_(True)
 
 
 def load_network(source: str, teacher: Teacher, option: str) -> nn.Module:
-    """Load a network of the teacher's kind in float32, from safetensors alone.
+    """Load a network of the teacher's architecture in float32, from safetensors only.
 
     Args:
-        source: A model's folder or Hub id, for example an exported one; or the folder of a network
-            alone.
-        teacher: What it has to fit.
-        option: The option that named it, for messages.
+        source: Folder or Hub id of a model, for example an exported one, or the folder of a single
+            network.
+        teacher: The teacher that the network must fit.
+        option: The option that named the network, for messages.
 
     Raises:
-        UsageError: If it is not there, or of another shape or prediction type.
+        UsageError: If the network is missing, or its shapes or prediction type differ.
     """
     path, subfolder = _locate(source, teacher.network_name, option)
     own: Any = teacher.network
@@ -64,15 +64,15 @@ def load_network(source: str, teacher: Teacher, option: str) -> nn.Module:
     _check_fit(network, teacher, source, option)
     if subfolder:
         _check_prediction(teacher, source, option)
-    if "sample_size" in own.config:  # samples are of the teacher's size
+    if "sample_size" in own.config:  # sample at the teacher's resolution
         network.register_to_config(sample_size=own.config.sample_size)
-    # Convolutions are fastest with the channels last.
+    # Convolutions are fastest in channels-last memory format.
     return network.to(memory_format=torch.channels_last).eval()
 
 
 def _locate(source: str, name: str, option: str) -> tuple[str, str | None]:
-    """Find the network: the folder or Hub id, and the subfolder."""
-    remedy = f"Give a diffusers folder with a {name}/, or a network's own folder."
+    """Return the network's folder or Hub id, and its subfolder."""
+    remedy = f"Give a diffusers folder with a {name}/, or the folder of a network."
     found = located(source, option, remedy)
     if found.kind == "hub":
         return source, name
@@ -82,7 +82,7 @@ def _locate(source: str, name: str, option: str) -> tuple[str, str | None]:
     if (folder / "config.json").is_file():
         return str(folder), None
     inside = [path.parent for path in sorted(folder.glob(f"*/{name}"))]
-    hint = f"Give {str(inside[0])!r}" if inside else "Give a diffusers folder, or a network's own"
+    hint = f"Give {str(inside[0])!r}" if inside else "Give a diffusers folder, or that of a network"
     raise UsageError(f"--{option}: {str(folder)!r} holds no {name}/ and is not a network. {hint}.")
 
 
@@ -91,21 +91,21 @@ def _check_fit(network: nn.Module, teacher: Teacher, source: str, option: str) -
     if different:
         raise UsageError(
             f"--{option}: {different.between(repr(source), 'the teacher')}. Give a network that "
-            "was made from this teacher, or from one like it."
+            "was trained from this teacher or a similar one."
         )
 
 
 def _check_prediction(teacher: Teacher, source: str, option: str) -> None:
-    """Compare what the networks predict, which their shapes do not show."""
+    """Compare the prediction types, which the weights' shapes do not show."""
     try:
         config = loading.read_json(locate(source), SCHEDULER_CONFIG)
     except (OSError, ValueError):
         config = None
-    if config is None:  # a network alone
+    if config is None:  # a network without a scheduler
         return
     own, found = teacher.schedule.prediction_type, teacher.predicted_by(config)
     if found != own:
         raise UsageError(
             f"--{option}: the network of {source!r} predicts {found!r}, and the teacher's {own!r}. "
-            "Give a network that was made from this teacher, or from one like it."
+            "Give a network that was trained from this teacher or a similar one."
         )

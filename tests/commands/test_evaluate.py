@@ -254,7 +254,7 @@ def test_foreign_images_are_not_taken_for_the_models(
     folder.mkdir(parents=True)
     (folder / "0000000.png").write_bytes(b"a photograph")
     options = {"sampler": "ddim", "num_steps": 1, "guidance": 1, "output": tmp_path / "out"}
-    assert "images' holds other things" in refused(capsys, *files.line(model=small_sd, **options))
+    assert "images' holds other files" in refused(capsys, *files.line(model=small_sd, **options))
     assert [path.name for path in folder.iterdir()] == ["0000000.png"]
 
 

@@ -261,7 +261,7 @@ def test_a_failed_command_without_images_can_be_corrected(
         ({"prompt": "a", "dtype": "int8"}, "--dtype"),
         ({"prompt": "a", "model": "./none"}, "--model: "),
         ({"prompt": "a", "model": "none.ckpt"}, "--model: there is no checkpoint 'none.ckpt'"),
-        ({"prompt": "a", "sampler": "ddim"}, "--num_steps and --guidance are to be given"),
+        ({"prompt": "a", "sampler": "ddim"}, "--num_steps and --guidance are required"),
         ({"prompt": "a", "devices": 0}, "--devices 0"),
     ],
 )
@@ -307,7 +307,7 @@ def test_nothing_is_overwritten_without_overwrite(
     out.mkdir()
     (out / "diary.txt").write_text("dear")
     message = refused(capsys, *line(model, out, prompts=prompts))
-    assert "holds other things, such as 'diary.txt'" in message
+    assert "holds other files, such as 'diary.txt'" in message
     main(line(model, out, prompts=prompts, overwrite="true"))
     before = images(out)
     message = refused(capsys, *line(model, out, prompt="a cat"))
@@ -330,7 +330,7 @@ def test_foreign_images_are_never_overwritten(
     (out / "cat.png").write_bytes(b"a photograph")
     (out / "metadata.jsonl").write_text('{"file_name": "cat.png", "text": "a cat"}\n')
     message = refused(capsys, *line(model, out, prompt="a cat", overwrite="true"))
-    assert "'metadata.jsonl'. --overwrite replaces only what `generate` has made" in message
+    assert "'metadata.jsonl'. --overwrite replaces only files that `generate` wrote" in message
     assert sorted(path.name for path in out.iterdir()) == ["cat.png", "metadata.jsonl"]
 
 

@@ -70,7 +70,7 @@ def test_only_missing_images_are_sampled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overwrite", "remedy"), [(False, "give --overwrite"), (None, "delete that one")]
+    ("overwrite", "remedy"), [(False, "give --overwrite"), (None, "delete this one")]
 )
 def test_another_model_or_setting_cannot_continue(
     tmp_path: Path, overwrite: bool | None, remedy: str
@@ -100,8 +100,8 @@ def test_overwrite_replaces_only_images_of_an_earlier_command(tmp_path: Path) ->
     ("name", "overwrite", "remedy"),
     [
         ("diary.txt", False, "or give --overwrite"),
-        ("0.png", True, "--overwrite replaces only what"),
-        ("diary.txt", None, "Choose another --output: its 'out' is for the model's images"),
+        ("0.png", True, "--overwrite replaces only files that"),
+        ("diary.txt", None, "Choose another --output: its folder 'out' is for the model's images"),
     ],
 )
 def test_foreign_files_are_rejected_before_a_model_is_loaded(

@@ -134,8 +134,8 @@ def test_a_teacher_is_not_an_export(tiny_sd: str, exported: str) -> None:
     ("options", "said"),
     [
         ({"sampler": "generator"}, "--sampler generator: .* is not a generator"),
-        ({}, "--num_steps and --guidance are to be given"),
-        ({"num_steps": 5}, "--num_steps and --guidance are to be given"),
+        ({}, "--num_steps and --guidance are required"),
+        ({"num_steps": 5}, "--num_steps and --guidance are required"),
         ({"sampler": "ddim", "guidance": 1.0}, "--num_steps and --guidance"),
         ({"num_steps": 0, "guidance": 1.0}, "--num_steps must be at least 1"),
         ({"sampler": "ddim", "num_steps": 5, "guidance": 0.5}, "--guidance must be .*at least 1"),
@@ -159,7 +159,7 @@ def test_errors_of_a_pipelines_own_checks_are_reported(
         raise ValueError("`height` is to be divisible by 128")
 
     monkeypatch.setattr(StableDiffusionPipeline, "check_inputs", refuse)
-    with pytest.raises(UsageError, match=r"--resolution, .* takes others \(.* by 128\)"):
+    with pytest.raises(UsageError, match=r"--resolution, .* rejects these values \(.* by 128\)"):
         load_model(tiny_sd, num_steps=1, guidance=1.0, resolution=64).sample(PROMPTS, SEEDS)
 
 

@@ -102,12 +102,12 @@ def test_unusable_checkpoints_are_rejected(run: Path, tiny_sd: str, tmp_path: Pa
     assert "there is no checkpoint" in refused(tmp_path / "none.ckpt")
     assert "--model: there is no checkpoint" in refused(tmp_path / "none", option="model")
     assert "--teacher: there is no folder 'none'" in refused(last, teacher="./none")
-    assert "Name that with `export --teacher`" in refused(last, teacher="package:demo/fashion")
+    assert "Give that one with `export --teacher`" in refused(last, teacher="package:demo/fashion")
 
     content = torch.load(last, map_location="cpu", weights_only=True)
     content["sid_lsg"]["config"] = None
     torch.save(content, tmp_path / "unsaid.ckpt")
-    assert "does not say how it was trained" in refused(tmp_path / "unsaid.ckpt")
+    assert "holds no config of its training" in refused(tmp_path / "unsaid.ckpt")
     shutil.copy(last, tmp_path / "cut.ckpt")
     with (tmp_path / "cut.ckpt").open("r+b") as file:
         file.truncate(5000)
