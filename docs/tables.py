@@ -14,7 +14,8 @@ from typing import Any
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "results"
-FILES = [DOCS.parent / "README.md", DOCS / "results/findings.md", DOCS / "results/figures.md"]
+FILES = [DOCS.parent / "README.md"]
+FILES += [DOCS / "results" / name for name in ("findings.md", "settings.md", "figures.md")]
 BLOCK = re.compile(r"^(<!-- generated: ([\w ]+) -->\n).*?(?=^<!-- end -->$)", re.DOTALL | re.M)
 SCORES = ["FID", "CLIP", "precision", "recall"]
 TABLES: dict[str, Callable[[], str]] = {}
