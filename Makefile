@@ -10,9 +10,10 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c co
 COMPILE = $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 RUN := .venv/.installed
 DEV := .venv/.installed-dev
+DOCS := .venv/.installed-docs
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo guidance test test-fast browser lint format type tables clean
+.PHONY: help setup demo guidance test test-fast browser lint format type tables docs clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +29,11 @@ $(RUN): pyproject.toml constraints.txt
 
 $(DEV): $(RUN)
 	$(PIP) -e '.[dev]'
+	$(COMPILE)
+	touch $@
+
+$(DOCS): $(RUN)
+	$(PIP) -e '.[docs]'
 	$(COMPILE)
 	touch $@
 
@@ -80,6 +86,10 @@ type: $(DEV)  ## Check types
 
 tables: $(DEV)  ## Write the documentation's tables of measurements again
 	$(BIN)/python docs/tables.py
+
+# The variable silences an advertisement of the theme's makers.
+docs: $(DOCS)  ## Build the documentation's site, strictly and offline: build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:  ## Remove .venv and caches, not runs
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

@@ -1,7 +1,7 @@
 """Write the tables of the documentation that are made of stored measurements.
 
-`python docs/tables.py` (or `make tables`) renews what stands in README.md and docs/*.md between
-`<!-- generated: NAME -->` and `<!-- end -->`. The tests check that nothing would change.
+`python docs/tables.py` (or `make tables`) renews what stands in README.md and the pages of docs/
+between `<!-- generated: NAME -->` and `<!-- end -->`. The tests check that nothing would change.
 """
 
 import csv
@@ -13,12 +13,14 @@ from statistics import median
 from typing import Any
 
 DOCS = Path(__file__).parent
-RESULTS = DOCS.parent / "results"
-FILES = [DOCS.parent / "README.md"]
-FILES += [DOCS / "results" / name for name in ("findings.md", "settings.md", "figures.md")]
+REPOSITORY = DOCS.parent
+RESULTS = REPOSITORY / "results"
+MARK = "<!-- generated: "
 BLOCK = re.compile(r"^(<!-- generated: ([\w ]+) -->\n).*?(?=^<!-- end -->$)", re.DOTALL | re.M)
 SCORES = ["FID", "CLIP", "precision", "recall"]
 TABLES: dict[str, Callable[[], str]] = {}
+PAGES = [REPOSITORY / "README.md", *sorted(DOCS.rglob("*.md"))]
+FILES = [path for path in PAGES if MARK in path.read_text()]
 
 
 def named(name: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
@@ -73,6 +75,41 @@ def demo() -> str:
         seconds = f"{summary[f'{prefix}seconds_per_image']:.4f}"
         rows.append([name, *scores, seconds, str(summary[f"{prefix}evaluations_per_image"])])
     return table(["", *SCORES, "s/image", "NFE"], rows)
+
+
+@named("fit")
+def fit() -> str:
+    """Return the memory that `estimate` counts for Stable Diffusion 1.5."""
+    rows = []
+    for name, config in (
+        ("gpu", "`configs/trainer/gpu.yaml`"),
+        ("gpu_lean", "the same with `--model.memory.activations lean`"),
+        ("24gb", "`configs/trainer/24gb.yaml`"),
+    ):
+        counted = stored(f"estimates/sd15_{name}")
+        first = counted["options"][0]
+        size = str(counted["micro_batch_size"])
+        rows.append([config, size, f"{first['memory_gib']:.1f}"])
+    return table(["config", "micro-batch", "GiB on the device"], rows)
+
+
+@named("speed")
+def speed() -> str:
+    """Return the speeds on one H200 that the README shows."""
+    base, plain, compiled = (
+        official_speed(),
+        gpu_row("bf16_batches", 16)["images_per_s"],
+        gpu_row("bf16_compile", 16)["images_per_s"],
+    )
+    rows = [
+        [name, size, f"{speed:.3g}", f"{speed / base:.1f}x"]
+        for name, size, speed in (
+            ("fp32, in the manner of the official code", "4", base),
+            ("bf16-mixed", "16", plain),
+            ("bf16-mixed, `--model.compute.compile true`", "16", compiled),
+        )
+    ]
+    return table(["precision", "micro-batch", "images/s", "speed"], rows)
 
 
 @named("memory")
@@ -139,6 +176,49 @@ def guidance() -> str:
             scores = [f"{float(row[place]):.3f}" for place in (1, 7, 3, 4)]
             rows.append([row[0].removeprefix("guidance "), *scores])
     return table(["guidance", *SCORES], rows)
+
+
+@named("configs")
+def configs() -> str:
+    """Return what each config is for, as its header says."""
+    paths = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+    paths = [path for path in paths if path.parent.name != "paper"]
+    rows = [[config_link(path), purpose(header(path))] for path in paths]
+    return table(["config", "what it is for"], rows)
+
+
+@named("paper")
+def paper() -> str:
+    """Return the published rows, and what a run of each is estimated to take."""
+    rows = []
+    for path in sorted((REPOSITORY / "configs/paper").glob("*.yaml")):
+        text = header(path)
+        found = re.search(
+            r"Images seen: ([\d.]+ M).*Published: FID ([\d.]+), CLIP ([\d.]+) "
+            r".*Estimated: (\d+) H200-hours",
+            text,
+        )
+        assert found, path
+        rows.append([config_link(path), purpose(text), *found.groups()])
+    return table(["config", "row", "images seen", "FID", "CLIP", "H200-hours"], rows)
+
+
+def header(path: Path) -> str:
+    """Return the comment at the head of a config, in one line."""
+    lines = re.match(r"(#.*\n)+", path.read_text())
+    assert lines, path
+    return " ".join(line.removeprefix("#").strip() for line in lines[0].splitlines())
+
+
+def purpose(text: str) -> str:
+    """Return the first sentence of a header."""
+    return re.split(r"(?<=[.?])\s", text, maxsplit=1)[0]
+
+
+def config_link(path: Path) -> str:
+    """Return a link from a page of docs/reference/ to a config."""
+    name = path.relative_to(REPOSITORY / "configs").as_posix()
+    return f"[{name}](../../configs/{name})"
 
 
 def ratios(name: str) -> list[str]:
@@ -349,7 +429,7 @@ def figures() -> str:
     source = "configs/paper/sd15_kappa2.yaml"
     hours = re.search(
         r"Estimated: (\d+) H200-hours.*?not compiled (\d+);",
-        (DOCS.parent / source).read_text(),
+        (REPOSITORY / source).read_text(),
         re.DOTALL,
     )
     assert hours

@@ -1,7 +1,6 @@
 """The documentation shows the measured numbers, and its links are valid."""
 
 import json
-import re
 from pathlib import Path
 from runpy import run_path
 
@@ -57,11 +56,3 @@ def test_the_guidance_trade_off() -> None:
     fids, clips = ([float(row[place]) for row in rows.values()] for place in (0, 6))
     assert min(fids) not in (fids[0], fids[-1])
     assert clips == sorted(clips)
-
-
-def test_links_point_to_files() -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", (REPOSITORY / "README.md").read_text())
-    local = [link for link in links if not link.startswith("http")]
-    assert "docs/demo.png" in local
-    for link in local:
-        assert (REPOSITORY / link).is_file(), link
