@@ -103,6 +103,8 @@ def read_results(folder: Path) -> Results:
 def read_rows(folders: Sequence[str]) -> list[Row]:
     """Read the rows of one or several studies.
 
+    An evaluation of the teacher that several studies made is returned once, as in the first.
+
     Raises:
         UsageError: If a folder has no results, or the scores are not comparable.
     """
@@ -122,6 +124,7 @@ def read_rows(folders: Sequence[str]) -> list[Row]:
                 "study too if it is run again, and repeats nothing that is finished."
             ) from error
         rows += found
+    rows = _teachers_once(rows)
     suffix(rows)
     _check_once(rows)
     return rows
@@ -143,6 +146,19 @@ def _value(name: str, text: str) -> str | float:
     if name in _TEXTS:
         return text
     return int(text) if text.isdecimal() else float(text)
+
+
+def _teachers_once(rows: Iterable[Row]) -> list[Row]:
+    """Drop repeated evaluations of the teacher, which has no seeds to average over."""
+    seen = set()
+    kept = []
+    for row in rows:
+        key = tuple(row.get(name) for name in ("scored_prompts", "num_steps", "guidance"))
+        if row["kind"] != TEACHER or key not in seen:
+            kept.append(row)
+        if row["kind"] == TEACHER:
+            seen.add(key)
+    return kept
 
 
 def _check_once(rows: Iterable[Row]) -> None:

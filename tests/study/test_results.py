@@ -195,12 +195,13 @@ def test_rows_are_stored_bitwise(
 
 
 def test_a_run_counts_once(tmp_path: Path) -> None:
-    """Equal points of two studies, or a file given twice, do not count as further seeds."""
+    """Equal points of two studies, or a folder given twice, do not count as further seeds."""
     first, second = tmp_path / "a", tmp_path / "b"
     for seed, folder in enumerate((first, second)):
         folder.mkdir()
         written(folder, "1.5", {seed: 1.0})
-    assert len(read_rows([str(first), str(second)])) == 4
+    both = read_rows([str(first), str(second)])
+    assert [row["kind"] for row in both] == ["teacher", "generator", "generator"]
     message = r"LSG, 1\.5, seed 0 is in them twice, after 64 images"
     with pytest.raises(UsageError, match=message):
         read_rows([str(first), str(second), str(first)])
