@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.messages.words import steps as in_words
 from sid_lsg.method.guidance import sampling_evaluations
 from sid_lsg.options.renamed import current_name
-from sid_lsg.study.options import Options, Study, arguments
+from sid_lsg.study.options import Options, Study, arguments, flatten
 from sid_lsg.study.plan import Run, slugify
 from sid_lsg.study.prompts import located
 
@@ -29,6 +29,8 @@ class Task:
         result: The file in the folder that marks it as finished.
         command: Its arguments after `python -m sid_lsg.cli`.
         options: The options that its results depend on.
+        settings: The same with all defaults: an earlier record may state some of these, since the
+            config that it was made with did.
         cost: Approximate number of network evaluations.
         iterations: Its last step in metrics.csv; 0 if it does not write one.
     """
@@ -40,6 +42,7 @@ class Task:
     options: Options
     cost: float
     iterations: int = 0
+    settings: Options = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -82,8 +85,15 @@ class Task:
                 f"--output: {str(self.folder)!r} exists, but the file {self.beside.name!r} beside "
                 "it with its options does not. Give another --output, or delete that folder."
             ) from error
+        now = json.loads(json.dumps(self.options))
+        known = json.loads(json.dumps(self.settings, default=str))
         before = {_current(name, value): value for name, value in before.items()}
-        if changes := differences(before, json.loads(json.dumps(self.options))):
+        before = {
+            name: value
+            for name, value in before.items()
+            if name in now or name not in known or known[name] != value
+        }
+        if changes := differences(before, now):
             if len(changes) > _SHOWN:
                 changes[_SHOWN:] = [f"and {len(changes) - _SHOWN} more"]
             state = "finished" if self.finished else "interrupted"
@@ -128,7 +138,10 @@ def fit(study: Study, run: Run) -> Task:
         options["trainer.accelerator"] = study.accelerator
     command = ("fit", *arguments(study.base, options))
     result = folder / "summary.json"
-    return Task(run.title, folder, result, command, run.explicit, run.evaluations, run.iterations)
+    return Task(
+        run.title, folder, result, command, run.explicit, run.evaluations, run.iterations,
+        settings=flatten(run.config.as_dict()),
+    )  # fmt: skip
 
 
 def teacher_jobs(study: Study, runs: Iterable[Run]) -> list[list[Task]]:
@@ -173,7 +186,9 @@ def at_steps(study: Study, run: Run) -> list[Task]:
             task = _evaluation(study, name, title, scored, scored["num_images"] * steps)
             # Record how the generator was trained instead of its path, which may change.
             trained = {f"fit: {name}": value for name, value in run.explicit.items()}
-            made.append(replace(task, options=task.options | {"model": run.name} | trained))
+            options = task.options | {"model": run.name} | trained
+            known = flatten(run.config.as_dict(), "fit: ")
+            made.append(replace(task, options=options, settings=known))
     return made
 
 

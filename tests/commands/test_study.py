@@ -290,6 +290,20 @@ def test_changed_options_are_rejected(tmp_path: Path, state: str) -> None:
     assert "delete that folder" in message
 
 
+def test_a_recorded_option_may_have_become_the_default(tmp_path: Path) -> None:
+    """A base config that no longer states a default does not make runs others."""
+    of = asked(tmp_path, {"LSG": KAPPAS}, generator_steps=[2])
+    name = "model.optimizer_fake.init_args.betas"
+    for one, prefix in zip(jobs(of, planned(of))[0], ("", "fit: "), strict=True):
+        assert f"{prefix}{name}" not in one.options
+        one.folder.mkdir(parents=True)
+        replace(one, options=one.options | {f"{prefix}{name}": [0.0, 0.999]}).record()
+        one.check()
+        replace(one, options=one.options | {f"{prefix}{name}": [0.9, 0.999]}).record()
+        with pytest.raises(UsageError, match=r"betas was \[0.9, 0.999\], is 'not given'"):
+            one.check()
+
+
 options_of_tasks = st.dictionaries(names, st.integers() | st.none() | st.text(max_size=3))
 
 
