@@ -1,4 +1,4 @@
-"""`python -m sid_lsg` is the command line."""
+"""Run the command line with `python -m sid_lsg`."""
 
 from sid_lsg.cli import start
 

@@ -1,6 +1,6 @@
 """The command line: `python -m sid_lsg.cli fit --config configs/lsg.yaml` and other commands.
 
-It imports nothing heavy: `--help`, `--version` and an unknown command are answered at once.
+It imports no large library, so that `--help`, `--version` and an unknown command answer at once.
 """
 
 import difflib
@@ -23,22 +23,23 @@ from sid_lsg.messages.quiet import quiet_libraries
 def start() -> None:
     """Run the command line as a program: `sid-lsg`, `python -m sid_lsg` or `python -m sid_lsg.cli`.
 
-    Until `main` answers Ctrl-C, it ends the program without a traceback.
+    Before `main` handles Ctrl-C, the signal ends the program without a traceback.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if is_launched() and sys.argv[1:2] == ["fit"]:
-        # The process that launched this one answers signals for all. If this one ended before they
-        # have met, that one would wait half an hour for it and ignore signals meanwhile.
+        # The launching process handles signals for all. If this process ended before it has
+        # connected, the launching one would wait half an hour for it and ignore signals.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     main()
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line; a user's mistake ends it with one message and status 2.
+    """Run the command line.
 
-    SIGTERM and Ctrl-C end it with status 143 and 130.
+    A mistake of the user exits with one message and status 2, SIGTERM with status 143, and Ctrl-C
+    with 130.
     """
     quiet_libraries()
     warnings.formatwarning = format_warning
@@ -53,13 +54,13 @@ def main(args: list[str] | None = None) -> None:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(3)
     except _mistakes() as error:
-        # A loader's worker passes its mistake on at the end of its own traceback.
+        # An error in a data loader's worker comes at the end of the worker's traceback.
         mistake = f"{UsageError.__module__}.{UsageError.__name__}: "
         fail(str(error).rpartition(mistake)[2].strip())
 
 
 def _run(arguments: Sequence[str]) -> None:
-    """Run a command, or answer without one.
+    """Run a command, or print the help or the version.
 
     Raises:
         UsageError: If there is no such command.
@@ -86,24 +87,23 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 def _check_command(name: str) -> None:
-    """Refuse a command that does not exist, and name those that do.
+    """Reject a missing or unknown command, and list the commands.
 
     Raises:
-        UsageError: If there is none, or another one.
+        UsageError: If the command is missing or unknown.
     """
     if name in COMMANDS:
         return
-    found = f"{name!r} is no command" if name else "no command is given"
+    found = f"{name!r} is not a command" if name else "a command is missing"
     near = difflib.get_close_matches(name, COMMANDS, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UsageError(
-        f"{found}.{hint} The commands are {', '.join(COMMANDS)}; `{PROGRAM} --help` says what "
-        "they do."
+        f"{found}.{hint} The commands are {', '.join(COMMANDS)}; `{PROGRAM} --help` describes them."
     )
 
 
 def _help() -> str:
-    """Return the text that lists the commands."""
+    """Return the help text with the list of commands."""
     rows = {name: command.summary for name, command in COMMANDS.items()}
     options = {"-h, --help": "show this message", "--version": "show the version"}
     width = max(map(len, rows)) + 2
@@ -120,13 +120,13 @@ def _help() -> str:
 
 
 def _mistakes() -> tuple[type[Exception], ...]:
-    """Return the exceptions that answer a user's mistake: ours, and Lightning's if it is loaded."""
+    """Return the exceptions for mistakes of the user: ours, and Lightning's if it is loaded."""
     lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
     return (UsageError, lightning.MisconfigurationException) if lightning else (UsageError,)
 
 
 def _rank() -> int:
-    """Return this process' rank, which Lightning knows if it is loaded; else 0."""
+    """Return the rank of this process; 0 if Lightning is not loaded."""
     module = sys.modules.get("lightning_utilities.core.rank_zero")
     return int(getattr(module.rank_zero_only, "rank", 0)) if module else 0
 

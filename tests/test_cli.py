@@ -114,11 +114,11 @@ def test_a_misspelt_command_gets_a_suggestion_and_the_list(
 ) -> None:
     message = refused(capsys, "fti", "--model.teacher", "x")
     assert message.startswith(
-        "error: 'fti' is no command. Did you mean fit? The commands are fit, "
+        "error: 'fti' is not a command. Did you mean fit? The commands are fit, "
     )
     assert "generate, app, export" in message
-    assert "'zebra' is no command. The commands are fit, generate" in refused(capsys, "zebra")
-    assert "no command is given. The commands are fit, generate" in refused(capsys)
+    assert "'zebra' is not a command. The commands are fit, generate" in refused(capsys, "zebra")
+    assert "a command is missing. The commands are fit, generate" in refused(capsys)
 
 
 @pytest.mark.parametrize("command", ["fit", "generate"])

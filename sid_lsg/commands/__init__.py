@@ -1,6 +1,7 @@
-"""The commands of the command line: each parses its options, calls other wings and reports.
+"""The commands of the command line: each validates its options, calls other wings and reports.
 
-A command's signature is its command line. Heavy libraries are imported when it is called.
+The parameters of a command's function are its options. Large libraries are imported when it is
+called.
 
 May import every wing.
 """

@@ -15,7 +15,7 @@ from sid_lsg.messages.errors import Interrupted, UsageError
 from sid_lsg.options.choices import Precision
 
 _EXAMPLES = 6
-# The browser is to fetch nothing from anywhere else, whatever the page's libraries contain.
+# Keeps the browser from loading anything from other servers, whatever the libraries contain.
 _POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; "
     "form-action 'self'; base-uri 'self'"
@@ -34,30 +34,30 @@ def app(
     port: int = 7860,
     accelerator: str = "auto",
 ) -> NoReturn:
-    """Show a page in the browser on which to try a generator, beside its teacher.
+    """Serve a web page on which to try a generator, beside its teacher.
 
-    The pictures are those of `generate` for the same prompt and seed. Needs gradio: pip install
-    'sid-lsg[app]'. Ctrl-C ends it.
+    For the same prompt and seed, the images are those of `generate`. Needs gradio: pip install
+    'sid-lsg[app]'. Ctrl-C ends the command.
 
     Args:
-        model: A run directory or a checkpoint of it, a folder that this project exported, any
-            diffusers folder, or a Hub id.
-        teacher: A Stable Diffusion folder or Hub id, to be sampled by DDIM with the steps and the
-            guidance that the page asks for.
-        num_steps: The model's steps, which the page can change; to be given if this project did
-            not train it.
-        guidance: The model's guidance scale, if this project did not train it.
+        model: A run directory, one of its checkpoints, an exported folder, any diffusers folder, or
+            a Hub id.
+        teacher: A Stable Diffusion folder or Hub id, which is sampled with DDIM. Its steps and
+            guidance are set on the page.
+        num_steps: Initial number of the model's steps on the page. Required for a model that this
+            project did not train.
+        guidance: Guidance scale of a model that this project did not train.
         resolution: Side of the images in pixels; by default the models'.
-        dtype: float32, bfloat16 or float16.
-        examples: A file of prompts, the first of which are offered on the page.
-        host: The address to listen on; 0.0.0.0 lets other machines in, without a password.
-        port: The port to listen on; 0 for any that is free.
+        dtype: Precision of the networks: float32, bfloat16 or float16.
+        examples: A file of prompts; the page offers the first ones.
+        host: The address to listen on; 0.0.0.0 lets other machines connect, without a password.
+        port: The port to listen on; 0 for any free port.
         accelerator: auto, cpu, gpu, ...
 
     Raises:
         UsageError: If gradio is missing, a model cannot be loaded, or the port is taken.
     """
-    # Said before gradio is imported: nothing is reported to anyone.
+    # Disable telemetry, before gradio is imported.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
     try:
         from sid_lsg.app.page import build_page
@@ -78,7 +78,7 @@ def app(
         beside = open_model(teacher, "ddim", option="teacher", **common) if teacher else None
         work = _Work()
         page = build_page(student, beside, guidance, num_steps, prompts, work.run)
-        student(num_steps, guidance).sample(["warm"], [0])  # so that the first time shown is fair
+        student(num_steps, guidance).sample(["warm"], [0])  # a warm-up, for the times on the page
         if beside:
             beside(1, 2.0).sample(["warm"], [0])
         threading.Thread(target=_serve, args=(page, listening), daemon=True).start()
@@ -92,35 +92,35 @@ def app(
 
 
 class _Work:
-    """Does in the main thread what other threads ask for, one thing after the other.
+    """Run functions of other threads in the main thread, one after the other.
 
-    A signal thus ends the program in the midst of it, and no other thread is in a network then.
+    So a signal can end the program at any time, and no other thread is running a network then.
     """
 
     def __init__(self) -> None:
         self._asked: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
 
     def run(self, function: Callable[[], Any]) -> Any:
-        """Have a function called, from another thread; return or raise what it does."""
+        """Call a function in the main thread; return its result or raise its error."""
         future: Future[Any] = Future()
         self._asked.put((function, future))
         return future.result()
 
     def serve(self) -> NoReturn:
-        """Call what is asked for, until a signal ends the program."""
+        """Call the queued functions until a signal ends the program."""
         while True:
             function, future = self._asked.get()
             try:
                 future.set_result(function())
-            except Exception as error:  # its asker's
+            except Exception as error:  # raised again in `run`
                 future.set_exception(error)
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Take the port before anything is loaded.
+    """Open the port before anything is loaded.
 
     Raises:
-        UsageError: If that is impossible.
+        UsageError: If the port cannot be opened.
     """
     if not 0 <= port <= 65535:
         refuse("port", port, "0 to 65535")
@@ -130,7 +130,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise UsageError(
-                f"--port: {port} is taken on {host}. Give another one, or 0 for any that is free."
+                f"--port: {port} is in use on {host}. Give another one, or 0 for any free port."
             ) from error
         raise UsageError(
             f"--host, --port: cannot listen on {host!r}, port {port} ({error.strerror or error}). "
@@ -139,7 +139,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _serve(page: Any, listening: socket.socket) -> None:
-    """Serve the page, with the policy that keeps the browser from asking anyone else."""
+    """Serve the page with the content security policy."""
     import gradio
     import uvicorn
     from fastapi import FastAPI
@@ -152,7 +152,7 @@ def _serve(page: Any, listening: socket.socket) -> None:
         path="/",
         footer_links=[],
         run_history=False,
-        max_file_size="1kb",  # the page takes no files
+        max_file_size="1kb",  # the page accepts no files
         ssr_mode=False,
         pwa=False,
         mcp_server=False,

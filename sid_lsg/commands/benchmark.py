@@ -1,4 +1,4 @@
-"""`benchmark`: how fast a config trains on this machine, in how much memory, and what takes it."""
+"""`benchmark`: measure the speed and memory of a config on this machine."""
 
 import json
 import time
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def benchmark(args: Sequence[str]) -> None:
-    """Measure how fast a config trains on this machine, in how much memory, and what takes it.
+    """Measure the speed and memory of a config on this machine, in total and by part.
 
-    Nothing is trained for keeps, and prompts are made up. It prints the numbers and saves them with
-    the machine's name.
+    Trains for some iterations on fixed prompts and keeps no model. Prints the numbers, and saves
+    them with a description of the machine.
 
     Args:
         args: Options of `fit`, and those of `Benchmark` after `--benchmark.`.
@@ -40,9 +40,7 @@ def benchmark(args: Sequence[str]) -> None:
     cli = FitOptions(benchmark, Benchmark, args)
     options = Benchmark(**cli.config.benchmark.as_dict())
     if cli.config.model.real_data:
-        raise UsageError(
-            "--model.real_data: `benchmark` makes prompts up and has no images. Leave it out."
-        )
+        raise UsageError("--model.real_data: `benchmark` has no real images. Leave the option out.")
     with writing(options.output.parent, "benchmark.output"):
         options.output.parent.mkdir(parents=True, exist_ok=True)
     device = _device(cli.config.trainer.accelerator)
@@ -66,7 +64,7 @@ def benchmark(args: Sequence[str]) -> None:
 
 
 def _save(result: dict[str, Any], output: Path) -> None:
-    """Write what is known so far: a run that is stopped keeps what it has measured."""
+    """Write the results so far, which remain if the command is stopped."""
     from sid_lsg.benchmark.report import markdown
 
     with writing(output.parent, "benchmark.output"):
@@ -76,7 +74,7 @@ def _save(result: dict[str, Any], output: Path) -> None:
 
 
 def _device(accelerator: str) -> "torch.device":
-    """Return the device that the Trainer will choose."""
+    """Return the device that the Trainer will use."""
     import torch
 
     cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()

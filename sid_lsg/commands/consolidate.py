@@ -1,4 +1,4 @@
-"""Make one file of a checkpoint that lies in a folder."""
+"""`consolidate`: convert a checkpoint folder into one file."""
 
 import mmap
 import os
@@ -12,20 +12,19 @@ from sid_lsg.messages.errors import UsageError
 
 
 def consolidate(ckpt_path: str, output: str, overwrite: bool = False) -> None:
-    """Make one checkpoint file of the folder that `--trainer.strategy fsdp2_sharded` writes.
+    """Convert a checkpoint folder of `--trainer.strategy fsdp2_sharded` into one file.
 
-    It is the file that `fsdp2` would have written. Training continues from either, under any
-    strategy; a file is easier to copy and to keep. The folder stays as it is. Little memory is
-    needed, and for a while twice the file's space on the disk.
+    The file is the same as `fsdp2` would write. A run can resume from the folder and from the file,
+    with any strategy; the file is easier to copy. The folder is not changed. The command needs
+    little memory, and temporarily twice the file's disk space.
 
     Args:
         ckpt_path: The folder, for example runs/x/checkpoints/last.ckpt.
-        output: The file.
-        overwrite: Whether to replace a file of that name.
+        output: The file to write.
+        overwrite: Replace an existing file.
 
     Raises:
-        UsageError: If the folder is incomplete or damaged, or the file is there or cannot be
-            written.
+        UsageError: If the folder is incomplete or damaged, or the file exists or cannot be written.
     """
     import torch
     from lightning.pytorch.utilities import rank_zero_info
@@ -36,7 +35,7 @@ def consolidate(ckpt_path: str, output: str, overwrite: bool = False) -> None:
 
     source, target = Path(ckpt_path).expanduser(), Path(output).expanduser()
     if not source.is_dir():
-        what = "is one file already" if source.exists() else "does not exist"
+        what = "is already one file" if source.exists() else "does not exist"
         raise UsageError(f"--ckpt_path: {str(source)!r} {what}. Give a checkpoint's folder.")
     if target.is_dir():
         raise UsageError(f"--output: {str(target)!r} is a folder. Give a file's name.")
@@ -50,10 +49,10 @@ def consolidate(ckpt_path: str, output: str, overwrite: bool = False) -> None:
         with tempfile.TemporaryFile(dir=target.parent) as scratch:
 
             def allocate(size: Sequence[int], *, dtype: torch.dtype) -> torch.Tensor:
-                """Make room for a tensor in the temporary file."""
+                """Allocate a tensor in the temporary file."""
                 place = -(-os.fstat(scratch.fileno()).st_size // mmap.PAGESIZE) * mmap.PAGESIZE
                 length = prod(size) * dtype.itemsize
-                os.posix_fallocate(scratch.fileno(), place, max(length, 1))  # or there is no room
+                os.posix_fallocate(scratch.fileno(), place, max(length, 1))  # fails on a full disk
                 mapped = mmap.mmap(scratch.fileno(), length or 1, offset=place)
                 return torch.frombuffer(mapped, dtype=dtype, count=prod(size)).view(tuple(size))
 

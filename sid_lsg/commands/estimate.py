@@ -1,4 +1,4 @@
-"""`estimate`: what a run will need, on paper: memory on each device, and hours."""
+"""`estimate`: estimate the memory on each device and the duration of a run."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sid_lsg.costs.plan import Plan
 
 _GIB = 2**30
-_RESERVE_GIB = 1.5  # the CUDA context, libraries' workspaces, gaps between tensors: assumed
+_RESERVE_GIB = 1.5  # assumed: CUDA context, workspaces, fragmentation
 
 
 @dataclass
@@ -23,16 +23,17 @@ class Estimate:
     """The devices to estimate for.
 
     Args:
-        gpu: A well-known card: its peak and memory.
-        gpus: How many, on all machines together; by default as --trainer.devices and
-            --trainer.num_nodes say, or 1.
-        tflops: Peak of another card, in the precision of --trainer.precision, or in TF32 with
-            --model.compute.tf32 true; without sparsity.
-        memory_gb: Memory of another card, in GiB.
+        gpu: A known GPU, which sets the peak FLOP/s and the memory.
+        gpus: Number of GPUs on all machines; by default from --trainer.devices and
+            --trainer.num_nodes, or 1.
+        tflops: Peak TFLOP/s of another GPU, in the precision of --trainer.precision, or in TF32
+            with --model.compute.tf32 true; without sparsity.
+        memory_gb: Memory of another GPU, in GiB.
         efficiency: Share of the peak that is reached. By default what Stable Diffusion 1.5 reached
-            on an H200: 0.19 in mixed precision, 0.29 compiled; in float32 0.39, and 0.13 in TF32.
-            Cards whose memory is slower for their peak reach less. `benchmark` measures it.
-        output: A JSON file for all numbers.
+            on an H200: 0.19 in mixed precision, 0.29 compiled; 0.39 in float32, and 0.13 in TF32.
+            GPUs with less memory bandwidth relative to their peak reach less. `benchmark` measures
+            it.
+        output: A JSON file to write all numbers to.
     """
 
     gpu: GPU = "h100"
@@ -43,7 +44,11 @@ class Estimate:
     output: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no device is."""
+        """Validate the options.
+
+        Raises:
+            UsageError: For the first value out of range.
+        """
         for name in ("gpus", "tflops", "memory_gb"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 refuse(f"estimate.{name}", value, "a positive number")
@@ -55,11 +60,11 @@ class Estimate:
 
     @property
     def usable_bytes(self) -> float:
-        """What a run can have of a card's memory."""
+        """Return the memory of a GPU that a run can use."""
         return ((self.memory_gb or CARDS[self.gpu].memory_gib) - _RESERVE_GIB) * _GIB
 
     def speed(self, plan: "Plan") -> float:
-        """Return the FLOP/s that a card reaches."""
+        """Return the FLOP/s that a GPU reaches."""
         kind = "half" if plan.half else "tf32" if plan.compute.tf32 else "float32"
         shares = REACHED_COMPILED if plan.compute.compile else REACHED
         peak = self.tflops or getattr(CARDS[self.gpu], kind)
@@ -67,21 +72,20 @@ class Estimate:
 
 
 def estimate(args: Sequence[str]) -> dict[str, Any]:
-    """Say what a fit will need before it is launched: memory on each device, and hours.
+    """Estimate the memory on each device and the duration of a fit.
 
-    Nothing is downloaded for the known models. FLOPs and bytes are counted on the networks' shapes;
-    the time follows from the share of the card's peak that was measured on one, or from the host's
-    launches where these take longer, and leaves out pictures, scores and what the processes send
-    each other.
+    Known models are not downloaded. FLOPs and bytes are counted from the networks' shapes. The time
+    follows from the measured share of the GPU's peak, or from the host's kernel launches if these
+    take longer. It excludes image grids, scores and communication between processes.
 
     Args:
         args: Options of `fit`, and those of `Estimate` after `--estimate.`.
 
     Returns:
-        What is written to --estimate.output.
+        The numbers that are written to --estimate.output.
 
     Raises:
-        UsageError: If an option is wrong, or there is no such teacher.
+        UsageError: If an option is invalid, or the teacher does not exist.
     """
     answer_help(estimate, Estimate, args)
     from sid_lsg.commands.fit_options import FitOptions
@@ -171,7 +175,7 @@ def _in_words(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def in_words(found: Mapping[str, Any]) -> str:
-    """Lay out an estimate for people, up to the head of the table of options."""
+    """Format an estimate, up to the head of the table of options."""
     standing, passing = found["standing_gib"], found["passing_gib"]
     most = max(passing, key=passing.__getitem__)
     share = found["batch_size"] // found["gpus"]
@@ -187,20 +191,20 @@ def in_words(found: Mapping[str, Any]) -> str:
         (
             f"{found['teacher']}: latents {'x'.join(map(str, found['latents']))}, "
             f"{found['precision']}, {found['gpus']} x {found['gpu']} "
-            f"with {found['usable_gib']:.1f} GiB to use",
+            f"with {found['usable_gib']:.1f} GiB usable",
             f"batch {found['batch_size']}: {share} images per device, in micro-batches of "
             f"{found['micro_batch_size']}",
             "\nGiB on each device, all the time:",
             *lines(standing),
-            "and one of these at a time (text and pictures: in place of the gradients, and more):",
+            "and one of these at a time (text and images: in excess of the gradients):",
             *lines(passing),
             f"at most {sum(standing.values()) + passing[most]:.2f}, with {most}",
             f"\n{unit} per image and iteration:",
             *lines(work, factor),
             f"\n{speed:.0f} TFLOP/s, {reached}",
-            f"The host launches a micro-batch in {found['launching_seconds']:.2f} s, as an H200's "
-            "did (compiled, in less): a smaller one takes no less.",
-            f"\n{found['iterations']:,} iterations, one option at a time; the last two columns are "
+            f"The host needs {found['launching_seconds']:.2f} s to launch a micro-batch of any "
+            "size, as measured with an H200 (less if compiled).",
+            f"\n{found['iterations']:,} iterations, one option at a time. The last two columns are "
             "the largest micro-batch that fits, and the hours with it:",
             _ROW.format("", "GiB", "hours", "micro-batch", "hours"),
         )

@@ -1,4 +1,4 @@
-"""`evaluate`: the scores of a model, or of any folder of images, as a report."""
+"""`evaluate`: score a model or a folder of images, and write a report."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,55 +47,58 @@ def evaluate(
     num_nodes: int = 1,
     progress: bool = True,
 ) -> None:
-    """Score a model's images, or any folder of images, and write a report.
+    """Score a model, or any folder of images, and write a report.
 
     Writes report.json, report.md, samples.png and (with a reference) alignment.png to the output
-    folder; a model's images lie in its images/. An interrupted command continues where it stopped.
+    folder, and a model's images to its images/. The same command continues after an interruption.
 
     Args:
-        model: The model to sample: a folder that this project exported, any diffusers folder, or a
-            Hub id.
-        prompts: The prompts to sample: files as for `fit`. Image i is of prompt i (modulo their
-            number; blank lines do not count), with seed i.
-        images: Instead of a model: a folder of images, of any method.
-        captions: Their captions, for the scores that need them: .txt (a line each, in the order of
-            the file names), or .jsonl or .csv (with a column `file_name`, in any order).
+        model: The model to sample: an exported folder, any diffusers folder, or a Hub id.
+        prompts: Files of prompts to sample, as for `fit`. Image i has prompt i (modulo their
+            number, not counting blank lines) and seed i.
+        images: A folder of images to score, from any method, instead of a model.
+        captions: Captions of --images, for the scores that need them: .txt (one per line, in the
+            order of the file names), or .jsonl or .csv (with a column `file_name`, in any order).
         column: Column of the prompts or captions in .jsonl, .csv and .parquet files.
-        reference: What to compare with: a folder of images, whose statistics are computed once and
-            kept, or a file of statistics. Without it FID and its companions are left out.
-        protocol: How images become features. `clean256`: the paper's (Pillow LANCZOS to 256,
-            bicubic to 299 in float, Inception); `clip`: image embeddings of the model in --clip;
-            `fast`: the same with a faster resizing, of few images.
-        num_images: How many images; by default the protocol's, 30,000, 10,000 and 1,000. Scores are
-            named after it: compare at equal numbers.
+        reference: Reference images: a folder, whose statistics are computed once and cached, or a
+            file of statistics. Without it, FID and the other scores of features are left out.
+        protocol: Features of the images. `clean256`: the paper's protocol (Pillow LANCZOS to 256,
+            bicubic to 299 in float, Inception). `clip`: image embeddings of the model in --clip.
+            `fast`: the same with faster resizing, and fewer images.
+        num_images: Number of images; by default the protocol's: 30,000 for clean256, 10,000 for
+            clip, 1,000 for fast. It is part of the scores' names: compare only equal numbers.
         output: Folder of the report.
-        sampler: `generator`: as the training samples; `ddim`: a teacher, as the training's own
-            comparison samples it; `pipeline`: the model's own diffusers pipeline and scheduler;
-            `auto`: `generator` for what this project exported, else `pipeline`.
-        num_steps: Steps: 1 by default for a generator, to be given for all others.
-        guidance: Guidance scale, to be given for all but generators; 0 and 1 mean none. `ddim`
-            takes nothing between them.
+        sampler: `generator`: as in training. `ddim`: a teacher, as in the training's final
+            comparison. `pipeline`: the diffusers pipeline and scheduler of the model. `auto`:
+            `generator` for generators of this project, otherwise `pipeline`.
+        num_steps: Sampling steps; by default 1 for a generator of this project, required for other
+            models.
+        guidance: Guidance scale; required for models that are not generators of this project. 0 and
+            1 mean no guidance; `ddim` accepts no value between them.
         resolution: Side of the images in pixels; by default the model's.
-        dtype: Of the sampled networks. Features are always in float32.
-        batch_size: Images at a time.
-        inception: TorchScript file of Inception for clean256; by default fetched once and checked.
+        dtype: Precision of the sampled networks. Features are always computed in float32.
+        batch_size: Images per batch.
+        inception: TorchScript file of Inception for clean256; by default downloaded once and
+            verified.
         clip: CLIP model of the CLIP score and of the protocols `clip` and `fast`: a folder, a Hub
             id, or package:demo/fashion/clip; null leaves the score out.
-        clip_prefix: Comes before a prompt in the CLIP score.
-        hpsv2: Weights of HPSv2, which is left out by default: the official file, or
-            hf:xswu/HPSv2/HPS_v2.1_compressed.pt to fetch it.
-        hpsv2_tokenizer: Its tokenizer's folder or Hub id, by default CLIP's on the Hub.
-        image_reward: Weights of ImageReward, likewise, or hf:THUDM/ImageReward/ImageReward.pt.
-        image_reward_tokenizer: Its tokenizer's folder or Hub id, by default BERT's on the Hub.
-        compare: Reports (their folders; one, or several) to put into the same table.
-        name: What to call the images in the table; by default the model's or the folder's name.
+        clip_prefix: Text before each prompt in the CLIP score.
+        hpsv2: Weights of HPSv2: the official file, or hf:xswu/HPSv2/HPS_v2.1_compressed.pt to
+            download it. By default this score is left out.
+        hpsv2_tokenizer: Folder or Hub id of HPSv2's tokenizer; by default CLIP's on the Hub.
+        image_reward: Weights of ImageReward: the official file, or
+            hf:THUDM/ImageReward/ImageReward.pt to download it. By default this score is left out.
+        image_reward_tokenizer: Folder or Hub id of ImageReward's tokenizer; by default BERT's on
+            the Hub.
+        compare: Folder or folders of other reports to add to the table.
+        name: Name of the images in the table; by default the name of the model or folder.
         accelerator: auto, cpu, gpu, ...
-        devices: How many devices of a machine; each makes and scores its share.
-        num_nodes: How many machines.
+        devices: Number of devices per machine, which share the images.
+        num_nodes: Number of machines.
         progress: Show progress bars.
 
     Raises:
-        UsageError: For anything that cannot be evaluated as it is asked for.
+        UsageError: If the options do not go together, or a model or file cannot be used.
     """
     _check(model, prompts, images, num_images, batch_size)
     for_model = {
@@ -131,7 +134,7 @@ def evaluate(
     root = Path(output).expanduser()
     check_free_of_others(root)
     if images and Path(images).expanduser().resolve() == root.resolve():
-        raise UsageError(f"--output: {output!r} holds the --images. Choose another folder.")
+        raise UsageError(f"--output: {output!r} is the folder of --images. Choose another folder.")
     check_writable(root, "output")
     compared = [compare] if isinstance(compare, str) else compare
     others = [read_report(folder) for folder in compared]
@@ -147,9 +150,9 @@ def evaluate(
     if given and len(given.paths) < count:
         asked = "" if num_images else f" by the protocol {protocol}"
         raise UsageError(
-            f"--images: {images!r} holds {len(given.paths)} images, and {count} are asked for"
-            f"{asked}. Add images, or give --num_images {len(given.paths)}: the scores' names "
-            "say so."
+            f"--images: {images!r} contains {len(given.paths)} images, but {count} are "
+            f"needed{asked}. Add images, or give --num_images {len(given.paths)}, which becomes "
+            "part of the scores' names."
         )
     preferences: list[Preference] = []
     if hpsv2:
@@ -179,7 +182,7 @@ def evaluate(
         folder = ImageFolder(root / IMAGES, _requests(texts, count))
         source = load_model(model, sampler, num_steps, guidance, resolution, dtype, fabric.device)
         subject = _sample(source, texts, folder, batch_size, fabric, show)
-        del source  # its memory is for the features
+        del source  # free its memory for the features
     scores = evaluator.of_folder(
         subject.paths,
         subject.captions,
@@ -195,14 +198,14 @@ def evaluate(
 
 
 class Subject(NamedTuple):
-    """The images to score, their captions, and where they come from."""
+    """The images to score, their captions, and their origin."""
 
     paths: list[Path]
     captions: list[str] | None
     about: dict[str, Any]
 
     def first(self, count: int) -> "Subject":
-        """Take the first of them."""
+        """Return the first `count` images."""
         return Subject(self.paths[:count], self.captions and self.captions[:count], self.about)
 
 
@@ -215,7 +218,7 @@ def _check(
 ) -> None:
     if (model is None) == (images is None):
         raise UsageError(
-            "Give either --model (with --prompts) to sample one, or --images to score a folder."
+            "Give either --model (with --prompts) to score a model, or --images to score a folder."
         )
     if model and not prompts:
         raise UsageError("--prompts is missing: give a file with one prompt per line.")
@@ -228,10 +231,10 @@ def _check(
 
 
 def _check_used(user: str, value: str | None, options: Mapping[str, object]) -> None:
-    """Refuse options that were given for another one, which was not."""
+    """Reject options that need another option which is not given."""
     for name, given in options.items():
         if given and not value:
-            raise UsageError(f"--{name} is for --{user}, which is not given. Leave it out.")
+            raise UsageError(f"--{name} needs --{user}, which is not given. Leave --{name} out.")
 
 
 def _prompts(prompts: str | list[str], column: str | None) -> Sequence[str]:
@@ -241,12 +244,12 @@ def _prompts(prompts: str | list[str], column: str | None) -> Sequence[str]:
 
 
 def _repeated(prompts: Sequence[str], count: int) -> list[str]:
-    """Give each of `count` images its prompt."""
+    """Return the prompts of `count` images, repeated if there are fewer."""
     return [prompts[i % len(prompts)] for i in range(count)]
 
 
 def _given(images: str, captions: str | None, column: str | None) -> Subject:
-    """List a folder's images, with their captions if there are."""
+    """List the images of a folder, with captions if there are any."""
     from sid_lsg.data.captions import read_captions
     from sid_lsg.images.folder import list_images
 
@@ -257,7 +260,7 @@ def _given(images: str, captions: str | None, column: str | None) -> Subject:
 
 
 def _requests(prompts: Sequence[str], count: int) -> "list[ImageRequest]":
-    """List the images to sample: image i is of prompt i, modulo their number, with seed i."""
+    """List the images to sample: image i has prompt i (modulo their number) and seed i."""
     from sid_lsg.generation.image_files import ImageRequest
 
     texts = _repeated(prompts, count)
@@ -272,7 +275,7 @@ def _sample(
     fabric: "Fabric",
     show: bool,
 ) -> Subject:
-    """Sample a model's images that are missing in its folder."""
+    """Sample the images that are missing in the folder."""
     rule = f"image i: prompt i modulo {len(prompts)}, seed i"
     settings = {"seeds": rule, "prompts_sha256": text_hash(prompts)}
     made = folder.write(source, settings, batch_size, fabric, progress="images" if show else None)

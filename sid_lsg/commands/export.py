@@ -1,4 +1,4 @@
-"""`export`: a trained generator for diffusers, as a network alone, or as an ONNX graph."""
+"""`export`: export a trained generator for diffusers, as a network, or as an ONNX graph."""
 
 import glob
 import json
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from sid_lsg.checkpoints.opening import OpenCheckpoint
     from sid_lsg.generation.trained import Trained
 
-_OWN = ("model_index.json", SCHEDULER_CONFIG, "generator.onnx")  # one of these every export has
-_TAG = "sid-lsg"  # of its card
+_OWN = ("model_index.json", SCHEDULER_CONFIG, "generator.onnx")  # each export has one of these
+_TAG = "sid-lsg"  # a tag of the model card
 
 
 def export(
@@ -40,33 +40,33 @@ def export(
     private: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write a trained generator as a folder that other software samples.
+    """Export a trained generator as a folder that other software can sample.
 
-    The folder holds the generator's average, which is what is evaluated, its teacher's other parts
-    and a model card that says how to use it and how it was made.
+    The folder contains the generator's EMA, the other components of its teacher, and a model card
+    that says how to use it and how it was trained.
 
     Args:
-        ckpt_path: A checkpoint, or a run directory for its newest one.
+        ckpt_path: A checkpoint, or a run directory for its newest checkpoint.
         output: The folder to write.
         format: `diffusers`: a pipeline for stock diffusers; `network` (or `unet`, its earlier
             name): the denoising network and its scheduler, for a pipeline of the teacher; `onnx`:
             one graph from noise and tokens to images, with the tokenizer.
-        dtype: Of the weights of all networks. In float16 the VAE of some teachers
-            (Stable Diffusion XL's is known for it) makes numbers that are too large, and so black
-            images; bfloat16 has float32's range.
-        num_steps: Steps of the generator, by default the training's. One step needs classes of
-            diffusers alone; for more, diffusers runs a scheduler that is saved with the folder, if
-            it is told trust_remote_code=True.
+        dtype: Precision of the weights of all networks. In float16 the VAE of some teachers
+            overflows and gives black images, for example Stable Diffusion XL's; bfloat16 has
+            float32's range.
+        num_steps: Steps of the generator; by default the training's. One step needs only classes
+            of diffusers. For more steps, diffusers runs a scheduler that is saved in the folder,
+            with trust_remote_code=True.
         resolution: Side of the images in pixels; by default the training's.
-        teacher: Where the teacher lies; by default where it lay in the training.
-        license: Licence for the card, as the Hub names it; by default the teacher's, if its own
-            card says.
-        push_to_hub: Upload the folder to this Hub id (owner/name) too.
-        private: Make it a private one.
+        teacher: Folder or Hub id of the teacher; by default the one of the training.
+        license: Licence in the model card, by the Hub's name; by default the teacher's, if its own
+            card states it.
+        push_to_hub: Also upload the folder to this Hub id (owner/name).
+        private: Make the repository on the Hub private.
         overwrite: Replace an earlier export in the output folder.
 
     Raises:
-        UsageError: For anything that cannot be exported as it is asked for.
+        UsageError: If the options do not go together, or the generator cannot be exported.
     """
     import torch
     from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -117,7 +117,7 @@ def export(
             _save(found, temporary, layout, steps, getattr(torch, dtype))
             write_card(temporary, facts)
         for leftover in root.parent.glob(f".{glob.escape(root.name)}.*.tmp"):
-            remove(leftover)  # of a command that was killed
+            remove(leftover)  # of a killed command
     rank_zero_info(f"The generator is in {root}; its README.md says how to use it.")
     if not facts.license:
         rank_zero_warn("The teacher's licence is not known. Give it with --license.")
@@ -126,7 +126,7 @@ def export(
 
 
 def _check_output(root: Path, overwrite: bool) -> None:
-    """Refuse to replace anything, unless it is an export and that is asked for."""
+    """Reject a non-empty output folder, unless it is an export and `overwrite` is set."""
     if not root.exists():
         return
     names = {path.name for path in root.iterdir()} if root.is_dir() else {root.name}
@@ -134,13 +134,13 @@ def _check_output(root: Path, overwrite: bool) -> None:
         return
     what = f"--output: {str(root)!r} is not empty: it holds {sorted(names)[0]!r}."
     if not _is_export(root):
-        raise UsageError(f"{what} Choose another folder: what is no export is never replaced.")
+        raise UsageError(f"{what} Choose another folder, since only an export can be replaced.")
     if not overwrite:
         raise UsageError(f"{what} Choose another folder, or give --overwrite to replace it.")
 
 
 def _is_export(root: Path) -> bool:
-    """Tell whether this project has written a folder: by its card, or by its scheduler's t_init."""
+    """Return True if a folder is an export: by its card, or by its scheduler's t_init."""
     from sid_lsg.export.exported import read_exported
     from sid_lsg.export.facts import CARD
 
@@ -154,7 +154,7 @@ def _is_export(root: Path) -> bool:
 
 
 def _history(checkpoint: "OpenCheckpoint", found: "Trained") -> dict[str, Any]:
-    """Read how long the training was, and the scores of just this generator in its directory."""
+    """Read the length of the training, and the scores of this generator, in the run directory."""
     from sid_lsg.files.weights import weights_hash
 
     iterations = checkpoint.iterations
@@ -170,7 +170,7 @@ def _history(checkpoint: "OpenCheckpoint", found: "Trained") -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a JSON object; none where there is no such file."""
+    """Read a JSON object; return {} if there is no such file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -195,6 +195,6 @@ def _save(found: "Trained", folder: Path, layout: Layout, steps: int, dtype: "to
     save_graph(found.teacher, folder, found.t_init, steps)
     difference = check_graph(found.teacher, folder, found.t_init, steps)
     rank_zero_info(
-        f"Two images of the graph in onnxruntime differ from PyTorch's by {difference:.2g} at most "
+        f"Two images of the graph in onnxruntime differ from PyTorch's by at most {difference:.2g} "
         "(their range is [-1, 1])."
     )

@@ -43,7 +43,7 @@ from sid_lsg.training.trainer_options import check_trainer
 
 _DESCRIPTION = """Distil a teacher into a one-step generator.
 
-Start from a config, and change what you like on the command line:
+Start from a config, and override its options on the command line:
 
   python -m sid_lsg.cli fit --config configs/lsg.yaml --data.prompts prompts.txt
 """
@@ -54,29 +54,29 @@ class _FitParser(Parser, LightningArgumentParser):
 
 
 class SiDCLI(LightningCLI):
-    """LightningCLI with this project's callbacks as options and everything in one run directory."""
+    """LightningCLI with this project's callbacks as options, and one run directory."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        """Make the strategies known, and compute in float32 unless the run chooses otherwise."""
+        """Register the strategies, and disable TF32 unless the run enables it."""
         register_strategies()
         allow_tf32(False)
         super().__init__(*args, **options)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Make a parser whose errors are one message."""
+        """Create a parser that prints an error as one message."""
         parser = _FitParser(**kwargs)
         parser.add_config()
         return parser
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Offer `fit`; there is no validation loop, since callbacks evaluate."""
+        """Return only `fit`: there is no validation loop, since callbacks evaluate."""
         return {"fit": LightningCLI.subcommands()["fit"]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callbacks, and one seed for all."""
+        """Add the options of the callbacks, and link all seeds to one."""
         parser.add_lightning_class_args(Interruption, "interruption")
-        # Before the others: what they do after an iteration is not its time.
+        # Before the others, whose work after an iteration is not part of its time.
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(ImageGrid, "image_grid")
@@ -89,29 +89,29 @@ class SiDCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the checkpoint unread: Lightning would load all of it, to find hyperparameters."""
+        """Do nothing; Lightning would load the whole checkpoint to find hyperparameters."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Reject earlier names of options; in a W&B sweep, whose file may be older, read them."""
+        """Reject earlier names of options; replace them in a W&B sweep, which may be older."""
         given = sys.argv[1:] if args is None else args
         read = current_arguments(given, sweep=sweep_run() is not None)
         super().parse_arguments(parser, args if read == given else read)
 
     def _set_seed(self) -> None:
-        """Refuse what is no seed: Lightning takes true for a random one, which nothing repeats."""
+        """Reject invalid seeds: Lightning would draw a random seed for `true`."""
         seed = self.config[self.subcommand].seed_everything
         if isinstance(seed, bool) or not 0 <= int(seed) < 2**32:
             refuse("seed_everything", seed, "a number from 0 to 4294967295")
         super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
-        """Refuse what cannot work before anything is built, let alone downloaded."""
+        """Reject invalid options before anything is built or downloaded."""
         hide_progress_bars()
         config = self.config[self.subcommand]
         config.weights_only = True  # a checkpoint is data, never code
         continue_requeued(config)
         check_trainer(config.trainer)
-        if config.trainer.enable_progress_bar is False:  # Lightning refuses any bar beside that
+        if config.trainer.enable_progress_bar is False:  # Lightning then rejects our bar
             config.trainer.enable_progress_bar, config.progress.refresh_rate = None, 0
         training_files(config.data.prompts)
         real = config.model.real_data
@@ -121,16 +121,16 @@ class SiDCLI(LightningCLI):
         self.resumed = check_files(config)
 
     def before_fit(self) -> None:
-        """Check batch and optimizers, and read the prompts, before the run directory is made."""
+        """Check batch and optimizers, and read the prompts, before the run directory is created."""
         micro, batch = self.model.micro_batch_size, self.datamodule.batch_size
         share = batch // self.trainer.world_size
         if micro is not None and share % micro:
             raise UsageError(
                 f"--data.batch_size: {batch} prompts on {self.trainer.world_size} process(es) are "
-                f"{share} each, which micro-batches of {micro} do not divide. Change "
+                f"{share} each, which is not a multiple of the micro-batch {micro}. Change "
                 "--data.batch_size or --model.micro_batch_size."
             )
-        # The prompts are read now, so that a run that cannot start leaves no trace.
+        # Read the prompts now, so that a run that cannot start writes no files.
         self.datamodule.trainer = self.trainer
         self.datamodule.setup("fit")
         config, strategy = self.config[self.subcommand], self.trainer.strategy
@@ -144,19 +144,23 @@ class SiDCLI(LightningCLI):
             self.resumed = None  # a deleted file occupies the disk while it is open
 
     def fit(self, **options: Any) -> None:
-        """Train in the run directory, which is this run's alone meanwhile."""
+        """Train in the run directory, which is locked for this run."""
         root = Path(self.trainer.default_root_dir)
         with run_directory(root, resumes=is_of_run(options["ckpt_path"], root)):
             self.trainer.fit(**options)
 
 
 def fit(arguments: Sequence[str]) -> None:
-    """Distil a teacher, as the options say."""
+    """Distil a teacher into a one-step generator.
+
+    Args:
+        arguments: Options of `fit`.
+    """
     line = [*arguments] if "fit" in arguments else ["fit", *arguments]
     SiDCLI(
         SiDLSG,
         PromptDataModule,
-        # Lightning warns of arguments that are given beside the program's own.
+        # Lightning warns if arguments are passed although the program has its own.
         args=None if line == sys.argv[1:] else line,
         seed_everything_default=0,
         auto_configure_optimizers=False,

@@ -1,4 +1,4 @@
-"""The options of `fit` for tools that look at a run before it is one: read, and nothing built."""
+"""Parse the options of `fit` for other commands, without building anything."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,24 +14,24 @@ from sid_lsg.training.module import SiDLSG
 
 
 class FitOptions(SiDCLI):
-    """The options of `fit`, with a tool's own after `--COMMAND.`.
+    """The options of `fit`, and a command's own after `--COMMAND.`.
 
     Attributes:
-        config: The options, as they were given.
+        config: The parsed options.
     """
 
     config: Namespace
 
     def __init__(self, tool: Callable[..., Any], options: type, args: Sequence[str]) -> None:
-        """Read the options.
+        """Parse the options.
 
         Args:
-            tool: The tool's function, whose name is the command's.
-            options: A dataclass of its own options.
+            tool: The function of the command, with the same name.
+            options: A dataclass of the command's own options.
             args: The command line after the command.
         """
         self._own = options, tool.__name__
-        arguments, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns where it finds others there
+        arguments, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns about other arguments there
         try:
             super().__init__(
                 SiDLSG,
@@ -50,7 +50,7 @@ class FitOptions(SiDCLI):
             sys.argv = arguments
 
     def module(self, changes: Mapping[str, Any]) -> SiDLSG:
-        """Make a module as the options say, but for some of `--model.`, by their dotted names."""
+        """Create the module, with changes of `--model.` by dotted names."""
         model = self.config.model.clone()
         for name, value in changes.items():
             model[name] = value
@@ -58,20 +58,20 @@ class FitOptions(SiDCLI):
         return made
 
     def add_arguments_to_parser(self, parser: Any) -> None:
-        """Add the tool's own options."""
+        """Add the command's own options."""
         parser.add_dataclass_arguments(*self._own)
         super().add_arguments_to_parser(parser)
-        for name in ("ckpt_path", "weights_only"):  # a run's own config.yaml has them
+        for name in ("ckpt_path", "weights_only"):  # a run's config.yaml contains them
             parser.add_argument(f"--{name}", default=None, help=SUPPRESS)
 
     def _set_seed(self) -> None:
-        """Draw nothing."""
+        """Do nothing: no seed is needed."""
 
     def before_instantiate_classes(self) -> None:
-        """Need no prompts and no run directory."""
+        """Do nothing: no prompts or run directory are needed."""
 
     def instantiate_classes(self) -> None:
-        """Build nothing."""
+        """Do nothing: only the options are needed."""
 
     def after_instantiate_classes(self) -> None:
-        """Have no optimizers to configure."""
+        """Do nothing: there are no optimizers to configure."""

@@ -1,4 +1,4 @@
-"""`generate`: pictures of prompts, in a folder."""
+"""`generate`: write images of prompts to a folder."""
 
 import os
 from collections.abc import Sequence
@@ -39,41 +39,43 @@ def generate(
     num_nodes: int = 1,
     progress: bool = True,
 ) -> None:
-    """Make pictures of prompts.
+    """Generate images of prompts.
 
-    Writes PNG files that hold their prompt, seed and model, a contact sheet, and metadata.jsonl to
-    the output folder. An interrupted command continues where it stopped.
+    Writes to the output folder: PNG files that contain their prompt, seed and model, a contact
+    sheet, and metadata.jsonl. The same command continues after an interruption.
 
     Args:
-        model: A run directory or a checkpoint of it, a folder that this project exported, any
-            diffusers folder, or a Hub id.
-        prompt: What to show.
-        prompts: Instead: files of prompts, as for `fit`. The image of line i (from 0, blank lines
-            count) has the file name i and, unless --seeds are given, the seed i.
+        model: A run directory, one of its checkpoints, an exported folder, any diffusers folder, or
+            a Hub id.
+        prompt: A prompt.
+        prompts: Files of prompts, as for `fit`, instead of one prompt. The image of line i (from 0,
+            counting blank lines) has file name i and, without --seeds, seed i.
         column: Column of the prompts in .jsonl, .csv and .parquet files.
-        seeds: Seeds, such as 0-9,42; each prompt is shown with each of them. By default 0.
-        output: Folder of the pictures.
-        num_steps: Steps: the training's by default for a generator, to be given for all others.
-        sampler: `generator`: as the training samples; `ddim`: a teacher, as the training's own
-            comparison samples it; `pipeline`: the model's own diffusers pipeline and scheduler;
-            `auto`: `generator` for what this project trained, else `pipeline`.
-        guidance: Guidance scale, to be given for all but generators; 0 and 1 mean none. `ddim`
-            takes nothing between them.
+        seeds: Seeds, for example 0-9,42; there is an image of each prompt with each seed. By
+            default 0 for one prompt.
+        output: Folder to write the images to.
+        num_steps: Sampling steps; by default those of the training for a generator of this project,
+            required for other models.
+        sampler: `generator`: as in training. `ddim`: a teacher, as in the training's final
+            comparison. `pipeline`: the diffusers pipeline and scheduler of the model. `auto`:
+            `generator` for generators of this project, otherwise `pipeline`.
+        guidance: Guidance scale; required for models that are not generators of this project. 0 and
+            1 mean no guidance; `ddim` accepts no value between them.
         resolution: Side of the images in pixels; by default the model's.
-        dtype: Of the networks.
-        batch_size: Images at a time.
-        exact: Send each image through the networks alone: files are then identical whatever the
-            batch size and the number of devices. Otherwise a whole batch goes through together,
-            which is faster, and a pixel may differ by a grey level.
-        npz: Write images.npz too: images [N, H, W, 3] uint8, seeds [N], prompts [N].
-        overwrite: Replace what an earlier command has made in the output folder.
+        dtype: Precision of the networks.
+        batch_size: Images per batch.
+        exact: Run the networks on one image at a time, so files do not depend on the batch size and
+            the number of devices. Otherwise they run on a whole batch, which is faster, but a pixel
+            may differ by a grey level.
+        npz: Also write images.npz: images [N, H, W, 3] uint8, seeds [N], prompts [N].
+        overwrite: Replace the results of an earlier command in the output folder.
         accelerator: auto, cpu, gpu, ...
-        devices: How many devices of a machine; each makes its share.
-        num_nodes: How many machines.
+        devices: Number of devices per machine, which share the images.
+        num_nodes: Number of machines.
         progress: Show a progress bar.
 
     Raises:
-        UsageError: For anything that cannot be made as it is asked for.
+        UsageError: If the options or the model do not allow these images.
     """
     if batch_size < 1:
         refuse("batch_size", batch_size, "at least 1")
@@ -89,7 +91,7 @@ def generate(
     root = Path(output).expanduser()
     folder = ImageFolder(root, requests, overwrite)
     check_writable(root, "output")
-    if exact and devices > 1:  # the processes are to add up in the order in which one would
+    if exact and devices > 1:  # so that sums are in the same order as in one process
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     fabric = launch(accelerator, devices, num_nodes)
     source = load_model(model, sampler, num_steps, guidance, resolution, dtype, fabric.device)
@@ -113,10 +115,10 @@ def generate(
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Read numbers and ranges of numbers, such as 0-9,42; both ends of a range belong to it.
+    """Parse numbers and inclusive ranges, such as 0-9,42.
 
     Raises:
-        UsageError: If it is anything else.
+        UsageError: If the text is anything else, or a seed appears twice.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -124,25 +126,25 @@ def parse_seeds(text: str) -> list[int]:
         ends = (first, last) if dash else (first, first)
         if not all(end.strip().isdecimal() for end in ends):
             raise UsageError(
-                f"--seeds: {part.strip()!r} is no number and no range of numbers. Give seeds such "
-                "as 0-9,42."
+                f"--seeds: {part.strip()!r} is neither a number nor a range. Give seeds such as "
+                "0-9,42."
             )
         begin, end = map(int, ends)
         if end < begin or end >= 2**64 or len(seeds) + end - begin >= _MOST_SEEDS:
             raise UsageError(
-                f"--seeds: {part.strip()!r} is empty or too large. Ranges begin with the smaller "
-                f"number; seeds are below 2**64, and at most {_MOST_SEEDS:,}."
+                f"--seeds: {part.strip()!r} is empty or too large. Ranges start with the smaller "
+                f"number. Seeds are below 2**64, and there can be {_MOST_SEEDS:,} at most."
             )
         seeds += range(begin, end + 1)
     if len(set(seeds)) < len(seeds):
-        raise UsageError(f"--seeds: {text!r} names a seed twice. Name each once.")
+        raise UsageError(f"--seeds: {text!r} contains a seed twice. Give each seed once.")
     return seeds
 
 
 def _requests(
     prompt: str | None, prompts: str | list[str] | None, column: str | None, seeds: str | None
 ) -> "list[ImageRequest]":
-    """List the images: every prompt with every seed."""
+    """List the images: each prompt with each seed."""
     from sid_lsg.data.corpus import find_files, read_corpus
     from sid_lsg.generation.image_files import ImageRequest
 
@@ -150,16 +152,16 @@ def _requests(
         raise UsageError('Give either --prompt "..." or --prompts FILE.')
     if prompt is not None:
         if not prompt.strip():
-            raise UsageError("--prompt is empty. Say what the picture is to show.")
+            raise UsageError("--prompt is empty. Give a description of the image.")
         try:
             prompt.encode()
         except UnicodeEncodeError:
             raise UsageError(
-                "--prompt is not UTF-8. Give it so, or in a file by --prompts."
+                "--prompt is not UTF-8. Give UTF-8, or a file with --prompts."
             ) from None
         lines = [(0, prompt.strip())]
     elif not prompts:
-        raise UsageError("--prompts is empty. Name a file with a prompt per line.")
+        raise UsageError("--prompts is empty. Give a file with one prompt per line.")
     else:
         corpus = read_corpus(find_files(prompts, "--prompts"), column, "--prompts")
         lines = [(corpus.row(position), text) for position, text in enumerate(corpus)]
@@ -174,12 +176,12 @@ def _requests(
 
 
 def _warn_of_cuts(source: "ImageModel", requests: "Sequence[ImageRequest]") -> None:
-    """Say what of long prompts the model does not see."""
+    """Warn about parts of long prompts that the model does not see."""
     from lightning.pytorch.utilities import rank_zero_warn
 
     texts = dict.fromkeys(request.prompt for request in requests)
     cut = [(text, lost) for text in texts if (lost := source.cut_off(text))]
     for text, lost in cut[:_SHOWN_CUTS]:
-        rank_zero_warn(f"The prompt {text[:40]!r}... is too long: not seen is {lost!r}.")
+        rank_zero_warn(f"The prompt {text[:40]!r}... is too long: the model does not see {lost!r}.")
     if len(cut) > _SHOWN_CUTS:
         rank_zero_warn(f"{len(cut) - _SHOWN_CUTS} more prompts are too long.")

@@ -1,4 +1,4 @@
-"""`import-official`: a generator that the official code has pickled, as a diffusers folder."""
+"""`import-official`: convert a generator of the official code to a diffusers folder."""
 
 import reprlib
 from pathlib import Path
@@ -25,25 +25,25 @@ def import_official(
     revision: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Turn a generator that the official SiD-LSG code has saved into a diffusers folder.
+    """Convert a generator that the official SiD-LSG code has saved to a diffusers folder.
 
-    The official files are pickled Python objects, which can run any program when they are loaded.
-    Nothing of the file is run here: its weights are read as data, and a file that holds anything
-    but networks is refused. The folder is as `fit` and `export` write it, in float32.
+    The official files are pickled Python objects, which can execute any code when they are loaded.
+    This command executes none: it reads the weights as data, and rejects a file that contains
+    anything but networks. The folder has the format of `fit` and `export`, in float32.
 
     Args:
         checkpoint: The .pkl file.
         base: The model that was distilled: a diffusers folder or a Hub id, for example
             stable-diffusion-v1-5/stable-diffusion-v1-5. All but the network's weights come from it.
         output: The folder to write.
-        key: Which of the file's networks is the generator.
-        t_init: The timestep at which the generator was trained; of the released ones it is in the
-            file's name (t625).
+        key: Name of the generator's network in the file.
+        t_init: The timestep at which the generator was trained; the names of the released files
+            contain it (t625).
         revision: Branch, tag or commit of the base on the Hub.
-        overwrite: Replace the output folder, if a diffusers model is in it.
+        overwrite: Replace the output folder, if it contains a diffusers model.
 
     Raises:
-        UsageError: If the file is refused, does not fit the base, or the folder cannot be written.
+        UsageError: If the file is rejected, does not fit the base, or the folder cannot be written.
     """
     import torch
     from lightning.pytorch.utilities import rank_zero_info
@@ -71,7 +71,7 @@ def import_official(
 
 
 def _check_output(folder: Path, sources: dict[str, str], overwrite: bool) -> None:
-    """Refuse to replace what nobody asked to replace."""
+    """Reject an output that is not an empty folder, or a model to overwrite."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output: {str(folder)!r} is not a folder. Choose another name.")
     if not folder.exists() or not any(folder.iterdir()):
@@ -85,7 +85,7 @@ def _check_output(folder: Path, sources: dict[str, str], overwrite: bool) -> Non
 def _check_fit(
     stored: "dict[str, StoredTensor]", own: "dict[str, torch.Tensor]", checkpoint: str, base: str
 ) -> None:
-    """Refuse a network of other names, shapes or precision than the base's."""
+    """Reject a network whose names, shapes or precision do not fit the base's."""
     import torch
 
     from sid_lsg.files.weights import first_difference
@@ -106,7 +106,7 @@ def _check_fit(
 
 
 def _warn_of_options(recorded: dict[str, Any], own: dict[str, Any]) -> None:
-    """Say in which options the networks differ, since these do not show in the weights."""
+    """Warn about options that differ from the base's, which the weights do not show."""
     from lightning.pytorch.utilities import rank_zero_warn
 
     def plain(value: Any) -> Any:
@@ -119,6 +119,6 @@ def _warn_of_options(recorded: dict[str, Any], own: dict[str, Any]) -> None:
             f"{name} {reprlib.repr(recorded[name])} (here {own[name]!r})" for name in differing
         )
         rank_zero_warn(
-            f"The generator was saved with other options than the base's: {each}. If its pictures "
+            f"The generator was saved with other options than the base's: {each}. If its images "
             "are wrong, --base is not the model from which it was distilled."
         )

@@ -1,4 +1,4 @@
-"""The parser of the commands: a mistake is answered by one message."""
+"""Parse the options of commands, with errors as one message."""
 
 import re
 import sys
@@ -24,10 +24,10 @@ class _ConfigFile(ActionConfigFile):
 
 
 class Parser(ArgumentParser):
-    """A parser that answers a mistake with the mistake, not with 200 lines of usage."""
+    """A parser that prints an error as one message instead of the usage of all options."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Name what was wrong, and where to look it up."""
+        """Print what is wrong and the command for help, and exit with status 2."""
         message = re.sub(r'Parser key "([\w.]+)":\s*', r"--\1: ", message.strip())
         numbers = re.search(r"(Got|Given) value: -?(nan|inf)", message)
         hint = " Give a finite number." if numbers else ""
@@ -38,22 +38,22 @@ class Parser(ArgumentParser):
         fail(f"{message}.{hint} `{command} --help` explains every option.")
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
-        """Read a configuration, which may be one of an earlier version."""
+        """Parse a configuration, which may be of an earlier version."""
         return super().parse_string(current_text(content), *args, **kwargs)
 
     def add_config(self) -> None:
-        """Take options from files too."""
+        """Add the `--config` option."""
         self.add_argument(
             "-c",
             "--config",
             action=_ConfigFile,
-            help="A YAML file with any of these options; package:configs/... names a shipped one. "
-            "Several are merged, the last one wins.",
+            help="A YAML file with any of these options, or package:configs/... for one that comes "
+            "with this package. Of several files, later ones take precedence.",
         )
 
 
 def call(function: Callable[..., Any], command: str, arguments: Sequence[str]) -> None:
-    """Call a command's function with its options, which are the function's parameters."""
+    """Parse the options, which are the function's parameters, and call the function."""
     parser = Parser(prog=f"{PROGRAM} {command}", description=description(function))
     parser.add_config()
     parser.add_function_arguments(function, as_group=False)
@@ -64,10 +64,10 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str]) -
 
 
 def answer_help(function: Callable[..., Any], options: type, arguments: Sequence[str]) -> None:
-    """Answer `--help` of a command that takes the options of `fit`, without loading those.
+    """Print the help of a command that accepts the options of `fit`, without loading those.
 
     Args:
-        function: The command's function, whose name is the command's.
+        function: The function of the command, with the same name.
         options: A dataclass of the command's own options.
         arguments: The command line after the command.
     """
@@ -76,7 +76,7 @@ def answer_help(function: Callable[..., Any], options: type, arguments: Sequence
     parser = Parser(
         prog=f"{PROGRAM} {function.__name__}",
         description=description(function),
-        epilog=f"All options of `fit` are taken too: `{PROGRAM} fit --help` explains them.",
+        epilog=f"All options of `fit` are accepted too: see `{PROGRAM} fit --help`.",
     )
     parser.add_config()
     parser.add_class_arguments(options, function.__name__)
@@ -85,7 +85,7 @@ def answer_help(function: Callable[..., Any], options: type, arguments: Sequence
 
 
 def _prepare() -> None:
-    """Compute in float32, and hide the bars of libraries. It imports them, so parse first."""
+    """Disable TF32 and progress bars of libraries. This imports the libraries, so parse first."""
     from sid_lsg.messages.quiet import hide_progress_bars
     from sid_lsg.networks.precision import allow_tf32
 
@@ -94,5 +94,5 @@ def _prepare() -> None:
 
 
 def description(function: Callable[..., Any]) -> str:
-    """Return what a function's docstring says before its arguments."""
+    """Return a function's docstring up to its arguments."""
     return (function.__doc__ or "").split("\n\n    Args")[0]

@@ -1,4 +1,4 @@
-"""`prepare-coco`: the paper's evaluation set, from the files that COCO distributes."""
+"""`prepare-coco`: create the paper's evaluation set from COCO's files."""
 
 import json
 from pathlib import Path
@@ -23,21 +23,22 @@ def prepare_coco(
     accelerator: str = "auto",
     progress: bool = True,
 ) -> None:
-    """Make the caption list and the reference statistics of COCO.
+    """Create the caption list and the reference statistics of COCO.
 
-    Writes captions.jsonl (an image's file and one of its captions, for all images), prompts.txt
-    (`num_prompts` of them, to be sampled) and reference-PROTOCOL.safetensors.
+    Writes captions.jsonl (file name and one caption of every image), prompts.txt (`num_prompts` of
+    these captions, to sample) and reference-PROTOCOL.safetensors.
 
     Args:
-        annotations: captions_val2014.json.
-        images: The folder val2014/. Without it, no statistics.
-        output: Where to write.
-        num_prompts: How many images' captions to sample; 30,000 in the paper.
-        seed: Chooses them, and each image's caption.
-        protocol: How images become features, as for `evaluate`.
-        inception: TorchScript file of Inception for clean256; by default fetched once and checked.
+        annotations: The file captions_val2014.json.
+        images: The folder val2014/. By default no statistics are computed.
+        output: Folder to write to.
+        num_prompts: Number of captions in prompts.txt; 30,000 in the paper.
+        seed: Seed for the choice of images and captions.
+        protocol: Features of the images, as for `evaluate`.
+        inception: TorchScript file of Inception for clean256; by default downloaded once and
+            verified.
         clip: CLIP model of the protocols `clip` and `fast`.
-        batch_size: Images at a time.
+        batch_size: Images per batch.
         accelerator: auto, cpu, gpu, ...
         progress: Show a progress bar.
 
@@ -57,8 +58,8 @@ def prepare_coco(
     chosen = _captions(annotations, seed)
     if num_prompts > len(chosen) or num_prompts < 1:
         raise UsageError(
-            f"--num_prompts: {num_prompts} of {len(chosen)} images with captions. Give 1 to "
-            f"{len(chosen)}."
+            f"--num_prompts: {num_prompts}, but there are {len(chosen)} images with captions. Give "
+            f"1 to {len(chosen)}."
         )
     files = _files(images, chosen) if images else []
     device = launch(accelerator, devices=1).device
@@ -79,7 +80,7 @@ def prepare_coco(
         with replacing(root / "prompts.txt") as temporary:
             text = "".join(f"{chosen[names[place]]}\n" for place in order)
             temporary.write_text(text, encoding="utf-8")
-    print(f"{len(chosen)} captions, {num_prompts} of them to be sampled: {root / 'prompts.txt'}")
+    print(f"{len(chosen)} captions; {num_prompts} of them are in {root / 'prompts.txt'}")
     if chain is None:
         return
     bar = "reference" if progress else None
@@ -92,7 +93,7 @@ def prepare_coco(
 
 
 def _captions(annotations: str, seed: int) -> dict[str, str]:
-    """Choose one caption for each image: file name to caption, in the order of the names."""
+    """Choose one caption per image; return file name to caption, sorted by name."""
     import torch
 
     try:
@@ -104,7 +105,7 @@ def _captions(annotations: str, seed: int) -> dict[str, str]:
             captions.setdefault(names[entry["image_id"]], []).append(text)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"--annotations: {annotations!r} is not a file of COCO's captions ({error!r}). Give "
+            f"--annotations: {annotations!r} is not a COCO caption file ({error!r}). Give "
             "captions_val2014.json from COCO's annotations_trainval2014.zip."
         ) from error
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""`study`: a grid of fits, scored alike, as tables and plots."""
+"""`study`: run a grid of fits, and compare their scores in tables and plots."""
 
 import os
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ TABLE = "results.md"
 
 @dataclass
 class _NoOptions:
-    """No options: a run of a study has only those of `fit`."""
+    """No options, since a run of a study has only those of `fit`."""
 
 
 def study(
@@ -48,34 +48,34 @@ def study(
 ) -> None:
     """Run a grid of fits, one for each point and seed, and compare their scores.
 
-    Writes runs.jsonl (a line per run), evaluations.csv (a row per evaluation), results.md and plots
-    to the output folder, and the runs to its runs/. The same command continues after an
-    interruption; what is finished is not run again.
+    Writes runs.jsonl (one line per run), evaluations.csv (one row per evaluation), results.md and
+    plots to the output folder, and the runs to its runs/. The same command continues after an
+    interruption, and skips finished runs.
 
     Args:
         output: Folder of the study.
-        base: Configs of `fit` that all runs start from.
+        base: Configs of `fit` for all runs.
         options: Options of `fit` for all runs, by dotted names.
-        series: The runs: named series of points, a point being options of `fit`.
+        series: The runs: named series of points. A point is a set of options of `fit`.
         seeds: Seeds of each point.
-        images: Images that each run sees: it decides --trainer.max_steps.
-        teacher: Settings at which the teacher is scored too.
-        generator_steps: Score each run's generator at these numbers of steps too.
-        prompt_files: Prompt files to make of others, by name; options call them
+        images: Number of images that each run sees; sets --trainer.max_steps.
+        teacher: Also score the teacher, at these settings.
+        generator_steps: Also score each run's generator at these numbers of steps.
+        prompt_files: Prompt files to derive from others, by name. Options refer to them as
             study:prompts/NAME.txt.
-        processes: Runs at a time.
-        threads: Threads of each; by default an equal share of the cores.
-        accelerator: Where they run (cpu, gpu), whatever their configs say. The numbers are the same
-            up to rounding, so a study may go on elsewhere.
-        keep_checkpoints: Keep a finished run's checkpoints, beside its generator.
-        error_bars: Spread over the seeds: the standard deviation (std), or the standard error of
-            the mean (sem).
-        results: Run nothing; make the table and plots from the runs.jsonl and evaluations.csv in
-            this folder, or in several.
-        dry_run: Run nothing; list what would be run.
+        processes: Number of runs at a time.
+        threads: Threads per run; by default an equal share of the cores.
+        accelerator: Accelerator of all runs (cpu, gpu); by default that of their configs. It
+            changes the numbers only by rounding, so a study can continue on another one.
+        keep_checkpoints: Keep the checkpoints of finished runs, in addition to their generators.
+        error_bars: Spread over the seeds: standard deviation (std), or standard error of the mean
+            (sem).
+        results: Run nothing, but make the table and plots from runs.jsonl and evaluations.csv in
+            this folder, or in several folders.
+        dry_run: Only list the runs.
 
     Raises:
-        UsageError: If something cannot be run as it is asked for, or some runs failed.
+        UsageError: If an option is invalid, or some runs failed.
     """
     from sid_lsg.commands.fit_options import FitOptions
     from sid_lsg.study.collect import collect
@@ -135,8 +135,8 @@ def study(
     if failures:
         listed = "\n  ".join(failures)
         raise UsageError(
-            f"{len(failures)} of the study's tasks failed; the tables and plots are of the others. "
-            f"The same command tries these again:\n  {listed}"
+            f"{len(failures)} of the study's tasks failed; the tables and plots show the others. "
+            f"Run the same command to try these again:\n  {listed}"
         )
 
 
@@ -153,7 +153,7 @@ def report(rows: "list[Row]", error_bars: ErrorBars, root: Path) -> None:
 
 
 def listing(asked: Study, runs: "list[Run]") -> str:
-    """Say what would be run, and how much work it is."""
+    """List the runs and their cost."""
     from sid_lsg.study.tasks import jobs
 
     todo = [task for job in jobs(asked, runs) for task in job]
@@ -162,18 +162,18 @@ def listing(asked: Study, runs: "list[Run]") -> str:
     return (
         f"{len(runs)} fits, {sum(run.images for run in runs):,} images, "
         f"{len(todo) - len(runs)} evaluations of models; "
-        f"{evaluations:,.0f} evaluations of networks:\n" + "\n".join(lines)
+        f"{evaluations:,.0f} network evaluations:\n" + "\n".join(lines)
     )
 
 
 def cores() -> int:
-    """Count the cores that this process may use."""
+    """Return the number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def check_series(arguments: Sequence[str]) -> None:
-    """Reject `--series NAME`: the option defines series; it does not select among a config's.
+    """Reject `--series NAME`: the option defines series and does not select from a config's.
 
     Args:
         arguments: The command's arguments, with readable configs.
@@ -188,16 +188,16 @@ def check_series(arguments: Sequence[str]) -> None:
             series = content.get("series") if isinstance(content, dict) else None
             known += series if isinstance(series, dict) else ()
         elif option == "--series" and _is_name(value):
-            there = f" (those of the configs are {', '.join(map(str, known))})" if known else ""
+            there = f" (the configs define {', '.join(map(str, known))})" if known else ""
             raise UsageError(
                 f"--series: {value!r} has no points. The option defines series, as configs/study "
-                f"do; it does not select any{there}. To run only some series, keep those in a copy "
-                "of the config."
+                f"do; it does not select any{there}. To run only some series, remove the others "
+                "in a copy of the config."
             )
 
 
 def _is_name(value: str) -> bool:
-    """Return whether a value is a single word; invalid YAML is left to the parser's message."""
+    """Return True if a value is a single word; the parser reports invalid YAML."""
     try:
         return isinstance(yaml.safe_load(value), str)
     except yaml.YAMLError:

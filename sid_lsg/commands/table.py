@@ -1,4 +1,4 @@
-"""The commands: a name, where it stands and what it does."""
+"""The list of commands."""
 
 from typing import NamedTuple
 
@@ -9,11 +9,11 @@ class Command(NamedTuple):
     """A command.
 
     Attributes:
-        module: The module of `sid_lsg.commands` and its function.
-        summary: What the command does, in a line.
-        of_fit: Whether it takes the options of `fit`. Its function then takes the arguments as they
-            were typed; any other function's parameters are the options.
-        check: A function of the module that checks the arguments before they are parsed.
+        module: Name of the module in `sid_lsg.commands` and of its function.
+        summary: A description in one line.
+        of_fit: True if it accepts the options of `fit`. Its function then takes the unparsed
+            arguments; otherwise the function's parameters are the options.
+        check: Name of a function in the module that checks the arguments before parsing.
     """
 
     module: str
@@ -24,23 +24,19 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "fit": Command("fit", "distil a teacher into a one-step generator", of_fit=True),
-    "generate": Command("generate", "make images of prompts"),
+    "generate": Command("generate", "generate images of prompts"),
     "app": Command("app", "try a generator in the browser, beside its teacher"),
-    "export": Command("export", "write a trained generator as a folder for other software"),
-    "consolidate": Command("consolidate", "make one file of a checkpoint that is a folder"),
-    "import-official": Command(
-        "import_official", "make an exported folder of an official checkpoint"
-    ),
+    "export": Command("export", "export a trained generator for other software"),
+    "consolidate": Command("consolidate", "convert a checkpoint folder into one file"),
+    "import-official": Command("import_official", "convert a checkpoint of the official code"),
     "evaluate": Command("evaluate", "score a model or a folder of images, and write a report"),
-    "prepare-coco": Command("prepare_coco", "make COCO's caption list and reference statistics"),
+    "prepare-coco": Command("prepare_coco", "create COCO's caption list and reference statistics"),
     "study": Command(
         "study",
         "run a grid of fits and compare their scores in tables and plots",
         check="check_series",
     ),
-    "estimate": Command(
-        "estimate", "estimate a fit's memory on each device, and its hours", of_fit=True
-    ),
+    "estimate": Command("estimate", "estimate the memory and the duration of a fit", of_fit=True),
     "benchmark": Command(
         "benchmark", "measure a fit's speed and memory on this machine", of_fit=True
     ),

@@ -1,4 +1,4 @@
-"""Load models from safetensors alone, and explain in one message what goes wrong."""
+"""Load models from safetensors files, and report failures as one message."""
 
 import json
 from collections.abc import Iterator
@@ -21,10 +21,14 @@ _ERRORS = (
 
 @contextmanager
 def explained(what: str, remedy: str) -> Iterator[None]:
-    """Turn errors of loading into one that says what to do.
+    """Convert errors of loading within the context to one message.
+
+    Args:
+        what: What failed, with the option, without a final period.
+        remedy: What to do, as a sentence.
 
     Raises:
-        UsageError: In place of what libraries raise, with its first line.
+        UsageError: Instead of errors of the libraries; quotes their first line.
     """
     try:
         yield
@@ -36,7 +40,7 @@ def explained(what: str, remedy: str) -> Iterator[None]:
 
 
 def load_network(kind: Any, location: str | Path, **options: Any) -> Any:
-    """Load a network of diffusers or transformers from safetensors alone.
+    """Load a network of diffusers or transformers from safetensors files.
 
     Args:
         kind: Its class.
@@ -63,20 +67,20 @@ def read_json(source: Source, file: str, revision: str | None = None) -> dict[st
         revision: Branch, tag or commit on the Hub.
 
     Returns:
-        None if the file does not exist or cannot be fetched.
+        The object; None if the file does not exist or cannot be downloaded.
 
     Raises:
-        ValueError: If the file holds something else.
+        ValueError: If the file is not a JSON object.
     """
     path = source.path / file
     if source.kind == "hub":
         try:
             path = Path(hf_hub_download(source.name, file, revision=revision))
-        except _ERRORS:  # without a network, or without that file
+        except _ERRORS:  # offline, or the file does not exist
             return None
     if not path.is_file():
         return None
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     return content

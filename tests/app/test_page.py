@@ -152,7 +152,7 @@ def test_truncated_text_is_shown_and_escaped(exported: str) -> None:
 def test_unusable_ports_and_hosts_are_rejected() -> None:
     with _listen("127.0.0.1", 0) as listening:
         port = listening.getsockname()[1]
-        with pytest.raises(UsageError, match=f"--port: {port} is taken on 127.0.0.1. Give another"):
+        with pytest.raises(UsageError, match=f"--port: {port} is in use on 127.0.0.1. Give"):
             _listen("127.0.0.1", port)
     with pytest.raises(UsageError, match="--host, --port: cannot listen on '198.51.100.1'"):
         _listen("198.51.100.1", 0)

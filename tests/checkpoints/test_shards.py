@@ -295,7 +295,7 @@ def test_consolidate_rejects_unusable_input(folder: Path) -> None:
     file = folder.with_name("file.ckpt")
     torch.save(content(), file)
     output = str(folder.with_name("output"))
-    with pytest.raises(UsageError, match="--ckpt_path: '.*file.ckpt' is one file already"):
+    with pytest.raises(UsageError, match="--ckpt_path: '.*file.ckpt' is already one file"):
         consolidate(str(file), output)
     with pytest.raises(UsageError, match="--ckpt_path: '.*none' does not exist"):
         consolidate(str(folder / "none"), output)

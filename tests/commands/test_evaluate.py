@@ -350,9 +350,9 @@ def test_two_processes_report_as_one(files: Files, tmp_path: Path) -> None:
         ({"devices": "0"}, "--devices"),
         ({"hpsv2": "{tmp}/none.pt"}, "--hpsv2"),
         ({"image_reward": "{tmp}/none.pt"}, "--image_reward"),
-        ({"hpsv2_tokenizer": "{tmp}"}, "--hpsv2_tokenizer is for --hpsv2, which is not given"),
-        ({"image_reward_tokenizer": "{tmp}"}, "--image_reward_tokenizer is for --image_reward"),
-        ({"captions": "{tmp}/none.txt"}, "--captions is for --images"),
+        ({"hpsv2_tokenizer": "{tmp}"}, "--hpsv2_tokenizer needs --hpsv2, which is not given"),
+        ({"image_reward_tokenizer": "{tmp}"}, "--image_reward_tokenizer needs --image_reward"),
+        ({"captions": "{tmp}/none.txt"}, "--captions needs --images"),
     ],
 )
 def test_bad_options_are_named(
@@ -380,14 +380,14 @@ def test_sampling_options_are_rejected_for_a_folder(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: dict[str, Any]
 ) -> None:
     line = folder_line(files, files.real, output=tmp_path / "out", **option)
-    assert f"--{next(iter(option))} is for --model" in refused(capsys, "evaluate", *line)
+    assert f"--{next(iter(option))} needs --model" in refused(capsys, "evaluate", *line)
 
 
 def test_column_needs_captions(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = folder_line(files, files.real, output=tmp_path / "out", column="text")
-    assert "--column is for --captions, which is not given" in refused(capsys, "evaluate", *line)
+    assert "--column needs --captions, which is not given" in refused(capsys, "evaluate", *line)
 
 
 def test_foreign_files_are_not_replaced(
@@ -401,7 +401,7 @@ def test_foreign_files_are_not_replaced(
     assert "contains a 'report.md' that no evaluation wrote" in message
     assert [(p.name, p.read_text()) for p in out.iterdir()] == [("report.md", "mine")]
     message = refused(capsys, "evaluate", *folder_line(files, files.real, output=files.real))
-    assert "holds the --images" in message
+    assert "is the folder of --images" in message
 
 
 def test_fewer_images_than_the_protocol_needs_are_rejected(
@@ -410,7 +410,7 @@ def test_fewer_images_than_the_protocol_needs_are_rejected(
     out = tmp_path / "out"
     line = folder_line(files, files.real, num_images=None, output=out)
     message = refused(capsys, "evaluate", *line)
-    assert "holds 9 images, and 10000 are asked for by the protocol clip" in message
+    assert "contains 9 images, but 10000 are needed by the protocol clip" in message
     assert "--num_images 9" in message
     assert not (out / "report.json").exists()
 

@@ -390,7 +390,7 @@ def test_a_nonempty_output_is_rejected(run: Path, tmp_path: Path) -> None:
     (out / "thesis.txt").unlink()
     (out / "unet").mkdir()
     (out / "unet" / "model.py").touch()  # could be a program's or a teacher's folder
-    assert "what is no export is never replaced" in refused(str(run), str(out), overwrite=True)
+    assert "only an export can be replaced" in refused(str(run), str(out), overwrite=True)
     shutil.rmtree(out)
     export(str(run), str(out))
     (out / "model_index.json").write_text("earlier")

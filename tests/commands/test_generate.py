@@ -168,7 +168,7 @@ def test_the_archive_has_the_same_pixels(model: str, prompts: Path, tmp_path: Pa
 def test_a_truncated_prompt_warns(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.warns(UserWarning, match="too long: not seen is '.*the very End'"):
+    with pytest.warns(UserWarning, match="too long: the model does not see '.*the very End'"):
         main(line(model, tmp_path / "out", prompt="a cat and " * 40 + "the very End"))
 
 
@@ -246,13 +246,13 @@ def test_a_failed_command_without_images_can_be_corrected(
         ({"prompt": "caf\udce9"}, "--prompt is not UTF-8"),  # as Latin-1 bytes arrive
         ({"prompts": "[]"}, "--prompts is empty"),
         ({"prompts": "none.txt"}, "--prompts: there is no file 'none.txt'"),
-        ({"prompt": "a", "seeds": "one"}, "--seeds: 'one' is no number"),
-        ({"prompt": "a", "seeds": "1,,2"}, "--seeds: '' is no number"),
-        ({"prompt": "a", "seeds": "-3"}, "--seeds: '-3' is no number"),
+        ({"prompt": "a", "seeds": "one"}, "--seeds: 'one' is neither"),
+        ({"prompt": "a", "seeds": "1,,2"}, "--seeds: '' is neither"),
+        ({"prompt": "a", "seeds": "-3"}, "--seeds: '-3' is neither"),
         ({"prompt": "a", "seeds": "9-3"}, "--seeds: '9-3' is empty or too large"),
         ({"prompt": "a", "seeds": f"{2**64}"}, "is empty or too large"),
         ({"prompt": "a", "seeds": "0-99999999999"}, "is empty or too large"),
-        ({"prompt": "a", "seeds": "3,0-5"}, "names a seed twice"),
+        ({"prompt": "a", "seeds": "3,0-5"}, "contains a seed twice"),
         ({"prompt": "a", "batch_size": 0}, "--batch_size must be at least 1"),
         ({"prompt": "a", "num_steps": 0}, "--num_steps must be at least 1"),
         ({"prompt": "a", "num_steps": 601}, "--num_steps must be at most 600"),

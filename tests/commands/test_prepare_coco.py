@@ -125,9 +125,12 @@ def test_the_output_works_in_training_and_evaluation(coco: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--num_prompts", "8"], "--num_prompts: 8 of 7 images with captions. Give 1 to 7."),
-        (["--num_prompts", "0"], "--num_prompts: 0 of 7"),
-        (["--annotations", "none.json"], "--annotations: 'none.json' is not a file of COCO's"),
+        (
+            ["--num_prompts", "8"],
+            "--num_prompts: 8, but there are 7 images with captions. Give 1",
+        ),
+        (["--num_prompts", "0"], "--num_prompts: 0, but there are 7"),
+        (["--annotations", "none.json"], "--annotations: 'none.json' is not a COCO caption file"),
         (["--images", "none"], "--images: 'none' lacks 7 of 7 images, the first of them 'COCO_val"),
         (["--protocol", "clip", "--images", "{val}"], "--clip is missing"),
         (["--output", "{file}/x"], "--output: cannot write"),

@@ -531,7 +531,7 @@ def test_a_dry_run_only_lists_the_runs(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_series_name_as_series_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     config = str(REPOSITORY / "configs/study/steps.yaml")
     names = ", ".join(yaml.safe_load(Path(config).read_text())["series"])
-    for given_, there in (([], ""), (["--config", config], f" (those of the configs are {names})")):
+    for given_, there in (([], ""), (["--config", config], f" (the configs define {names})")):
         with pytest.raises(SystemExit) as end:
             main(["study", *given_, "--series=nope"])
         assert end.value.code == 2
@@ -547,7 +547,7 @@ def test_a_series_name_as_series_option_is_explained(capsys: pytest.CaptureFixtu
 def test_series_in_yaml_are_passed_to_the_parser(series: str, tmp_path: Path) -> None:
     (tmp_path / "odd.yaml").write_text("series: {1: {}}\n")
     check_series([f"--config={tmp_path / 'odd.yaml'}", "--series", series])
-    with pytest.raises(UsageError, match=r"those of the configs are 1\)"):
+    with pytest.raises(UsageError, match=r"the configs define 1\)"):
         check_series(["-c", str(tmp_path / "odd.yaml"), "--series", "x"])
 
 
