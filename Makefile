@@ -1,12 +1,12 @@
-# A target makes .venv first, or completes it, if it is missing or its dependencies have changed:
-# the demo needs the package alone, and the checks its extras and tools too.
+# Targets create or update .venv if it is missing or its dependencies have changed. The demo needs
+# only the package; the checks also need its extras and tools.
 
 PYTHON ?= python3
-# Tests at a time, each on one thread: most are too small to use two cores.
+# Test processes, with one thread each, since most tests are too small for two cores.
 WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
-# On all cores: pip compiles on one. Some files are for other Pythons.
+# On all cores (pip uses only one). Some files need other Python versions, so ignore errors.
 COMPILE = $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 RUN := .venv/.installed
 DEV := .venv/.installed-dev
@@ -18,7 +18,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist work
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(DEV)  ## Create .venv with the pinned dependencies, the checks' too
+setup: $(DEV)  ## Create .venv with the pinned development dependencies
 
 $(RUN): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -40,7 +40,7 @@ $(DOCS): $(RUN)
 demo: $(RUN)  ## Distil the embedded teacher on a CPU, in minutes; results in runs/demo
 	$(BIN)/python -m sid_lsg.cli fit --config configs/demo.yaml
 
-guidance: $(RUN)  ## Score the embedded teacher at several guidance scales: runs/guidance
+guidance: $(RUN)  ## Score the embedded teacher at several guidance scales; results in runs/guidance
 	reports=; for scale in 1 1.2 1.5 2 3 4.5; do \
 	  $(BIN)/python -m sid_lsg.cli evaluate --config configs/evaluate/demo.yaml \
 	    --model package:demo/fashion --sampler ddim --num_steps 25 --guidance $$scale \
@@ -51,14 +51,14 @@ guidance: $(RUN)  ## Score the embedded teacher at several guidance scales: runs
 test: $(DEV)  ## Run the tests, WORKERS at a time
 	$(PYTEST)
 
-test-fast: $(DEV)  ## Run the tests but those that are marked slow
+test-fast: $(DEV)  ## Run the tests that are not marked slow
 	$(PYTEST) -m 'not slow and not browser'
 
-# In CI it installs chromium, in a terminal it asks, and elsewhere it says what to run.
+# Installs chromium in CI, asks in a terminal, and otherwise prints the command.
 INSTALL_CHROMIUM = sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; $$sudo apt-get update -qq && \
 	  $$sudo apt-get install -qq --no-install-recommends -y chromium
 
-browser: $(DEV)  ## Test the app in a real browser, Debian's chromium
+browser: $(DEV)  ## Test the app in Debian's chromium
 	@command -v chromium >/dev/null || { \
 	  what="apt-get install chromium"; \
 	  command -v apt-get >/dev/null || { \
@@ -71,7 +71,7 @@ browser: $(DEV)  ## Test the app in a real browser, Debian's chromium
 	  $(INSTALL_CHROMIUM); }
 	$(BIN)/python -m pytest -q -m browser tests/app/test_browser.py
 
-lint: $(DEV)  ## Check style, spelling and what imports what
+lint: $(DEV)  ## Check style, spelling and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
@@ -84,12 +84,12 @@ format: $(DEV)  ## Format the code
 type: $(DEV)  ## Check types
 	$(BIN)/mypy
 
-tables: $(DEV)  ## Write the documentation's tables of measurements again
+tables: $(DEV)  ## Update the documentation's tables of measurements
 	$(BIN)/python docs/tables.py
 
 # The variable silences an advertisement of the theme's makers.
-docs: $(DOCS)  ## Build the documentation's site, strictly and offline: build/site
+docs: $(DOCS)  ## Build the documentation's site in build/site, strictly and offline
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-clean:  ## Remove .venv and caches, not runs
+clean:  ## Remove .venv and caches, but not runs
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

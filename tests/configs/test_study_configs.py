@@ -28,7 +28,7 @@ def test_headers_state_the_cost(path: Path) -> None:
     text = path.read_text()
     assert f"--config configs/study/{path.name} --output runs/{path.stem}" in text
     stated = re.search(
-        r"# Cost: (\d+) fits, ([\d,]+) images, ([\d.]+) M evaluations of networks, at 400 a "
+        r"# Cost: (\d+) fits, ([\d,]+) images, ([\d.]+) M network evaluations, at 400 a "
         r"second on 2 CPU cores\n# \(AVX2\) ([\d.]+) h;",
         text,
     )
