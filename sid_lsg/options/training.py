@@ -159,7 +159,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Compute:
-    """How the networks are computed.
+    """TF32 and compilation of the networks.
 
     Args:
         tf32: Use TF32 for float32 matrix products and convolutions on a GPU, which is 2.5 times as
