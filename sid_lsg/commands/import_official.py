@@ -11,7 +11,7 @@ from sid_lsg.messages.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from sid_lsg.official.module_pickle import StoredTensor
+    from sid_lsg.checkpoints.module_pickle import StoredTensor
 
 _INDEX = "model_index.json"
 
@@ -48,8 +48,8 @@ def import_official(
     import torch
     from lightning.pytorch.utilities import rank_zero_info
 
+    from sid_lsg.checkpoints.official import read_official
     from sid_lsg.export.folder import save_pipeline
-    from sid_lsg.official.checkpoint import read_official
     from sid_lsg.teachers import families
 
     folder = Path(output).expanduser().resolve()
@@ -88,8 +88,8 @@ def _check_fit(
     """Reject a network whose names, shapes or precision do not fit the base's."""
     import torch
 
+    from sid_lsg.checkpoints.inert_pickle import quoted
     from sid_lsg.files.weights import first_difference
-    from sid_lsg.official.inert_pickle import quoted
 
     if different := first_difference(stored, own):
         where = repr(checkpoint), f"the network of {base!r}"

@@ -12,12 +12,12 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sid_lsg.checkpoints.official import read_official
 from sid_lsg.commands.import_official import import_official
 from sid_lsg.export.exported import exported as exported_as
 from sid_lsg.export.exported import read_exported
 from sid_lsg.files.sources import locate
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.official.checkpoint import read_official
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 
 PROMPTS, SEEDS, T_INIT = ["a red cat", ""], [5, 2**40], 600

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import nn
 
+from sid_lsg.checkpoints.official import read_official
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.official.checkpoint import read_official
 
 FILES, SEED = 1000, 0
 EVIL = ("posix system", "builtins eval", "builtins exec", "subprocess Popen", "torch load")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sid_lsg.official.inert_pickle import Name, Record, Vocabulary, read_pickle
+from sid_lsg.checkpoints.inert_pickle import Name, Record, Vocabulary, read_pickle
 
 PROTOCOLS = [2, 3, 4, 5]
 NESTED = 100_000

@@ -22,8 +22,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
 from torch import nn
 
-from sid_lsg.official.inert_pickle import Record
-from sid_lsg.official.module_pickle import StoredTensor, config, read_modules, weights
+from sid_lsg.checkpoints.inert_pickle import Record
+from sid_lsg.checkpoints.module_pickle import StoredTensor, config, read_modules, weights
 from tests.helpers.paths import REPOSITORY
 
 PROTOCOLS = [2, 3, 4, 5]

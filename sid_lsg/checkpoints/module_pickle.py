@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sid_lsg.official.inert_pickle import Name, Record, Vocabulary, expect, quoted, read_pickle
+from sid_lsg.checkpoints.inert_pickle import Name, Record, Vocabulary, expect, quoted, read_pickle
 
 _MAGIC, _FORMAT = 0x1950A86A20F9469CFC6C, 1001  # of the old format of torch.save
 _DTYPES = {

@@ -4,9 +4,9 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+from sid_lsg.checkpoints.inert_pickle import quoted
+from sid_lsg.checkpoints.module_pickle import StoredTensor, config, read_modules, weights
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.official.inert_pickle import quoted
-from sid_lsg.official.module_pickle import StoredTensor, config, read_modules, weights
 
 _GIVE = "Give a network-snapshot-*.pkl of the official code, or one of its released .pkl files."
 _OTHERS = {
