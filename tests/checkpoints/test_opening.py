@@ -19,7 +19,7 @@ from sid_lsg.messages.errors import UsageError
 from tests.helpers.checkpoint_runs import Iterations, contents, fit, load, names, refused, warned
 from tests.helpers.checkpoints import damage, newest_path
 from tests.helpers.comparison import same
-from tests.helpers.damage import Trap, flip
+from tests.helpers.damage import Trap, flip, weight_place
 
 # ---------------------------------------------------------------------- damaged files
 
@@ -73,7 +73,7 @@ def test_other_files_are_not_checkpoints(run: Path, tmp_path: Path) -> None:
 
 def test_last_skips_damaged_files(small_sd: str, run: Path, copied: Path) -> None:
     folder = copied / "checkpoints"
-    flip(folder / "0000006.ckpt", 500_000)
+    flip(folder / "0000006.ckpt", weight_place(folder / "0000006.ckpt"))
     (folder / "0000004.ckpt").write_bytes((folder / "0000004.ckpt").read_bytes()[:-1])
     iterations = Iterations()
     checkpoint = Checkpoint(every_n_steps=2, keep=-1)
@@ -102,7 +102,8 @@ def test_no_training_starts_when_all_checkpoints_are_damaged(
     command: list[str], copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in (2, 4, 6):
-        flip(copied / f"checkpoints/000000{number}.ckpt", 500_000)
+        path = copied / f"checkpoints/000000{number}.ckpt"
+        flip(path, weight_place(path))
     before = contents(copied.parent)
     message = refused(command, capsys, "--ckpt_path=last")
     assert message.startswith("error: --ckpt_path last: there is no valid checkpoint in ")
@@ -119,7 +120,7 @@ def test_last_without_a_checkpoint_warns_and_starts_anew(small_sd: str, empty: P
 
 def test_a_damaged_file_named_by_ckpt_path_is_rejected(small_sd: str, copied: Path) -> None:
     path = copied / "checkpoints/0000004.ckpt"
-    flip(path, 500_000)
+    flip(path, weight_place(path))
     with pytest.raises(UsageError, match=r"^--ckpt_path: .*0000004.ckpt' is corrupted \(Bad CRC"):
         fit(small_sd, copied, Checkpoint(), ckpt_path=str(path))
 
