@@ -1,4 +1,4 @@
-"""The measurements of `benchmark`: each setting and micro-batch, or turns with a baseline."""
+"""Run the measurements of `benchmark`: all settings and micro-batches, or a comparison."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,16 +22,16 @@ Save = Callable[[dict[str, Any]], None]
 
 
 class Run(Protocol):
-    """The options of `fit` for the run that is measured."""
+    """The parsed options of `fit`, from which modules are made."""
 
     config: Any
 
     def module(self, changes: Mapping[str, Any]) -> SiDLSG:
-        """Return a new module for the options, some of them changed, by their dotted names."""
+        """Return a new module; `changes` maps dotted option names to other values."""
 
 
 def compared(cli: Run, options: Benchmark, device: torch.device, save: Save) -> dict[str, Any]:
-    """Compare with the baseline; save all that is known after each turn."""
+    """Compare with the official manner; save the results so far after each turn."""
     _check_comparable(cli.config.model)
     with device:
         module = cli.module({"compute.tf32": False})
@@ -49,7 +49,7 @@ def compared(cli: Run, options: Benchmark, device: torch.device, save: Save) -> 
 
 
 def _check_comparable(model: Any) -> None:
-    """Refuse options with which the baseline, which has none of them, would do other work."""
+    """Reject options that the baseline lacks, so that both sides do the same work."""
     kappas = Guidance(**model.guidance.as_dict()).kappas
     refused = {
         "num_steps": model.num_steps != 1,
@@ -66,7 +66,7 @@ def _check_comparable(model: Any) -> None:
 
 
 def measured(cli: Run, options: Benchmark, device: torch.device, save: Save) -> dict[str, Any]:
-    """Measure each setting and micro-batch; save all that is known after each."""
+    """Measure each setting and micro-batch; save the results so far after each."""
     settings: list[dict[str, Any]] = []
     too_large: list[str] = []
     found: dict[str, int] = {}
@@ -105,7 +105,7 @@ def measured(cli: Run, options: Benchmark, device: torch.device, save: Save) -> 
 
 @dataclass
 class _Attempts:
-    """Attempts in one setting, each with a module of its own."""
+    """Measure one setting; each attempt makes a new module."""
 
     cli: Run
     options: Benchmark
@@ -114,13 +114,13 @@ class _Attempts:
 
     @property
     def trainer(self) -> dict[str, Any]:
-        """Options of the Trainer."""
+        """Return the Trainer's options."""
         precision = self.setting.trainer_precision
         return {"accelerator": self.device.type, "precision": precision}
 
     @property
     def wanted(self) -> bool:
-        """Whether the largest micro-batch that fits is to be found."""
+        """True if the search for the largest micro-batch that fits is enabled."""
         if self.options.search is not None:
             return self.options.search
         own = self.cli.config.model.compute.compile
@@ -129,11 +129,11 @@ class _Attempts:
         return on_gpu or self.options.memory_limit is not None
 
     def _module(self, micro_batch_size: int | None) -> SiDLSG:
-        with self.device:  # where random weights are made in no time
+        with self.device:  # random weights are initialized faster on the device
             return self.cli.module({"micro_batch_size": micro_batch_size, **self.setting.changes})
 
     def measure(self, micro_batch: int | None) -> dict[str, Any] | None:
-        """Measure a micro-batch, or the config's own; None if the memory is not enough."""
+        """Measure a micro-batch (by default the config's); return None if it runs out of memory."""
         config, count, warmup = self.cli.config, self.options.iterations, self.options.warmup
         own, batch = config.model.micro_batch_size, config.data.batch_size
         if micro_batch is not None:
@@ -146,7 +146,7 @@ class _Attempts:
         return row if without_memory_error(attempt) else None
 
     def fits(self, size: int) -> bool:
-        """Try iterations of two micro-batches: in the second, all that is ever held is held."""
+        """Return True if a micro-batch fits. The second of two micro-batches has peak memory."""
         peak = 0
 
         def attempt() -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sid_lsg.generation.folder import ImageFolder
     from sid_lsg.generation.image_files import ImageRequest
     from sid_lsg.generation.models import ImageModel
+    from sid_lsg.metrics.preferences import Preference
 
 
 def evaluate(
@@ -101,13 +102,9 @@ def evaluate(
         UsageError: If the options do not go together, or a model or file cannot be used.
     """
     _check(model, prompts, images, num_images, batch_size)
-    for_model = {
-        "sampler": sampler != "auto",
-        "num_steps": num_steps is not None,
-        "guidance": guidance is not None,
-        "resolution": resolution is not None,
-        "dtype": dtype != "float32",
-    }
+    sampling = {"num_steps": num_steps, "guidance": guidance, "resolution": resolution}
+    for_model = {option: value is not None for option, value in sampling.items()}
+    for_model |= {"sampler": sampler != "auto", "dtype": dtype != "float32"}
     _check_used("model", model, for_model)
     _check_used("images", images, {"captions": captions})
     _check_used("captions", model or captions, {"column": column})
@@ -118,7 +115,6 @@ def evaluate(
     from sid_lsg.generation.models import check_settings, load_model
     from sid_lsg.metrics.evaluator import Evaluator
     from sid_lsg.metrics.features import CLIPFeatures
-    from sid_lsg.metrics.preferences import HPSv2, ImageReward, Preference
     from sid_lsg.metrics.protocol import load_protocol
     from sid_lsg.metrics.reference import load_reference
     from sid_lsg.metrics.report import (
@@ -154,13 +150,7 @@ def evaluate(
             f"needed{asked}. Add images, or give --num_images {len(given.paths)}, which becomes "
             "part of the scores' names."
         )
-    preferences: list[Preference] = []
-    if hpsv2:
-        preferences.append(HPSv2.from_pretrained(hpsv2, tokenizer=hpsv2_tokenizer))
-    if image_reward:
-        preferences.append(
-            ImageReward.from_pretrained(image_reward, tokenizer=image_reward_tokenizer)
-        )
+    preferences = _preferences(hpsv2, hpsv2_tokenizer, image_reward, image_reward_tokenizer)
     real = None
     if reference:
         bar = "reference" if show else None
@@ -235,6 +225,23 @@ def _check_used(user: str, value: str | None, options: Mapping[str, object]) -> 
     for name, given in options.items():
         if given and not value:
             raise UsageError(f"--{name} needs --{user}, which is not given. Leave --{name} out.")
+
+
+def _preferences(
+    hpsv2: str | None,
+    hpsv2_tokenizer: str | None,
+    image_reward: str | None,
+    image_reward_tokenizer: str | None,
+) -> "list[Preference]":
+    """Load the preference models that are given."""
+    from sid_lsg.metrics.preferences import HPSv2, ImageReward
+
+    models: list[Preference] = []
+    if hpsv2:
+        models.append(HPSv2.from_pretrained(hpsv2, tokenizer=hpsv2_tokenizer))
+    if image_reward:
+        models.append(ImageReward.from_pretrained(image_reward, tokenizer=image_reward_tokenizer))
+    return models
 
 
 def _prompts(prompts: str | list[str], column: str | None) -> Sequence[str]:
