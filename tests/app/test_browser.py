@@ -123,7 +123,8 @@ def test_student_and_teacher_are_shown_side_by_side(page: Page, exported: str) -
     each = r"[\d.]+ (ms|s)"
     times = rf"{each} per image, {each} in all"
     expect(page.locator("#student")).to_contain_text(re.compile(rf"1 step.*{times}"))
-    ratio = rf"25 steps, guidance 1\.5 \(50 network evaluations.*{times}: [\d.]+ times the student's"
+    settings = r"25 steps, guidance 1\.5 \(50 network evaluations\)"
+    ratio = rf"{settings}.*{times}: [\d.]+ times the student's"
     expect(page.locator("#teacher")).to_contain_text(re.compile(ratio))
     image = page.locator("#student img").first
     assert image.evaluate("i => getComputedStyle(i).imageRendering") == "pixelated"
