@@ -46,7 +46,11 @@ def browser(environment: dict[str, str], stdin: int = subprocess.DEVNULL) -> tup
 
 def test_help_lists_every_target() -> None:
     made = subprocess.run(
-        ["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "help"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     phony = re.search(r"\.PHONY: (.*)", MAKEFILE)
     assert phony

@@ -182,7 +182,8 @@ def _requested_mode() -> str | None:
             f"wandb rejects its settings (WANDB_* variables, ~/.config/wandb/settings): "
             f"{_line(error)}. Correct them."
         ) from error
-    return mode if os.environ.get("WANDB_MODE") or mode != "online" else None
+    # wandb keeps the settings that it read first in this process; the environment may be newer.
+    return os.environ.get("WANDB_MODE") or (mode if mode != "online" else None)
 
 
 def _answers(url: str, seconds: float) -> bool:

@@ -98,7 +98,7 @@ def test_configurations_that_do_not_fit_are_kept(
 
 
 def test_errors() -> None:
-    with pytest.raises(UsageError, match=r"--benchmark.memories must be a list of ways"):
+    with pytest.raises(UsageError, match=r"--benchmark.memories must be a list of memory options"):
         benchmark(["--model.teacher", "package:demo/fashion", "--benchmark.memories", "[]"])
     with pytest.raises(SystemExit):
         benchmark(["--model.teacher", "package:demo/fashion", "--benchmark.memories", "[thin]"])

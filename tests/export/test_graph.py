@@ -222,4 +222,4 @@ def test_the_command_writes_a_checked_graph(
     with caplog.at_level(logging.INFO):
         export("run", str(tmp_path / "out"), format="onnx")
     assert (tmp_path / "out" / GRAPH).is_file()
-    assert re.search(r"in onnxruntime differ from PyTorch's by \d", caplog.text)
+    assert re.search(r"in onnxruntime differ from PyTorch's by at most \d", caplog.text)
