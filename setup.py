@@ -1,6 +1,6 @@
-"""What pyproject.toml cannot say: the shipped configs are part of the package.
+"""Add the shipped configs to the package, which pyproject.toml cannot do.
 
-They lie in configs/, beside the package, where people look for them. A wheel holds them as
+The configs are in configs/, beside the package, where people look for them. A wheel holds them as
 sid_lsg/configs/, so that `--config package:configs/demo.yaml` works from any directory.
 """
 

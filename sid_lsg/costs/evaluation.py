@@ -20,7 +20,7 @@ from sid_lsg.networks.lora import trainable
 from sid_lsg.teachers.base import Teacher
 
 Gradient = Literal["weights", "inputs", "both"]
-"""What the backward pass computes gradients for."""
+"""Names what the backward pass computes gradients for."""
 
 
 # ---------------------------------------------------------------------- measuring

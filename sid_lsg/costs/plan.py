@@ -70,7 +70,7 @@ class Plan:
 
     @property
     def sharded(self) -> bool:
-        """Whether weights, gradients and optimizer states are sharded over the devices."""
+        """True if weights, gradients and optimizer states are sharded over the devices."""
         return "fsdp2" in self.strategy.lower()
 
     @property

@@ -9,7 +9,7 @@ from sid_lsg.options.choices import MeasuredPrecision, MemoryUse
 
 @dataclass
 class Benchmark:
-    """What `benchmark` measures.
+    """Choose what `benchmark` measures.
 
     Args:
         output: The .json file to write. A .md file of the same name is written beside it.

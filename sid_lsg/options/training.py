@@ -22,7 +22,7 @@ CHECKPOINTED = ("fake_score", "generator", "teacher")
 
 @dataclass(frozen=True)
 class Loading:
-    """How to load the teacher.
+    """Choose how the teacher is loaded.
 
     Args:
         revision: Branch, tag or commit of the teacher on the Hub.
