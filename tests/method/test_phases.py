@@ -11,11 +11,11 @@ from torch import Tensor
 from sid_lsg.method.adversarial import RealSamples
 from sid_lsg.method.conditioning import Conditioning
 from sid_lsg.method.draws import Draws, Phase, draw
+from sid_lsg.method.flow import FlowSchedule
 from sid_lsg.method.guidance import Kappas
 from sid_lsg.method.phases import Networks, PhaseInputs, fake_score_phase, generator_phase
 from sid_lsg.method.sampling import sample
 from sid_lsg.method.schedule import DiscreteSchedule, Schedule
-from tests.helpers.flow_schedule import FlowSchedule
 
 ABAR = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
 KAPPAS = Kappas(1.5, 2.0, 3.0, 4.5)
