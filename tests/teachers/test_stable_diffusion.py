@@ -22,7 +22,7 @@ from sid_lsg.method.conditioning import expand
 from sid_lsg.method.guidance import predict_guided
 from sid_lsg.method.shapes import per_sample
 from sid_lsg.networks.memory import set_frozen_precision
-from sid_lsg.teachers.stable_diffusion import COMPONENTS, StableDiffusion
+from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from tests.helpers.damage import Trap
 
 V_SCHEDULER = {"scheduler": "../tiny_sd_v/scheduler"}
@@ -36,7 +36,7 @@ PICKLES = {
     "vae": "diffusion_pytorch_model.bin",
     "text_encoder": "pytorch_model.bin",
 }
-LAYOUT = ", ".join(COMPONENTS)
+LAYOUT = ", ".join(StableDiffusion.parts)
 
 
 @pytest.fixture(scope="module")
@@ -413,7 +413,7 @@ def test_an_unreachable_hub_id_is_rejected(tmp_path: Path, monkeypatch: pytest.M
     assert "a Hub id that this machine can reach" in message
 
 
-@pytest.mark.parametrize("part", COMPONENTS)
+@pytest.mark.parametrize("part", StableDiffusion.parts)
 def test_a_folder_without_a_part_is_rejected(folder: Path, part: str) -> None:
     shutil.rmtree(folder / part)
     message = refusal(folder)

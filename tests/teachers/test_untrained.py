@@ -6,7 +6,7 @@ import torch
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.teachers.families import outline
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
-from sid_lsg.teachers.untrained import ARCHITECTURES
+from sid_lsg.teachers.stable_diffusion_architectures import ARCHITECTURES
 
 
 def numbers(module: torch.nn.Module) -> int:

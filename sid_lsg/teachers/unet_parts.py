@@ -1,7 +1,6 @@
-"""Check that a UNet, a VAE and a text encoder fit together, and choose the latents' size."""
+"""Check that a UNet, an autoencoder and text encoders fit together; choose the latents' size."""
 
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel
 
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.schedule import PREDICTION_TYPES
@@ -10,37 +9,43 @@ from sid_lsg.method.schedule import PREDICTION_TYPES
 def check_parts(
     unet: UNet2DConditionModel,
     vae: AutoencoderKL,
-    text: CLIPTextModel,
+    features: int,
     scheduler: DDPMScheduler,
     option: str,
+    problem: str | None,
+    wanted: str,
 ) -> None:
-    """Reject parts that load but do not form a Stable Diffusion model.
+    """Reject parts that load but do not form a model.
+
+    Args:
+        unet: The denoiser.
+        vae: The autoencoder.
+        features: Features per token that the text encoders output.
+        scheduler: Gives the prediction type.
+        option: The option that named the model, for messages.
+        problem: What the family itself finds wrong, if anything.
+        wanted: What to give instead.
 
     Raises:
         UsageError: If the parts do not fit together.
     """
-    problem = None
     if unet.config.in_channels != vae.config.latent_channels:
         problem = (
             f"its UNet takes {unet.config.in_channels} channels and its VAE's latents have "
             f"{vae.config.latent_channels} (an inpainting or upscaling model?)"
         )
-    elif unet.config.cross_attention_dim != text.config.hidden_size:
+    elif unet.config.cross_attention_dim != features:
         problem = (
             f"its UNet attends to {unet.config.cross_attention_dim} features and its text encoder "
-            f"outputs {text.config.hidden_size}"
+            f"outputs {features}"
         )
-    elif unet.config.addition_embed_type or unet.config.class_embed_type:
-        problem = "its UNet needs more inputs than a timestep and a prompt (an SDXL model?)"
-    elif scheduler.config.prediction_type not in PREDICTION_TYPES:
+    elif not problem and scheduler.config.prediction_type not in PREDICTION_TYPES:
         problem = (
             f"its scheduler's prediction_type is {scheduler.config.prediction_type!r}, not one of "
             f"{', '.join(PREDICTION_TYPES)}"
         )
     if problem:
-        raise UsageError(
-            f"--{option}: {problem}. Give a text-to-image model of Stable Diffusion 1 or 2."
-        )
+        raise UsageError(f"--{option}: {problem}. Give {wanted}.")
 
 
 def vae_factor(vae: AutoencoderKL) -> int:

@@ -1,0 +1,124 @@
+"""Load a model as separate parts from a diffusers folder, or make the parts with random weights."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from sid_lsg.files.loading import explained, load_network
+from sid_lsg.files.sources import ARCHITECTURE
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.layout import locate_parts
+from sid_lsg.teachers.untrained import Architecture, configured, untrained
+
+
+class AssembledTeacher(Teacher):
+    """A teacher that is made of the parts in the subfolders of a diffusers folder.
+
+    A subclass takes the parts as arguments of `__init__`, by name, and `resolution` and `option`.
+
+    Attributes:
+        family: The family's name, for messages.
+        pipeline_class: The family's pipeline in diffusers.
+        parts: The classes of the parts, by their subfolders.
+        architectures: The family's untrained models.
+    """
+
+    family: ClassVar[str]
+    pipeline_class: ClassVar[type]
+    parts: ClassVar[Mapping[str, type]]
+    architectures: ClassVar[Mapping[str, Architecture]] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str,
+        revision: str | None = None,
+        variant: str | None = None,
+        subfolders: Mapping[str, str] | None = None,
+        resolution: int | None = None,
+        option: str = "model.teacher",
+    ) -> Self:
+        """Load a folder or Hub id in the family's layout.
+
+        The arguments and errors are those of `families.load`.
+        """
+        source, where = cls._locate(model, subfolders, option, revision)
+        remedy = (
+            f"Give a folder in {cls.family}'s diffusers layout with safetensors weights, or a Hub "
+            "id that this machine can reach."
+        )
+        loaded = {}
+        # Under another default device, transformers would require `accelerate`.
+        with torch.device("cpu"):
+            for name, kind in cls.parts.items():
+                with explained(f"--{option}: could not load the {name} of {model!r}", remedy):
+                    loaded[name] = load_part(kind, source, where[name], revision, variant)
+            return cls(**loaded, resolution=resolution, option=option)
+
+    @classmethod
+    def outline(
+        cls,
+        model: str,
+        revision: str | None = None,
+        subfolders: Mapping[str, str] | None = None,
+        resolution: int | None = None,
+        option: str = "model.teacher",
+    ) -> Self:
+        """Make the model of a folder or Hub id on the meta device, from its configuration files."""
+        source, where = cls._locate(model, subfolders, option, revision)
+        try:
+            parts = configured(cls.parts, source, where, revision)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"--{option}: could not read the configuration of {model!r} "
+                f"({str(error).splitlines()[0]}). "
+                f"Give its folder, or {ARCHITECTURE}NAME with one of "
+                f"{', '.join(cls.architectures)}."
+            ) from error
+        return cls(**parts, resolution=resolution, option=option).to("meta")
+
+    @classmethod
+    def build(
+        cls,
+        name: str,
+        device: str | torch.device | None = None,
+        resolution: int | None = None,
+        seed: int = 0,
+        option: str = "model.teacher",
+    ) -> Self:
+        """Make one of `architectures` with random weights, at its usual resolution by default."""
+        device = device or torch.get_default_device()
+        parts = untrained(cls.architectures[name], device, seed)
+        return cls(**parts, resolution=resolution, option=option).to(device)
+
+    @classmethod
+    def _locate(
+        cls, model: str, subfolders: Mapping[str, str] | None, option: str, revision: str | None
+    ) -> tuple[str, dict[str, str]]:
+        names = cls.family, cls.pipeline_class.__name__
+        return locate_parts(model, tuple(cls.parts), subfolders, option, *names, revision)
+
+
+def load_part(
+    kind: Any, source: str, subfolder: str, revision: str | None, variant: str | None
+) -> Any:
+    """Load a network in float32, a tokenizer or a scheduler.
+
+    Args:
+        kind: Its class in diffusers or transformers.
+        source: The model's folder or Hub id.
+        subfolder: The part's subfolder.
+        revision: Branch, tag or commit on the Hub.
+        variant: Variant of the weight files.
+    """
+    where = {"subfolder": subfolder, "revision": revision}
+    if not issubclass(kind, nn.Module):
+        return kind.from_pretrained(source, **where)
+    options: dict[str, Any] = {"dtype": torch.float32}
+    if kind.__module__.startswith("diffusers"):
+        # Without the second argument, diffusers warns if `accelerate` is not installed.
+        options = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
+    return load_network(kind, source, **where, variant=variant, **options)

@@ -1,0 +1,44 @@
+"""Decode and encode latents with a KL autoencoder, scaled as the networks see them."""
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from sid_lsg.images.pixels import from_uint8
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Decode latents [B, C, H, W] into images [B, 3, H, W] float32, nominally in [-1, 1]."""
+    latents = latents.to(vae.dtype)
+    scale, shift = scale_and_shift(vae, latents)
+    scaled = latents / scale
+    return vae.decode(scaled if shift is None else scaled + shift, return_dict=False)[0].float()
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Encode images [B, 3, H, W] uint8: the mean of the posterior (not a sample), scaled, float32.
+
+    The inverse of `decode`'s scaling.
+    """
+    posterior = vae.encode(from_uint8(images).to(vae.dtype), return_dict=False)[0]
+    mean = posterior.mean.float()
+    scale, shift = scale_and_shift(vae, mean)
+    return (mean if shift is None else mean - shift) * scale
+
+
+def scale_and_shift(vae: AutoencoderKL, like: Tensor) -> tuple[Any, Any]:
+    """Return a and b of z = x / a + b, for the networks' latents x and the autoencoder's z.
+
+    a is `scaling_factor`; b is `shift_factor`, or None. An autoencoder with `latents_mean` and
+    `latents_std` has the mean as b, and scaling_factor / std as a, per channel.
+    """
+    config = vae.config
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        return config.scaling_factor, config.get("shift_factor")
+    mean, std = (like.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+    return config.scaling_factor / std, mean
