@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from sid_lsg.files.loading import explained, load_network
-from sid_lsg.files.sources import ARCHITECTURE
+from sid_lsg.files.sources import ARCHITECTURE, locate
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.teachers.base import Teacher
-from sid_lsg.teachers.layout import locate_parts
+from sid_lsg.teachers.layout import locate_parts, read_index
 from sid_lsg.teachers.untrained import Architecture, configured, untrained
 
 
@@ -50,7 +50,7 @@ class AssembledTeacher(Teacher):
             f"Give a folder in {cls.family}'s diffusers layout with safetensors weights, or a Hub "
             "id that this machine can reach."
         )
-        loaded = {}
+        loaded = cls.settings(read_index(locate(model), option, revision))
         # Under another default device, transformers would require `accelerate`.
         with torch.device("cpu"):
             for name, kind in cls.parts.items():
@@ -71,6 +71,7 @@ class AssembledTeacher(Teacher):
         source, where = cls._locate(model, subfolders, option, revision)
         try:
             parts = configured(cls.parts, source, where, revision)
+            parts |= cls.settings(read_index(locate(model), option, revision))
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"--{option}: could not read the configuration of {model!r} "
@@ -93,6 +94,11 @@ class AssembledTeacher(Teacher):
         device = device or torch.get_default_device()
         parts = untrained(cls.architectures[name], device, seed)
         return cls(**parts, resolution=resolution, option=option).to(device)
+
+    @classmethod
+    def settings(cls, index: Mapping[str, Any]) -> dict[str, Any]:
+        """Return further arguments of `__init__` from a model's index; by default none."""
+        return {}
 
     @classmethod
     def _locate(

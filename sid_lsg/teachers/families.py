@@ -17,6 +17,9 @@ from sid_lsg.teachers.layout import read_index
 
 FAMILIES = {
     "StableDiffusionPipeline": "sid_lsg.teachers.stable_diffusion.StableDiffusion",
+    "StableDiffusionXLPipeline": "sid_lsg.teachers.sdxl.SDXL",
+    "StableDiffusionXLImg2ImgPipeline": "sid_lsg.teachers.sdxl.SDXL",
+    "StableDiffusionXLInpaintPipeline": "sid_lsg.teachers.sdxl.SDXL",
 }
 """Families by the pipeline class in a model's `model_index.json`."""
 

@@ -1,6 +1,6 @@
 """Stable Diffusion 1 and 2 as teachers: UNet, KL autoencoder, one CLIP text encoder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sid_lsg.method.conditioning import Conditioning, expand
+from sid_lsg.method.conditioning import Conditioning
 from sid_lsg.teachers.base import Tokenize, Tokens
 from sid_lsg.teachers.stable_diffusion_architectures import ARCHITECTURES
 from sid_lsg.teachers.text import PromptEncoder, cut_off, tokenize
@@ -94,6 +94,14 @@ class StableDiffusion(UNetTeacher):
         """Return `encoder_hidden_states` in the dtype."""
         return {name: value.to(dtype) for name, value in condition.items()}
 
+    def embeddings(self, condition: Conditioning) -> dict[str, Tensor]:
+        """Return `prompt_embeds`."""
+        return {"prompt_embeds": condition["encoder_hidden_states"]}
+
+    def reference_scheduler(self) -> DDIMScheduler:
+        """Return a DDIM scheduler."""
+        return DDIMScheduler.from_config(self.scheduler_config, clip_sample=False)
+
     def pipeline(self, network: nn.Module, scheduler: Any) -> StableDiffusionPipeline:
         """Make a stock pipeline from a UNet, a scheduler and the teacher's other parts."""
         pipeline = StableDiffusionPipeline(
@@ -108,25 +116,3 @@ class StableDiffusion(UNetTeacher):
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
-
-    @torch.no_grad()
-    def sample_reference(
-        self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, guidance: float
-    ) -> Tensor:
-        """Sample the teacher with DDIM in a diffusers pipeline."""
-        scheduler = DDIMScheduler.from_config(self.scheduler_config, clip_sample=False)
-        (condition,) = self.encode_prompts(prompts).values()
-        # Encoded again, because `null_condition` is cached in the precision of the training.
-        (null,) = expand(self.encode_null(), len(prompts)).values()
-        with self.precision_of(self.network):  # only of the UNet: the text is already encoded
-            latents = self.pipeline(self.network, scheduler)(
-                prompt_embeds=condition,
-                negative_prompt_embeds=null,
-                num_inference_steps=num_steps,
-                guidance_scale=guidance,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                height=self.image_size[0],
-                width=self.image_size[1],
-                output_type="latent",
-            ).images
-        return self.decode(latents)

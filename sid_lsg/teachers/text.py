@@ -29,6 +29,20 @@ class PromptEncoder(nn.Module):
         return self.text_encoder(input_ids.to(device, non_blocking=True))[0]
 
 
+@torch.no_grad()
+def penultimate(text_encoder: nn.Module, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Encode tokens, [B, L] int64, as SDXL does.
+
+    Returns:
+        [B, L, D], the last but one hidden state, without the final LayerNorm; and the encoder's
+        first output: of a `CLIPTextModelWithProjection`, the projected features [B, P] of the
+        prompt's first end token.
+    """
+    device = next(text_encoder.parameters()).device
+    found = text_encoder(input_ids.to(device, non_blocking=True), output_hidden_states=True)
+    return found.hidden_states[-2], found[0]
+
+
 def tokenize(tokenizer: "CLIPTokenizer", prompts: Sequence[str]) -> dict[str, Tensor]:
     """Turn prompts into `input_ids` [B, L] int64, padded or cut to the tokenizer's length L.
 

@@ -1,7 +1,7 @@
 """What Stable Diffusion 1, 2 and XL share: a UNet, discrete timesteps and a KL autoencoder."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet
 from torch import Tensor, nn
 
 from sid_lsg.messages.checks import beside
-from sid_lsg.method.conditioning import Conditioning
+from sid_lsg.method.conditioning import Conditioning, expand
 from sid_lsg.method.schedule import DiscreteSchedule
 from sid_lsg.teachers.assembled import AssembledTeacher
 from sid_lsg.teachers.autoencoder import decode, encode
@@ -63,6 +63,14 @@ class UNetTeacher(AssembledTeacher):
     def arguments(self, condition: Conditioning, dtype: torch.dtype) -> dict[str, Any]:
         """Return conditioning as arguments of the UNet, for inputs of a dtype."""
 
+    @abstractmethod
+    def embeddings(self, condition: Conditioning) -> dict[str, Tensor]:
+        """Return conditioning as arguments of the pipeline."""
+
+    @abstractmethod
+    def reference_scheduler(self) -> Any:
+        """Return the diffusers scheduler that `sample_reference` uses."""
+
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Conditioning
     ) -> Tensor:
@@ -114,3 +122,24 @@ class UNetTeacher(AssembledTeacher):
             steps_offset=1,  # unused by this spacing; diffusers warns about any other value
             **options,
         )
+
+    @torch.no_grad()
+    def sample_reference(
+        self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, guidance: float
+    ) -> Tensor:
+        """Sample the teacher in its diffusers pipeline, with `reference_scheduler`."""
+        given = self.embeddings(self.encode_prompts(prompts))
+        # Encoded again, because `null_condition` is cached in the precision of the training.
+        null = self.embeddings(expand(self.encode_null(), len(prompts)))
+        with self.precision_of(self.network):  # only of the UNet: the text is already encoded
+            latents = self.pipeline(self.network, self.reference_scheduler())(
+                **given,
+                **{f"negative_{name}": value for name, value in null.items()},
+                num_inference_steps=num_steps,
+                guidance_scale=guidance,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                height=self.image_size[0],
+                width=self.image_size[1],
+                output_type="latent",
+            ).images
+        return self.decode(latents)

@@ -309,5 +309,7 @@ def test_only_one_file_knows_the_families() -> None:
     for path in {*package.rglob("*.py")} - official:
         if path.relative_to(package).parts[0] in {"teachers", "demo"}:
             continue
-        found = re.search(r"teachers\.(stable_|untrained)|UNet|StableDiff", path.read_text())
+        found = re.search(
+            r"teachers\.(stable_|sdxl|unet|untrained)|UNet|StableDiff", path.read_text()
+        )
         assert not found, path
