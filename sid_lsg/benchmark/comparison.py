@@ -72,9 +72,9 @@ class _Turns(L.Callback):
             m.kappas,
             m.alpha,
             m.t_init,
-            m.tmin,
-            m.tmax,
-            m.prompt_dropout,
+            m.method.tmin,
+            m.method.tmax,
+            m.method.prompt_dropout or 0,
             m.micro_batch_size,
         )
 

@@ -53,6 +53,9 @@ def _check_comparable(model: Any) -> None:
     kappas = Guidance(**model.guidance.as_dict()).kappas
     refused = {
         "num_steps": model.num_steps != 1,
+        "fake_steps": model.fake_steps != 1,
+        "weighting": model.weighting not in (None, "sid", "sid_legacy"),
+        "guidance.scale": 0 in kappas,  # one pass here, two there
         "guidance.eval_fake": kappas.eval_fake_2 != kappas.eval_fake_3,
         "memory.frozen_precision": model.memory.frozen_precision != "32",
         **{f"lora.{name}": bool(own) for name, own in model.lora.as_dict().items()},

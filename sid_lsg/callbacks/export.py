@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import nn
 
@@ -107,7 +108,8 @@ class Export(RunCallback):
         """Save under a temporary name, then rename; return the facts of the model card."""
         with replacing(Path(trainer.default_root_dir, name)) as folder:
             teacher, plain = module.teacher, merged(network)
-            save_pipeline(teacher, plain, folder, module.t_init, module.num_steps)
+            settings = module.t_init, module.num_steps, torch.float32, module.noise
+            save_pipeline(teacher, plain, folder, *settings)
             if adapters(network):
                 save_lora(network, teacher.network_name, folder / LORA_FOLDER)
             facts = self._gather(trainer, module)
@@ -120,4 +122,5 @@ class Export(RunCallback):
         if config := config_of(trainer):
             known["config"] = config
             known["license"] = teacher_license(config["model"]["teacher"])
-        return facts_of(module.teacher, module.t_init, module.num_steps, **known)
+        settings = module.t_init, module.num_steps, module.noise
+        return facts_of(module.teacher, *settings, **known)

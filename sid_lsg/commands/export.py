@@ -98,12 +98,18 @@ def export(
     steps = num_steps or found.num_steps
     if steps > found.t_init:
         refuse("num_steps", steps, f"at most {found.t_init}, the generator's timestep")
+    if layout == "onnx" and found.noise != "fresh":
+        raise UsageError(
+            f"--format onnx: this generator was trained with --model.noise {found.noise}, and a "
+            "graph takes fresh noise for each step. Use --format diffusers."
+        )
     source = teacher or found.record["config"]["model"]["teacher"]
     check_outside(root, {"teacher": source})
     facts = facts_of(
         found.teacher,
         found.t_init,
         steps,
+        found.noise,
         config=found.record["config"],
         versions=found.record.get("versions") or {},
         license=license or teacher_license(source, ask_hub=True),
@@ -186,7 +192,8 @@ def _save(found: "Trained", folder: Path, layout: Layout, steps: int, dtype: "to
 
     if layout != "onnx":
         save = save_pipeline if layout == "diffusers" else save_network
-        save(found.teacher, found.teacher.network, folder, found.t_init, steps, dtype)
+        network = found.teacher.network
+        save(found.teacher, network, folder, found.t_init, steps, dtype, found.noise)
         if found.adapted is not None:
             save_lora(found.adapted, found.teacher.network_name, folder / LORA_FOLDER)
         return

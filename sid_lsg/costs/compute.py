@@ -14,18 +14,21 @@ def iteration_flops(run: PlannedRun) -> dict[str, float]:
 
     Let K be the generator's number of steps, and g be 2 for a network with guidance, else 1.
     Phase 1 runs the generator K times and the fake score g times, and backpropagates to the weights
-    of the fake score. Phase 2 runs the generator K times and the fake score and the teacher g times
-    each, and backpropagates through both to their inputs and to the generator's weights. The memory
-    modes `balanced` and `lean` run some of these forward passes a second time.
+    of the fake score; it is repeated for each step of the fake score. Phase 2 runs the generator K
+    times and the fake score and the teacher g times each, and backpropagates through both to their
+    inputs and to the generator's weights. If only the last step is trained, the generator runs
+    (1 + K) / 2 times on average, and the backward pass goes through one of them. The memory modes
+    `balanced` and `lean` run some of these forward passes a second time.
     """
     plan, (fake_1, fake_2, real) = run.plan, run.plan.kappas.evaluations
     trained = run.evaluation("fake_score", "weights")
     fake, teacher = (run.evaluation(name, "inputs") for name in ("fake_score", "teacher"))
     first = run.evaluation("generator", "weights")
-    backward = first.backward
-    if plan.num_steps > 1:  # later steps also backpropagate to earlier ones
+    backward, repeats = first.backward, plan.fake_steps
+    if run.steps_with_gradient > 1:  # later steps also backpropagate to earlier ones
         later = run.evaluation("generator", "both").backward
-        backward += later * (plan.num_steps - 1)
+        backward += later * (run.steps_with_gradient - 1)
+    again = (run.evaluated("generator") - 1) * run.steps_with_gradient
     through = fake.backward * fake_2 + teacher.backward * real
     text, _ = call_cost(lambda: run.encode(1))
     real_images = {}
@@ -34,13 +37,13 @@ def iteration_flops(run: PlannedRun) -> dict[str, float]:
         vae, _ = call_cost(lambda: run.teacher.encode_images(image))
         # An upper bound: real images need no backward pass through the network's decoder.
         whole = trained.forward + trained.backward
-        real_images = {"real images, at most": text + vae + whole}
+        real_images = {"real images, at most": repeats * (text + vae + whole)}
     return real_images | {
-        "text encoder": 2 * text,
-        "phase 1: generator": first.forward * plan.num_steps,
-        "phase 1: fake score": trained.forward * fake_1,
-        "phase 1: backward": trained.backward * fake_1,
-        "phase 2: generator": first.forward * plan.num_steps * run.evaluated("generator"),
+        "text encoder": (1 + repeats) * text,
+        "phase 1: generator": first.forward * run.steps * repeats,
+        "phase 1: fake score": trained.forward * fake_1 * repeats,
+        "phase 1: backward": trained.backward * fake_1 * repeats,
+        "phase 2: generator": first.forward * (run.steps + again),
         "phase 2: fake score": fake.forward * fake_2,
         "phase 2: teacher": teacher.forward * real * run.evaluated("teacher"),
         "phase 2: backward to x_g": through,
@@ -75,13 +78,15 @@ _PER_WEIGHT_S = 0.75 / 9 / 686
 def launching_seconds(run: PlannedRun) -> float:
     """Return the seconds to launch a micro-batch's kernels, which do not depend on its size."""
     plan = run.plan
+    again = (run.evaluated("generator") - 1) * run.steps_with_gradient
     forward = {
-        "generator": plan.num_steps * (1 + run.evaluated("generator")),
-        "fake_score": 2 + plan.real_data,
+        "generator": run.steps * (1 + plan.fake_steps) + again,
+        "fake_score": 1 + plan.fake_steps * (1 + plan.real_data),
         "teacher": run.evaluated("teacher"),
     }
     # Real images count as a full backward pass, although they need only the network's encoder.
-    backward = {"generator": plan.num_steps, "fake_score": forward["fake_score"], "teacher": 1}
+    backward = {"fake_score": forward["fake_score"], "teacher": 1}
+    backward["generator"] = run.steps_with_gradient
     seconds = 0.0
     for name, passes in forward.items():
         checkpointed = backward[name] if name in plan.checkpointing else 0

@@ -52,7 +52,7 @@ def _gathered(run: PlannedRun) -> int:
     """
     plan, network = run.plan, run.fake_score
     two = sum(sorted(_numbers(block.parameters()) for block in blocks(network))[-2:])
-    several = plan.share > plan.micro_batch_size or plan.num_steps > 1
+    several = plan.share > plan.micro_batch_size or run.steps_with_gradient > 1
     gradients = _numbers(trainable(network)) if several else two
     return (2 if plan.half else 4) * two + 4 * gradients
 
@@ -79,9 +79,10 @@ def _phase_bytes(run: PlannedRun, size: int) -> dict[str, int]:
     fake_1, fake_2, real = (size * times for times in plan.kappas.evaluations)
     trained = run.evaluation("fake_score", "weights")
     fake, teacher = (run.evaluation(name, "inputs") for name in ("fake_score", "teacher"))
-    generator = run.evaluation("generator", "weights" if plan.num_steps == 1 else "both")
+    graphs = run.steps_with_gradient
+    generator = run.evaluation("generator", "weights" if graphs == 1 else "both")
     stored = run.evaluated("generator") == 1
-    held = plan.num_steps * generator.kept(size) if stored else 0
+    held = graphs * generator.kept(size) if stored else 0
     earlier = held - generator.kept(size) if stored else 0
     beside = teacher.kept(real) if run.evaluated("teacher") == 1 else 0
     phase_2 = (

@@ -17,6 +17,7 @@ from sid_lsg.networks.memory import (
 )
 from sid_lsg.optimizers.adam import AdamWithoutMomentum
 from sid_lsg.options.lora import LoRA
+from sid_lsg.options.method import StepTraining
 from sid_lsg.options.training import EMA, Adapters, Compute, InitialWeights, Memory
 from sid_lsg.teachers.base import Teacher
 from sid_lsg.training.optimizer_options import MakeOptimizer
@@ -27,6 +28,8 @@ class Plan:
     """The options that decide a run's costs, under the names of the options of `fit`.
 
     Attributes:
+        step_training: The generator's steps that gradients flow through; by default the teacher's.
+        fake_steps: Optimizer steps of the fake score per iteration.
         devices: Number of devices on all machines; divides the batch.
         images_at_once: Largest number of images sampled and decoded at a time.
         real_data: Whether phase 1 also runs the fake score on real images.
@@ -36,6 +39,8 @@ class Plan:
     batch_size: int
     micro_batch_size: int
     num_steps: int = 1
+    step_training: StepTraining | None = None
+    fake_steps: int = 1
     optimizer_fake: MakeOptimizer = AdamWithoutMomentum
     optimizer_generator: MakeOptimizer = AdamWithoutMomentum
     init: InitialWeights = field(default_factory=InitialWeights)
@@ -112,6 +117,22 @@ class PlannedRun:
         if not lora or getattr(self.plan.init, name):  # adapters share the teacher's weights
             network = copy.deepcopy(network)
         return adapt(network, lora, 0) if lora else network.requires_grad_(True)
+
+    @property
+    def steps(self) -> float:
+        """Return the mean number of the generator's evaluations in a phase."""
+        return (1 + self.plan.num_steps) / 2 if self.only_last else self.plan.num_steps
+
+    @property
+    def steps_with_gradient(self) -> int:
+        """Return the number of the generator's steps that gradients flow through."""
+        return 1 if self.only_last else self.plan.num_steps
+
+    @property
+    def only_last(self) -> bool:
+        """True if gradients flow through the generator's last step alone."""
+        own = self.teacher.schedule.defaults.step_training
+        return (self.plan.step_training or own) == "last"
 
     def network(self, name: str) -> nn.Module:
         """Return the network `teacher`, `fake_score` or `generator`."""

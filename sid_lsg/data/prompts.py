@@ -1,6 +1,7 @@
 """Training prompts, in an order that depends only on the seed.
 
-Iteration i draws 2B prompts, B for each phase. The n-th draw of a run is prompt n % N of
+Iteration i draws B prompts for each step of the fake score and B for the generator, so 2B with one
+step of the fake score. The n-th draw of a run is prompt n % N of
 permutation n // N of the N training prompts. So every prompt is seen once before any is seen twice,
 and the order does not depend on workers, the number of ranks or restarts.
 """
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from sid_lsg.data.corpus import find_files, read_corpus
-from sid_lsg.data.real_images import RealBatch, RealImages
+from sid_lsg.data.real_images import RealBatch, RealImages, join
 from sid_lsg.data.sequences import Without
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.randomness import permute
@@ -32,11 +33,23 @@ class PromptBatch(NamedTuple):
 
     iteration: int
     position: int  # index of this rank's first sample in the global batch
-    fake: list[str]  # for phase 1, the fake score
+    fake: list[str]  # for phase 1, the fake score: one step's prompts after the other
     generator: list[str]  # for phase 2, the generator
     fake_tokens: Tokens = {}  # noqa: RUF012 (read only)
     generator_tokens: Tokens = {}  # noqa: RUF012
     real: RealBatch | None = None  # real images for phase 1, with --data.real_images
+    fake_step: int = 0  # the step of the fake score that these are for, after `of_fake_step`
+
+    def of_fake_step(self, step: int) -> "PromptBatch":
+        """Return the batch with only one fake-score step's prompts and real images."""
+        size = len(self.generator)
+        part = slice(step * size, (step + 1) * size)
+        return self._replace(
+            fake=self.fake[part],
+            fake_tokens={name: value[part] for name, value in self.fake_tokens.items()},
+            real=self.real and self.real.select(part),
+            fake_step=step,
+        )
 
 
 class PromptDataset(Dataset[PromptBatch]):
@@ -50,6 +63,7 @@ class PromptDataset(Dataset[PromptBatch]):
         world_size: The number of ranks.
         tokenize: Tokenizes prompts; if None, the training process does.
         real: Returns real images, given the number of the first and the count.
+        fake_steps: Steps of the fake score per iteration, with B prompts and real images each.
     """
 
     def __init__(
@@ -61,7 +75,9 @@ class PromptDataset(Dataset[PromptBatch]):
         world_size: int = 1,
         tokenize: Tokenize | None = None,
         real: Callable[[int, int], RealBatch] | None = None,
+        fake_steps: int = 1,
     ) -> None:
+        self.fake_steps = fake_steps
         self.prompts = prompts
         self.batch_size = batch_size
         self.seed = seed
@@ -71,20 +87,23 @@ class PromptDataset(Dataset[PromptBatch]):
         self.real = real
 
     def __getitem__(self, iteration: int) -> PromptBatch:
-        phases = torch.tensor([[2 * iteration], [2 * iteration + 1]])
-        n = phases * self.batch_size + self.position + torch.arange(self.share)  # [2, share]
+        steps = self.fake_steps
+        batches = torch.arange((steps + 1) * iteration, (steps + 1) * (iteration + 1))[:, None]
+        n = batches * self.batch_size + self.position + torch.arange(self.share)
         size = len(self.prompts)
         places = permute(n % size, size, self.seed, n // size)
-        fake, generator = ([self.prompts[place] for place in row] for row in places.tolist())
-        batch = PromptBatch(iteration, self.position, fake, generator)
+        *fake, generator = ([self.prompts[place] for place in row] for row in places.tolist())
+        fakes = [prompt for prompts in fake for prompt in prompts]
+        batch = PromptBatch(iteration, self.position, fakes, generator)
         if self.tokenize:
             batch = batch._replace(
-                fake_tokens=self.tokenize(fake), generator_tokens=self.tokenize(generator)
+                fake_tokens=self.tokenize(fakes), generator_tokens=self.tokenize(generator)
             )
         if self.real is None:
             return batch
-        first = iteration * self.batch_size + self.position
-        return batch._replace(real=self.real(first, self.share))
+        first = iteration * steps * self.batch_size + self.position
+        real = [self.real(first + step * self.batch_size, self.share) for step in range(steps)]
+        return batch._replace(real=join(real))
 
 
 class Iterations(DistributedSampler[int]):
@@ -234,7 +253,8 @@ class PromptDataModule(L.LightningDataModule):
         trainer = self.trainer
         rank = trainer.global_rank if trainer else 0
         total = trainer.max_steps if trainer and trainer.max_steps >= 0 else None
-        teacher = getattr(getattr(trainer, "lightning_module", None), "teacher", None)
+        module = getattr(trainer, "lightning_module", None)
+        teacher = getattr(module, "teacher", None)
         tokenize, real = None, None
         if teacher is not None:
             tokenize = teacher.tokenize
@@ -250,6 +270,7 @@ class PromptDataModule(L.LightningDataModule):
                 self._world_size,
                 tokenize,
                 real,
+                getattr(module, "fake_steps", 1),
             ),
             batch_size=None,  # the dataset's items are batches
             sampler=Iterations(lambda: trainer.global_step if trainer else 0, total),

@@ -36,6 +36,21 @@ class RealBatch(NamedTuple):
     captions: list[str]
     tokens: Tokens
 
+    def select(self, part: slice) -> "RealBatch":
+        """Select some of the images."""
+        tokens = {name: value[part] for name, value in self.tokens.items()}
+        return RealBatch(self.images[part], self.captions[part], tokens)
+
+
+def join(batches: Sequence[RealBatch]) -> RealBatch:
+    """Join batches of real images, in order."""
+    images, captions, tokens = zip(*batches, strict=True)
+    return RealBatch(
+        torch.cat(images),
+        [caption for own in captions for caption in own],
+        {name: torch.cat([own[name] for own in tokens]) for name in tokens[0]},
+    )
+
 
 class RealImages:
     """Images and captions of a folder; an image is read when it is accessed.

@@ -12,6 +12,7 @@ from sid_lsg.export.folder import make_scheduler
 from sid_lsg.export.snippets import PLACE
 from sid_lsg.files.sources import ARCHITECTURE, PREFIX, locate
 from sid_lsg.messages.words import steps
+from sid_lsg.method.sampling import Noise
 from sid_lsg.options.choices import Layout
 from sid_lsg.teachers.base import Teacher
 
@@ -79,13 +80,16 @@ class Facts:
         return steps(self.num_steps)
 
 
-def facts_of(teacher: Teacher, t_init: int, num_steps: int, **known: Any) -> Facts:
+def facts_of(
+    teacher: Teacher, t_init: int, num_steps: int, noise: Noise = "fresh", **known: Any
+) -> Facts:
     """Collect facts from the teacher, and combine them with other known facts.
 
     Args:
         teacher: The teacher.
         t_init: The generator's first timestep.
         num_steps: K.
+        noise: The noise of the later steps.
         known: Further fields of `Facts`.
     """
     tokenizers = [*teacher.tokenizers.values()]
@@ -100,7 +104,7 @@ def facts_of(teacher: Teacher, t_init: int, num_steps: int, **known: Any) -> Fac
         prediction_type=teacher.schedule.prediction_type,
         tokens=tokens,
         network=(teacher.network_name, type(teacher.network).__name__),
-        scheduler=type(make_scheduler(teacher, t_init, num_steps)).__name__,
+        scheduler=type(make_scheduler(teacher, t_init, num_steps, noise)).__name__,
         pipeline_options=teacher.pipeline_options,
         **known,
     )

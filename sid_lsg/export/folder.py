@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.sampling import Noise
 from sid_lsg.teachers.base import Teacher
 
 SCHEDULER_CLASS = "SiDScheduler"
@@ -31,6 +32,7 @@ def save_pipeline(
     t_init: int,
     num_steps: int = 1,
     dtype: torch.dtype = torch.float32,
+    noise: Noise = "fresh",
 ) -> None:
     """Save a generator and its teacher's other parts as the family's diffusers pipeline.
 
@@ -45,11 +47,12 @@ def save_pipeline(
         t_init: The first timestep.
         num_steps: K.
         dtype: Dtype of all weights.
+        noise: The noise of the later steps.
 
     Raises:
         UsageError: If a weight overflows the dtype.
     """
-    folder, scheduler = Path(folder), make_scheduler(teacher, t_init, num_steps)
+    folder, scheduler = Path(folder), make_scheduler(teacher, t_init, num_steps, noise)
     pipeline = teacher.pipeline(network, scheduler)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
@@ -67,29 +70,26 @@ def save_network(
     t_init: int,
     num_steps: int = 1,
     dtype: torch.dtype = torch.float32,
+    noise: Noise = "fresh",
 ) -> None:
     """Save a generator's network and scheduler, for use in a pipeline of the teacher.
 
     The arguments and errors are those of `save_pipeline`.
     """
-    folder, scheduler = Path(folder), make_scheduler(teacher, t_init, num_steps)
+    folder, scheduler = Path(folder), make_scheduler(teacher, t_init, num_steps, noise)
     name = teacher.network_name
     _converted(network, dtype).save_pretrained(folder / name, safe_serialization=True)
     scheduler.save_pretrained(folder / "scheduler")
     _complete(folder, scheduler)
 
 
-def make_scheduler(teacher: Teacher, t_init: int, num_steps: int) -> Any:
-    """Make the scheduler of a generator.
-
-    For several steps it is `SiDScheduler`: no scheduler of diffusers adds fresh noise to x_0 at the
-    generator's timesteps.
-    """
-    if num_steps == 1 and (scheduler := teacher.one_step_scheduler(t_init)) is not None:
+def make_scheduler(teacher: Teacher, t_init: int, num_steps: int, noise: Noise = "fresh") -> Any:
+    """Make the scheduler of a generator: one of diffusers if any fits, else `SiDScheduler`."""
+    if (scheduler := teacher.stock_scheduler(t_init, num_steps, noise)) is not None:
         return scheduler
     from sid_lsg.export.scheduler import SiDScheduler
 
-    return SiDScheduler(num_steps=num_steps, **teacher.scheduler_options(t_init))
+    return SiDScheduler(num_steps=num_steps, noise=noise, **teacher.scheduler_options(t_init))
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:

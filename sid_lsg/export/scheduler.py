@@ -14,9 +14,10 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
 
         x = 0;  for i = 0..K-1:  x = x_0-estimate at (alpha_{t_i} x + sigma_{t_i} z_i)
 
-    where every z_i is standard normal, drawn from the pipeline's generators. In diffusion,
+    where every z_i is standard normal, drawn from the pipeline's generators; or the first (fixed);
+    or what the estimate of x_0 leaves of the step's input (ddim). In diffusion,
     t_i = trunc(t_init (1 - i / K)). In flow matching, alpha = 1 - t, sigma = t and
-    t_i = t_init / (T - 1) (1 - i / K), and the pipeline receives 1000 t_i. No guidance, no
+    t_i = t_init / (T - 1) (1 - i / K), shifted, and the pipeline receives 1000 t_i. No guidance, no
     clipping. K can be any number up to t_init.
     """
 
@@ -30,6 +31,8 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
         prediction_type: str = "epsilon",
         num_steps: int = 1,
         t_init: int | None = None,
+        noise: str = "fresh",
+        shift: float = 1.0,
     ) -> None:
         """Set the noise schedule.
 
@@ -40,6 +43,8 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
             prediction_type: What the network predicts: epsilon, v_prediction or flow_prediction.
             num_steps: K of the training, and the default K.
             t_init: The first timestep in flow matching; by default T - 1.
+            noise: The noise of the later steps: fresh, fixed or ddim.
+            shift: Shift of the times in flow matching, t to shift t / (1 + (shift - 1) t).
         """
         if prediction_type not in ("epsilon", "v_prediction", "flow_prediction"):
             raise ValueError(
@@ -50,7 +55,7 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
         if self.flow:
             last = num_train_timesteps - 1
             self.t_init = last if t_init is None else t_init
-            self.init_noise_sigma = self.t_init / last
+            self.init_noise_sigma = self._shifted(self.t_init / last)
             self.set_timesteps()
             return
         if trained_betas is None:
@@ -77,11 +82,15 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"num_inference_steps must be 1 to {self.t_init}, got {steps}")
         self.num_inference_steps = steps
         if self.flow:
-            first = 1000 * self.init_noise_sigma
-            times = [first * (steps - i) / steps for i in range(steps)]
+            first = self.t_init / (self.config.num_train_timesteps - 1)
+            times = [1000 * self._shifted(first * (1 - i / steps)) for i in range(steps)]
         else:
             times = [self.t_init * (steps - i) // steps for i in range(steps)]
         self.timesteps = torch.tensor(times, device=device)
+
+    def _shifted(self, t: float) -> float:
+        shift = self.config.shift
+        return float(shift * t / (1 + (shift - 1) * t))
 
     def scales(self, timestep: float) -> tuple[float | torch.Tensor, float | torch.Tensor]:
         """Return alpha_t and sigma_t."""
@@ -121,9 +130,18 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
         else:
             x = (x_t - sigma * prediction) / alpha
         later = [time for time in self.timesteps.tolist() if time < float(timestep)]
+        if float(timestep) == float(self.timesteps[0]):
+            self._first_noise = x_t / sigma
         if later:
+            if self.config.noise == "fixed":
+                noise = self._first_noise
+            elif self.config.noise == "ddim":
+                noise = (x_t - alpha * x) / sigma
+            else:
+                noise = randn_tensor(
+                    x.shape, generator=generator, device=x.device, dtype=sample.dtype
+                )
             alpha, sigma = self.scales(later[0])
-            noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=sample.dtype)
             x = alpha * x + sigma * noise
         x = x.to(sample.dtype)
         return SchedulerOutput(prev_sample=x) if return_dict else (x,)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sid_lsg.checkpoints.opening import find_checkpoint
-from sid_lsg.export.exported import exported, read_exported
+from sid_lsg.export.exported import Exported, exported, read_exported
 from sid_lsg.files.sources import locate
 from sid_lsg.files.weights import weights_hash
 from sid_lsg.generation import pipelines
@@ -18,6 +18,7 @@ from sid_lsg.messages.checks import check_teacher_guidance, refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.guidance import sampling_evaluations
 from sid_lsg.options.choices import Precision, SamplerName
+from sid_lsg.options.flow import Flow
 from sid_lsg.teachers import families
 from sid_lsg.teachers.base import Teacher
 from sid_lsg.teachers.text import cut_off
@@ -125,33 +126,32 @@ def open_model(
     """
     if resolution is not None and resolution < 1:
         refuse("resolution", resolution, "at least 1")
-    loaded, t_init, trained_steps = None, None, 1
+    loaded, own = None, None
     if checkpoint := find_checkpoint(model, option):
         if sampler in ("ddim", "pipeline"):
             refuse("sampler", sampler, f"auto or generator for the checkpoint {model!r}")
-        loaded, t_init, trained_steps, *_ = load_trained(
-            checkpoint, None, resolution, option, teacher_option=option
-        )
+        found = load_trained(checkpoint, None, resolution, option, teacher_option=option)
+        loaded, own = found.teacher, Exported(found.t_init, found.num_steps, found.noise)
     elif sampler != "pipeline":
         try:
             loaded = families.load(model, resolution=resolution, option=option)
             if own := exported(loaded.scheduler_config):
-                t_init, trained_steps = own
+                Flow(shift=None if own.shift == 1 else own.shift).set_times(loaded.schedule)
         except UsageError:
             if sampler != "auto" or read_exported(locate(model)):
                 raise
     if sampler == "auto":
-        sampler = "pipeline" if t_init is None else "generator"
+        sampler = "pipeline" if own is None else "generator"
     about: dict[str, Any] = {"model": model, "sampler": sampler, "dtype": dtype}
     kind, place = getattr(torch, dtype), torch.device(device)
     if sampler == "generator":
-        if loaded is None or t_init is None:
+        if loaded is None or own is None:
             raise UsageError(
                 f"--sampler generator: {model!r} is not a generator that this project trained. "
                 "Use --sampler pipeline (or ddim) with --num_steps and --guidance."
             )
         ready = _ready(loaded, place, kind)
-        return partial(_generator, ready, t_init, trained_steps, about | _identity(ready))
+        return partial(_generator, ready, own, about | _identity(ready))
     if sampler == "ddim":
         assert loaded is not None
         ready = _ready(loaded, place, kind)
@@ -165,24 +165,25 @@ def open_model(
 
 def _generator(
     teacher: Teacher,
-    t_init: int,
-    trained_steps: int,
+    own: Exported,
     about: dict[str, Any],
     num_steps: int | None,
     guidance: float | None,
 ) -> ImageModel:
     if guidance is not None:
         refuse("guidance", guidance, "left out for a generator, which samples without it")
-    steps = trained_steps if num_steps is None else num_steps
+    steps = own.num_steps if num_steps is None else num_steps
     check_settings("generator", steps, None)
-    if steps > t_init:
-        refuse("num_steps", steps, f"at most {t_init}, the generator's first timestep")
+    if steps > own.t_init:
+        refuse("num_steps", steps, f"at most {own.t_init}, the generator's first timestep")
 
     def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        latents = teacher.generate(teacher.network, prompts, seeds, t_init, steps)
-        return teacher.decode(latents)
+        network = teacher.network
+        return teacher.decode(
+            teacher.generate(network, prompts, seeds, own.t_init, steps, own.noise)
+        )
 
-    settings = {"num_steps": steps, "guidance": None, "t_init": t_init}
+    settings = {"num_steps": steps, "guidance": None, "t_init": own.t_init}
     return ImageModel(sample, about | settings, steps, teacher.cut_off)
 
 

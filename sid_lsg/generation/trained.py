@@ -9,9 +9,13 @@ from sid_lsg.checkpoints.opening import OpenCheckpoint
 from sid_lsg.checkpoints.shards import joined
 from sid_lsg.files.weights import first_difference
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.guidance import NO_GUIDANCE
+from sid_lsg.method.sampling import Noise
 from sid_lsg.networks.initial import load_network
 from sid_lsg.networks.lora import adapt, adapters, merged
+from sid_lsg.options.flow import Flow
 from sid_lsg.options.lora import LoRA
+from sid_lsg.options.method import Method
 from sid_lsg.teachers import families
 from sid_lsg.teachers.base import Teacher
 
@@ -27,6 +31,7 @@ class Trained(NamedTuple):
         num_steps: K of the training.
         record: The checkpoint's record: `schema`, `versions` and `config`.
         adapted: The generator with unmerged LoRA adapters; None if it was trained without LoRA.
+        noise: The noise of the generator's later steps.
     """
 
     teacher: Teacher
@@ -34,6 +39,7 @@ class Trained(NamedTuple):
     num_steps: int
     record: dict[str, Any]
     adapted: nn.Module | None = None
+    noise: Noise = "fresh"
 
 
 def load_trained(
@@ -86,4 +92,6 @@ def load_trained(
     network.load_state_dict(ema, strict=not lora)  # the base is not in the checkpoint
     loaded.network = merged(network)
     adapted = network if lora else None
-    return Trained(loaded, options["t_init"], options["num_steps"], record, adapted)
+    Flow.of(options).set_times(loaded.schedule)
+    recipe = Method.of(options).of_teacher(loaded.schedule).recipe(NO_GUIDANCE)
+    return Trained(loaded, recipe.t_init, options["num_steps"], record, adapted, recipe.noise)

@@ -18,6 +18,11 @@ sida_training/sida_loss.py, sida_networks.py, sida_training_loop.py, run_sida.sh
   noise and time.
 - SiDA clips phase 2's logits at 10, and adds the term after 200,000 images and trains the generator
   after 100,000. Here logits are not clipped, and both start at once.
+
+For transformers the formulas are from SiD-DiT's code (arXiv 2509.25127): the tokens after the final
+norm are averaged, each channel is a logit, and logits are clipped at +-10. In SiD-DiT a real image
+shares noise and time with a generated one, and its pooled text features are those of the generated
+one's prompt. Here it has its own.
 """
 
 from collections.abc import Callable
@@ -56,38 +61,44 @@ class Adversary(Protocol):
     Attributes:
         fake_weight: Weight of the discriminator's loss in phase 1.
         generator_weight: Weight of the generator's adversarial loss in phase 2.
+        limit: Clip logits at +-limit; None does not clip.
     """
 
     fake_weight: float
     generator_weight: float
+    limit: float | None
 
     @property
     def encode(self) -> Callable[[Tensor], Tensor]:
         """Map real images [B, 3, H, W] uint8 to their latents, without gradient."""
 
     def features(self, x_t: Tensor, t: Tensor, condition: Conditioning) -> Tensor:
-        """Run the fake score, and return its encoder's output at x_t: [B, C, h, w]."""
+        """Run the fake score, and return its features at x_t: [B, C, h, w] or [B, tokens, C]."""
 
     def latest(self, size: int) -> Tensor:
-        """Return the encoder's output for the first `size` samples of the latest evaluation.
+        """Return the features of the first `size` samples of the latest evaluation.
 
         These are the samples with their prompts; with guidance, the same samples without prompts
         follow them.
         """
 
 
-def discriminator_logits(features: Tensor) -> Tensor:
-    """Return D = mean over channels of the encoder's output, at least in float32 (SiDA).
+def discriminator_logits(features: Tensor, limit: float | None = None) -> Tensor:
+    """Return the logits D: the mean of the features over their second dimension, as float32.
 
-    It is positive where x_t looks real; `return_flag="encoder"` of SiDA's networks.
+    They are positive where x_t looks real. Features of a convolutional network are averaged over
+    channels, so each position is a logit (`return_flag="encoder"` of SiDA's networks). Those of a
+    transformer are averaged over tokens, so each channel is one (SiD-DiT).
 
     Args:
-        features: [B, C, h, w].
+        features: [B, C, h, w], or [B, tokens, C].
+        limit: Clip the logits at +-limit.
 
     Returns:
-        [B, h, w].
+        [B, h, w], or [B, C].
     """
-    return features.to(torch.promote_types(features.dtype, torch.float32)).mean(dim=1)
+    logits = features.to(torch.promote_types(features.dtype, torch.float32)).mean(dim=1)
+    return logits if limit is None else logits.clamp(-limit, limit)
 
 
 def discriminator_loss(real: Tensor, generated: Tensor) -> Tensor:
@@ -98,8 +109,8 @@ def discriminator_loss(real: Tensor, generated: Tensor) -> Tensor:
     Binary cross-entropy: ln 2 where the logits are 0.
 
     Args:
-        real: [B, h, w] logits of noised real images.
-        generated: [B, h, w] logits of noised samples of the generator.
+        real: [B, ...] logits of noised real images.
+        generated: [B, ...] logits of noised samples of the generator.
 
     Returns:
         [B] loss of each pair.
@@ -115,7 +126,7 @@ def adversarial_loss(generated: Tensor) -> Tensor:
     It does not saturate where the discriminator is confident.
 
     Args:
-        generated: [B, h, w] logits.
+        generated: [B, ...] logits.
 
     Returns:
         [B] loss of each sample.
@@ -130,10 +141,10 @@ def fake_score_term(
 
     The generated samples are those of the fake score's latest evaluation.
     """
-    generated = discriminator_logits(adversary.latest(len(real.images)))
+    generated = discriminator_logits(adversary.latest(len(real.images)), adversary.limit)
     x_0, (_, eps, t, _) = adversary.encode(real.images), real.draws
     x_t = schedule.add_noise(x_0, eps, t)
-    found = discriminator_logits(adversary.features(x_t, t, real.condition))
+    found = discriminator_logits(adversary.features(x_t, t, real.condition), adversary.limit)
     loss = discriminator_loss(found, generated)
     numbers = {
         "loss_adversarial_fake": loss,
@@ -155,6 +166,6 @@ def generator_term(adversary: Adversary, x_g: Tensor, weight: Tensor) -> tuple[T
         x_g: [B, ...], the samples.
         weight: [B] w, `generator_weight`.
     """
-    loss = adversarial_loss(discriminator_logits(adversary.latest(len(x_g))))
+    loss = adversarial_loss(discriminator_logits(adversary.latest(len(x_g)), adversary.limit))
     scale = adversary.generator_weight * x_g[0].numel()
     return scale * loss / weight, {"loss_adversarial_generator": loss}

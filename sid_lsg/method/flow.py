@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sid_lsg.method.randomness import normal
-from sid_lsg.method.schedule import Schedule
+from sid_lsg.method.schedule import Defaults, Schedule
 from sid_lsg.method.shapes import per_sample
 
 TIMESTEPS = 1000
@@ -28,6 +28,8 @@ class FlowSchedule(Schedule):
         time_factor: What t is multiplied by for the networks.
     """
 
+    # SiD-DiT's official code.
+    defaults = Defaults(999, "last", "1_minus_sigma", 0.0)
     prediction_type = "flow_prediction"
     time_dtype = torch.float32
 

@@ -10,7 +10,7 @@ from sid_lsg.method.conditioning import Conditioning, Predict, concatenate, expa
 
 
 class Kappas(NamedTuple):
-    """kappa_1..kappa_4 (SiD-LSG, arXiv 2406.01561); 1 means no guidance.
+    """kappa_1..kappa_4 (SiD-LSG, arXiv 2406.01561); 1 means no guidance, 0 no prompt.
 
     Attributes:
         train_fake: kappa_1, on the fake score while it is trained.
@@ -26,7 +26,7 @@ class Kappas(NamedTuple):
 
     @property
     def guided(self) -> bool:
-        """Return True if any network is guided, so the empty prompt is needed."""
+        """Return True if any scale is not 1, so the empty prompt is needed."""
         return any(kappa != 1 for kappa in self)
 
     @property
@@ -42,15 +42,24 @@ class Kappas(NamedTuple):
     def evaluations(self) -> tuple[int, int, int]:
         """Return the NFE of the fake score in phase 1 and phase 2, and of the teacher in phase 2.
 
-        A guided network is evaluated with and without the prompt.
+        A guided network is evaluated with and without the prompt, and one at kappa = 0 only
+        without it.
         """
         kappa_1, kappa_2, kappa_3, kappa_4 = self
-        return 1 + (kappa_1 != 1), 1 + ((kappa_2, kappa_3) != (1, 1)), 1 + (kappa_4 != 1)
+        return passes(kappa_1), passes(kappa_2, kappa_3), passes(kappa_4)
 
     @property
     def sampling(self) -> float:
         """Return the scale for sampling the teacher: kappa_4; diffusers ignores scales below 1."""
         return max(1.0, self.eval_real)
+
+
+NO_GUIDANCE = Kappas(1.0, 1.0, 1.0, 1.0)
+
+
+def passes(*kappas: float) -> int:
+    """Return the NFE at some scales: 1 if all are 1 or all are 0, else 2."""
+    return 1 if set(kappas) in ({1}, {0}) else 2
 
 
 def sampling_evaluations(num_steps: int, guidance: float) -> int:
@@ -85,15 +94,16 @@ def predict_guided(
 ) -> list[Tensor]:
     """Predict at several guidance scales from one evaluation (METHOD.md, guidance).
 
-    If every scale is 1, the network is evaluated only with the prompts. Otherwise it is evaluated
-    once on a doubled batch, with the prompts and the empty prompt. Gradients flow through both.
+    If every scale is 1, the network is evaluated only with the prompts; if every scale is 0, only
+    with the empty prompt. Otherwise it is evaluated once on a doubled batch, with the prompts and
+    the empty prompt. Gradients flow through both.
 
     Args:
         predict: The network.
         x_t: [B, ...].
         t: [B].
         condition: The prompts' conditioning.
-        null: The empty prompt's conditioning, one sample; None if every scale is 1.
+        null: The null conditioning, one sample; None if every scale is 1.
         kappas: The scales.
 
     Returns:
@@ -101,9 +111,10 @@ def predict_guided(
     """
     if all(kappa == 1 for kappa in kappas):
         prediction = Prediction(predict(x_t, t, condition))
-    else:
-        assert null is not None, "guidance needs the null prompt"
-        both = concatenate(condition, expand(null, len(x_t)))
-        doubled = predict(torch.cat((x_t, x_t)), torch.cat((t, t)), both)
-        prediction = Prediction(*doubled.chunk(2))
+        return [prediction.guided(kappa) for kappa in kappas]
+    assert null is not None, "guidance needs the null prompt"
+    if all(kappa == 0 for kappa in kappas):
+        return [predict(x_t, t, expand(null, len(x_t)))] * len(kappas)
+    both = concatenate(condition, expand(null, len(x_t)))
+    prediction = Prediction(*predict(torch.cat((x_t, x_t)), torch.cat((t, t)), both).chunk(2))
     return [prediction.guided(kappa) for kappa in kappas]

@@ -16,17 +16,17 @@ from sid_lsg.method.adversarial import (
     fake_score_term,
     generator_term,
 )
-from sid_lsg.method.conditioning import Conditioning, Predict, select
+from sid_lsg.method.conditioning import Conditioning, Predict, expand, select
 from sid_lsg.method.draws import Draws
 from sid_lsg.method.guidance import Kappas, predict_guided
 from sid_lsg.method.objective import (
     fake_score_loss,
     generator_loss,
-    generator_weight,
     mean_over_batch,
 )
-from sid_lsg.method.sampling import denoiser, sample
+from sid_lsg.method.sampling import Noise, StepTraining, denoiser, sample
 from sid_lsg.method.schedule import Schedule
+from sid_lsg.method.weighting import Weighting, loss_divisor
 
 
 class Networks(NamedTuple):
@@ -47,6 +47,30 @@ class Networks(NamedTuple):
     schedule: Schedule
     null: Conditioning | None = None
     adversary: Adversary | None = None
+
+
+class Recipe(NamedTuple):
+    """What defines the method besides networks, prompts and random numbers.
+
+    Attributes:
+        kappas: The guidance scales.
+        t_init: The generator's first timestep.
+        num_steps: K, the steps of the generator's times; by default as many as noises are given.
+        noise: The noise of the generator's later steps.
+        step_training: The generator's steps that the gradient flows through.
+        alpha: Weight of the second term of the generator's loss.
+        weighting: Weighting of the generator's loss.
+        generator_scale: Factor of the generator's loss (`lsg` in the official code).
+    """
+
+    kappas: Kappas
+    t_init: int
+    num_steps: int | None = None
+    noise: Noise = "fresh"
+    step_training: StepTraining = "all"
+    alpha: float = 1.0
+    weighting: Weighting = "sid"
+    generator_scale: float = 1.0
 
 
 class PhaseInputs(NamedTuple):
@@ -106,9 +130,9 @@ class GeneratorOutput(NamedTuple):
     """The results of phase 2.
 
     Attributes:
-        loss: Scalar, to be differentiated: the share of the batch's mean.
-        losses: [b] loss of each sample.
-        weight: [b] w, `generator_weight`.
+        loss: Scalar, to be differentiated: the share of the batch's mean, times the scale.
+        losses: [b] loss of each sample, without the scale.
+        weight: [b] w, `weighting.loss_divisor`.
         x_g: The generator's samples.
         y_fake_2: The fake score's x_0-estimate guided at kappa_2.
         y_fake_3: The fake score's x_0-estimate guided at kappa_3.
@@ -126,39 +150,37 @@ class GeneratorOutput(NamedTuple):
     numbers: Numbers
 
 
-def fake_score_phase(
-    networks: Networks, inputs: PhaseInputs, kappas: Kappas, t_init: int
-) -> FakeScoreOutput:
+def fake_score_phase(networks: Networks, inputs: PhaseInputs, recipe: Recipe) -> FakeScoreOutput:
     """Evaluate phase 1: the fake score denoises the generator's samples (METHOD.md, phase 1).
 
     The samples carry no gradient. Prompts have been dropped before (`drop_prompts`), so the
     generator also sees the empty prompt.
     """
-    schedule, condition, (noises, eps, t, _) = networks.schedule, inputs.condition, inputs.draws
+    schedule, condition, (_, eps, t, _) = networks.schedule, inputs.condition, inputs.draws
+    kappa_1 = recipe.kappas.train_fake
     with torch.no_grad():
-        x_g = sample(denoiser(networks.generator, schedule, condition), schedule, noises, t_init)
+        x_g = _generated(networks, inputs, recipe)
     x_t = schedule.add_noise(x_g, eps, t)
-    (prediction,) = predict_guided(
-        networks.fake_score, x_t, t, condition, networks.null, [kappas.train_fake]
-    )
+    (prediction,) = predict_guided(networks.fake_score, x_t, t, condition, networks.null, [kappa_1])
     weight = schedule.error_weight(t)
     losses, numbers = fake_score_loss(prediction, schedule.target(x_g, eps, t), weight), Numbers()
-    if networks.adversary and inputs.real:
-        term, numbers = fake_score_term(networks.adversary, schedule, inputs.real)
+    if networks.adversary and (real := inputs.real):
+        if kappa_1 == 0 and networks.null is not None:  # real images are judged as generated ones
+            real = real._replace(condition=expand(networks.null, len(real.images)))
+        term, numbers = fake_score_term(networks.adversary, schedule, real)
         losses = losses + term
     loss = mean_over_batch(losses, inputs.batch_size, inputs.counted)
     return FakeScoreOutput(loss, losses, weight, x_g, prediction, numbers)
 
 
-def generator_phase(
-    networks: Networks, inputs: PhaseInputs, kappas: Kappas, t_init: int, alpha: float
-) -> GeneratorOutput:
+def generator_phase(networks: Networks, inputs: PhaseInputs, recipe: Recipe) -> GeneratorOutput:
     """Evaluate phase 2: the score identity loss of the generator (METHOD.md, phase 2).
 
     Gradients reach x_g directly, and through the fake score and the teacher.
     """
-    schedule, condition, (noises, eps, t, _) = networks.schedule, inputs.condition, inputs.draws
-    x_g = sample(denoiser(networks.generator, schedule, condition), schedule, noises, t_init)
+    schedule, condition, (_, eps, t, _) = networks.schedule, inputs.condition, inputs.draws
+    kappas = recipe.kappas
+    x_g = _generated(networks, inputs, recipe)
     x_t = schedule.add_noise(x_g, eps, t)
 
     def estimates(predict: Predict, *scales: float) -> list[Tensor]:
@@ -169,10 +191,25 @@ def generator_phase(
     # are recomputed, the fake score's have been freed by then.
     (y_real,) = estimates(networks.teacher, kappas.eval_real)
     y_fake_2, y_fake_3 = estimates(networks.fake_score, kappas.eval_fake_2, kappas.eval_fake_3)
-    weight = generator_weight(x_g, y_real)
-    losses, numbers = generator_loss(x_g, y_real, y_fake_2, y_fake_3, weight, alpha), Numbers()
+    weight = loss_divisor(recipe.weighting, schedule, t, x_g, y_real)
+    losses = generator_loss(x_g, y_real, y_fake_2, y_fake_3, weight, recipe.alpha)
+    numbers = Numbers()
     if networks.adversary:
         term, numbers = generator_term(networks.adversary, x_g, weight)
         losses = losses + term
-    loss = mean_over_batch(losses, inputs.batch_size, inputs.counted)
+    loss = mean_over_batch(losses, inputs.batch_size, inputs.counted) * recipe.generator_scale
     return GeneratorOutput(loss, losses, weight, x_g, y_fake_2, y_fake_3, y_real, numbers)
+
+
+def _generated(networks: Networks, inputs: PhaseInputs, recipe: Recipe) -> Tensor:
+    """Sample the generator with the inputs' prompts and noises."""
+    schedule = networks.schedule
+    return sample(
+        denoiser(networks.generator, schedule, inputs.condition),
+        schedule,
+        inputs.draws.noises,
+        recipe.t_init,
+        recipe.num_steps,
+        recipe.noise,
+        recipe.step_training,
+    )

@@ -8,7 +8,7 @@ diffusion and flow matching share everything else.
 """
 
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,22 @@ PredictionType = Literal["epsilon", "v_prediction"]
 PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 
 
+class Defaults(NamedTuple):
+    """The choices in which the published runs of two kinds of teachers differ.
+
+    Attributes:
+        t_init: The generator's first timestep.
+        step_training: Steps of the generator that the gradient flows through: "all" or "last".
+        weighting: Weighting of the generator's loss, by its name in `weighting`.
+        prompt_dropout: Probability of dropping a prompt in phase 1.
+    """
+
+    t_init: int
+    step_training: str
+    weighting: str
+    prompt_dropout: float
+
+
 class Schedule(nn.Module, ABC):
     """alpha_t and sigma_t, the prediction type of the networks, and the times that are used.
 
@@ -28,8 +44,10 @@ class Schedule(nn.Module, ABC):
     Attributes:
         prediction_type: What the networks predict, by diffusers' name.
         time_dtype: The dtype of `t`.
+        defaults: What the published runs of such teachers use.
     """
 
+    defaults: ClassVar[Defaults]
     prediction_type: str
     time_dtype: torch.dtype
 
@@ -83,6 +101,10 @@ class Schedule(nn.Module, ABC):
         """Diffuse: x_t = alpha_t x_0 + sigma_t eps (Ho et al., 2020)."""
         return per_sample(self.alpha(t), x_0) * x_0 + per_sample(self.sigma(t), eps) * eps
 
+    def implied_noise(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the noise between an estimate of x_0 and x_t: (x_t - alpha_t x_0) / sigma_t."""
+        return (x_t - per_sample(self.alpha(t), x_0) * x_0) / per_sample(self.sigma(t), x_t)
+
     def network_time(self, t: Tensor) -> Tensor:
         """Return the time to pass to the networks; by default t itself."""
         return t
@@ -95,6 +117,8 @@ class DiscreteSchedule(Schedule):
     abar the cumulative product of 1 - beta (`alphas_cumprod` in diffusers).
     """
 
+    # SiD-LSG's official code (METHOD.md).
+    defaults = Defaults(625, "all", "sid", 0.1)
     time_dtype = torch.int64
     alphas: Tensor
     sigmas: Tensor

@@ -9,7 +9,7 @@ from sid_lsg.messages.errors import UsageError
 if TYPE_CHECKING:
     from sid_lsg.method.guidance import Kappas
 
-Preset = Literal["none", "long", "short", "lsg"]
+Preset = Literal["none", "long", "short", "lsg", "zero", "anti"]
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,14 @@ class Guidance:
     Args:
         preset: Strategy of the paper. none: all four are 1. long: only the teacher is guided
             (kappa_4 = scale > 1). short: only the fake score is weakened (kappa_1..3 = scale < 1).
-            lsg, "long and short": all four are the scale.
-        scale: The preset's scale. By default 1.5 for lsg and long, 0.5 for short. The paper's lsg
-            runs use 1.5 for the lowest FID, and 2, 3 and 4.5 for a higher CLIP score.
+            lsg, "long and short": all four are the scale. zero: the fake score sees no text
+            (kappa_1..3 = 0, kappa_4 = 1). anti: the fake score is pushed away from the text
+            (kappa_1..3 = scale < 0, kappa_4 = 1). zero and anti are for runs with
+            --model.real_data, which keeps images and prompts together ("Few-step SiD", arXiv
+            2505.12674).
+        scale: The preset's scale. By default 1.5 for lsg and long, 0.5 for short; anti needs one.
+            The paper's lsg runs use 1.5 for the lowest FID, and 2, 3 and 4.5 for a higher CLIP
+            score. Runs of flow-matching teachers use 4.5.
         train_fake: kappa_1, for the fake score while it is trained.
         eval_fake: kappa_2 and kappa_3, for the fake score in the generator's loss: one number for
             both, or two.
@@ -60,15 +65,26 @@ class Guidance:
                 f"--model.guidance.scale is {self.scale}, but the preset 'none' has no guidance. "
                 "Choose --model.guidance.preset long, short or lsg, or leave the scale out."
             )
+        if self.preset == "zero" and self.scale not in (None, 0):
+            raise UsageError(
+                f"--model.guidance.scale is {self.scale}, but the preset 'zero' guides the fake "
+                "score at 0. Choose --model.guidance.preset anti, or leave the scale out."
+            )
+        if self.preset == "anti" and (self.scale is None or self.scale >= 0):
+            found = "missing" if self.scale is None else f"{self.scale}"
+            raise UsageError(
+                f"--model.guidance.scale is {found}, but the preset 'anti' needs a negative one. "
+                "Give for example --model.guidance.scale -0.5, or choose the preset zero."
+            )
 
     @property
     def kappas(self) -> "Kappas":
         """Return kappa_1..kappa_4 of the preset and the single scales."""
         from sid_lsg.method.guidance import Kappas
 
-        default = {"none": 1.0, "long": 1.5, "short": 0.5, "lsg": 1.5}[self.preset]
-        scale = default if self.scale is None else float(self.scale)
-        fake = scale if self.preset in ("short", "lsg") else 1.0
+        defaults = {"none": 1.0, "long": 1.5, "short": 0.5, "lsg": 1.5, "zero": 0.0}
+        scale = defaults[self.preset] if self.scale is None else float(self.scale)
+        fake = scale if self.preset in ("short", "lsg", "zero", "anti") else 1.0
         real = scale if self.preset in ("long", "lsg") else 1.0
         eval_fake = self.eval_fake if self.eval_fake is not None else fake
         pair = eval_fake if isinstance(eval_fake, list) else [eval_fake, eval_fake]

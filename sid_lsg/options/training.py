@@ -174,15 +174,19 @@ class Compute:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Clip the gradients of each network.
+    """Clip and scale the gradients of each network.
 
     Args:
         clip_val: Limit of the gradients; by default they are not clipped.
         clip_algorithm: norm limits the total norm, value limits each entry.
+        generator_scale: Factor of the generator's loss: 100 in SiD-DiT's code, 1 in SiD-LSG's.
+            Adam's steps do not depend on it, but clipping and Adam's eps act after it. The logged
+            loss is without it.
     """
 
     clip_val: float | None = None
     clip_algorithm: ClipAlgorithm = "norm"
+    generator_scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Validate the options.
@@ -194,3 +198,5 @@ class Gradients:
             refuse("model.gradients.clip_val", self.clip_val, "a positive number")
         if self.clip_algorithm not in get_args(ClipAlgorithm):
             refuse("model.gradients.clip_algorithm", self.clip_algorithm, "norm or value")
+        if not 0 < self.generator_scale < math.inf:
+            refuse("model.gradients.generator_scale", self.generator_scale, "a positive number")

@@ -62,8 +62,10 @@ class Run:
     def evaluations(self) -> int:
         """Return the network evaluations of the fit, in units of one forward pass."""
         model = self.config.model
-        real_data = model.real_data is not None
-        return self.images * evaluations_per_image(self.kappas, model.num_steps, real_data)
+        real_data, last = model.real_data is not None, model.step_training == "last"
+        steps = model.num_steps
+        each = evaluations_per_image(self.kappas, steps, real_data, last, model.fake_steps)
+        return round(self.images * each)
 
     @property
     def title(self) -> str:
@@ -72,15 +74,31 @@ class Run:
         return f"{series}, {point}, seed {self.seed}"
 
 
-def evaluations_per_image(kappas: Kappas, num_steps: int = 1, real_data: bool = False) -> int:
+def evaluations_per_image(
+    kappas: Kappas,
+    num_steps: int = 1,
+    real_data: bool = False,
+    only_last: bool = False,
+    fake_steps: int = 1,
+) -> float:
     """Count the network evaluations of an iteration per image, in units of one forward pass.
 
     Gradients for inputs cost as much as a forward pass, and gradients for weights the same again. A
     real image takes a forward pass and a backward pass through the encoder, which is less than half
     of the network.
+
+    Args:
+        kappas: The guidance scales.
+        num_steps: K.
+        real_data: Whether phase 1 also runs the fake score on real images.
+        only_last: Whether gradients flow through the generator's last step alone.
+        fake_steps: Optimizer steps of the fake score.
     """
     fake_1, fake_23, real = kappas.evaluations
-    return num_steps + 3 * fake_1 + 3 * num_steps + 2 * fake_23 + 2 * real + 2 * real_data
+    run, trained = (((1 + num_steps) / 2), 1) if only_last else (num_steps, num_steps)
+    # An evaluation that backpropagates to its input and its weights: 2 more, the first step 1 more.
+    phase_1 = run + 3 * fake_1 + 2 * real_data
+    return fake_steps * phase_1 + run + 2 * trained + 2 * fake_23 + 2 * real
 
 
 def plan(study: Study, read: Read, prompt_files: set[str]) -> list[Run]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sid_lsg.method.conditioning import Conditioning
-from sid_lsg.method.sampling import denoiser, sample, seeded_noises
+from sid_lsg.method.sampling import Noise, denoiser, sample, seeded_noises
 from sid_lsg.method.schedule import Schedule
 
 Tokens = dict[str, Tensor]
@@ -45,6 +45,7 @@ class Teacher(nn.Module, ABC):
         architectures: The family's untrained models, by the NAME in `architecture:NAME`.
         pipeline_options: Arguments of the family's pipeline that sample a generator without
             guidance.
+        logit_limit: Limit of the discriminator's logits (`method.adversarial`); None for no limit.
         network: The denoising network, f_phi.
         schedule: alpha_t, sigma_t, the prediction type and the timesteps.
         scheduler_config: The configuration of the model's scheduler.
@@ -57,6 +58,7 @@ class Teacher(nn.Module, ABC):
     network_name: ClassVar[str]
     architectures: ClassVar[Mapping[str, Architecture]] = {}
     pipeline_options: ClassVar[Mapping[str, Any]] = {"guidance_scale": 0}
+    logit_limit: ClassVar[float | None] = None
     network: nn.Module
     schedule: Schedule
     scheduler_config: dict[str, Any]
@@ -164,9 +166,10 @@ class Teacher(nn.Module, ABC):
 
     @abstractmethod
     def end_of_encoder(self, network: nn.Module) -> nn.Module:
-        """Return the module after which a network's decoder starts.
+        """Return the module whose output are the discriminator's features (`method.adversarial`).
 
-        Its output (the first, if there are several) is [B, C, h, w] and depends on all of x_t.
+        In a UNet, the decoder starts after it and its output (the first, if there are several) is
+        [B, C, h, w]; in a transformer, it is the final norm, and its output is [B, tokens, C].
         """
 
     @abstractmethod
@@ -197,6 +200,7 @@ class Teacher(nn.Module, ABC):
             "num_train_timesteps": len(self.schedule),
             "prediction_type": self.schedule.prediction_type,
             "t_init": t_init,
+            "shift": getattr(self.schedule, "shift", 1.0),
         }
 
     def one_step_scheduler(self, t_init: int) -> Any | None:
@@ -206,6 +210,19 @@ class Teacher(nn.Module, ABC):
             t_init: The generator's first timestep.
         """
         return None
+
+    def stock_scheduler(self, t_init: int, num_steps: int, noise: Noise) -> Any | None:
+        """Return a diffusers scheduler that samples a generator, or None.
+
+        By default only for one step: no scheduler of diffusers for diffusion adds fresh noise to
+        x_0 at the generator's timesteps.
+
+        Args:
+            t_init: The generator's first timestep.
+            num_steps: K.
+            noise: The noise of the later steps.
+        """
+        return self.one_step_scheduler(t_init) if num_steps == 1 else None
 
     # ------------------------------------------------------------------ shared by all families
 
@@ -256,11 +273,16 @@ class Teacher(nn.Module, ABC):
         return self._null
 
     def sample(
-        self, network: nn.Module, condition: Conditioning, noises: Sequence[Tensor], t_init: int
+        self,
+        network: nn.Module,
+        condition: Conditioning,
+        noises: Sequence[Tensor],
+        t_init: int,
+        noise: Noise = "fresh",
     ) -> Tensor:
         """Generate latents with a generator, one network evaluation per noise."""
         denoise = denoiser(partial(self.predict, network), self.schedule, condition)
-        return sample(denoise, self.schedule, noises, t_init)
+        return sample(denoise, self.schedule, noises, t_init, noise=noise)
 
     @torch.no_grad()
     def generate(
@@ -270,6 +292,7 @@ class Teacher(nn.Module, ABC):
         seeds: Sequence[int],
         t_init: int,
         num_steps: int,
+        noise: Noise = "fresh",
     ) -> Tensor:
         """Generate one latent per prompt and seed; no random state changes.
 
@@ -279,10 +302,11 @@ class Teacher(nn.Module, ABC):
             seeds: B seeds; each image depends only on its prompt and seed.
             t_init: The first timestep.
             num_steps: K.
+            noise: The noise of the later steps.
 
         Returns:
             [B, C, H, W] float32 latents, for `decode`.
         """
         device = next(self.network.parameters()).device
         noises = seeded_noises(seeds, self.latent_shape, num_steps, device)
-        return self.sample(network, self.encode_prompts(prompts), noises, t_init)
+        return self.sample(network, self.encode_prompts(prompts), noises, t_init, noise)

@@ -1,4 +1,4 @@
-"""Use the fake score's encoder as a discriminator (the term of `method.adversarial`)."""
+"""Use the fake score's features as a discriminator (the term of `method.adversarial`)."""
 
 from typing import Any
 
@@ -24,18 +24,19 @@ def required(real: RealBatch | None) -> RealBatch:
 
 
 class Discriminator:
-    """Provide the encoder features of the fake score: an `Adversary` of the method.
+    """Provide the features of the fake score: an `Adversary` of the method.
 
-    A forward hook stores the encoder's output of the latest evaluation, so one evaluation serves
-    both losses of a sample. The hook is never removed, because compiled blocks do not see hooks
-    that are registered later. Real images run through the decoder too, although its output is not
-    used, because the forward pass of a sharded network cannot be stopped halfway.
+    A forward hook stores the output of `Teacher.end_of_encoder` in the latest evaluation, so one
+    evaluation serves both losses of a sample. The hook is never removed, because compiled blocks do
+    not see hooks that are registered later. Real images run through the rest of the network too,
+    although its output is not used, because the forward pass of a sharded network cannot be stopped
+    halfway.
     """
 
     def __init__(self, options: RealData, teacher: Teacher, fake_score: nn.Module) -> None:
         """Register the hook at the end of the encoder."""
         self.fake_weight, self.generator_weight = options.fake_weight, options.generator_weight
-        self.encode = teacher.encode_images
+        self.limit, self.encode = teacher.logit_limit, teacher.encode_images
         self._teacher, self._fake_score = teacher, fake_score
         self._features: Tensor | None = None
         end = teacher.end_of_encoder(fake_score)
@@ -47,13 +48,13 @@ class Discriminator:
         end.register_forward_hook(keep)
 
     def features(self, x_t: Tensor, t: Tensor, condition: Conditioning) -> Tensor:
-        """Run the fake score, and return its encoder's features [B, C, h, w]."""
+        """Run the fake score, and return its features [B, C, h, w] or [B, tokens, C]."""
         self._teacher.predict(self._fake_score, x_t, t, condition)
         gather_root(self._fake_score)
         return self.latest(len(x_t))
 
     def latest(self, size: int) -> Tensor:
-        """Return the features [size, C, h, w] of the samples just evaluated with their prompts.
+        """Return the features [size, ...] of the samples just evaluated with their prompts.
 
         With guidance, the stored batch also has the same samples without prompts after them.
         """

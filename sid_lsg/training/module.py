@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sid_lsg.data.prompts import PromptBatch
 from sid_lsg.method.adversarial import RealSamples
 from sid_lsg.method.conditioning import Conditioning, Predict, drop_prompts
-from sid_lsg.method.draws import REAL_IMAGES, Draws, Phase, draw
+from sid_lsg.method.draws import REAL_IMAGES, Draws, Phase, draw, draw_steps
 from sid_lsg.method.ema import ema_beta
 from sid_lsg.method.phases import (
     FakeScoreOutput,
@@ -39,8 +39,9 @@ from sid_lsg.networks.memory import (
 )
 from sid_lsg.networks.precision import allow_tf32
 from sid_lsg.optimizers.adam import AdamWithoutMomentum
+from sid_lsg.options.flow import Flow, flow_times
 from sid_lsg.options.guidance import Guidance
-from sid_lsg.options.method import Method
+from sid_lsg.options.method import Method, Noise, StepTraining, Weighting
 from sid_lsg.options.real_data import RealData
 from sid_lsg.options.training import (
     EMA,
@@ -58,6 +59,7 @@ from sid_lsg.training.discriminator import Discriminator, required
 from sid_lsg.training.ema import update_ema
 from sid_lsg.training.log import IterationLog
 from sid_lsg.training.optimizer_options import make_optimizer
+from sid_lsg.training.update import together
 
 
 class SiDLSG(AlternatingModule):
@@ -72,11 +74,16 @@ class SiDLSG(AlternatingModule):
         resolution: int | None = None,
         guidance: Guidance = Guidance(),  # noqa: B008
         alpha: float = Method.alpha,
-        t_init: int = Method.t_init,
+        weighting: Weighting | None = None,
+        t_init: int | None = None,
         tmin: int = Method.tmin,
         tmax: int = Method.tmax,
+        flow: Flow = Flow(),  # noqa: B008
         num_steps: int = Method.num_steps,
-        prompt_dropout: float = Method.prompt_dropout,
+        step_training: StepTraining | None = None,
+        noise: Noise = Method.noise,
+        fake_steps: int = Method.fake_steps,
+        prompt_dropout: float | None = None,
         real_data: RealData | None = None,
         init: InitialWeights = InitialWeights(),  # noqa: B008
         lora: Adapters = Adapters(),  # noqa: B008
@@ -100,13 +107,26 @@ class SiDLSG(AlternatingModule):
             resolution: Side of the images in pixels; by default the teacher's.
             guidance: Guidance scales kappa_1..kappa_4.
             alpha: Weight of the second term of the generator's loss; 1 in the paper's runs.
-            t_init: The timestep at which the generator is evaluated, 1..999 for 1000 timesteps.
+            weighting: Weighting of the generator's loss. sid divides it by the mean of |x_g -
+                y_real|; the others are functions of the time. By default sid, and 1_minus_sigma for
+                flow-matching teachers.
+            t_init: The first timestep at which the generator is evaluated, 1..999 for 1000
+                timesteps. By default 625, and 999 (pure noise) for flow-matching teachers.
             tmin: Smallest timestep at which the losses are evaluated.
             tmax: Largest timestep at which the losses are evaluated, plus one.
+            flow: Times of a flow-matching teacher.
             num_steps: Network evaluations (NFE) of the generator per image, in training and in
                 sampling.
+            step_training: all: gradients flow through all steps of the generator. last: each
+                iteration draws how many of the steps are run, 1 to num_steps, and gradients flow
+                through the last of them. By default all, and last for flow-matching teachers.
+            noise: Noise of the generator's steps after the first. fresh: new. fixed: the noise of
+                the first step. ddim: the noise that the step before implies.
+            fake_steps: Optimizer steps of the fake score for each one of the generator, with
+                prompts and noise of their own.
             prompt_dropout: Probability of replacing a prompt by the empty one when the fake score
-                is trained (phase 1), if kappa_1 or kappa_2 is not 1.
+                is trained (phase 1), if kappa_1 or kappa_2 is not 1. By default 0.1, and 0 for
+                flow-matching teachers.
             real_data: Add an adversarial term on the images of --data.real_images, for example
                 {generator_weight: 0.0001}; by default training needs no data.
             init: Initial weights of the trained networks; by default the teacher's.
@@ -129,12 +149,19 @@ class SiDLSG(AlternatingModule):
             UsageError: If a value is out of range or the teacher cannot be used.
         """
         super().__init__()
-        method = Method(alpha, t_init, tmin, tmax, num_steps, prompt_dropout, micro_batch_size)
-        self.kappas = guidance.kappas
-        self.alpha = alpha
-        self.t_init, self.tmin, self.tmax = t_init, tmin, tmax
-        self.num_steps = num_steps
-        self.prompt_dropout = prompt_dropout
+        given = Method(
+            alpha,
+            t_init,
+            tmin,
+            tmax,
+            num_steps,
+            prompt_dropout,
+            micro_batch_size,
+            step_training,
+            noise,
+            weighting,
+            fake_steps,
+        )
         self.micro_batch_size = micro_batch_size
         self.optimizer_fake, self.optimizer_generator = optimizer_fake, optimizer_generator
         self.ema_options, self.clipping, self.compute = ema, gradients, compute
@@ -144,7 +171,11 @@ class SiDLSG(AlternatingModule):
 
         where = loading.revision, loading.variant, loading.subfolders
         self.teacher: Teacher = load(teacher, *where, resolution)
-        method.check_timesteps(len(self.teacher.schedule))
+        flow.set_times(self.teacher.schedule)
+        self.method = given.of_teacher(self.teacher.schedule)
+        self.recipe = self.method.recipe(guidance.kappas, gradients.generator_scale)
+        self.kappas, self.alpha, self.t_init = self.recipe.kappas, alpha, self.recipe.t_init
+        self.num_steps, self.noise, self.fake_steps = num_steps, noise, fake_steps
         self.teacher.use_channels_last()
         self.fake_score = start(self.teacher, "fake_score", init.fake_score, lora.fake_score, seed)
         self.generator = start(self.teacher, "generator", init.generator, lora.generator, seed)
@@ -157,6 +188,12 @@ class SiDLSG(AlternatingModule):
             Discriminator(real_data, self.teacher, self.fake_score) if real_data else None
         )
         set_frozen_precision(memory.frozen_precision, self.teacher, *networks.values())
+
+    def chosen(self) -> dict[str, Any]:
+        """Return the options that were left out and are the teacher's, by their dotted names."""
+        names = self.teacher.schedule.defaults._fields
+        times = {f"flow.{name}": value for name, value in flow_times(self.teacher.schedule).items()}
+        return {name: getattr(self.method, name) for name in names} | times
 
     def configure_model(self) -> None:
         """Shard the networks with fsdp2, and compile them if that is configured."""
@@ -182,13 +219,16 @@ class SiDLSG(AlternatingModule):
         self.count_steps_of(optimizer_generator)
         every = self.trainer.log_every_n_steps
         logged = bool(every) and (self.trainer.global_step + 1) % every == 0
-        fake = self.update(
-            self.phase_inputs(Phase.FAKE_SCORE, batch),
-            self.fake_score_phase,
-            self.fake_score,
-            optimizer_fake,
-            logged,
-        )
+        updates = [
+            self.update(
+                self.phase_inputs(Phase.FAKE_SCORE, batch.of_fake_step(step)),
+                self.fake_score_phase,
+                self.fake_score,
+                optimizer_fake,
+                logged and step == self.fake_steps - 1,
+            )
+            for step in range(self.fake_steps)
+        ]
         with frozen(trained_by(optimizer_fake)):
             generator = self.update(
                 self.phase_inputs(Phase.GENERATOR, batch),
@@ -197,7 +237,8 @@ class SiDLSG(AlternatingModule):
                 optimizer_generator,
                 logged,
             )
-        images, seen = len(batch.fake) * self.trainer.world_size, self.images_seen(batch)
+        fake = together(updates, len(batch.generator))
+        images, seen = len(batch.generator) * self.trainer.world_size, self.images_seen(batch)
         halflife, ratio = self.ema_options.halflife_images, self.ema_options.rampup_ratio
         beta = ema_beta(images, seen, halflife, ratio)
         update_ema(self._averages, trained_by(optimizer_generator), beta)
@@ -207,14 +248,17 @@ class SiDLSG(AlternatingModule):
 
     def images_seen(self, batch: PromptBatch) -> int:
         """Return the number of images that all processes have seen before this iteration."""
-        return batch.iteration * len(batch.fake) * self.trainer.world_size
+        return batch.iteration * len(batch.generator) * self.trainer.world_size
 
     def phase_inputs(self, phase: Phase, batch: PromptBatch) -> PhaseInputs:
         """Encode a phase's prompts and draw its random numbers.
 
         Only phase 1 drops prompts and uses real images.
         """
-        draws, size = self._draw(phase, batch, self.num_steps), len(batch.fake)
+        run, size = self.num_steps, len(batch.generator)
+        if self.recipe.step_training == "last":
+            run = draw_steps(batch.iteration, run, self.seed)
+        draws = self._draw(phase, batch, run)
         if phase is Phase.GENERATOR:
             condition = self._encode(batch.generator, batch.generator_tokens)
             return PhaseInputs(condition, draws, size)
@@ -231,13 +275,14 @@ class SiDLSG(AlternatingModule):
         return draw(
             phase,
             batch.iteration,
-            torch.arange(first, first + len(batch.fake), device=self.device),
+            torch.arange(first, first + len(batch.generator), device=self.device),
             schedule=self.teacher.schedule,
             latent_shape=self.teacher.latent_shape,
             num_steps=num_steps,
-            tmin=self.tmin,
-            tmax=self.tmax,
+            tmin=self.method.tmin,
+            tmax=self.method.tmax,
             seed=self.seed,
+            repeat=batch.fake_step,
         )
 
     def _encode(self, prompts: Sequence[str], tokens: Tokens) -> Conditioning:
@@ -247,16 +292,15 @@ class SiDLSG(AlternatingModule):
         if not self.kappas.drops_prompts:
             return condition
         null = self.teacher.null_condition()
-        return drop_prompts(condition, null, draws.u, self.prompt_dropout)
+        return drop_prompts(condition, null, draws.u, self.method.prompt_dropout or 0)
 
     def fake_score_phase(self, inputs: PhaseInputs) -> FakeScoreOutput:
         """Run the forward pass of phase 1."""
-        return fake_score_phase(self.networks(), inputs, self.kappas, self.t_init)
+        return fake_score_phase(self.networks(), inputs, self.recipe)
 
     def generator_phase(self, inputs: PhaseInputs) -> GeneratorOutput:
         """Run the forward pass of phase 2."""
-        networks = self.networks(self.recomputed)
-        return generator_phase(networks, inputs, self.kappas, self.t_init, self.alpha)
+        return generator_phase(self.networks(self.recomputed), inputs, self.recipe)
 
     def networks(self, recomputed: Sequence[str] = ()) -> Networks:
         """Return the networks as functions.
@@ -300,7 +344,7 @@ class SiDLSG(AlternatingModule):
         """
         with borrowed(network or self.ema, self.device) as chosen, as_written(self.compute.compile):
             return self.teacher.generate(
-                chosen, prompts, seeds, self.t_init, num_steps or self.num_steps
+                chosen, prompts, seeds, self.t_init, num_steps or self.num_steps, self.noise
             )
 
     def sample_generator(

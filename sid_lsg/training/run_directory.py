@@ -142,11 +142,16 @@ class SaveConfig(SaveConfigCallback):
     """Save the resolved configuration in the run directory, and log it."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Save the configuration with relative logger folders; log it with kappa_1..kappa_4."""
+        """Save the configuration with relative logger folders; log it with kappa_1..kappa_4.
+
+        Options that were left out and follow the teacher are saved with its values.
+        """
         if not trainer.is_global_zero:
             return
         root = Path(trainer.default_root_dir)
         config = self.config.clone()
+        for name, value in getattr(pl_module, "chosen", dict)().items():
+            config[f"model.{name}"] = value
         for options in _with_folders(config.get("trainer") or {}):
             if Path(options.save_dir).is_relative_to(root):
                 options.save_dir = str(Path(options.save_dir).relative_to(root))

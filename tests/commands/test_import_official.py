@@ -173,7 +173,7 @@ def test_overwrite_replaces_only_an_imported_folder(
     assert "give --overwrite" in refused(checkpoint, tiny_sd, output=output)
     (output / "README.md").write_text("mine")
     import_official(str(checkpoint), tiny_sd, str(output), t_init=500, overwrite=True)
-    assert read_exported(locate(str(output))) == (500, 1)
+    assert read_exported(locate(str(output)))[:2] == (500, 1)
     assert not (output / "README.md").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == [checkpoint.name, "out"]
 
@@ -203,7 +203,7 @@ def test_a_failed_save_keeps_the_old_folder(
     for output, overwrite in ((tmp_path / "out", True), (tmp_path / "new", False)):
         message = refused(checkpoint, tiny_sd, output=output, overwrite=overwrite)
         assert "No space left" in message
-    assert read_exported(locate(str(tmp_path / "out"))) == (T_INIT, 1)
+    assert read_exported(locate(str(tmp_path / "out")))[:2] == (T_INIT, 1)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")

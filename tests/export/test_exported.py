@@ -19,12 +19,12 @@ BEFORE |= {"prediction_type": "epsilon", "num_steps": 4}
 
 
 def test_folders_of_earlier_versions_are_recognised(tmp_path: Path) -> None:
-    assert exported(EULER) == (25, 1)
-    assert exported(BEFORE) == (25, 4)  # written before `t_init` existed
+    assert exported(EULER)[:2] == (25, 1)
+    assert exported(BEFORE)[:2] == (25, 4)  # written before `t_init` existed
     assert SiDScheduler.from_config(BEFORE).timesteps.tolist() == [25, 18, 12, 6]
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(BEFORE))
-    assert read_exported(locate(str(tmp_path))) == (25, 4)
+    assert read_exported(locate(str(tmp_path)))[:2] == (25, 4)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,8 @@ def test_a_saved_scheduler_is_recognised(
     options: dict[str, Any], expected: tuple[int, int] | None, tmp_path: Path
 ) -> None:
     SiDScheduler(**options).save_pretrained(tmp_path / "scheduler")
-    assert read_exported(locate(str(tmp_path))) == expected
+    found = read_exported(locate(str(tmp_path)))
+    assert (found and found[:2]) == expected
 
 
 def test_other_schedulers_are_not_exports(tmp_path: Path) -> None:

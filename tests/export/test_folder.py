@@ -119,7 +119,7 @@ def test_stock_diffusers_gives_the_same_images(
     assert (pixels.int() - expected.int()).abs().max() <= 1
 
     again = StableDiffusion.from_pretrained(str(tmp_path))
-    assert exported_as(again.scheduler_config) == (t_init, num_steps)
+    assert exported_as(again.scheduler_config)[:2] == (t_init, num_steps)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])

@@ -13,7 +13,7 @@ from sid_lsg.method.conditioning import Conditioning
 from sid_lsg.method.draws import Draws, Phase, draw
 from sid_lsg.method.flow import FlowSchedule
 from sid_lsg.method.guidance import Kappas
-from sid_lsg.method.phases import Networks, PhaseInputs, fake_score_phase, generator_phase
+from sid_lsg.method.phases import Networks, PhaseInputs, Recipe, fake_score_phase, generator_phase
 from sid_lsg.method.sampling import sample
 from sid_lsg.method.schedule import DiscreteSchedule, Schedule
 
@@ -140,14 +140,14 @@ def test_both_phases_equal_a_loop_over_samples(
     expected = by_hand(name, three, given, T_INIT[name])
     close: dict[str, Any] = {"rtol": 2e-5, "atol": 1e-5}  # schedules and times are float32
 
-    fake = fake_score_phase(networks, given, KAPPAS, T_INIT[name])
+    fake = fake_score_phase(networks, given, Recipe(KAPPAS, T_INIT[name]))
     torch.testing.assert_close(fake.losses, expected["fake"], **close)
     torch.testing.assert_close(fake.loss, expected["fake"].mean(), **close)
     assert not fake.x_g.requires_grad
     ours, theirs = (gradient(x, three[1]) for x in (fake.loss, expected["fake"].mean()))
     torch.testing.assert_close(ours, theirs, **close)
 
-    output = generator_phase(networks, given, KAPPAS, T_INIT[name], 1.2)
+    output = generator_phase(networks, given, Recipe(KAPPAS, T_INIT[name], alpha=1.2))
     torch.testing.assert_close(output.losses, expected["generator"], **close)
     ours, theirs = (gradient(x, three[0]) for x in (output.loss, expected["generator"].mean()))
     torch.testing.assert_close(ours, theirs, **close)
@@ -160,8 +160,8 @@ def test_micro_batches_sum_to_the_batch_and_excluded_samples_keep_the_divisor(na
     counted = torch.tensor([True, False, True, True])
     parts = [slice(0, 3), slice(3, 4)]
     for phase, network in (
-        (lambda x: fake_score_phase(networks, x, KAPPAS, 625), fake),
-        (lambda x: generator_phase(networks, x, KAPPAS, 625, 1.0), generator),
+        (lambda x: fake_score_phase(networks, x, Recipe(KAPPAS, 625)), fake),
+        (lambda x: generator_phase(networks, x, Recipe(KAPPAS, 625)), generator),
     ):
         whole = phase(given)
         shares = [phase(given.select(part)) for part in parts]
@@ -204,7 +204,7 @@ def test_flow_times_follow_the_schedules_distribution() -> None:
 class Adversary:
     """A discriminator whose features are the first two channels of the prediction."""
 
-    fake_weight, generator_weight = 30.0, 0.1
+    fake_weight, generator_weight, limit = 30.0, 0.1, None
 
     def __init__(self, network: Network) -> None:
         self.network, self._latest = network, torch.empty(0)
@@ -235,7 +235,7 @@ def test_the_adversarial_term_is_added_to_each_samples_loss(name: str) -> None:
         x_t = networks.schedule.add_noise(x_0, given.draws.eps, given.draws.t)
         return fake(x_t, given.draws.t, given.condition).mean(1)
 
-    first, alone = (fake_score_phase(n, given, KAPPAS, 625) for n in (networks, plain))
+    first, alone = (fake_score_phase(n, given, Recipe(KAPPAS, 625)) for n in (networks, plain))
     d_real, d_fake = logits(adversary.encode(real.images)), logits(first.x_g)
     entropy = -(torch.sigmoid(d_real).log() + torch.sigmoid(-d_fake).log()).mean((1, 2)) / 2
     torch.testing.assert_close(first.losses, alone.losses + 30 * entropy)
@@ -243,7 +243,7 @@ def test_the_adversarial_term_is_added_to_each_samples_loss(name: str) -> None:
     torch.testing.assert_close(first.numbers["logit_real"], d_real.mean((1, 2)))
     torch.testing.assert_close(first.loss, first.losses.mean())
 
-    second, alone = (generator_phase(n, given, KAPPAS, 625, 1.0) for n in (networks, plain))
+    second, alone = (generator_phase(n, given, Recipe(KAPPAS, 625)) for n in (networks, plain))
     entropy = -torch.sigmoid(logits(second.x_g)).log().mean((1, 2))
     torch.testing.assert_close(second.losses, alone.losses + 0.1 * 36 * entropy / second.weight)
     assert not alone.numbers

@@ -5,11 +5,14 @@ import re
 from typing import Any
 
 import pytest
+import torch
 
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.schedule import DiscreteSchedule
 from sid_lsg.options.method import Method
 
 inf, nan = math.inf, math.nan
+SCHEDULE = DiscreteSchedule(torch.ones(1000), torch.ones(1000))
 
 
 @pytest.mark.parametrize(
@@ -28,7 +31,7 @@ inf, nan = math.inf, math.nan
     ],
 )
 def test_values_in_range_are_accepted(changed: dict[str, Any]) -> None:
-    Method(**changed).check_timesteps(1000)
+    Method(**changed).of_teacher(SCHEDULE)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +55,7 @@ def test_values_in_range_are_accepted(changed: dict[str, Any]) -> None:
 def test_values_out_of_range_are_rejected_by_name(name: str, value: float, wanted: str) -> None:
     message = re.escape(f"--model.{name} must be {wanted}") + ".*" + re.escape(f"got {value!r}.")
     with pytest.raises(UsageError, match=message):
-        Method(**{name: value}).check_timesteps(1000)  # type: ignore[arg-type]
+        Method(**{name: value}).of_teacher(SCHEDULE)  # type: ignore[arg-type]
 
 
 def test_options_are_read_from_a_configuration() -> None:

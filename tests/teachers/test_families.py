@@ -20,7 +20,7 @@ from sid_lsg.commands.estimate import estimate
 from sid_lsg.commands.evaluate import evaluate
 from sid_lsg.commands.export import export
 from sid_lsg.commands.generate import generate
-from sid_lsg.export.exported import exported, read_exported
+from sid_lsg.export.exported import Exported, exported, read_exported
 from sid_lsg.files.sources import locate
 from sid_lsg.generation.models import load_model
 from sid_lsg.generation.trained import load_trained
@@ -141,7 +141,7 @@ def test_the_export_is_a_pipeline_with_the_same_samples(
     index = json.loads((folder / "model_index.json").read_text())
     assert index["_class_name"] == "FakePipeline"
     assert index["scheduler"] == ["sid_lsg_scheduler", "SiDScheduler"]
-    assert read_exported(locate(str(folder))) == (999, num_steps)
+    assert read_exported(locate(str(folder))) == Exported(999, num_steps)
     loaded = load_trained(require_checkpoint(run))
     assert isinstance(loaded.teacher, FakeFamily)
     network = loaded.teacher.network
