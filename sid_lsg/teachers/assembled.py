@@ -23,12 +23,14 @@ class AssembledTeacher(Teacher):
         family: The family's name, for messages.
         pipeline_class: The family's pipeline in diffusers.
         parts: The classes of the parts, by their subfolders.
+        optional: Parts that a model may lack; `__init__` then does not get them.
         architectures: The family's untrained models.
     """
 
     family: ClassVar[str]
     pipeline_class: ClassVar[type]
     parts: ClassVar[Mapping[str, type]]
+    optional: ClassVar[tuple[str, ...]] = ()
     architectures: ClassVar[Mapping[str, Architecture]] = {}
 
     @classmethod
@@ -53,7 +55,8 @@ class AssembledTeacher(Teacher):
         loaded = cls.settings(read_index(locate(model), option, revision))
         # Under another default device, transformers would require `accelerate`.
         with torch.device("cpu"):
-            for name, kind in cls.parts.items():
+            for name in where:
+                kind = cls.parts[name]
                 with explained(f"--{option}: could not load the {name} of {model!r}", remedy):
                     loaded[name] = load_part(kind, source, where[name], revision, variant)
             return cls(**loaded, resolution=resolution, option=option)
@@ -70,7 +73,7 @@ class AssembledTeacher(Teacher):
         """Make the model of a folder or Hub id on the meta device, from its configuration files."""
         source, where = cls._locate(model, subfolders, option, revision)
         try:
-            parts = configured(cls.parts, source, where, revision)
+            parts = configured({n: cls.parts[n] for n in where}, source, where, revision)
             parts |= cls.settings(read_index(locate(model), option, revision))
         except (OSError, ValueError) as error:
             raise UsageError(
@@ -105,7 +108,10 @@ class AssembledTeacher(Teacher):
         cls, model: str, subfolders: Mapping[str, str] | None, option: str, revision: str | None
     ) -> tuple[str, dict[str, str]]:
         names = cls.family, cls.pipeline_class.__name__
-        return locate_parts(model, tuple(cls.parts), subfolders, option, *names, revision)
+        parts = tuple(cls.parts)
+        return locate_parts(
+            model, parts, subfolders, option, *names, revision, optional=cls.optional
+        )
 
 
 def load_part(

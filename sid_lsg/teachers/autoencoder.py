@@ -42,3 +42,8 @@ def scale_and_shift(vae: AutoencoderKL, like: Tensor) -> tuple[Any, Any]:
         return config.scaling_factor, config.get("shift_factor")
     mean, std = (like.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
     return config.scaling_factor / std, mean
+
+
+def vae_factor(vae: AutoencoderKL) -> int:
+    """Return the number of image pixels per latent pixel, along each side."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))

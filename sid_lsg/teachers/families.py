@@ -20,6 +20,7 @@ FAMILIES = {
     "StableDiffusionXLPipeline": "sid_lsg.teachers.sdxl.SDXL",
     "StableDiffusionXLImg2ImgPipeline": "sid_lsg.teachers.sdxl.SDXL",
     "StableDiffusionXLInpaintPipeline": "sid_lsg.teachers.sdxl.SDXL",
+    "StableDiffusion3Pipeline": "sid_lsg.teachers.sd3.SD3",
 }
 """Families by the pipeline class in a model's `model_index.json`."""
 

@@ -1,6 +1,7 @@
 """Find the parts of a model in diffusers' layout, and the pipeline class that they are for."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from sid_lsg.files.loading import read_json
@@ -47,6 +48,7 @@ def locate_parts(
     family: str,
     pipeline: str,
     revision: str | None = None,
+    optional: Sequence[str] = (),
 ) -> tuple[str, dict[str, str]]:
     """Find a model's parts, and check that it is in a family's layout.
 
@@ -58,9 +60,10 @@ def locate_parts(
         family: The family's name, for messages.
         pipeline: The name of the family's pipeline class, for messages.
         revision: Branch, tag or commit on the Hub.
+        optional: Parts that the model may lack.
 
     Returns:
-        The folder or Hub id, and each part's subfolder.
+        The folder or Hub id, and each part's subfolder, of the parts that it has.
 
     Raises:
         UsageError: If the folder does not exist or is not in the family's layout.
@@ -78,18 +81,24 @@ def locate_parts(
             f"subfolders {', '.join(parts)}. Diffusers converts a file that holds a whole model: "
             f"{pipeline}.from_single_file({str(source.path)!r}).save_pretrained(DIR)"
         )
-    _check_layout(source, where, option, family, read_index(source, option, revision))
+    index = read_index(source, option, revision)
+    for name in optional:
+        if not _holds(source, index, name, where[name]):
+            del where[name]
+    _check_layout(source, where, option, family, index)
     return source.location, where
+
+
+def _holds(source: Source, index: Mapping[str, Any], name: str, path: str) -> bool:
+    if source.kind == "folder":
+        return (source.path / path).is_dir()
+    return path != name or (index.get(name) or [None])[0] is not None
 
 
 def _check_layout(
     source: Source, where: Mapping[str, str], option: str, family: str, index: Mapping[str, Any]
 ) -> None:
-    def holds(name: str, path: str) -> bool:
-        if source.kind == "folder":
-            return (source.path / path).is_dir()
-        return path != name or (index.get(name) or [None])[0] is not None
-
+    holds = partial(_holds, source, index)
     if source.kind == "hub" and not index:
         return  # loading the parts raises the error
     missing = [name for name, path in where.items() if not holds(name, path)]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 
 class PromptEncoder(nn.Module):
@@ -43,23 +43,39 @@ def penultimate(text_encoder: nn.Module, input_ids: Tensor) -> tuple[Tensor, Ten
     return found.hidden_states[-2], found[0]
 
 
-def tokenize(tokenizer: "CLIPTokenizer", prompts: Sequence[str]) -> dict[str, Tensor]:
-    """Turn prompts into `input_ids` [B, L] int64, padded or cut to the tokenizer's length L.
+def tokenize(
+    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], length: int | None = None
+) -> dict[str, Tensor]:
+    """Turn prompts into `input_ids` [B, L] int64, padded or cut to a length L.
 
     This is diffusers' tokenization. The official code's tokenizer also repairs text with `ftfy`, so
     its tokens differ for broken characters, typographic quotes and HTML entities such as `&amp;`.
+
+    Args:
+        tokenizer: The tokenizer.
+        prompts: B prompts.
+        length: L; by default the tokenizer's.
     """
     # The mask is not needed, and lists take half the time of the tokenizer's own tensors.
     tokens = tokenizer(
-        list(prompts), padding="max_length", truncation=True, return_attention_mask=False
+        list(prompts),
+        padding="max_length",
+        max_length=length,
+        truncation=True,
+        return_attention_mask=False,
     )
     return {"input_ids": torch.tensor(tokens.input_ids)}
 
 
-def cut_off(tokenizer: "CLIPTokenizer", prompt: str) -> str:
-    """Return the end of a prompt that exceeds the tokenizer's length; "" if none does."""
+def cut_off(tokenizer: "PreTrainedTokenizerBase", prompt: str, length: int | None = None) -> str:
+    """Return the end of a prompt that exceeds a length, by default the tokenizer's.
+
+    Returns:
+        "" if nothing does.
+    """
+    length = length or tokenizer.model_max_length
     tokens = tokenizer(prompt, return_offsets_mapping=True, verbose=False)
-    if len(tokens.input_ids) <= tokenizer.model_max_length:
+    if len(tokens.input_ids) <= length:
         return ""
-    first = tokens.offset_mapping[tokenizer.model_max_length - 1][0]  # the last id is the end token
+    first = tokens.offset_mapping[length - 1][0]  # the last id is the end token
     return prompt[first:].strip()

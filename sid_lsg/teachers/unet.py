@@ -12,8 +12,8 @@ from sid_lsg.messages.checks import beside
 from sid_lsg.method.conditioning import Conditioning, expand
 from sid_lsg.method.schedule import DiscreteSchedule
 from sid_lsg.teachers.assembled import AssembledTeacher
-from sid_lsg.teachers.autoencoder import decode, encode
-from sid_lsg.teachers.unet_parts import latent_size, vae_factor
+from sid_lsg.teachers.autoencoder import decode, encode, vae_factor
+from sid_lsg.teachers.unet_parts import latent_size
 
 _LEAST_SIGNAL = 2.0**-24  # last abar under zero terminal SNR, as in diffusers' Euler scheduler
 

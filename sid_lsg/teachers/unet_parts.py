@@ -4,6 +4,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.schedule import PREDICTION_TYPES
+from sid_lsg.teachers.autoencoder import vae_factor
 
 
 def check_parts(
@@ -46,11 +47,6 @@ def check_parts(
         )
     if problem:
         raise UsageError(f"--{option}: {problem}. Give {wanted}.")
-
-
-def vae_factor(vae: AutoencoderKL) -> int:
-    """Return the number of image pixels per latent pixel, along each side."""
-    return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
 def latent_size(

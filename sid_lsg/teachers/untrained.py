@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import nn
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from sid_lsg.files.sources import resolve
 
 _TOKENIZER = "package:demo/fashion/tokenizer"
+_LENGTH = 512  # of text encoders without positions, such as T5
 
 Parts = dict[str, Any]
 """Parts of a model by their subfolders: networks, tokenizers and a scheduler."""
@@ -96,7 +97,7 @@ def tokenizer_for(text_encoder: nn.Module, **options: Any) -> CLIPTokenizer:
         options: More options of the tokenizer.
     """
     config: Any = text_encoder.config
-    length = config.max_position_embeddings
+    length = getattr(config, "max_position_embeddings", _LENGTH)
     return CLIPTokenizer.from_pretrained(resolve(_TOKENIZER), model_max_length=length, **options)
 
 
@@ -124,6 +125,16 @@ def scheduler() -> DDPMScheduler:
         )
 
 
+def flow_scheduler(**options: Any) -> FlowMatchEulerDiscreteScheduler:
+    """Make the scheduler of flow-matching models.
+
+    Args:
+        options: Its options, such as the shift.
+    """
+    with torch.device("cpu"):
+        return FlowMatchEulerDiscreteScheduler(**options)
+
+
 @torch.no_grad()
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
     """Initialise weights as PyTorch's layers do, so that activations neither vanish nor overflow.
@@ -136,5 +147,8 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
             p.uniform_(-limit, limit, generator=generator)
         else:
             p.fill_(not name.endswith("bias"))
-    for buffer in network.buffers():  # the only one is CLIP's position ids
-        buffer.copy_(torch.arange(buffer.numel()).view_as(buffer))
+    for buffer in network.buffers():  # CLIP's position ids, or an embedding of positions
+        if buffer.is_floating_point():
+            buffer.zero_()
+        else:
+            buffer.copy_(torch.arange(buffer.numel()).view_as(buffer))
