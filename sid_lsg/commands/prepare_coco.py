@@ -9,6 +9,8 @@ from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.options.choices import ProtocolName
 
+_GIVE = "Give captions_val2014.json from COCO's annotations_trainval2014.zip."
+
 
 def prepare_coco(
     annotations: str,
@@ -97,17 +99,29 @@ def _captions(annotations: str, seed: int) -> dict[str, str]:
     import torch
 
     try:
-        content: dict[str, Any] = json.loads(Path(annotations).expanduser().read_text("utf-8"))
-        names = {image["id"]: image["file_name"] for image in content["images"]}
-        captions: dict[str, list[str]] = {}
-        for entry in sorted(content["annotations"], key=lambda entry: entry["id"]):
-            text = " ".join(entry["caption"].split())
-            captions.setdefault(names[entry["image_id"]], []).append(text)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        content = json.loads(Path(annotations).expanduser().read_text("utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise UsageError(
-            f"--annotations: {annotations!r} is not a COCO caption file ({error!r}). Give "
-            "captions_val2014.json from COCO's annotations_trainval2014.zip."
+            f"--annotations: cannot read {annotations!r} ({error}). {_GIVE}"
         ) from error
+    images = _entries(content, "images", {"id": int, "file_name": str}, annotations)
+    names = {image["id"]: image["file_name"] for image in images}
+    if len(names) < len(images):
+        raise UsageError(
+            f"--annotations: {annotations!r} gives {len(images) - len(names)} images the id of "
+            f"another one. {_GIVE}"
+        )
+    captions: dict[str, list[str]] = {}
+    needed = {"id": int, "image_id": int, "caption": str}
+    entries = _entries(content, "annotations", needed, annotations)
+    for entry in sorted(entries, key=lambda entry: entry["id"]):
+        if entry["image_id"] not in names:
+            raise UsageError(
+                f"--annotations: the annotation with id {entry['id']} in {annotations!r} is of "
+                f"image {entry['image_id']}, which is not in its list of images. {_GIVE}"
+            )
+        text = " ".join(entry["caption"].split())
+        captions.setdefault(names[entry["image_id"]], []).append(text)
     generator = torch.Generator().manual_seed(seed)
     chosen = {}
     for name in sorted(captions):
@@ -116,6 +130,30 @@ def _captions(annotations: str, seed: int) -> dict[str, str]:
             place = torch.randint(len(texts), (), generator=generator)
             chosen[name] = texts[int(place)]
     return chosen
+
+
+def _entries(
+    content: Any, name: str, needed: dict[str, type], annotations: str
+) -> list[dict[str, Any]]:
+    """Return a list of COCO's annotations file; check the fields of its entries."""
+    entries = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise UsageError(
+            f"--annotations: {annotations!r} is not a COCO caption file: it has no list "
+            f"{name!r}. {_GIVE}"
+        )
+    for number, entry in enumerate(entries, 1):
+        found = entry if isinstance(entry, dict) else {}
+        for field, kind in needed.items():
+            value = found.get(field)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                what = f"is {value!r:.60}" if field in found else "is missing"
+                which = f" (id {found['id']!r})" if "id" in found and field != "id" else ""
+                raise UsageError(
+                    f"--annotations: entry {number}{which} of {name!r} in {annotations!r} is not "
+                    f"COCO's: its {field} {what}. Correct or remove the entry."
+                )
+    return entries
 
 
 def _files(images: str, chosen: dict[str, str]) -> list[Path]:

@@ -12,7 +12,7 @@ from sid_lsg.files.replacing import remove_leftovers, replacing, writing
 from sid_lsg.generation.image_files import ImageFiles, ImageRequest, sample_files
 from sid_lsg.generation.models import ImageModel
 from sid_lsg.generation.overview import write_archive, write_sheet
-from sid_lsg.images.folder import MANIFEST, SHEET
+from sid_lsg.images.folder import MANIFEST, SHEET, is_hidden
 from sid_lsg.messages.errors import UsageError
 
 CAPTIONS = "metadata.jsonl"  # as Hugging Face's `imagefolder` format names it
@@ -44,7 +44,7 @@ class ImageFolder:
         self.root, self.requests, self.overwrite = root, requests, overwrite
         if not root.is_dir() or (root / MANIFEST).is_file():
             return
-        names = [path.name for path in sorted(root.iterdir()) if path.suffix != ".tmp"]
+        names = [path.name for path in sorted(root.iterdir()) if not is_hidden(path.name)]
         if overwrite:
             needed = {request.name for request in requests} | {SHEET, ARCHIVE, CAPTIONS}
             names = [name for name in names if name in needed]
@@ -121,7 +121,7 @@ class ImageFolder:
         A manifest without finished images is replaced.
         """
         path = self.root / MANIFEST
-        if not path.is_file() or next(self.root.glob("*.png"), None) is None:
+        if not path.is_file() or next(self.root.glob("[!.]*.png"), None) is None:
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps(about, indent=2) + "\n")
             return

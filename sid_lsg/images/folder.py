@@ -1,11 +1,13 @@
 """Read images from a folder of files."""
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -25,11 +27,17 @@ SHEET, MANIFEST = "contact_sheet.png", "images.json"
 # count as images.
 _DRAWN = {SHEET: MANIFEST, "samples.png": "report.json", "alignment.png": "report.json"}
 
+_ABOUT = {MANIFEST, "images.npz", "report.json", "report.md"}  # what commands write beside them
+_PREVIEWS = {"@eaDir", "__MACOSX", "$RECYCLE.BIN"}  # folders that systems make
+
 
 def list_images(folder: str | Path, option: str) -> list[Path]:
     """List the images in a folder and its subfolders, sorted by path.
 
-    The contact sheet of `generate` and the images of a report are left out.
+    Links are followed. Hidden files and folders are left out: names that begin with a dot, such as
+    `.ipynb_checkpoints` and `._0.png`, and folders of previews such as `@eaDir`. The contact sheet
+    of `generate` and the images of a report are left out, too. Other kinds of files are counted and
+    named in the log.
 
     Raises:
         UsageError: If the folder does not exist or contains no image.
@@ -39,16 +47,70 @@ def list_images(folder: str | Path, option: str) -> list[Path]:
         raise UsageError(
             f"--{option}: there is no folder {str(folder)!r}. Give a folder of images."
         )
-    paths = sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in EXTENSIONS and not _is_drawn(path)
-    )
+    visible, hidden = _files(root)
+    images = {path for path in visible if _is_image(path) and (path.is_file() or path.is_symlink())}
+    if lost := sorted(path for path in images if not path.exists()):
+        raise UsageError(
+            f"--{option}: {len(lost)} links in {str(folder)!r} lead nowhere, such as "
+            f"{str(lost[0])!r}. Restore what they link to, or remove them."
+        )
+    left_out = _left_out([path for path in visible if path not in images], images, hidden)
+    paths = sorted(path for path in images if not _is_drawn(path))
     if not paths:
+        found = f" It holds {left_out}." if left_out else ""
         raise UsageError(
             f"--{option}: {str(folder)!r} contains no image ({', '.join(sorted(EXTENSIONS))})."
+            f"{found}"
         )
+    if left_out:
+        rank_zero_info(f"{len(paths):,} images in {folder}; not used: {left_out}.")
     return paths
+
+
+def _files(root: Path) -> tuple[list[Path], int]:
+    """Find all files but hidden ones, and count the hidden images; visit each folder once."""
+    found, hidden = [], 0
+    seen = {root.resolve()}
+    for parent, folders, files in os.walk(root, followlinks=True):
+        inside = Path(parent)
+        kept = []
+        for name in folders:
+            target = (inside / name).resolve()
+            if is_hidden(name):
+                hidden += sum(_is_image(path) and path.is_file() for path in target.rglob("*"))
+            elif target not in seen:  # links may lead back
+                kept.append(name)
+                seen.add(target)
+        folders[:] = kept
+        for name in files:
+            if not is_hidden(name):
+                found.append(inside / name)
+            elif _is_image(Path(name)):
+                hidden += 1
+    return found, hidden
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS
+
+
+def is_hidden(name: str) -> bool:
+    """Return True if a file or folder of this name is left out."""
+    return name.startswith(".") or name in _PREVIEWS
+
+
+def _left_out(others: Sequence[Path], images: set[Path], hidden: int) -> str:
+    """Name the kinds of files that are neither images nor about them."""
+    stems = {path.with_suffix("") for path in images}
+    kinds: dict[str, list[str]] = {}
+    for path in others:
+        is_caption = path.suffix.lower() == ".txt" and path.with_suffix("") in stems
+        if not is_caption and path.name not in _ABOUT and path.stem.lower() != "metadata":
+            kinds.setdefault(path.suffix.lower() or "no suffix", []).append(path.name)
+    parts = [f"{len(n):,} {kind} (such as {min(n)})" for kind, n in sorted(kinds.items())]
+    if hidden:
+        parts.append(f"{hidden:,} hidden images")
+    return ", ".join(parts)
 
 
 def _is_drawn(path: Path) -> bool:
@@ -56,7 +118,9 @@ def _is_drawn(path: Path) -> bool:
 
 
 def read_image(path: Path) -> Tensor:
-    """Read an image as [3, H, W] uint8.
+    """Read an image as [3, H, W] uint8, as the published protocols of scores do.
+
+    Only the pixels count: EXIF orientation, colour profile and transparency are ignored.
 
     Raises:
         Exception: One of `READ_ERRORS`.

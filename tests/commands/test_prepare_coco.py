@@ -130,7 +130,7 @@ def test_the_output_works_in_training_and_evaluation(coco: Path, tmp_path: Path)
             "--num_prompts: 8, but there are 7 images with captions. Give 1",
         ),
         (["--num_prompts", "0"], "--num_prompts: 0, but there are 7"),
-        (["--annotations", "none.json"], "--annotations: 'none.json' is not a COCO caption file"),
+        (["--annotations", "none.json"], "--annotations: cannot read 'none.json'"),
         (["--images", "none"], "--images: 'none' lacks 7 of 7 images, the first of them 'COCO_val"),
         (["--protocol", "clip", "--images", "{val}"], "--clip is missing"),
         (["--output", "{file}/x"], "--output: cannot write"),
@@ -150,6 +150,56 @@ def test_bad_input_is_named(
     assert end.value.code == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "o").exists()  # rejected before anything is written
+
+
+GOOD = {"id": 1, "image_id": 5, "caption": "a"}
+IMAGE = {"id": 5, "file_name": "a.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations", "said"),
+    [
+        ([IMAGE], [GOOD, GOOD | {"id": 9, "caption": None}], "entry 2 (id 9) of 'annotations'"),
+        ([IMAGE], [GOOD | {"caption": None}], "its caption is None"),
+        ([IMAGE], [GOOD | {"caption": 7}], "its caption is 7"),
+        ([IMAGE], [GOOD | {"caption": ["a", "b"]}], "its caption is ['a', 'b']"),
+        ([IMAGE], [{"id": 3, "image_id": 5}], "entry 1 (id 3) of 'annotations' in"),
+        ([IMAGE], [{"id": 3, "image_id": 5}], "its caption is missing"),
+        ([IMAGE], [GOOD, {"image_id": 5, "caption": "b"}], "entry 2 of 'annotations' in"),
+        ([IMAGE], [GOOD, {"image_id": 5, "caption": "b"}], "its id is missing"),
+        ([IMAGE], [GOOD, GOOD | {"id": "2"}], "its id is '2'"),
+        ([IMAGE], [{"id": 3, "caption": "b"}], "its image_id is missing"),
+        ([IMAGE], [GOOD | {"image_id": 6}], "the annotation with id 1 in"),
+        ([IMAGE], [None], "entry 1 of 'annotations'"),
+        ([{"id": 5}], [GOOD], "entry 1 (id 5) of 'images' in"),
+        ([{"file_name": "a.jpg"}], [GOOD], "its id is missing"),
+        ([IMAGE, IMAGE], [GOOD], "gives 1 images the id of another one"),
+    ],
+)
+def test_wrong_entries_are_named(
+    coco: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    images: list[Any],
+    annotations: list[Any],
+    said: str,
+) -> None:
+    content = {"images": images, "annotations": annotations}
+    (coco / "captions.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit) as end:
+        prepare(coco, tmp_path / "o")
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --annotations: ")
+    assert said in error
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_byte_order_mark_is_accepted(coco: Path, tmp_path: Path) -> None:
+    content = (coco / "captions.json").read_bytes()
+    (coco / "captions.json").write_bytes(b"\xef\xbb\xbf" + content)
+    prepare(coco, tmp_path / "o")
+    assert len((tmp_path / "o" / "prompts.txt").read_text().splitlines()) == 5
 
 
 @pytest.mark.parametrize(

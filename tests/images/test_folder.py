@@ -1,6 +1,6 @@
-"""Folders of images and caption files are read exactly, and bad files are named."""
+"""Folders of images are read exactly, and bad files are named."""
 
-import json
+import logging
 import os
 from pathlib import Path
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from sid_lsg.data.captions import read_captions
 from sid_lsg.images.folder import ImageReader, list_images, read_image
 from sid_lsg.messages.errors import UsageError
 
@@ -121,84 +120,61 @@ def test_folders_without_images_are_rejected(tmp_path: Path) -> None:
         list_images(tmp_path, "images")
 
 
-# ---------------------------------------------------------------------- captions
-
-TEXTS = ["one", "two, with a comma", "drei Käse", "four", "five"]
-
-
-def captions(folder: Path, name: str, content: str, column: str | None = None) -> list[str]:
-    path = folder.parent / name
-    path.write_text(content, encoding="utf-8")
-    return read_captions(str(path), column, list_images(folder, "images"), folder)
-
-
-def test_lines_are_captions_in_the_order_of_the_files(folder: Path) -> None:
-    assert captions(folder, "c.txt", "\n".join(TEXTS)) == TEXTS
-    assert captions(folder, "c.txt", "".join(f"  {text}\r\n" for text in TEXTS)) == TEXTS
-
-
-@pytest.mark.parametrize("column", ["caption", "text", "prompt"])
-def test_tables_are_read_by_their_usual_columns(folder: Path, column: str) -> None:
-    rows = [{"id": i, column: text} for i, text in enumerate(TEXTS)]
-    lines = "\n".join(json.dumps(row) for row in rows)
-    assert captions(folder, "c.jsonl", lines + "\n\n") == TEXTS
-    table = f"id,{column}\n" + "".join(f'{i},"{text}"\n' for i, text in enumerate(TEXTS))
-    assert captions(folder, "c.csv", table) == TEXTS
-
-
-def test_a_column_can_be_named(folder: Path) -> None:
-    rows = [{"caption": "no", "long": text} for text in TEXTS]
-    assert captions(folder, "c.jsonl", "\n".join(map(json.dumps, rows)), "long") == TEXTS
-
-
-def test_an_unpaired_surrogate_becomes_a_question_mark(folder: Path) -> None:
-    lines = r'{"text": "\ud83d one"}' + '\n{"text": "two"}' * 4
-    assert captions(folder, "c.jsonl", lines) == ["? one", *["two"] * 4]
-
-
-def test_captions_are_matched_by_file_name(folder: Path) -> None:
-    rows = [{"file_name": n, "text": t} for n, t in zip(NAMES, TEXTS, strict=True)]
-    shuffled = "\n".join(json.dumps(rows[i]) for i in (3, 0, 4, 2, 1))
-    assert captions(folder, "metadata.jsonl", shuffled) == TEXTS
+def small(path: Path) -> Path:
+    """Write a small image, whose format is that of the suffix; make its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), "red").save(path)
+    return path
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "column", "said"),
+    "name",
     [
-        ("c.txt", "one\ntwo\n", None, "holds 2 captions and .* 5 images"),
-        ("c.txt", "1\n2\n3\n4\n5\n6\n", None, "holds 6 captions and .* 5 images"),
-        ("c.txt", "1\n2\n\n4\n5\n", None, "caption 3 of .* is blank"),
-        ("c.csv", "file_name,caption\nb.png,x\n", None, r"no caption for 4 of 5 images.*'a\.JPG'"),
-        ("c.csv", "id,words\n1,x\n", None, "columns id, words.*--column"),
-        ("c.csv", "id,caption\n1,x\n", "text", "columns id, caption.*--column"),
-        ("c.csv", "id,words\n1,x,y\n", None, "columns id, words.*--column"),
-        ("c.jsonl", "{", None, "cannot read"),
-        ("c.jsonl", "[1]", None, "not all JSON objects"),
-        ("c.jsonl", '{"file_name": ["a.JPG"], "text": "x"}', None, "no caption for 5 of 5 images"),
-        ("c.json", "{}", None, "it is not a .txt, .jsonl or .csv file"),
-        ("c.csv", 'a,caption\n1,"x', None, "cannot read"),
+        "._0.png", ".0.png", ".ipynb_checkpoints/0-checkpoint.png", "more/._b.JPG",
+        "more/.thumbnails/normal/0.png", "__MACOSX/._0.png", "@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg",
+        ".git/deep/er/0.webp",
     ],
-)
-def test_captions_that_do_not_fit_are_rejected(
-    folder: Path, name: str, content: str, column: str | None, said: str
+)  # fmt: skip
+def test_hidden_images_are_left_out_and_counted(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(UsageError, match=rf"--captions: .*{name}.*{said}|{said}"):
-        captions(folder, name, content, column)
+    root = tmp_path / ".cache" / "photos"  # only names below the folder count
+    images = [small(root / "0.png"), small(root / "more" / "1.PNG")]
+    small(root / name)
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
+        assert list_images(root, "images") == images
+    assert caplog.messages == [f"2 images in {root}; not used: 1 hidden images."]
 
 
-def test_captions_of_missing_images_are_rejected(folder: Path) -> None:
-    rows = [{"file_name": n, "text": "x"} for n in [*NAMES, "f.png"]]
-    with pytest.raises(UsageError, match="holds 6 captions and .* 5 images"):
-        captions(folder, "metadata.jsonl", "\n".join(map(json.dumps, rows)))
+def test_other_kinds_of_files_are_counted_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = [small(tmp_path / "a.jpeg"), small(tmp_path / "b.TIFF")]
+    for name in ("x.gif", "y.GIF", "z.heic", "more/LICENSE", "a.txt", "b.txt", "metadata.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
+        assert list_images(tmp_path, "images") == images
+    (said,) = caplog.messages
+    kinds = "2 .gif (such as x.gif), 1 .heic (such as z.heic), 1 .png (such as pipe.png), "
+    assert said.endswith(f"; not used: {kinds}1 no suffix (such as LICENSE).")
+    for path in images:
+        path.unlink()
+    with pytest.raises(UsageError, match=r"contains no image \(.*\)\. It holds 2 \.gif .*LICENSE"):
+        list_images(tmp_path, "images")
 
 
-def test_a_missing_captions_file_is_rejected(folder: Path) -> None:
-    with pytest.raises(UsageError, match=r"--captions: cannot read 'none\.txt'"):
-        read_captions("none.txt", None, list_images(folder, "images"), folder)
-
-
-def test_captions_that_are_not_utf8_are_rejected(folder: Path) -> None:
-    path = folder.parent / "latin.txt"
-    path.write_bytes("Käse\n".encode("latin-1"))
-    with pytest.raises(UsageError, match="not UTF-8"):
-        read_captions(os.fspath(path), None, list_images(folder, "images"), folder)
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    root, outside = tmp_path / "photos", tmp_path / "elsewhere"
+    paths = [small(root / "0.png"), root / "1.png", root / "linked" / "deep" / "2.png"]
+    small(outside / "deep" / "2.png")
+    paths[1].symlink_to(small(tmp_path / "target.png"))
+    (root / "linked").symlink_to(outside)
+    (root / "back").symlink_to(root)
+    (outside / "deep" / "loop").symlink_to(outside)
+    assert list_images(root, "images") == paths
+    (root / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(UsageError, match=r"--images: 1 links in .* lead nowhere, .*gone\.png"):
+        list_images(root, "images")
