@@ -57,10 +57,13 @@ def evaluate(
         model: The model to sample: an exported folder, any diffusers folder, or a Hub id.
         prompts: Files of prompts to sample, as for `fit`. Image i has prompt i (modulo their
             number, not counting blank lines) and seed i.
-        images: A folder of images to score, from any method, instead of a model.
-        captions: Captions of --images, for the scores that need them: .txt (one per line, in the
-            order of the file names), or .jsonl or .csv (with a column `file_name`, in any order).
-        column: Column of the prompts or captions in .jsonl, .csv and .parquet files.
+        images: A folder of images to score, from any method, instead of a model. As in the
+            published protocols, only the pixels count: EXIF orientation, colour profile and
+            transparency are ignored. Hidden files are left out.
+        captions: Captions of --images, for the scores that need them: a table (.jsonl, .csv, .tsv,
+            .parquet) with a column that names the files, such as `file_name`, in any order; or a
+            .txt file with one caption per line, in the order of the file names.
+        column: Column of the prompts or captions in .jsonl, .csv, .tsv and .parquet files.
         reference: Reference images: a folder, whose statistics are computed once and cached, or a
             file of statistics. Without it, FID and the other scores of features are left out.
         protocol: Features of the images. `clean256`: the paper's protocol (Pillow LANCZOS to 256,

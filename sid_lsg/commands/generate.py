@@ -50,7 +50,7 @@ def generate(
         prompt: A prompt.
         prompts: Files of prompts, as for `fit`, instead of one prompt. The image of line i (from 0,
             counting blank lines) has file name i and, without --seeds, seed i.
-        column: Column of the prompts in .jsonl, .csv and .parquet files.
+        column: Column of the prompts in .jsonl, .csv, .tsv and .parquet files.
         seeds: Seeds, for example 0-9,42; there is an image of each prompt with each seed. By
             default 0 for one prompt.
         output: Folder to write the images to.

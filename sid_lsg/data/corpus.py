@@ -1,19 +1,22 @@
 """Find prompt files and open them as one sequence of prompts.
 
 A .txt file is not loaded: one scan finds where its lines start, and a prompt is decoded when it is
-accessed. Tables (.jsonl, .csv, .parquet) are read once; only the prompts are kept in memory.
+accessed. Tables (.jsonl, .csv, .tsv, .parquet) are read once; only the prompts are kept in memory.
 """
 
-import csv
 import glob
-import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from sid_lsg.data.sequences import Corpus, Lines, NoColumn, Packed, read_lines
+from sid_lsg.data.sequences import Corpus, Lines, NoColumn, Packed
+from sid_lsg.data.table import no_column
+from sid_lsg.data.tables import open_table
+from sid_lsg.data.text_tables import check_line_ends
 from sid_lsg.files.sources import resolve
 from sid_lsg.messages.errors import UsageError
+
+_NAMED = 20  # maximum number of files in a message
 
 
 def find_files(patterns: str | Sequence[str], option: str) -> list[Path]:
@@ -49,7 +52,7 @@ def find_files(patterns: str | Sequence[str], option: str) -> list[Path]:
 def read_corpus(
     files: Sequence[Path], column: str | None, option: str, column_option: str | None = "--column"
 ) -> Corpus:
-    """Open prompt files: .txt (one prompt per line), or a column of .jsonl, .csv or .parquet.
+    """Open prompt files: .txt (one prompt per line), or a column of a table.
 
     Args:
         files: The files.
@@ -60,10 +63,10 @@ def read_corpus(
     Raises:
         UsageError: If a file cannot be read, is malformed, has no such column or holds no prompt.
     """
-    parts = []
+    parts, empty = [], []
     for path in files:
         try:
-            parts.append(_read(path, column))
+            part = _read(path, column)
         except NoColumn as error:
             kind = f"{column_option} a column of text" if column_option else "a .txt file"
             raise UsageError(f"{option}: {error} Give {kind}.") from None
@@ -71,82 +74,24 @@ def read_corpus(
             raise UsageError(f"{option}: {error}") from None
         except OSError as error:
             raise UsageError(f"{option}: cannot read {path}: {error.strerror or error}.") from None
+        if not len(part):
+            empty.append(f"{path} holds no prompt ({part.blank} blank rows)")
+        parts.append(part)
+    if empty:
+        more = f"; and {len(empty) - _NAMED} more files" if len(empty) > _NAMED else ""
+        them = "it or add prompts" if len(empty) == 1 else "them or add prompts"
+        raise UsageError(f"{option}: {'; '.join(empty[:_NAMED])}{more}; remove {them}.")
     return Corpus(parts)
 
 
 def _read(path: Path, column: str | None) -> Lines | Packed:
-    kind = path.suffix.lower()
-    if kind == ".txt":
-        part: Lines | Packed = Lines(path)
-    elif kind in _TABLES:
-        part = Packed(_TABLES[kind](path, column), f"{path}, column {column!r}")
-    else:
-        raise UsageError(
-            f"{path} is not a .txt, .jsonl, .csv or .parquet file; convert it to one of them."
-        )
-    if not len(part):
-        raise UsageError(
-            f"{path} holds no prompt ({part.blank} blank rows); remove it or add prompts."
-        )
-    return part
-
-
-def _jsonl_rows(path: Path, column: str | None) -> Iterator[object]:
-    for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
-            yield None
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UsageError(f"{path}, line {number}: not JSON ({error}); correct it.") from None
-        if not isinstance(row, dict):
-            raise UsageError(f"{path}, line {number}: expected a JSON object, found {row!r:.60}.")
-        if column not in row:
-            raise _no_column(f"{path}, line {number}", column, row)
-        yield row[column]
-
-
-def _csv_rows(path: Path, column: str | None) -> Iterator[object]:
-    reader = csv.reader(read_lines(path), strict=True)
-    try:
-        header = next(reader, None)
-        if header is None:
-            return
-        if column not in header:
-            raise _no_column(str(path), column, header)
-        which = header.index(column)
-        for row in reader:
-            yield row[which] if which < len(row) else None
-    except csv.Error as error:
-        raise UsageError(f"{path}, line {reader.line_num}: not CSV ({error}).") from None
-
-
-def _parquet_rows(path: Path, column: str | None) -> Iterator[object]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UsageError(
-            f"{path}: reading .parquet needs pyarrow: pip install 'sid-lsg[parquet]'."
-        ) from None
-    try:
-        with parquet.ParquetFile(path) as file:
-            if column not in file.schema_arrow.names:
-                raise _no_column(str(path), column, file.schema_arrow.names)
-            for batch in file.iter_batches(columns=[column]):
-                yield from batch.column(0).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise UsageError(f"{path}: not a readable parquet file ({error}).") from None
-    except UnicodeDecodeError as error:  # writers of .parquet do not check their text
-        raise UsageError(
-            f"{path}, column {column!r}: a prompt is not UTF-8 ({error.reason}); save it as UTF-8."
-        ) from None
-
-
-_TABLES = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
-
-
-def _no_column(where: str, column: str | None, names: Iterable[str]) -> NoColumn:
-    found = "which column holds the prompts?" if column is None else f"no column {column!r}."
-    return NoColumn(f"{where}: {found} The columns are: {', '.join(names)}.")
+    if path.suffix.lower() == ".txt":
+        check_line_ends(path)
+        return Lines(path)
+    table = open_table(path)
+    if column is None:
+        if not table.columns:
+            return Packed([], str(path))
+        raise no_column(str(path), column, table.columns)
+    values = (value for _, value in table.values(column))
+    return Packed(values, f"{path}, column {column!r}")

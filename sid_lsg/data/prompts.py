@@ -21,6 +21,7 @@ from torch.utils.data.distributed import DistributedSampler
 from sid_lsg.data.corpus import find_files, read_corpus
 from sid_lsg.data.real_images import RealBatch, RealImages, join
 from sid_lsg.data.sequences import Without
+from sid_lsg.data.tables import TABLES
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.randomness import permute
 from sid_lsg.teachers.base import Tokenize, Tokens
@@ -151,10 +152,11 @@ class PromptDataModule(L.LightningDataModule):
 
     Args:
         prompts: Training prompts: a file, a glob or a list of them. A .txt file has one prompt per
-            line (UTF-8); .jsonl, .csv and .parquet files have them in `column`. Blank prompts are
-            skipped. Relative paths start at the working directory; the prefix `package:` means a
-            file installed with sid_lsg, for example `package:demo/fashion/prompts.txt`.
-        column: Column of .jsonl, .csv and .parquet files that holds the prompts.
+            line (UTF-8); .jsonl, .csv, .tsv and .parquet files have them in `column`. Blank
+            prompts are skipped. Relative paths start at the working directory; the prefix
+            `package:` means a file installed with sid_lsg, for example
+            `package:demo/fashion/prompts.txt`.
+        column: Column of .jsonl, .csv, .tsv and .parquet files that holds the prompts.
         batch_size: Prompts per phase and iteration over all processes, so that a run does not
             depend on the number of GPUs. Must be a multiple of the number of processes.
         num_workers: Processes per rank that read and tokenize prompts in advance; 0 does it in the
@@ -165,9 +167,11 @@ class PromptDataModule(L.LightningDataModule):
             duplicates; an alternative to `heldout`. With neither option, grids and metrics use the
             training prompts.
         seed: Seed of the order of prompts and of the choice of `num_heldout`.
-        real_images: Folder of real images with captions, for --model.real_data: a metadata.jsonl or
-            metadata.csv with the columns file_name and text, or a cat.txt for each cat.png. Images
-            are center-cropped and resized to the teacher's resolution.
+        real_images: Folder of real images with captions, for --model.real_data: a metadata.jsonl,
+            .csv, .tsv or .parquet with the columns file_name and text, or a cat.txt for each
+            cat.png. Of several captions one is drawn by `seed`. Images are read as viewers show
+            them (EXIF orientation, colour profile, transparency on white), center-cropped and
+            resized to the teacher's resolution.
 
     Raises:
         UsageError: If an option is out of range, or (in `setup`) a file cannot be used.
@@ -229,7 +233,7 @@ class PromptDataModule(L.LightningDataModule):
         ):
             raise UsageError(
                 f"--data.column is {self.column!r}, but a .txt file such as {files[0]} has no "
-                "columns; leave the option out or give a .jsonl, .csv or .parquet file."
+                f"columns; leave the option out or give a {TABLES} file."
             )
         corpus = read_corpus(files, self.column, "--data.prompts", "--data.column")
         self.train_prompts = corpus

@@ -1,12 +1,15 @@
 """Real images with captions from a folder, for the optional adversarial term.
 
-The folder has the layout of Hugging Face's `imagefolder`: images and a `metadata.jsonl` or
-`metadata.csv` with the columns `file_name` and `text`. Alternatively every image has a text file of
-the same name, such as `cat.png` and `cat.txt`. The n-th draw of a run is image n % N of permutation
-n // N of the folder's N images, as for prompts.
+The folder has the layout of Hugging Face's `imagefolder`: images and a table such as
+`metadata.jsonl` with the columns `file_name` and `text`. Alternatively every image has a text file
+of the same name, such as `cat.png` and `cat.txt`. The n-th draw of a run is image n % N of
+permutation n // N of the folder's N images, as for prompts. An image with several captions gets one
+of them, drawn anew each time.
 """
 
+import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,18 +17,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sid_lsg.data.captions import read_captions
+from sid_lsg.data.captions import read_folder_captions
 from sid_lsg.data.sequences import Packed
 from sid_lsg.images.folder import READ_ERRORS, list_images
 from sid_lsg.images.pixels import fitted
+from sid_lsg.images.shown import as_shown
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.method.randomness import permute
+from sid_lsg.method.randomness import permute, random_bits
 from sid_lsg.teachers.base import Tokenize, Tokens
 
 OPTION = "data.real_images"
-METADATA = ("metadata.jsonl", "metadata.csv")
 
 _FIRST_EPOCH = 1 << 31  # first permutation; those of prompts count from 0
+_CAPTION_STREAM = 0x60000000  # far from those of the training step and of permutations
 _CHECKED = 1000  # images to open at the start, at most, evenly spaced
 
 
@@ -66,28 +70,15 @@ class RealImages:
     def __init__(self, folder: str) -> None:
         self._root = Path(folder).expanduser()
         paths = list_images(folder, OPTION)
-        # Packed, so that the loader's workers share the memory.
-        self.captions: Sequence[str] = Packed(self._captions(paths), folder)
-        self._names = Packed([str(path.relative_to(self._root)) for path in paths], folder)
+        captions = read_folder_captions(paths, self._root, OPTION)
+        # Packed, so that the loader's workers share the memory. JSON keeps names as they are.
+        self.captions: Sequence[str] = Packed(chain.from_iterable(captions), folder)
+        names = (json.dumps(str(path.relative_to(self._root))) for path in paths)
+        self._names = Packed(names, folder)
+        self._counts = torch.tensor([len(texts) for texts in captions])
+        self._starts = self._counts.cumsum(0) - self._counts
         for path in paths[:: -(-len(paths) // _CHECKED)]:
             _open(path).close()
-
-    def _captions(self, paths: Sequence[Path]) -> list[str]:
-        for name in METADATA:
-            if (self._root / name).is_file():
-                return read_captions(str(self._root / name), None, paths, self._root, OPTION)
-        try:
-            captions = [path.with_suffix(".txt").read_text("utf-8").strip() for path in paths]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"--{OPTION}: {str(self._root)!r} has no captions: neither {METADATA[0]} nor "
-                f"{METADATA[1]} with the columns file_name and text, nor a text file for every "
-                f"image ({error}). Add one of them."
-            ) from error
-        if "" in captions:
-            path = paths[captions.index("")].with_suffix(".txt")
-            raise UsageError(f"--{OPTION}: {str(path)!r} is blank. Every image needs a caption.")
-        return captions
 
     def __len__(self) -> int:
         return len(self._names)
@@ -100,21 +91,23 @@ class RealImages:
         Args:
             first: The number of the first draw, counted from the start of the run.
             share: The number of draws.
-            seed: The seed of the order.
+            seed: The seed of the order and of the choice among several captions.
             size: (H, W) to crop and resize images to.
             tokenize: Tokenizes captions; if None, the training process does.
         """
         n = first + torch.arange(share)
         places = permute(n % len(self), len(self), seed, _FIRST_EPOCH + n // len(self)).tolist()
-        captions = [self.captions[place] for place in places]
-        images = [self._read(self._root / self._names[place], size) for place in places]
+        (bits,) = random_bits({_CAPTION_STREAM: 1}, n & 0xFFFFFFFF, 0, seed)
+        chosen = self._starts[places] + ((bits[:, 0] * self._counts[places]) >> 32)
+        captions = [self.captions[place] for place in chosen.tolist()]
+        images = [self._read(self._root / json.loads(self._names[place]), size) for place in places]
         return RealBatch(torch.stack(images), captions, tokenize(captions) if tokenize else {})
 
     @staticmethod
     def _read(path: Path, size: tuple[int, int]) -> Tensor:
         with _open(path) as picture:
             try:
-                return fitted(picture, size)
+                return fitted(as_shown(picture), size)
             except READ_ERRORS as error:  # for example a truncated file
                 raise _unreadable(path, error) from error
 

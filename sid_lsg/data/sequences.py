@@ -167,6 +167,13 @@ class Packed(Rows):
         begin, end = self._ends[position : position + 2].tolist()
         return self._buffer[begin:end].numpy().tobytes().decode()
 
+    def __iter__(self) -> Iterator[str]:
+        view, begin = self._buffer.numpy().data, 0
+        for ends in self._ends[1:].split(1 << 16):  # 20 times as fast as one text at a time
+            for end in ends.tolist():
+                yield str(view[begin:end], "utf-8")
+                begin = end
+
     def __len__(self) -> int:
         return len(self._ends) - 1
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from sid_lsg.data.real_images import METADATA
+from sid_lsg.data.captions import METADATA
 from sid_lsg.demo.dataset import CAPTIONS, draw, load_photographs
 from sid_lsg.demo.recipe import DATA_DIR
 from sid_lsg.files.replacing import check_writable, replacing
@@ -48,7 +48,9 @@ def images(output: Path, data_dir: str = DATA_DIR, num_images: int = 3200, seed:
         name = f"{number:05}.png"
         save_png(image, output / name)
         rows.append(json.dumps({"file_name": name, "text": CAPTIONS[caption]}))
-    with replacing(output / METADATA[0]) as temporary:  # last: without it the folder is not valid
+    with replacing(
+        output / f"{METADATA}.jsonl"
+    ) as temporary:  # last: without it the folder is not valid
         temporary.write_text("\n".join(rows) + "\n")
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from sid_lsg.cli import main
 from sid_lsg.export.folder import save_pipeline
+from sid_lsg.files.replacing import text_hash
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.protocol import clip_protocol
 from sid_lsg.metrics.reference import compute_statistics
@@ -21,6 +22,7 @@ from sid_lsg.metrics.statistics import Statistics
 from sid_lsg.training.module import SiDLSG
 from tests.helpers import forked
 from tests.helpers.embedders import make_clip, write_inception
+from tests.helpers.tables import write_table
 
 PROMPTS = ["a red cat", "two dogs on a log", "something else"]
 NUM_IMAGES = 6
@@ -484,6 +486,74 @@ def test_statistics_of_another_protocol_are_rejected(
     message = refused(capsys, *files.line(reference=kept, protocol="fast", output=tmp_path / "b"))
     assert "--reference" in message
     assert "its protocol is 'clip', but that of `fast`" in message
+
+
+COLOURS = ["red", "lime", "blue", "black", "white", "gray", "navy", "pink"]
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Write a folder of plain images, whose captions are their colours."""
+    (tmp_path / "pairs").mkdir()
+    for number, colour in enumerate(COLOURS):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / "pairs" / f"{number}.png")
+    return tmp_path / "pairs"
+
+
+@pytest.mark.parametrize(
+    ("kind", "column"),
+    [("jsonl", "image"), ("csv", "filename"), ("tsv", "img_path"), ("parquet", "file_name")],
+)
+def test_captions_are_paired_by_any_column_of_files(
+    files: Files, pairs: Path, tmp_path: Path, kind: str, column: str
+) -> None:
+    rows = [[f"{n}.png", colour] for n, colour in enumerate(COLOURS)]
+    table = write_table(tmp_path / f"c.{kind}", [column, "text"], rows[::-1])
+    options = {"captions": table, "reference": None, "num_images": 8, "output": tmp_path / "out"}
+    main(["evaluate", *folder_line(files, pairs, **options)])
+    found = report(tmp_path / "out")
+    assert found["prompts_sha256"] == text_hash(COLOURS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("c.csv", "image,text\n" + "x.png,a\n" * 8, "no caption for 8 of 8 images"),
+        ("c.csv", "file_name,text\n0.png,a cat, asleep\n", "line 2: found 3 fields"),
+        ("c.csv", "file_name,text\n0.png\n", "line 2: found 1 fields"),
+        ("c.jsonl", '{"image": "0.png", "text": ["a", "b"]}\n', "no caption for 7 of 8 images"),
+        ("c.jsonl", '{"image": "0.png", "text": 3}\n', "line 1: expected a string"),
+        ("c.txt", "a\rb\rc\rd\re\rf\rg\rh", "line 1: a carriage return"),
+        ("c.txt", "a\n" * 9, "holds 9 captions and .* 8 images"),
+    ],
+)
+def test_captions_that_belong_to_no_image_end_the_command(
+    files: Files,
+    pairs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: str,
+    said: str,
+) -> None:
+    (tmp_path / name).write_text(content)
+    options = {"captions": tmp_path / name, "reference": None, "num_images": 8}
+    line = folder_line(files, pairs, output=tmp_path / "out", **options)
+    message = refused(capsys, "evaluate", *line)
+    assert re.search(f"error: --captions: .*{said}", message), message
+
+
+def test_hidden_images_are_neither_scored_nor_a_reference(
+    files: Files, pairs: Path, tmp_path: Path
+) -> None:
+    (pairs / ".ipynb_checkpoints").mkdir()
+    Image.new("RGB", (64, 64)).save(pairs / ".ipynb_checkpoints" / "0-checkpoint.png")
+    (pairs / "._0.png").write_bytes(b"\0\5\x16\7")
+    (pairs / "movie.gif").touch()
+    options = {"reference": pairs, "num_images": 8, "output": tmp_path / "out"}
+    main(["evaluate", *folder_line(files, pairs, **options)])
+    found = report(tmp_path / "out")
+    assert (found["num_images"], found["reference"]["count"]) == (8, 8)
 
 
 def evaluate_on_a_full_disk(line: list[str]) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from sid_lsg.data.captions import read_captions
 from sid_lsg.data.corpus import find_files, read_corpus
 from sid_lsg.messages.errors import UsageError
+from tests.helpers.tables import write_table
 
 PROMPTS = ["a red shirt", 'a "quoted", comma', "ein Kätzchen", "two\nlines"]
 Writer = Callable[[Path], Path]
@@ -24,8 +26,16 @@ def write_jsonl(folder: Path) -> Path:
 def write_csv(folder: Path) -> Path:
     path = folder / "prompts.csv"
     rows = ["id,text", *('1,"{}"'.format(text.replace('"', '""')) for text in PROMPTS)]
-    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*rows, "5,  ", "", "6"]).encode())
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*rows, "5,  ", "", "6,"]).encode())
     return path
+
+
+def write_tsv(folder: Path) -> Path:
+    return write_table(
+        folder / "prompts.tsv",
+        ["id", "text"],
+        [[n, text] for n, text in enumerate([*PROMPTS, "", " ", None])],
+    )
 
 
 def write_parquet(folder: Path) -> Path:
@@ -37,14 +47,14 @@ def write_parquet(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("write", [write_jsonl, write_csv, write_parquet])
+@pytest.mark.parametrize("write", [write_jsonl, write_csv, write_tsv, write_parquet])
 def test_tables_use_their_column_and_count_blank_rows(tmp_path: Path, write: Writer) -> None:
     corpus = read_corpus([write(tmp_path)], "text", "--data.prompts")
     assert list(corpus) == PROMPTS
     assert corpus.blank == 3
 
 
-@pytest.mark.parametrize("write", [write_jsonl, write_csv, write_parquet])
+@pytest.mark.parametrize("write", [write_jsonl, write_csv, write_tsv, write_parquet])
 @pytest.mark.parametrize("column", [None, "caption"])
 def test_a_missing_column_lists_the_existing_ones(
     tmp_path: Path, write: Writer, column: str | None
@@ -83,7 +93,7 @@ def test_several_files_make_one_corpus(tmp_path: Path) -> None:
         ("empty.csv", b"", "empty.csv holds no prompt"),
         ("header.csv", b"text\n", "header.csv holds no prompt"),
         ("empty.jsonl", b"\n", "empty.jsonl holds no prompt .1 blank"),
-        ("prompts.docx", b"x", "not a .txt, .jsonl, .csv or .parquet file"),
+        ("prompts.docx", b"x", "not a .txt, .jsonl, .csv, .tsv or .parquet file"),
         ("latin.txt", b"caf\xe9", "latin.txt, line 1: byte 3 .* Save the file as UTF-8"),
         ("latin.csv", b"text\nok\ncaf\xe9", "latin.csv, line 3: byte 11 "),
         ("latin.jsonl", b'{"text": "caf\xe9"}', "latin.jsonl, line 1: byte 13 "),
@@ -100,6 +110,75 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=f"^--data.heldout: .*{message}"):
         read_corpus([tmp_path / name], "text", "--data.heldout")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("more.csv", "file,text\na,a cat, on a mat\n", "line 2: found 3 fields, .* header has 2"),
+        ("fewer.csv", 'file,text\na,"two\nlines"\nb\n', "line 4: found 1 fields, .* has 2"),
+        ("one.csv", "text\na cat\na dog, asleep\n", "line 3: found 2 fields, .* has 1. .*comma"),
+        ("more.tsv", "file\ttext\na\tb\tc\n", "line 2: found 3 fields, .* contain a tab in quotes"),
+        ("quotes.csv", 'file,text\na,"a cat" asleep\n', "line 2: not CSV"),
+        ("open.csv", 'file,text\na,"a cat\nb,x\nc,y\n', "line 2: not CSV .unexpected end"),
+    ],
+)
+def test_rows_that_do_not_fit_their_header_are_named(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=f"--prompts: .*{name}, {message}"):
+        read_corpus([tmp_path / name], "text", "--prompts")
+    with pytest.raises(UsageError, match=f"--captions: .*{name}, {message}"):
+        read_captions(str(tmp_path / name), "text", [tmp_path / "a.png"], tmp_path)
+
+
+def test_csv_files_as_people_write_them(tmp_path: Path) -> None:
+    """Fields over 128 KiB, blanks after commas, and rows of commas at the end."""
+    path = tmp_path / "prompts.csv"
+    rows = ["id, text ,page", f'1, "a cat, asleep", {"x" * 300_000}', "2,a dog,", ",,", ", ,,,"]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
+    corpus = read_corpus([path], "text", "--prompts")
+    assert list(corpus) == ["a cat, asleep", "a dog"]
+    assert corpus.blank == 2
+
+
+def test_all_empty_files_are_named(tmp_path: Path) -> None:
+    names = ["a.txt", "b.jsonl", "c.csv", "d.tsv", "full.txt"]
+    contents = ["", "\n\n", "text\n", "", "a prompt"]
+    for name, content in zip(names, contents, strict=True):
+        (tmp_path / name).write_text(content)
+    said = r"a.txt holds no prompt \(0 .*b.jsonl .*\(2 blank .*c.csv .*d.tsv .*\); remove them or"
+    with pytest.raises(UsageError, match=f"^--data.prompts: .*{said}") as caught:
+        read_corpus([tmp_path / name for name in names], "text", "--data.prompts")
+    assert "full.txt" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("mac.txt", b"a cat\ra dog\r", 1),
+        ("mixed.txt", b"a\nb\r\nc\rd\n", 3),
+        ("mac.csv", b"text\ra cat\ra dog\r", 1),
+        ("mac.tsv", b"id\ttext\n1\ta cat\r2\ta dog", 2),
+        ("mac.jsonl", b'{"text": "a"}\r{"text": "b"}\r', 1),
+    ],
+)
+def test_carriage_returns_that_end_lines_are_named(
+    tmp_path: Path, name: str, content: bytes, line: int
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    said = f"{name}, line {line}: a carriage return .CR. .* LF line ends"
+    with pytest.raises(UsageError, match=f"--prompts: .*{said}"):
+        read_corpus([path], "text", "--prompts")
+    with pytest.raises(UsageError, match=f"--captions: .*{said}"):
+        read_captions(str(path), "text", [tmp_path / "a.png"], tmp_path)
+
+
+def test_other_line_ends_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\r\r\nthree\r")
+    assert list(read_corpus([tmp_path / "a.txt"], None, "")) == ["one", "two", "three"]
 
 
 def test_a_parquet_file_with_invalid_text_is_named(tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def spoil(folder: Path, name: str, content: str | None) -> None:
     ("name", "content", "message"),
     [
         ("metadata.jsonl", None, "has no captions: neither metadata.jsonl nor metadata.csv"),
-        ("metadata.jsonl", "{", "cannot read"),
+        ("metadata.jsonl", "{", "metadata.jsonl, line 1: not JSON"),
         (
             "metadata.jsonl",
             '{"file_name": "0.png"}',
