@@ -213,7 +213,8 @@ class Metrics(Scorer):
             summary |= {f"{key}{name}": value for name, value in found.items()}
         more = self._at_more_steps(trainer, module)
         self.latest = self._named(scores) | more
-        log_now(trainer, self.latest)
+        teacher = {name: value for name, value in summary.items() if name.startswith("teacher_")}
+        log_now(trainer, self.latest | teacher)
         summary |= more | {"num_images": self.num_images, "teacher_steps": self.teacher_steps}
         summary["teacher_guidance"] = guidance
         if trainer.is_global_zero:

@@ -36,6 +36,7 @@ COMMANDS = {
         "run a grid of fits and compare their scores in tables and plots",
         check="check_series",
     ),
+    "dashboard": Command("dashboard", "save W&B workspace views of runs and sweeps"),
     "estimate": Command("estimate", "estimate the memory and the duration of a fit", of_fit=True),
     "benchmark": Command(
         "benchmark", "measure a fit's speed and memory on this machine", of_fit=True
