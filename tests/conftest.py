@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from tests.helpers.paths import GOLDEN
+from tests.helpers.paths import GOLDEN, GOLDEN_FLOW
 
 # These files take minutes. They run first, so that one worker keeps them, with their fixtures,
 # and none is left for the end.
@@ -22,6 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         default=GOLDEN,
         help="folder with the official code's numbers (index.json, case_*, traj*)",
+    )
+    parser.addoption(
+        "--golden-flow",
+        type=Path,
+        default=GOLDEN_FLOW,
+        help="the same for flow-matching teachers (index.json, sd3_case_*, ...)",
     )
 
 
