@@ -32,6 +32,7 @@ BACKGROUNDS = {
 }  # fmt: skip
 COMBINATIONS = tuple(itertools.product(range(len(GARMENTS)), range(len(COLOURS)), range(4)))
 SIZE = 32
+DATA_DIR = "/usr/share/datasets/fashion-mnist"  # of Debian's package
 
 
 def caption(garment: int, colour: int, background: int) -> str:

@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 
 from sid_lsg.data.captions import METADATA
-from sid_lsg.demo.dataset import CAPTIONS, draw, load_photographs
-from sid_lsg.demo.recipe import DATA_DIR
+from sid_lsg.demo.dataset import CAPTIONS, DATA_DIR, draw, load_photographs
 from sid_lsg.files.replacing import check_writable, replacing
 from sid_lsg.images.pixels import save_png, to_pil
 from sid_lsg.messages.checks import refuse

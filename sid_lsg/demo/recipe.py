@@ -12,11 +12,7 @@ images. Networks are trained in float32 and stored in float16.
 """
 
 import json
-import math
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,14 +25,13 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from sid_lsg.demo.dataset import CAPTIONS, SIZE, Photographs, draw, load_photographs
+from sid_lsg.demo.dataset import CAPTIONS, DATA_DIR, SIZE, draw, load_photographs
 from sid_lsg.demo.tokenizer import train_tokenizer
+from sid_lsg.demo.training import adamw, batches, encode, optimize, tokenize
 from sid_lsg.images.pixels import to_uint8
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.protocol import clip_protocol
 from sid_lsg.metrics.statistics import Collector
-
-DATA_DIR = "/usr/share/datasets/fashion-mnist"
 
 
 def clip(output: Path, data_dir: str = DATA_DIR, steps: int = 3000, batch_size: int = 128) -> None:
@@ -49,7 +44,7 @@ def clip(output: Path, data_dir: str = DATA_DIR, steps: int = 3000, batch_size: 
         batch_size: Images per step.
     """
     tokenizer = train_tokenizer(list(CAPTIONS))
-    ids = _tokenize(tokenizer, CAPTIONS)
+    ids = tokenize(tokenizer, CAPTIONS)
     tower = {
         "hidden_size": 96, "intermediate_size": 256,
         "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -64,7 +59,7 @@ def clip(output: Path, data_dir: str = DATA_DIR, steps: int = 3000, batch_size: 
     vision = tower | {"image_size": SIZE, "patch_size": 4}
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
-    data = _batches(load_photographs(data_dir, "train"), batch_size, seed=1)
+    data = batches(load_photographs(data_dir, "train"), batch_size, seed=1)
 
     def loss() -> Tensor:
         images, captions = next(data)
@@ -75,7 +70,9 @@ def clip(output: Path, data_dir: str = DATA_DIR, steps: int = 3000, batch_size: 
         to_image = -(positive * logits.T.log_softmax(-1)).sum(-1) / positive.sum(-1)
         return (F.cross_entropy(logits, which) + to_image.mean()) / 2
 
-    _optimize(model, loss, steps, lr=1e-3, decay=0.998).half().save_pretrained(output / "clip")
+    optimize(model, loss, steps, adamw(model, lr=1e-3), decay=0.998).half().save_pretrained(
+        output / "clip"
+    )
     tokenizer.save_pretrained(output / "clip")
     tokenizer.save_pretrained(output / "tokenizer")
     preprocessor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": SIZE}
@@ -106,7 +103,7 @@ def vae(output: Path, data_dir: str = DATA_DIR, steps: int = 2800, batch_size: i
         sample_size=SIZE,
     ).to(memory_format=torch.channels_last)
     photographs = load_photographs(data_dir, "train")
-    data = _batches(photographs, batch_size, seed=2)
+    data = batches(photographs, batch_size, seed=2)
 
     def loss() -> Tensor:
         images = next(data)[0].contiguous(memory_format=torch.channels_last)
@@ -115,8 +112,8 @@ def vae(output: Path, data_dir: str = DATA_DIR, steps: int = 2800, batch_size: i
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
         return error.square().mean() + 0.2 * error.abs().mean() + 1e-5 * divergence
 
-    model = _optimize(model, loss, steps, lr=1.5e-3, decay=0.998)
-    images, _ = next(_batches(photographs, 1024, seed=3))
+    model = optimize(model, loss, steps, adamw(model, lr=1.5e-3), decay=0.998)
+    images, _ = next(batches(photographs, 1024, seed=3))
     with torch.no_grad():
         latents = model.encode(images).latent_dist.sample()
         error = model.decode(latents).sample.clamp(-1, 1) - images
@@ -152,7 +149,7 @@ def sharpen(
     discriminator = nn.Sequential(*layers, nn.Conv2d(96, 1, 1))
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=4e-4, betas=(0.5, 0.9))
     last = model.decoder.conv_out.weight
-    data = _batches(load_photographs(data_dir, "train"), batch_size, seed=8)
+    data = batches(load_photographs(data_dir, "train"), batch_size, seed=8)
 
     def loss() -> Tensor:
         images = next(data)[0].contiguous(memory_format=torch.channels_last)
@@ -173,7 +170,9 @@ def sharpen(
         scale = 0.5 * (wanted.norm() / (pushed.norm() + 1e-6)).clamp(max=1.0)
         return reconstruction + scale * adversarial
 
-    _optimize(model, loss, steps, lr=3e-4, decay=0.998).half().save_pretrained(output / "vae")
+    optimize(model, loss, steps, adamw(model, lr=3e-4), decay=0.998).half().save_pretrained(
+        output / "vae"
+    )
 
 
 def unet(output: Path, data_dir: str = DATA_DIR, steps: int = 10000, batch_size: int = 64) -> None:
@@ -189,7 +188,7 @@ def unet(output: Path, data_dir: str = DATA_DIR, steps: int = 10000, batch_size:
     text_encoder = CLIPTextModel.from_pretrained(output / "text_encoder", dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(output / "tokenizer")
     with torch.no_grad():
-        embeddings = text_encoder(_tokenize(tokenizer, (*CAPTIONS, "")))[0]
+        embeddings = text_encoder(tokenize(tokenizer, (*CAPTIONS, "")))[0]
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
         clip_sample=False, set_alpha_to_one=False, steps_offset=1,
@@ -205,7 +204,7 @@ def unet(output: Path, data_dir: str = DATA_DIR, steps: int = 10000, batch_size:
         attention_head_dim=4,
         norm_num_groups=16,
     ).to(memory_format=torch.channels_last)
-    moments, captions = _encode(autoencoder, load_photographs(data_dir, "train"), repeats=3)
+    moments, captions = encode(autoencoder, load_photographs(data_dir, "train"), repeats=3)
     generator = torch.Generator().manual_seed(4)
 
     def loss() -> Tensor:
@@ -219,7 +218,7 @@ def unet(output: Path, data_dir: str = DATA_DIR, steps: int = 10000, batch_size:
         x_t = scheduler.add_noise(x_0, eps, t).contiguous(memory_format=torch.channels_last)
         return F.mse_loss(model(x_t, t, condition).sample, eps)
 
-    ema = _optimize(model, loss, steps, lr=1e-3, decay=0.9995)
+    ema = optimize(model, loss, steps, adamw(model, lr=1e-3), decay=0.9995)
     StableDiffusionPipeline(
         vae=autoencoder, text_encoder=text_encoder, tokenizer=tokenizer, unet=ema,
         scheduler=scheduler, safety_checker=None, feature_extractor=None,
@@ -244,74 +243,6 @@ def statistics(output: Path, data_dir: str = DATA_DIR, num_features: int = 2000)
         collector.update(protocol.prepare(list(to_uint8(images))))
     found = collector.compute(source="Fashion-MNIST's test images, composed")
     found._replace(features=found.features[:num_features]).save(output / "reference.safetensors")
-
-
-@torch.no_grad()
-def _encode(
-    autoencoder: AutoencoderKL, photographs: Photographs, repeats: int
-) -> tuple[Tensor, Tensor]:
-    """Encode every photograph `repeats` times, in random colours on random backgrounds.
-
-    Returns:
-        Scaled posterior means and deviations [N, 8, 8, 8] float16, and [N] caption indices.
-    """
-    generator = torch.Generator().manual_seed(5)
-    moments, captions = [], []
-    for index in torch.arange(len(photographs.labels)).repeat(repeats).split(500):
-        images, labels = draw(photographs, index, generator)
-        posterior = autoencoder.encode(images).latent_dist
-        scaled = torch.cat((posterior.mean, posterior.std), 1) * autoencoder.config.scaling_factor
-        moments.append(scaled.half())
-        captions.append(labels)
-    return torch.cat(moments), torch.cat(captions)
-
-
-def _tokenize(tokenizer: CLIPTokenizer, texts: tuple[str, ...]) -> Tensor:
-    """Tokenize and pad to the tokenizer's full length, as Stable Diffusion does."""
-    padded = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
-    return padded.input_ids
-
-
-def _batches(
-    photographs: Photographs, batch_size: int, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield endless batches of random photographs in random colours."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        index = torch.randint(len(photographs.labels), (batch_size,), generator=generator)
-        yield draw(photographs, index, generator)
-
-
-def _optimize(network: Any, loss: Callable[[], Tensor], steps: int, lr: float, decay: float) -> Any:
-    """Minimize a loss with AdamW, warm-up and cosine decay.
-
-    Returns:
-        The EMA of the network.
-    """
-    ema = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
-    )
-    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, betas=(0.9, 0.99))
-
-    def rate(step: int) -> float:
-        return min(1.0, (step + 1) / 200) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
-
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    start, total = time.perf_counter(), 0.0
-    for step in range(1, steps + 1):
-        value = loss()
-        optimizer.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        ema.update_parameters(network)
-        total += value.item()
-        if step % 100 == 0:
-            seconds = time.perf_counter() - start
-            print(f"step {step}/{steps}  loss {total / 100:.4f}  {seconds:.0f} s", flush=True)
-            total = 0.0
-    return ema.module.requires_grad_(False).eval()
 
 
 if __name__ == "__main__":
