@@ -1,6 +1,7 @@
 """Compare the teacher, the untrained and the distilled generator."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +18,17 @@ _SHOWN = {"fid": "FID", "clip_score": "CLIP", "precision": "precision", "recall"
 
 
 class Contestant(NamedTuple):
-    """A model to compare, and its network evaluations per image."""
+    """A model to compare, its network evaluations per image, and how its scores are named."""
 
     name: str
     sampler: Sampler
     evaluations: int
+    prefix: str = ""
+    suffix: str = ""
+
+    def named(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Return its scores by their names in summary.json."""
+        return {f"{self.prefix}{name}{self.suffix}": value for name, value in values.items()}
 
 
 class Row(NamedTuple):
@@ -33,19 +40,32 @@ class Row(NamedTuple):
     images: Tensor
 
 
-def contestants(module: Any, teacher_steps: int, guidance: float) -> dict[str, Contestant]:
-    """Return the models to compare, by the prefix of their scores in summary.json."""
+def generators(module: Any, num_steps: Sequence[int] = ()) -> list[Contestant]:
+    """Return the generator at other numbers of steps, and last as it was trained."""
+    own = module.num_steps
+    others = [
+        Contestant(
+            f"SiD-LSG, {steps(count)}",
+            partial(module.sample_generator, num_steps=count),
+            count,
+            suffix=f"_{steps(count).replace(' ', '_')}",
+        )
+        for count in sorted({*num_steps} - {own})
+    ]
+    return [*others, Contestant(f"SiD-LSG, {steps(own)}", module.sample_generator, own)]
+
+
+def references(module: Any, teacher_steps: int, guidance: float) -> list[Contestant]:
+    """Return what the generator is compared with: its teacher, and itself before the training."""
 
     def teacher(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         return module.sample_teacher(prompts, seeds, teacher_steps, guidance)
 
-    own, count = steps(module.num_steps), module.num_steps
-    evaluations = sampling_evaluations(teacher_steps, guidance)
-    return {
-        "teacher_": Contestant(f"teacher, {steps(teacher_steps)}", teacher, evaluations),
-        "initial_": Contestant(f"untrained, {own}", module.sample_untrained, count),
-        "": Contestant(f"SiD-LSG, {own}", module.sample_generator, count),
-    }
+    own, evaluations = module.num_steps, sampling_evaluations(teacher_steps, guidance)
+    return [
+        Contestant(f"teacher, {steps(teacher_steps)}", teacher, evaluations, "teacher_"),
+        Contestant(f"untrained, {steps(own)}", module.sample_untrained, own, "initial_"),
+    ]
 
 
 def save_and_log(

@@ -2,15 +2,16 @@
 
 import json
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
 from sid_lsg.callbacks.comparison import (
+    Contestant,
     Row,
-    contestants,
+    generators,
+    references,
     save_and_log,
     table,
 )
@@ -22,8 +23,7 @@ from sid_lsg.files.sources import locate
 from sid_lsg.images.pixels import to_uint8
 from sid_lsg.messages.checks import check_teacher_guidance, refuse
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.messages.words import steps
-from sid_lsg.metrics.evaluator import Evaluator, Sampler, Scores
+from sid_lsg.metrics.evaluator import Evaluator, Scores
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.protocol import EvaluationProtocol, load_protocol
 from sid_lsg.metrics.reference import load_reference
@@ -77,9 +77,9 @@ class Metrics(Scorer):
                 at the end.
             num_images: Images to score. FID depends on their number: compare at equal numbers.
             batch_size: Batch size of sampling and scoring.
-            num_steps: Also score the generator at these numbers of steps, for example [1, 2, 4]; by
-                default only at that of the training.
-            teacher_steps: DDIM steps of the teacher in the final comparison.
+            num_steps: Also score and show the generator at these numbers of steps, for example
+                [1, 2, 4]; by default only at that of the training.
+            teacher_steps: Steps of the teacher in the final comparison.
             teacher_guidance: Guidance scale of the teacher in the final comparison, at least 1; by
                 default kappa_4, or 1 if kappa_4 is less.
             num_pictured: Number of prompts in comparison.png.
@@ -147,8 +147,10 @@ class Metrics(Scorer):
         if self.evaluator is None or trainer.global_step == trainer.max_steps:
             return
         if due(trainer, self.every_n_images):
-            scores = self._score(trainer, pl_module, pl_module.sample_generator)
-            self.latest = self._named(scores) | self._at_more_steps(trainer, pl_module)
+            self.latest = {}
+            for model in generators(pl_module, self.num_steps):
+                scores = self._score(trainer, pl_module, model)
+                self.latest |= model.named(self._named(scores))
             log_now(trainer, self.latest)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -201,21 +203,27 @@ class Metrics(Scorer):
         guidance = self.teacher_guidance or module.kappas.sampling
         prompts = spread(trainer.datamodule.heldout_prompts, self.num_pictured)
         summary: dict[str, Any] = {}
-        rows = []
-        for key, contestant in contestants(module, self.teacher_steps, guidance).items():
-            scores = self._score(trainer, module, contestant.sampler, contestant.name)
-            images = contestant.sampler(prompts, range(len(prompts)))
-            rows.append(Row(contestant.name, scores, contestant.evaluations, images))
-            found = self._named(scores) | {
-                "seconds_per_image": scores.seconds_per_image,
-                "evaluations_per_image": contestant.evaluations,
-            }
-            summary |= {f"{key}{name}": value for name, value in found.items()}
-        more = self._at_more_steps(trainer, module)
-        self.latest = self._named(scores) | more
+        rows: list[Row] = []
+        compared = references(module, self.teacher_steps, guidance)
+        own = generators(module, self.num_steps)
+        self.latest = {}
+        for model in (*compared, *own):
+            scores = self._score(trainer, module, model)
+            images = model.sampler(prompts, range(len(prompts)))
+            rows.append(Row(model.name, scores, model.evaluations, images))
+            found = self._named(scores)
+            if model in own:
+                self.latest |= model.named(found)
+            summary |= model.named(
+                found
+                | {
+                    "seconds_per_image": scores.seconds_per_image,
+                    "evaluations_per_image": model.evaluations,
+                }
+            )
         teacher = {name: value for name, value in summary.items() if name.startswith("teacher_")}
         log_now(trainer, self.latest | teacher)
-        summary |= more | {"num_images": self.num_images, "teacher_steps": self.teacher_steps}
+        summary |= {"num_images": self.num_images, "teacher_steps": self.teacher_steps}
         summary["teacher_guidance"] = guidance
         if trainer.is_global_zero:
             save_and_log(rows, prompts, self._clip_scores(rows[-1], prompts), trainer)
@@ -229,30 +237,17 @@ class Metrics(Scorer):
         texts = [self.clip_prefix + prompt for prompt in prompts]
         return [*self.clip.scores(to_uint8(row.images), texts)]
 
-    def _at_more_steps(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
-        """Score the generator at the other numbers of steps, which end the scores' names."""
-        found: dict[str, float] = {}
-        for count in self.num_steps:
-            if count != module.num_steps:
-                sampler = partial(module.sample_generator, num_steps=count)
-                scores = self._score(trainer, module, sampler, steps(count))
-                for name, value in self._named(scores).items():
-                    found[f"{name}_{steps(count).replace(' ', '_')}"] = value
-        return found
-
-    def _score(
-        self, trainer: L.Trainer, module: Any, sampler: Sampler, name: str = "evaluation"
-    ) -> Scores:
+    def _score(self, trainer: L.Trainer, module: Any, model: Contestant) -> Scores:
         assert self.evaluator is not None
         bar = trainer.progress_bar_callback
         show = bar is not None and bar.is_enabled and trainer.is_global_zero
         return self.evaluator.of_sampler(
-            sampler,
+            model.sampler,
             trainer.datamodule.heldout_prompts,
             self.num_images,
             self.batch_size,
             module.device,
-            name if show else None,
+            model.name if show else None,
         )
 
     def _named(self, scores: Scores) -> dict[str, float]:

@@ -103,16 +103,26 @@ def test_the_seconds_of_a_continued_run_include_all_its_training(
 def test_the_table_states_the_steps_of_the_generator(
     small_sd: str, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = metrics(files, num_images=2, teacher_steps=1, num_pictured=1, teacher_guidance=1.0)
+    few = metrics(
+        files,
+        num_images=2,
+        teacher_steps=1,
+        num_pictured=1,
+        teacher_guidance=1.0,
+        num_steps=[2, 3, 1],
+    )
     fit(small_sd, files, tmp_path, few, max_steps=1, num_steps=2)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    counts = [summary[f"{key}evaluations_per_image"] for key in ("teacher_", "initial_", "")]
-    assert counts == [1, 2, 2]
+    key = "{}evaluations_per_image{}"
+    fid = FID.replace(str(NUM_IMAGES), "2")
+    names = (("teacher_", ""), ("initial_", ""), ("", "_1_step"), ("", "_3_steps"), ("", ""))
+    assert [summary[key.format(*name)] for name in names] == [1, 2, 1, 3, 2]
+    assert len({summary[fid + suffix] for _, suffix in names[2:]}) == 3
     assert summary["teacher_guidance"] == 1.0
     table = capsys.readouterr().out
-    assert "teacher, 1 step" in table
-    assert "untrained, 2 steps" in table
-    assert "SiD-LSG, 2 steps" in table
+    shown = ("teacher, 1 step", "untrained, 2 steps", "SiD-LSG, 1 step", "SiD-LSG, 3 steps")
+    places = [table.index(f"{name} ") for name in (*shown, "SiD-LSG, 2 steps")]
+    assert places == sorted(places)
 
 
 def test_the_comparison_runs_before_the_networks_leave_their_device(
