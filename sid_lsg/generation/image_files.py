@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from sid_lsg.distributed.processes import share_of
 from sid_lsg.generation.models import ImageModel
-from sid_lsg.images.pixels import save_png, to_pil
+from sid_lsg.images.pixels import to_pil
+from sid_lsg.images.writing import PngWriter
 from sid_lsg.messages.errors import UsageError
 
 
@@ -61,9 +62,12 @@ def sample_files(
     missing = [batch for batch in mine if not all(paths[i].is_file() for i in batch)]
     total, left = (sum(map(len, batches)) for batches in (mine, missing))
     seconds = 0.0
-    with tqdm(
-        total=total, initial=total - left, desc=progress, disable=progress is None, leave=False
-    ) as bar:
+    with (
+        PngWriter() as writer,
+        tqdm(
+            total=total, initial=total - left, desc=progress, disable=progress is None, leave=False
+        ) as bar,
+    ):
         for batch in missing:
             chosen = [requests[i] for i in batch]
             start = time.perf_counter()
@@ -71,7 +75,7 @@ def sample_files(
             seconds += time.perf_counter() - start
             _check_finite(images, chosen, model)
             for request, image in zip(chosen, to_pil(images), strict=True):
-                save_png(image, folder / request.name, png_text(request, model.about["model"]))
+                writer.save(image, folder / request.name, png_text(request, model.about["model"]))
             bar.update(len(batch))
     fabric.barrier()
     return ImageFiles(paths, seconds / left if left else None)

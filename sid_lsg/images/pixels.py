@@ -15,6 +15,7 @@ from sid_lsg.files.replacing import replacing
 
 _MARGIN, _FONT = 6, ImageFont.load_default(size=12)
 _LINE = 16
+_PNG_LEVEL = 1  # of 9; a fifth of the time of Pillow's default 6, and files 15% larger
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ def contact_sheet(
 def save_png(image: Image.Image, path: Path, about: PngInfo | None = None) -> None:
     """Write a PNG file with optional text metadata; a failed write leaves no partial file."""
     with replacing(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=about)
+        image.save(temporary, format="PNG", pnginfo=about, compress_level=_PNG_LEVEL)
 
 
 def _enlarge(image: Image.Image, tile: int) -> Image.Image:
