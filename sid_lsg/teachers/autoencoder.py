@@ -1,16 +1,16 @@
-"""Decode and encode latents with a KL autoencoder, scaled as the networks see them."""
+"""Decode and encode latents with an autoencoder, scaled as the networks see them."""
 
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderDC, AutoencoderKL
 from torch import Tensor
 
 from sid_lsg.images.pixels import from_uint8
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+def decode(vae: AutoencoderKL | AutoencoderDC, latents: Tensor) -> Tensor:
     """Decode latents [B, C, H, W] into images [B, 3, H, W] float32, nominally in [-1, 1]."""
     latents = latents.to(vae.dtype)
     scale, shift = scale_and_shift(vae, latents)
@@ -19,18 +19,18 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+def encode(vae: AutoencoderKL | AutoencoderDC, images: Tensor) -> Tensor:
     """Encode images [B, 3, H, W] uint8: the mean of the posterior (not a sample), scaled, float32.
 
-    The inverse of `decode`'s scaling.
+    The inverse of `decode`'s scaling. Deep compression autoencoders have no posterior, but latents.
     """
     posterior = vae.encode(from_uint8(images).to(vae.dtype), return_dict=False)[0]
-    mean = posterior.mean.float()
+    mean = (posterior if torch.is_tensor(posterior) else posterior.mean).float()
     scale, shift = scale_and_shift(vae, mean)
     return (mean if shift is None else mean - shift) * scale
 
 
-def scale_and_shift(vae: AutoencoderKL, like: Tensor) -> tuple[Any, Any]:
+def scale_and_shift(vae: AutoencoderKL | AutoencoderDC, like: Tensor) -> tuple[Any, Any]:
     """Return a and b of z = x / a + b, for the networks' latents x and the autoencoder's z.
 
     a is `scaling_factor`; b is `shift_factor`, or None. An autoencoder with `latents_mean` and

@@ -57,7 +57,7 @@ class Teacher(nn.Module, ABC):
 
     network_name: ClassVar[str]
     architectures: ClassVar[Mapping[str, Architecture]] = {}
-    pipeline_options: ClassVar[Mapping[str, Any]] = {"guidance_scale": 0}
+    pipeline_options: Mapping[str, Any] = {"guidance_scale": 0}
     logit_limit: ClassVar[float | None] = None
     network: nn.Module
     schedule: Schedule

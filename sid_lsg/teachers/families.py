@@ -21,6 +21,8 @@ FAMILIES = {
     "StableDiffusionXLImg2ImgPipeline": "sid_lsg.teachers.sdxl.SDXL",
     "StableDiffusionXLInpaintPipeline": "sid_lsg.teachers.sdxl.SDXL",
     "StableDiffusion3Pipeline": "sid_lsg.teachers.sd3.SD3",
+    "SanaPipeline": "sid_lsg.teachers.sana.Sana",
+    "SanaSprintPipeline": "sid_lsg.teachers.sana.Sana",
 }
 """Families by the pipeline class in a model's `model_index.json`."""
 

@@ -1,7 +1,7 @@
 """What flow-matching teachers share: a transformer, real times, and diffusers' flow schedulers."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ class FlowTeacher(AssembledTeacher):
     """A latent flow-matching model with a transformer that predicts the velocity."""
 
     network_name = "transformer"
-    pipeline_options = {"guidance_scale": 1}  # noqa: RUF012 (a ClassVar of the base)
+    pipeline_options: Mapping[str, Any] = {"guidance_scale": 1}
     logit_limit = 10.0  # SiD-DiT
     schedule: FlowSchedule
 
@@ -36,8 +36,9 @@ class FlowTeacher(AssembledTeacher):
         return FlowMatchEulerDiscreteScheduler.from_config(self.scheduler_config)
 
     def reference_options(self) -> dict[str, Any]:
-        """Return further arguments of the pipeline for `sample_reference`; by default none."""
-        return {}
+        """Return further arguments of the pipeline for `sample_reference`; by default the size."""
+        height, width = self.image_size
+        return {"height": height, "width": width}
 
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Conditioning
@@ -82,8 +83,6 @@ class FlowTeacher(AssembledTeacher):
                 num_inference_steps=num_steps,
                 guidance_scale=guidance,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                height=self.image_size[0],
-                width=self.image_size[1],
                 output_type="latent",
                 **self.reference_options(),
             ).images

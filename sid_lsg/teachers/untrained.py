@@ -139,7 +139,7 @@ def flow_scheduler(**options: Any) -> FlowMatchEulerDiscreteScheduler:
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
     """Initialise weights as PyTorch's layers do, so that activations neither vanish nor overflow.
 
-    Weights with n inputs get U(-1/sqrt(n), 1/sqrt(n)), biases 0, scales of norms 1.
+    Weights with n inputs get U(-1/sqrt(n), 1/sqrt(n)), biases 0, scales 1.
     """
     for name, p in network.named_parameters():
         if p.dim() > 1:
@@ -149,6 +149,6 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
             p.fill_(not name.endswith("bias"))
     for buffer in network.buffers():  # CLIP's position ids, or an embedding of positions
         if buffer.is_floating_point():
-            buffer.zero_()
+            buffer.fill_(not buffer.dim())  # Gemma's scale of embeddings is a scalar
         else:
             buffer.copy_(torch.arange(buffer.numel()).view_as(buffer))
