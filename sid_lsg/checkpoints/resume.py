@@ -15,6 +15,7 @@ from sid_lsg.checkpoints.opening import (
     newest,
     open_checkpoint,
 )
+from sid_lsg.checkpoints.shards import MANIFEST
 from sid_lsg.files.weights import first_difference
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.lora import check_adapters_record, is_adapter
@@ -32,14 +33,14 @@ def open_resumed(ckpt_path: str | None, folder: Path) -> OpenCheckpoint | None:
     """Open the checkpoint that `--ckpt_path` names.
 
     Args:
-        ckpt_path: The option's value.
+        ckpt_path: The option's value: a checkpoint, a run directory, `last` or None.
         folder: The folder in which `last` is searched.
 
     Returns:
         The checkpoint; None for a new run, and for one that Lightning resumes (`hpc`).
 
     Raises:
-        UsageError: If the file does not exist, is damaged, or is not a checkpoint of a run.
+        UsageError: If there is no checkpoint there, or it is damaged or not one of a run.
     """
     if ckpt_path in (None, "hpc"):
         return None
@@ -49,13 +50,48 @@ def open_resumed(ckpt_path: str | None, folder: Path) -> OpenCheckpoint | None:
         )
     if ckpt_path == "last":
         return newest(folder)
-    path = Path(str(ckpt_path))
-    if not path.exists():
+    path = Path(str(ckpt_path)).expanduser()
+    if not ckpt_path or not path.exists():
         raise UsageError(
-            f"--ckpt_path: there is no file {str(path)!r}. Give a checkpoint of this model, or "
+            f"--ckpt_path: there is no file {str(ckpt_path)!r}. Give a checkpoint of this model, or "
             "`last` for the newest one in the run directory."
         )
+    if kind := _other_kind(path):
+        raise UsageError(f"--ckpt_path: {str(path)!r} {kind}")
+    if path.is_dir() and path.suffix != ".ckpt" and not (path / MANIFEST).is_file():
+        return _newest_of(path)
     return open_checkpoint(path, remedy=CONTINUE)
+
+
+def _newest_of(folder: Path) -> OpenCheckpoint:
+    """Open the newest checkpoint of a run directory, or of its folder `checkpoints`.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    inside = folder / "checkpoints"
+    found = newest(inside if inside.is_dir() else folder, "ckpt_path")
+    if found is None:
+        raise UsageError(
+            f"--ckpt_path: the folder {str(folder)!r} contains no checkpoint. Give a .ckpt file, or "
+            "a run directory with one."
+        )
+    return found
+
+
+def _other_kind(path: Path) -> str:
+    """Describe a model that is not a checkpoint, and what to do with it; "" for other files."""
+    start = "Start a new run from it with --model.init.generator"
+    if (path / "model_index.json").is_file() or (path / "unet" / "config.json").is_file():
+        return f"is an exported model: it has neither optimizers nor fake score. {start}."
+    if (path / "config.json").is_file() or path.suffix in (".safetensors", ".bin"):
+        return f"contains weights, but neither optimizers nor fake score. {start}."
+    if path.suffix in (".pkl", ".pickle"):
+        return (
+            "is not a checkpoint of a run. For a file of the official code, `import-official` "
+            "makes a model that --model.init.generator reads."
+        )
+    return ""
 
 
 def check_resume(

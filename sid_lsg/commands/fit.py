@@ -28,6 +28,7 @@ from sid_lsg.messages.quiet import hide_progress_bars
 from sid_lsg.networks.precision import allow_tf32
 from sid_lsg.options.real_data import RealData, check_real_data
 from sid_lsg.options.renamed import current_arguments
+from sid_lsg.options.short_names import named_loggers
 from sid_lsg.training.module import SiDLSG
 from sid_lsg.training.optimizer_options import check_shards, check_steps, optimizers_of
 from sid_lsg.training.run_directory import (
@@ -92,9 +93,12 @@ class SiDCLI(LightningCLI):
         """Do nothing; Lightning would load the whole checkpoint to find hyperparameters."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Reject earlier names of options; replace them in a W&B sweep, which may be older."""
+        """Reject earlier names of options; replace them in a W&B sweep, which may be older.
+
+        Short names of loggers stand for this project's.
+        """
         given = sys.argv[1:] if args is None else args
-        read = current_arguments(given, sweep=sweep_run() is not None)
+        read = named_loggers(current_arguments(given, sweep=sweep_run() is not None))
         super().parse_arguments(parser, args if read == given else read)
 
     def _set_seed(self) -> None:
@@ -119,6 +123,8 @@ class SiDCLI(LightningCLI):
         check_real_data(real, config.data.real_images)
         put_inside(config.trainer)
         self.resumed = check_files(config)
+        if self.resumed is not None and config.ckpt_path != "last":
+            config.ckpt_path = str(self.resumed.path)  # of a run directory, the file
 
     def before_fit(self) -> None:
         """Check batch and optimizers, and read the prompts, before the run directory is created."""

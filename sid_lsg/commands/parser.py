@@ -8,9 +8,11 @@ from typing import Any, NoReturn
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from sid_lsg.commands.table import PROGRAM
+from sid_lsg.files.remote import check_options
 from sid_lsg.files.sources import resolve
 from sid_lsg.messages.console import fail
 from sid_lsg.options.renamed import current_text
+from sid_lsg.options.short_names import named_loggers_text
 
 
 class _ConfigFile(ActionConfigFile):
@@ -37,9 +39,16 @@ class Parser(ArgumentParser):
             command += " fit"
         fail(f"{message}.{hint} `{command} --help` explains every option.")
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse a command line, and reject URLs where files are expected."""
+        found = super().parse_args(*args, **kwargs)
+        options = found.as_dict()
+        check_options(options.get(str(options.get("subcommand"))) or options)
+        return found
+
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
         """Parse a configuration, which may be of an earlier version."""
-        return super().parse_string(current_text(content), *args, **kwargs)
+        return super().parse_string(named_loggers_text(current_text(content)), *args, **kwargs)
 
     def add_config(self) -> None:
         """Add the `--config` option."""

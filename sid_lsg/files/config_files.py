@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from sid_lsg.files.remote import check_local
 from sid_lsg.files.sources import resolve
 from sid_lsg.messages.errors import UsageError
 
@@ -18,7 +19,7 @@ def pairs(args: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def check_config_files(args: Sequence[str]) -> None:
-    """Reject a `--config` file that is missing or is not YAML.
+    """Reject a `--config` file that is missing, empty or not YAML.
 
     Raises:
         UsageError: For the first such file.
@@ -30,10 +31,17 @@ def check_config_files(args: Sequence[str]) -> None:
             raise UsageError(
                 "--config needs a file: give one, for example package:configs/lsg.yaml."
             )
+        check_local(value, "config")
         try:
-            yaml.safe_load(Path(resolve(value)).read_text(encoding="utf-8"))
+            found = yaml.safe_load(Path(resolve(value)).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--config: cannot read {value!r} ({error}).") from error
         except yaml.YAMLError as error:
             reason = " ".join(str(error).split())
             raise UsageError(f"--config: {value!r} is not valid YAML ({reason}).") from error
+        if not isinstance(found, dict):
+            what = "is empty" if found is None else "contains no options"
+            raise UsageError(
+                f"--config: {value!r} {what}. Give a YAML file of options and their values, such as "
+                "package:configs/lsg.yaml."
+            )

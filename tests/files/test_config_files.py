@@ -42,3 +42,15 @@ def test_a_shipped_config_is_found_from_any_directory(
     check_config_files(arguments("package:configs/demo.yaml", together=False))
     with pytest.raises(UsageError, match=r"cannot read 'package:configs/none\.yaml'"):
         check_config_files(arguments("package:configs/none.yaml", together=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("", "is empty"), ("# nothing\n", "is empty"), ("- a\n", "contains no options"),
+     ("just words", "contains no options")],
+)  # fmt: skip
+def test_a_file_without_options_is_named(tmp_path: Path, text: str, found: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=rf"^--config: '.*x\.yaml' {found}\. Give a YAML file of"):
+        check_config_files(["fit", "--config", str(path)])
