@@ -13,7 +13,7 @@ from importlib import import_module
 from sid_lsg import __doc__ as project
 from sid_lsg import __version__
 from sid_lsg.commands.table import COMMANDS, PROGRAM
-from sid_lsg.distributed.signals import ending_on_signals, is_launched
+from sid_lsg.distributed.signals import NAMES, ending_on_signals, is_launched
 from sid_lsg.files.config_files import check_config_files
 from sid_lsg.messages.console import fail, format_warning
 from sid_lsg.messages.errors import Interrupted, TrainingStopped, UsageError
@@ -30,16 +30,16 @@ def start() -> None:
     if is_launched() and sys.argv[1:2] == ["fit"]:
         # The launching process handles signals for all. If this process ended before it has
         # connected, the launching one would wait half an hour for it and ignore signals.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in NAMES:
+            signal.signal(number, signal.SIG_IGN)
     main()
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line.
 
-    A mistake of the user exits with one message and status 2, SIGTERM with status 143, and Ctrl-C
-    with 130.
+    A mistake of the user exits with one message and status 2, a signal with 128 plus its number:
+    SIGTERM with 143, and Ctrl-C with 130.
     """
     quiet_libraries()
     warnings.formatwarning = format_warning

@@ -1,4 +1,4 @@
-"""End a run between two iterations at SIGTERM or Ctrl-C, with its state saved."""
+"""End a run between two iterations, saved: at a signal, or when a foreign callback failed."""
 
 import os
 import signal
@@ -12,27 +12,33 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
-from sid_lsg.distributed.signals import ENDING, NAMES, install, interrupted
-from sid_lsg.messages.errors import Interrupted
+from sid_lsg.distributed.processes import gather
+from sid_lsg.distributed.signals import NAMES, install, interrupted, leave_terminal
+from sid_lsg.messages.errors import Interrupted, UsageError
 from sid_lsg.training.bad_samples import Reading
 from sid_lsg.training.callback import RunCallback, Saver, find
+from sid_lsg.training.foreign import Guard
 
 
 class Interruption(RunCallback):
-    """At SIGTERM or Ctrl-C, finish the iteration, save a checkpoint and end the run.
+    """At SIGTERM, Ctrl-C and similar signals, finish the iteration, save and end the run.
 
     The iteration's evaluation and saving are finished too, so a continued run has the complete log.
     All processes stop after the same iteration, whichever of them received the signal. They run one
     more iteration, because exchanging signals without waiting for the devices takes one. A second
     Ctrl-C ends the program at once; the last checkpoint stays valid. At a signal to requeue the job
     (SLURM) a checkpoint is saved before Lightning handles the signal, between two iterations.
+    SIGHUP (a closed terminal) and, outside SLURM, SIGUSR1 end a run as SIGTERM does.
+
+    A run also ends in this way after a callback of another package has raised an error. Such an
+    error after the last iteration is reported when the results are complete.
 
     List this callback before the others, so that an interrupted training skips their last work.
     """
 
     def __init__(self) -> None:
         """Start without signals."""
-        self._ending = 0  # the received signal that ends the run, SIGTERM or SIGINT
+        self._ending = 0  # the received signal that ends the run
         self._interrupts = 0  # how many SIGINT were received
         self._requeuing = 0  # the received signal to requeue the job
         self._requeue: Any = None  # Lightning's handler of that signal
@@ -50,6 +56,7 @@ class Interruption(RunCallback):
         trainer._signal_connector._sigterm_notifier_fn = _nothing
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
         self._pid, self._trainer = os.getpid(), trainer
+        self._guard, self._signals = Guard(trainer), tuple(NAMES)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Block the signals until the training starts.
@@ -58,19 +65,21 @@ class Interruption(RunCallback):
         terminal signals them too, but they have to live until the training ends.
         """
         if threading.current_thread() is threading.main_thread():
-            signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-            self._previous = {number: signal.getsignal(number) for number in ENDING}
+            requeue = _requeue_signal(trainer)
+            self._signals = tuple(number for number in NAMES if number != requeue)
+            signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
+            self._previous = {number: signal.getsignal(number) for number in self._signals}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Install the handlers of this callback."""
+        self._guard.active = True
         if not self._previous:
             return
-        environment = trainer._accelerator_connector.cluster_environment
-        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            self._requeue = signal.getsignal(environment.requeue_signal)
-            install(self._note, (environment.requeue_signal,))  # the Trainer restores the handler
-        install(self._note, ENDING)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        if requeue := _requeue_signal(trainer):
+            self._requeue = signal.getsignal(requeue)
+            install(self._note, (requeue,))  # the Trainer restores the handler
+        install(self._note, self._signals)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -79,8 +88,11 @@ class Interruption(RunCallback):
 
         Raises:
             Interrupted: To end the run.
+            UsageError: If a foreign callback has failed.
         """
-        ending, requeuing = self._agreed(trainer)
+        ending, requeuing, failed = self._agreed(trainer)
+        if failed and not ending:
+            self._fail(trainer)
         saved = self._save(trainer) if ending or requeuing else None
         if requeuing:
             self._answer(requeuing, trainer, saved)
@@ -99,7 +111,7 @@ class Interruption(RunCallback):
         """
         self._release()
         self._tell(trainer)
-        ending, requeuing = self._agreed(trainer)
+        ending, requeuing, _ = self._agreed(trainer)
         if requeuing:
             self._answer(requeuing, trainer, self._save(trainer))
         if ending:
@@ -119,13 +131,22 @@ class Interruption(RunCallback):
         """Restore the handlers."""
         self._release()
 
+    def on_ended(self, trainer: L.Trainer) -> None:
+        """Report a foreign callback that failed after the last iteration.
+
+        Raises:
+            UsageError: If there is one.
+        """
+        self._guard.check()
+
     def _note(self, signum: int, frame: FrameType | None) -> None:
         """Note a signal; end the program at the second Ctrl-C."""
         if os.getpid() != self._pid:  # in a process that a library has forked
             raise interrupted("", signum)
-        if signum not in ENDING:
+        if signum not in self._signals:
             self._requeuing = signum
             return
+        leave_terminal(signum)
         self._ending = self._ending or signum
         if signum != signal.SIGINT:
             return
@@ -142,22 +163,38 @@ class Interruption(RunCallback):
         if trainer.world_size == 1:
             return
         device = trainer.strategy.root_device
-        mine = torch.tensor([self._ending, self._requeuing], pin_memory=device.type == "cuda")
+        own = [self._ending, self._requeuing, bool(self._guard.failure)]
+        mine = torch.tensor(own, pin_memory=device.type == "cuda")
         shared = mine.to(device, non_blocking=True)  # asynchronous from pinned memory only
         dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         self._told = Reading(shared)
 
-    def _agreed(self, trainer: L.Trainer) -> tuple[int, int]:
-        """Return the signals to end and to requeue that any process has received; 0 for none.
+    def _agreed(self, trainer: L.Trainer) -> tuple[int, int, bool]:
+        """Return what any process has met: a signal to end, one to requeue, a failed callback.
 
         Several processes use the exchange of the previous iteration, which is the same on all of
         them and has already arrived.
         """
-        ending, requeuing = self._ending, self._requeuing
+        ending, requeuing, failed = self._ending, self._requeuing, bool(self._guard.failure)
         if trainer.world_size > 1:
-            ending, requeuing = self._told.tolist() if self._told else (0, 0)
-        self._agreed_on = bool(ending)
-        return ending, requeuing
+            ending, requeuing, failed = self._told.tolist() if self._told else (0, 0, False)
+        self._agreed_on = bool(ending or failed)
+        return ending, requeuing, bool(failed)
+
+    def _fail(self, trainer: L.Trainer) -> None:
+        """Save, and end the run because of a foreign callback. For all ranks.
+
+        Raises:
+            UsageError: Always.
+        """
+        failures = [failure for failure in gather([self._guard.failure]) if failure]
+        try:
+            saved = self._save(trainer)
+            what = f"The state is saved, {saved}." if saved else "Nothing was saved."
+        except UsageError as error:
+            what = str(error)
+        hint = "Correct or remove it, and continue with --ckpt_path last."
+        raise UsageError(f"{failures[0]} {what} {hint}")
 
     def _answer(self, requeuing: int, trainer: L.Trainer, saved: Path | None) -> None:
         """Let Lightning requeue the job once."""
@@ -180,7 +217,14 @@ class Interruption(RunCallback):
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous = {}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
+
+
+def _requeue_signal(trainer: L.Trainer) -> int | None:
+    """Return the signal at which SLURM's job is requeued; None outside SLURM."""
+    environment = trainer._accelerator_connector.cluster_environment
+    requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+    return environment.requeue_signal if requeues else None
 
 
 def _kill_launched(trainer: L.Trainer) -> None:

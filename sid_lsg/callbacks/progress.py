@@ -1,6 +1,7 @@
 """A progress bar that counts iterations."""
 
 import sys
+from contextlib import suppress
 from typing import Any
 
 import lightning as L
@@ -31,14 +32,23 @@ class Progress(TQDMProgressBar):
         super().on_train_start(trainer, *_)
         self._count_iterations(trainer)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Show the iterations of the run instead of those of an epoch."""
-        self._count_iterations(trainer)
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Do nothing: the bar counts the iterations of the run instead of those of an epoch."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        """Count the iteration; `index` begins again in each of Lightning's epochs."""
+        with suppress(OSError):  # a closed terminal
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, trainer.global_step - 1)
 
     def _count_iterations(self, trainer: L.Trainer) -> None:
-        self.train_progress_bar.reset(total=trainer.max_steps if trainer.max_steps > 0 else None)
-        self.train_progress_bar.initial = trainer.global_step
-        self.train_progress_bar.set_description("distilling")
+        bar = self.train_progress_bar
+        # The rate is that of this run's own iterations.
+        bar.initial = trainer.global_step
+        bar.reset(total=trainer.max_steps if trainer.max_steps > 0 else None)
+        bar.n = bar.last_print_n = trainer.global_step
+        bar.set_description("distilling")
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> _Shown:
         """Return the losses of the newest row of the log, without Lightning's version number.

@@ -53,8 +53,8 @@ def open_resumed(ckpt_path: str | None, folder: Path) -> OpenCheckpoint | None:
     path = Path(str(ckpt_path)).expanduser()
     if not ckpt_path or not path.exists():
         raise UsageError(
-            f"--ckpt_path: there is no file {str(ckpt_path)!r}. Give a checkpoint of this model, or "
-            "`last` for the newest one in the run directory."
+            f"--ckpt_path: there is no file {str(ckpt_path)!r}. Give a checkpoint of this model, "
+            "or `last` for the newest one in the run directory."
         )
     if kind := _other_kind(path):
         raise UsageError(f"--ckpt_path: {str(path)!r} {kind}")
@@ -73,8 +73,8 @@ def _newest_of(folder: Path) -> OpenCheckpoint:
     found = newest(inside if inside.is_dir() else folder, "ckpt_path")
     if found is None:
         raise UsageError(
-            f"--ckpt_path: the folder {str(folder)!r} contains no checkpoint. Give a .ckpt file, or "
-            "a run directory with one."
+            f"--ckpt_path: the folder {str(folder)!r} contains no checkpoint. Give a .ckpt file, "
+            "or a run directory with one."
         )
     return found
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sid_lsg.callbacks import (
     Throughput,
 )
 from sid_lsg.checkpoints.resume import check_resume
+from sid_lsg.commands.foreign import explaining
 from sid_lsg.commands.parser import Parser
 from sid_lsg.commands.table import PROGRAM
 from sid_lsg.data.prompts import PromptDataModule, training_files
@@ -126,6 +128,11 @@ class SiDCLI(LightningCLI):
         if self.resumed is not None and config.ckpt_path != "last":
             config.ckpt_path = str(self.resumed.path)  # of a run directory, the file
 
+    def instantiate_classes(self) -> None:
+        """Create the module, the data, the loggers, the callbacks and the Trainer."""
+        with self._explaining():
+            super().instantiate_classes()
+
     def before_fit(self) -> None:
         """Check batch and optimizers, and read the prompts, before the run directory is created."""
         micro, batch = self.model.micro_batch_size, self.datamodule.batch_size
@@ -152,8 +159,14 @@ class SiDCLI(LightningCLI):
     def fit(self, **options: Any) -> None:
         """Train in the run directory, which is locked for this run."""
         root = Path(self.trainer.default_root_dir)
-        with run_directory(root, resumes=is_of_run(options["ckpt_path"], root)):
+        resumes = is_of_run(options["ckpt_path"], root)
+        with run_directory(root, resumes), self._explaining():
             self.trainer.fit(**options)
+
+    def _explaining(self) -> AbstractContextManager[None]:
+        """Return a context that explains errors of other packages by the Trainer's options."""
+        defaults = self._parser(self.subcommand).get_defaults().get("trainer")
+        return explaining(self.config[self.subcommand].trainer.as_dict(), defaults.as_dict())
 
 
 def fit(arguments: Sequence[str]) -> None:

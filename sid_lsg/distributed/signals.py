@@ -1,17 +1,28 @@
-"""SIGTERM and Ctrl-C end the program with one message and status 143 or 130."""
+"""Signals end the program with one message and status 128 plus their number."""
 
 import os
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
 from sid_lsg.messages.errors import Interrupted
 
-ENDING = (signal.SIGTERM, signal.SIGINT)
-NAMES: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+NAMES: dict[int, str] = {
+    signal.SIGTERM: "SIGTERM",
+    signal.SIGINT: "Ctrl-C",
+    signal.SIGHUP: "SIGHUP (closed terminal)",
+    signal.SIGUSR1: "SIGUSR1",
+}
+
+
+def ending() -> tuple[int, ...]:
+    """Return the signals that end the program. In a SLURM job, SIGUSR1 asks to requeue it."""
+    slurm = {"SLURM_JOB_ID", "SLURM_NTASKS"} & os.environ.keys()
+    return tuple(number for number in NAMES if not (slurm and number == signal.SIGUSR1))
 
 
 def is_launched() -> bool:
@@ -21,7 +32,7 @@ def is_launched() -> bool:
 
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C raise `Interrupted`, wherever the program is.
+    """Let signals raise `Interrupted`, wherever the program is.
 
     Use it where nothing has to be finished first: at the start, in the final comparison and in
     commands other than `fit`.
@@ -29,8 +40,8 @@ def ending_on_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.getsignal(number) for number in ENDING}
-    install(_end, ENDING)
+    previous = {number: signal.getsignal(number) for number in ending()}
+    install(_end, ending())
     try:
         yield
     finally:
@@ -56,6 +67,19 @@ def interrupted(message: str, signum: int) -> Interrupted:
     return Interrupted(message, 0 if is_launched() else 128 + signum)
 
 
+def leave_terminal(signum: int) -> None:
+    """At SIGHUP, write to nowhere what would go to the closed terminal: it raises errors."""
+    if signum != signal.SIGHUP:
+        return
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+
+
 def _end(signum: int, frame: FrameType | None) -> NoReturn:
+    leave_terminal(signum)
     hint = "The same command begins or continues what was interrupted; `fit` with --ckpt_path last"
     raise interrupted(f"{NAMES[signum]}. {hint}.", signum)

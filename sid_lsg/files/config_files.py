@@ -42,6 +42,6 @@ def check_config_files(args: Sequence[str]) -> None:
         if not isinstance(found, dict):
             what = "is empty" if found is None else "contains no options"
             raise UsageError(
-                f"--config: {value!r} {what}. Give a YAML file of options and their values, such as "
-                "package:configs/lsg.yaml."
+                f"--config: {value!r} {what}. Give a YAML file of options and their values, such "
+                "as package:configs/lsg.yaml."
             )

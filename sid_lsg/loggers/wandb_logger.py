@@ -24,6 +24,7 @@ from sid_lsg.files.run_files import CONFIG
 from sid_lsg.loggers.sweep import sweep_run
 from sid_lsg.messages.errors import UsageError
 
+_DATA = "WANDB_DATA_DIR"
 _PATIENCE = 4.0  # seconds to wait for any answer from W&B's server
 
 
@@ -116,12 +117,12 @@ class WandbLogger(LightningWandbLogger):
 
         # Keep images of tables with the run, because an offline run is sent later. Set this first:
         # wandb warns about later changes of its environment variables.
-        os.environ.setdefault("WANDB_DATA_DIR", str(Path(self._save_dir).absolute() / "wandb"))
+        os.environ.setdefault(_DATA, str(Path(self._save_dir).absolute() / "wandb"))
         requested = "offline" if self._asked_offline else _requested_mode()
         if requested is not None:
             try:
                 return self._init(requested)
-            except wandb.errors.Error as error:
+            except (wandb.errors.Error, ValueError, OSError) as error:
                 raise UsageError(
                     f"WANDB_MODE is {requested!r}, but W&B did not start a run ({_line(error)}). "
                     "`wandb login` stores an API key; WANDB_MODE=offline logs without W&B's server."
@@ -131,9 +132,15 @@ class WandbLogger(LightningWandbLogger):
         if reason is None:
             try:
                 return self._init("online")
-            except wandb.errors.Error as error:
+            except (wandb.errors.Error, ValueError, OSError) as error:
                 reason = _line(error)
-        run = self._init("offline")
+        try:
+            run = self._init("offline")
+        except (wandb.errors.Error, ValueError, OSError) as error:
+            raise UsageError(
+                f"--trainer.logger WandbLogger: W&B did not start a run ({_line(error)}). Correct "
+                "the logger's options or the WANDB_* variables."
+            ) from error
         rank_zero_warn(
             f"W&B logs this run offline: {reason}. To send it later, run `wandb login` and "
             f"`wandb sync {Path(run.dir).parent}`. Set WANDB_MODE=offline to avoid this warning."
@@ -177,10 +184,12 @@ def _requested_mode() -> str | None:
 
     try:
         mode = wandb.setup().settings.mode
-    except ValueError as error:
+    except (ValueError, wandb.errors.Error) as error:
+        found = {name for name in os.environ if name.startswith("WANDB_")} - {_DATA}
+        given = ", ".join(sorted(found))
         raise UsageError(
-            f"wandb rejects its settings (WANDB_* variables, ~/.config/wandb/settings): "
-            f"{_line(error)}. Correct them."
+            f"wandb rejects its settings (variables {given or 'WANDB_*'}, "
+            f"~/.config/wandb/settings): {_line(error)}. Correct them."
         ) from error
     # wandb keeps the settings that it read first in this process; the environment may be newer.
     return os.environ.get("WANDB_MODE") or (mode if mode != "online" else None)

@@ -104,6 +104,11 @@ class AlternatingModule(L.LightningModule):
             self.on_train_end()
         self._ended = False  # the module may be trained again
 
+    def teardown(self, stage: str) -> None:
+        """Call `on_ended` of all callbacks, after all of their `teardown`."""
+        for callback in run_callbacks(self.trainer):
+            callback.on_ended(self.trainer)
+
     def count_steps_of(self, optimizer: Any) -> None:
         """Count only this optimizer's steps.
 

@@ -23,6 +23,9 @@ class RunCallback(L.Callback):
     def on_saved(self, trainer: L.Trainer) -> None:
         """Run after a checkpoint was saved at the start of an iteration."""
 
+    def on_ended(self, trainer: L.Trainer) -> None:
+        """Run last, after the `teardown` of all callbacks."""
+
     def summary(self) -> dict[str, Any]:
         """Return entries for the run's summary.json."""
         return {}

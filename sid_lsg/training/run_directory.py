@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from enum import Enum
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,11 @@ from sid_lsg.loggers.sweep import sweep_run
 from sid_lsg.messages.errors import UsageError
 
 _OPTION = "trainer.default_root_dir"
+
+# The parser cannot save a class's default that is a choice, such as that of Lightning's Timer.
+yaml.SafeDumper.add_multi_representer(
+    Enum, lambda dumper, value: dumper.represent_data(value.value)
+)
 
 
 def continue_requeued(config: Any) -> None:

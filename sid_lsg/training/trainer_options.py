@@ -28,6 +28,18 @@ def check_trainer(trainer: Any) -> None:
             "two alternating optimizers. Set --data.batch_size to the whole batch and "
             "--model.micro_batch_size to what fits on the device."
         )
+    for name in ("max_epochs", "min_epochs"):
+        if trainer.get(name) not in (None, -1):
+            raise UsageError(
+                f"--trainer.{name} {trainer[name]}: a run has no epochs. Set its length with "
+                "--trainer.max_steps; one pass over the prompts is their number divided by "
+                "--data.batch_size."
+            )
+    if trainer.get("barebones"):
+        raise UsageError(
+            "--trainer.barebones would disable checkpoints, the log and all callbacks of a run. "
+            "To measure speed, use the command `benchmark`."
+        )
     if trainer.get("overfit_batches"):
         raise UsageError(
             "--trainer.overfit_batches would change the order of the prompts. For a short trial, "

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -70,8 +72,10 @@ def assert_saved(root: Path, said: str, name: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")]
-)
+    ("number", "name"),
+    [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C"), (signal.SIGUSR1, "SIGUSR1"),
+     (signal.SIGHUP, "SIGHUP (closed terminal)")],
+)  # fmt: skip
 def test_a_signal_ends_a_run_between_iterations(
     arguments: list[str], tmp_path: Path, number: signal.Signals, name: str
 ) -> None:
@@ -93,6 +97,42 @@ def test_a_signal_ends_a_run_between_iterations(
     )
     assert [int(row["step"]) for row in rows(root)] == list(range(1, step + 2))
     assert (root / "generator").is_dir()
+
+
+def test_a_closed_terminal_ends_a_run_saved(arguments: list[str], tmp_path: Path) -> None:
+    """Writing to the terminal fails from then on; the progress bar does in each iteration."""
+    root, (master, slave) = tmp_path / "run", pty.openpty()
+    shown = [a for a in arguments if "refresh_rate" not in a]
+    line = [*shown, "--progress.refresh_rate=1", f"--trainer.default_root_dir={root}"]
+    process = forked.start(in_terminal, os.ttyname(slave), line, log=tmp_path / "log")
+    reader = threading.Thread(target=drain, args=(master, slave, root / "metrics.csv"), daemon=True)
+    reader.start()
+    process.join(60)
+    process.kill()
+    process.join()
+    reader.join(10)
+    assert process.exitcode == 128 + signal.SIGHUP, (tmp_path / "log").read_text()
+    assert [int(row["step"]) for row in rows(root)] == list(range(1, saved_step(root) + 1))
+
+
+def in_terminal(terminal: str, line: list[str]) -> None:
+    """Run a command as the leader of a terminal's session."""
+    os.setsid()
+    descriptor = os.open(terminal, os.O_RDWR)  # becomes the controlling terminal
+    for number in (0, 1, 2):
+        os.dup2(descriptor, number)
+    os.close(descriptor)
+    sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+    main(line)
+
+
+def drain(master: int, slave: int, metrics: Path) -> None:
+    """Read what a terminal shows, and close it after three iterations."""
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 4:
+        if select.select([master], [], [], 0.1)[0]:
+            os.read(master, 4096)
+    os.close(slave)
+    os.close(master)
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once(arguments: list[str], tmp_path: Path) -> None:
@@ -348,7 +388,7 @@ def test_a_signal_during_the_setup_ends_the_run_at_once(
     assert not (root / "checkpoints/last.ckpt").exists() or saved_step(root)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_outside_training_a_signal_raises_with_its_status(number: signal.Signals) -> None:
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(Interrupted) as end, ending_on_signals():

@@ -62,7 +62,7 @@ FIT = ("fit", "--model.teacher=x", "--data.prompts=p.txt")
         ((*FIT, "--metrics.reference=https://x.org/r.npz"), "metrics.reference"),
         ((*FIT, "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=s3://b/x"),
          "trainer.logger.save_dir"),
-        (("fit", "--model.teacher=https://huggingface.co/a/b", "--data.prompts=p"), "model.teacher"),
+        (("fit", "--model.teacher=https://huggingface.co/a/b"), "model.teacher"),
         (("fit", "--config=s3://b/c.yaml"), "config"),
         (("generate", "--model=x", "--prompt=a", "--output=s3://b/images"), "output"),
         (("generate", "--model=hf://a/b", "--prompt=a"), "model"),
