@@ -96,7 +96,7 @@ class Checkpoint(Saver, ModelCheckpoint):
         self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
         """Reject optimizer states of another model, which torch notices late or not at all."""
-        optimizers, names = pl_module.configure_optimizers(), checkpoint.get("optimizer_names")
+        optimizers, names = pl_module.new_optimizers(), checkpoint.get("optimizer_names")
         check_optimizers(optimizers, checkpoint["optimizer_states"], names)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

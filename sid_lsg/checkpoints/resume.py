@@ -113,7 +113,7 @@ def check_resume(
     check_weights(module.state_dict(), found.content["state_dict"])
     check_adapters_record(module, found.content)
     check_optimizers(
-        module.configure_optimizers(),
+        module.new_optimizers(),
         found.content["optimizer_states"],
         found.content.get("optimizer_names"),
     )

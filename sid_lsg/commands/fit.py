@@ -147,7 +147,8 @@ class SiDCLI(LightningCLI):
         self.datamodule.trainer = self.trainer
         self.datamodule.setup("fit")
         config, strategy = self.config[self.subcommand], self.trainer.strategy
-        check_shards(self.model.configure_optimizers(), strategy)
+        check_shards(self.model.new_optimizers(), strategy)
+        self.model.configure_optimizers()  # also checks the schedules
         check_steps(optimizers_of(config.model), strategy.root_device)
         if self.resumed is not None:
             check_resume(self.resumed, self.model, batch, self.trainer.max_steps)

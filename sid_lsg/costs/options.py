@@ -10,6 +10,7 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.optimizers.adam import AdamWithoutMomentum
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.method import Method
+from sid_lsg.options.text import Text
 from sid_lsg.options.training import CHECKPOINTED, EMA, Adapters, Compute, InitialWeights, Memory
 from sid_lsg.training.optimizer_options import check_steps, optimizers_of
 
@@ -53,6 +54,7 @@ def plan_of(config: Any, gpus: int | None = None) -> Plan:
         init=InitialWeights(**model.init.as_dict()),
         memory=Memory(**model.memory.as_dict()),
         ema=EMA(**model.ema.as_dict()),
+        text=Text(**model.text.as_dict()),
         compute=Compute(**model.compute.as_dict()),
         precision=str(trainer.precision or "32-true"),
         strategy=strategy,

@@ -14,10 +14,12 @@ from sid_lsg.networks.lora import adapt, copy_trainable
 from sid_lsg.networks.memory import (
     checkpoint_gradients,
     set_frozen_precision,
+    set_text,
 )
 from sid_lsg.optimizers.adam import AdamWithoutMomentum
 from sid_lsg.options.lora import LoRA
 from sid_lsg.options.method import StepTraining
+from sid_lsg.options.text import Text
 from sid_lsg.options.training import EMA, Adapters, Compute, InitialWeights, Memory
 from sid_lsg.teachers.base import Teacher
 from sid_lsg.training.optimizer_options import MakeOptimizer
@@ -47,6 +49,7 @@ class Plan:
     lora: Adapters = field(default_factory=Adapters)
     memory: Memory = field(default_factory=Memory)
     ema: EMA = field(default_factory=EMA)
+    text: Text = field(default_factory=Text)
     compute: Compute = field(default_factory=Compute)
     precision: str = "32-true"
     strategy: str = "auto"
@@ -104,6 +107,7 @@ class PlannedRun:
         """
         self.plan, self.teacher = plan, copy.deepcopy(teacher)
         self.known = {} if known is None else known
+        set_text(plan.text, self.teacher)
         self.fake_score = self._start("fake_score", plan.lora.fake_score)
         self.generator = self._start("generator", plan.lora.generator)
         self.ema = copy_trainable(self.generator)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sid_lsg.checkpoints.opening import find_checkpoint
 from sid_lsg.export.exported import Exported, exported, read_exported
@@ -233,7 +233,7 @@ def _ready(teacher: Teacher, device: torch.device, dtype: torch.dtype) -> Teache
     teacher.use_channels_last()
     for part in teacher.children():
         if part is not teacher.schedule:  # stays in float32
-            part.to(dtype=dtype)
+            nn.Module.to(part, dtype=dtype)  # diffusers' own gives a warning
     return teacher
 
 

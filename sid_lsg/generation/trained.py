@@ -13,9 +13,11 @@ from sid_lsg.method.guidance import NO_GUIDANCE
 from sid_lsg.method.sampling import Noise
 from sid_lsg.networks.initial import load_network
 from sid_lsg.networks.lora import adapt, adapters, merged
+from sid_lsg.networks.memory import set_text
 from sid_lsg.options.flow import Flow
 from sid_lsg.options.lora import LoRA
 from sid_lsg.options.method import Method
+from sid_lsg.options.text import Text
 from sid_lsg.teachers import families
 from sid_lsg.teachers.base import Teacher
 
@@ -93,5 +95,7 @@ def load_trained(
     loaded.network = merged(network)
     adapted = network if lora else None
     Flow.of(options).set_times(loaded.schedule)
+    length = (options.get("text") or {}).get("max_sequence_length")
+    set_text(Text(max_sequence_length=length), loaded)
     recipe = Method.of(options).of_teacher(loaded.schedule).recipe(NO_GUIDANCE)
     return Trained(loaded, recipe.t_init, options["num_steps"], record, adapted, recipe.noise)

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from sid_lsg.distributed.sharding import is_sharded
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.lora import adapters, base
+from sid_lsg.options.text import Text
 from sid_lsg.options.training import EMADevice, FrozenPrecision
 from sid_lsg.teachers.base import Teacher, linear_layers
 
@@ -36,6 +37,26 @@ def set_frozen_precision(
             ):
                 if id(p) in stored:  # frozen
                     p.data = p.data.to(torch.bfloat16)
+
+
+def set_text(text: Text, teacher: Teacher) -> None:
+    """Set the length, precision and device of a teacher's text encoders.
+
+    Raises:
+        UsageError: If a length is given for a teacher without T5.
+    """
+    if text.max_sequence_length is not None:
+        if teacher.max_sequence_length is None:
+            raise UsageError(
+                f"--model.text.max_sequence_length is {text.max_sequence_length}, but this "
+                "teacher's prompts have a fixed length. Leave it out."
+            )
+        teacher.max_sequence_length = text.max_sequence_length
+    if text.precision == "bf16":
+        for part in teacher.text_parts.values():
+            part.to(torch.bfloat16)
+    if text.device == "cpu":
+        teacher.keep_text_apart()
 
 
 def checkpoint_gradients(networks: Mapping[str, nn.Module], names: Sequence[str]) -> None:

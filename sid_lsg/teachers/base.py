@@ -51,6 +51,8 @@ class Teacher(nn.Module, ABC):
         scheduler_config: The configuration of the model's scheduler.
         latent_shape: (C, H, W) of a latent at the chosen resolution.
         image_size: (H, W) of an image in pixels.
+        max_sequence_length: Tokens of the text encoder whose length can be chosen; None if there is
+            none.
         frozen_dtype: The dtype of frozen linear and convolution weights, if it differs from the
             other weights' (`memory.set_frozen_precision`).
     """
@@ -65,6 +67,7 @@ class Teacher(nn.Module, ABC):
     latent_shape: tuple[int, int, int]
     image_size: tuple[int, int]
     frozen_dtype: torch.dtype | None = None
+    max_sequence_length: int | None = None
 
     # ------------------------------------------------------------------ loading
 
@@ -241,9 +244,30 @@ class Teacher(nn.Module, ABC):
         with torch.autocast(device, weight.dtype) if known else nullcontext():
             yield torch.float32
 
+    def condition_on(self, tokens: Tokens) -> Conditioning:
+        """Turn tokens into conditioning on the device of the network."""
+        device = next(self.network.parameters()).device
+        return {name: value.to(device) for name, value in self.encode(tokens).items()}
+
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Turn prompts into conditioning."""
-        return self.encode(self.tokenize(prompts))
+        """Turn prompts into conditioning on the device of the network."""
+        return self.condition_on(self.tokenize(prompts))
+
+    @property
+    def text_parts(self) -> dict[str, nn.Module]:
+        """Return the text encoders, the attributes whose names begin with `text`."""
+        found = self._modules | self.__dict__
+        return {
+            name: part
+            for name, part in found.items()
+            if name.startswith("text") and isinstance(part, nn.Module)
+        }
+
+    def keep_text_apart(self) -> None:
+        """Keep the text encoders where they are when the teacher moves to another device."""
+        for name, part in self.text_parts.items():
+            self._modules.pop(name, None)
+            object.__setattr__(self, name, part.requires_grad_(False).eval())
 
     def freeze(self) -> None:
         """Freeze every parameter; gradients still flow to the inputs."""

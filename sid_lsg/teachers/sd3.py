@@ -106,6 +106,7 @@ class SD3(FlowTeacher):
         self.text_encoder_3 = text_encoder_3
         found = {"tokenizer": tokenizer, "tokenizer_2": tokenizer_2, "tokenizer_3": tokenizer_3}
         self._tokenizers = {name: own for name, own in found.items() if own is not None}
+        self.pipeline_options = self._pipeline_options()
         self.scheduler_config = dict(scheduler.config)
         self.schedule = FlowSchedule()
         config, factor = transformer.config, vae_factor(vae)
@@ -142,6 +143,12 @@ class SD3(FlowTeacher):
         """Set the number of tokens for T5; exported folders keep it."""
         assert 0 <= length <= _MOST
         self._tokenizers["tokenizer"].init_kwargs[LENGTH_KEY] = length
+        self.pipeline_options = self._pipeline_options()
+
+    def _pipeline_options(self) -> dict[str, Any]:
+        """Return the pipeline's arguments for a generator, with the length if it is another."""
+        length = self.max_sequence_length
+        return {"guidance_scale": 1} | ({} if length == _LENGTH else {LENGTH_KEY: length})
 
     @property
     def tokenize(self) -> Tokenize:

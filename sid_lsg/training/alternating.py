@@ -86,9 +86,12 @@ class AlternatingModule(L.LightningModule):
                     if name in ELEMENTWISE and torch.is_tensor(value):
                         state[name] = match_memory_format(value, weight)
             for group, options in zip(optimizer.param_groups, groups, strict=True):
+                found = group | {
+                    "lr": group.get("initial_lr", group["lr"])
+                }  # not the scheduled one
                 for name, value in options.items():
-                    if group[name] != value:
-                        rank_zero_info(f"{name} was {group[name]} before, and is {value} now.")
+                    if found[name] != value:
+                        rank_zero_info(f"{name} was {found[name]} before, and is {value} now.")
                 group.update(options)
 
     def on_train_end(self) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from sid_lsg.data.prompts import PromptBatch
@@ -36,6 +36,7 @@ from sid_lsg.networks.memory import (
     checkpoint_gradients,
     recompute,
     set_frozen_precision,
+    set_text,
 )
 from sid_lsg.networks.precision import allow_tf32
 from sid_lsg.optimizers.adam import AdamWithoutMomentum
@@ -43,6 +44,7 @@ from sid_lsg.options.flow import Flow, flow_times
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.method import Method, Noise, StepTraining, Weighting
 from sid_lsg.options.real_data import RealData
+from sid_lsg.options.text import Text
 from sid_lsg.options.training import (
     EMA,
     Adapters,
@@ -59,6 +61,7 @@ from sid_lsg.training.discriminator import Discriminator, required
 from sid_lsg.training.ema import update_ema
 from sid_lsg.training.log import IterationLog
 from sid_lsg.training.optimizer_options import make_optimizer
+from sid_lsg.training.schedules import continue_schedule, make_schedule
 from sid_lsg.training.update import together
 
 
@@ -90,9 +93,12 @@ class SiDLSG(AlternatingModule):
         micro_batch_size: int | None = None,
         optimizer_fake: OptimizerCallable = AdamWithoutMomentum,
         optimizer_generator: OptimizerCallable = AdamWithoutMomentum,
+        lr_scheduler_fake: LRSchedulerCallable | None = None,
+        lr_scheduler_generator: LRSchedulerCallable | None = None,
         ema: EMA = EMA(),  # noqa: B008
         gradients: Gradients = Gradients(),  # noqa: B008
         memory: Memory = Memory(),  # noqa: B008
+        text: Text = Text(),  # noqa: B008
         compute: Compute = Compute(),  # noqa: B008
         seed: int = 0,
     ) -> None:
@@ -139,9 +145,13 @@ class SiDLSG(AlternatingModule):
                 keeps the options that both classes have, such as betas [0, 0.999] and weight_decay
                 0.
             optimizer_generator: Optimizer of the generator.
+            lr_scheduler_fake: Learning-rate schedule of the fake score in iterations, for example
+                sid_lsg.optimizers.WarmUp with warmup_iterations 500, or one of torch.
+            lr_scheduler_generator: Learning-rate schedule of the generator.
             ema: The EMA of the generator.
             gradients: Clip the gradients.
             memory: Save memory.
+            text: The teacher's text encoders.
             compute: TF32 and compilation.
             seed: Seed of all noise, timesteps and dropout; follows --seed_everything.
 
@@ -164,6 +174,10 @@ class SiDLSG(AlternatingModule):
         )
         self.micro_batch_size = micro_batch_size
         self.optimizer_fake, self.optimizer_generator = optimizer_fake, optimizer_generator
+        self.schedules: dict[str, LRSchedulerCallable | None] = {
+            "model.lr_scheduler_fake": lr_scheduler_fake,
+            "model.lr_scheduler_generator": lr_scheduler_generator,
+        }
         self.ema_options, self.clipping, self.compute = ema, gradients, compute
         self.recomputed = memory.recomputed
         self.seed = seed
@@ -176,6 +190,7 @@ class SiDLSG(AlternatingModule):
         self.recipe = self.method.recipe(guidance.kappas, gradients.generator_scale)
         self.kappas, self.alpha, self.t_init = self.recipe.kappas, alpha, self.recipe.t_init
         self.num_steps, self.noise, self.fake_steps = num_steps, noise, fake_steps
+        set_text(text, self.teacher)
         self.teacher.use_channels_last()
         self.fake_score = start(self.teacher, "fake_score", init.fake_score, lora.fake_score, seed)
         self.generator = start(self.teacher, "generator", init.generator, lora.generator, seed)
@@ -245,6 +260,8 @@ class SiDLSG(AlternatingModule):
         self.log_of_iterations.count(batch, fake, generator)
         if logged:
             self.log_of_iterations.write(self, fake, generator, seen + images)
+        for schedule in self.lr_schedulers() or ():
+            schedule.step()
 
     def images_seen(self, batch: PromptBatch) -> int:
         """Return the number of images that all processes have seen before this iteration."""
@@ -286,7 +303,7 @@ class SiDLSG(AlternatingModule):
         )
 
     def _encode(self, prompts: Sequence[str], tokens: Tokens) -> Conditioning:
-        return self.teacher.encode(tokens or self.teacher.tokenize(prompts))
+        return self.teacher.condition_on(tokens or self.teacher.tokenize(prompts))
 
     def _drop(self, condition: Conditioning, draws: Draws) -> Conditioning:
         if not self.kappas.drops_prompts:
@@ -373,22 +390,43 @@ class SiDLSG(AlternatingModule):
 
     # ------------------------------------------------------------------ optimization
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Create the two optimizers, and collect the EMA's parameters once.
+    def new_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Create the two optimizers.
 
         Raises:
             UsageError: If an optimizer cannot be created.
         """
-        self._averages = trainable(self.ema)
-        optimizers = [
+        return [
             make_optimizer(make, trainable(network), f"model.optimizer_{name}")
             for name, make, network in (
                 ("fake", self.optimizer_fake, self.fake_score),
                 ("generator", self.optimizer_generator, self.generator),
             )
         ]
+
+    def configure_optimizers(self) -> Any:
+        """Create the two optimizers with their schedules, and collect the EMA's parameters once.
+
+        Raises:
+            UsageError: If an optimizer or a schedule cannot be created.
+        """
+        self._averages = trainable(self.ema)
+        optimizers = self.new_optimizers()
         self.remember_options(optimizers)
-        return optimizers
+        if not any(self.schedules.values()):
+            return optimizers
+        made = zip(self.schedules.items(), optimizers, strict=True)
+        return optimizers, [make_schedule(make, own, name) for (name, make), own in made]
+
+    def on_train_start(self) -> None:
+        """Set the schedules to the finished iterations."""
+        super().on_train_start()
+        makes = self.optimizer_fake, self.optimizer_generator
+        if own := self.lr_schedulers():
+            for schedule, (name, make), optimizer in zip(
+                own, self.schedules.items(), makes, strict=True
+            ):
+                continue_schedule(schedule, make, optimizer, self.trainer.global_step, name)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the skipped samples since the last row of the log."""

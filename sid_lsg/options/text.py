@@ -1,0 +1,41 @@
+"""Options of the teacher's text encoders."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from sid_lsg.messages.checks import refuse
+
+TextPrecision = Literal["32", "bf16"]
+TextDevice = Literal["cpu"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """The teacher's text encoders.
+
+    Args:
+        precision: Precision of their weights: 32, or bf16 for half the memory. T5-XXL takes 18 GiB
+            or 9.
+        device: cpu keeps them in CPU memory and encodes prompts there. By default they are on the
+            device of the networks.
+        max_sequence_length: Tokens for T5 in Stable Diffusion 3, 0 to 512; by default the teacher's
+            or 256, as in its pipeline. SiD-DiT's runs use 77.
+    """
+
+    precision: TextPrecision = "32"
+    device: TextDevice | None = None
+    max_sequence_length: int | None = None
+
+    def __post_init__(self) -> None:
+        """Validate the choices.
+
+        Raises:
+            UsageError: For the first value out of range.
+        """
+        if self.precision not in get_args(TextPrecision):
+            refuse("model.text.precision", self.precision, "32 or bf16")
+        if self.device not in (None, "cpu"):
+            refuse("model.text.device", self.device, "cpu or null")
+        length = self.max_sequence_length
+        if length is not None and not 0 <= length <= 512:
+            refuse("model.text.max_sequence_length", length, "0 to 512")
