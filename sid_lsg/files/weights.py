@@ -40,6 +40,18 @@ def first_difference(found: Mapping[str, _Shaped], own: Mapping[str, _Shaped]) -
     return None
 
 
+def first_not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that holds NaN or infinity, or None.
+
+    One pass over the memory: the extremes of a tensor with NaN are NaN.
+    """
+    for name, tensor in weights.items():
+        checked = tensor.is_floating_point() and tensor.numel() and not tensor.is_meta
+        if checked and not torch.stack(tensor.aminmax()).isfinite().all():
+            return name
+    return None
+
+
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of the tensors' names, dtypes, shapes and data, sorted by name."""
     digest = hashlib.sha256()

@@ -132,14 +132,10 @@ def open_model(
             refuse("sampler", sampler, f"auto or generator for the checkpoint {model!r}")
         found = load_trained(checkpoint, None, resolution, option, teacher_option=option)
         loaded, own = found.teacher, Exported(found.t_init, found.num_steps, found.noise)
-    elif sampler != "pipeline":
-        try:
-            loaded = families.load(model, resolution=resolution, option=option)
-            if own := exported(loaded.scheduler_config):
-                Flow(shift=None if own.shift == 1 else own.shift).set_times(loaded.schedule)
-        except UsageError:
-            if sampler != "auto" or read_exported(locate(model)):
-                raise
+    elif sampler in ("generator", "ddim") or (sampler == "auto" and read_exported(locate(model))):
+        loaded = families.load(model, resolution=resolution, option=option)
+        if own := exported(loaded.scheduler_config):
+            Flow(shift=None if own.shift == 1 else own.shift).set_times(loaded.schedule)
     if sampler == "auto":
         sampler = "pipeline" if own is None else "generator"
     about: dict[str, Any] = {"model": model, "sampler": sampler, "dtype": dtype}
@@ -160,7 +156,7 @@ def open_model(
     network = families.network_of(pipeline)
     about |= {"pipeline": type(pipeline).__name__, "scheduler": type(pipeline.scheduler).__name__}
     about |= {"weights_sha256": weights_hash(network.state_dict()) if network else None}
-    return partial(_pipeline, pipeline, about | {"resolution": resolution})
+    return partial(_pipeline, pipeline, about | {"resolution": resolution}, option)
 
 
 def _generator(
@@ -200,14 +196,18 @@ def _teacher(
 
 
 def _pipeline(
-    pipeline: Any, about: dict[str, Any], num_steps: int | None, guidance: float | None
+    pipeline: Any,
+    about: dict[str, Any],
+    option: str,
+    num_steps: int | None,
+    guidance: float | None,
 ) -> ImageModel:
     timesteps = pipeline.scheduler.config.get("num_train_timesteps")
     steps, scale = _required(about, num_steps, guidance, timesteps)
     tokenizer = getattr(pipeline, "tokenizer", None)
     cut = partial(cut_off, tokenizer) if tokenizer else lambda prompt: ""
     settings = {"num_steps": steps, "guidance": scale}
-    sample = pipelines.sampler(pipeline, steps, scale, about["resolution"])
+    sample = pipelines.sampler(pipeline, steps, scale, about["resolution"], option)
     return ImageModel(sample, about | settings, sampling_evaluations(steps, scale), cut)
 
 

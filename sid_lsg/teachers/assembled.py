@@ -8,9 +8,11 @@ from torch import nn
 
 from sid_lsg.files.loading import explained, load_network
 from sid_lsg.files.sources import ARCHITECTURE, locate
-from sid_lsg.messages.errors import UsageError
 from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.checks import Fields, refuse_problem
+from sid_lsg.teachers.configs import config_problem
 from sid_lsg.teachers.layout import locate_parts, read_index
+from sid_lsg.teachers.tokenizers import tokenizers_problem
 from sid_lsg.teachers.untrained import Architecture, configured, untrained
 
 
@@ -24,6 +26,7 @@ class AssembledTeacher(Teacher):
         pipeline_class: The family's pipeline in diffusers.
         parts: The classes of the parts, by their subfolders.
         optional: Parts that a model may lack; `__init__` then does not get them.
+        fields: The configuration fields that the networks may have, by their subfolders.
         architectures: The family's untrained models.
     """
 
@@ -31,6 +34,7 @@ class AssembledTeacher(Teacher):
     pipeline_class: ClassVar[type]
     parts: ClassVar[Mapping[str, type]]
     optional: ClassVar[tuple[str, ...]] = ()
+    fields: ClassVar[Mapping[str, Fields]] = {}
     architectures: ClassVar[Mapping[str, Architecture]] = {}
 
     @classmethod
@@ -52,13 +56,17 @@ class AssembledTeacher(Teacher):
             f"Give a folder in {cls.family}'s diffusers layout with safetensors weights, or a Hub "
             "id that this machine can reach."
         )
+        cls.check_configs(model, where, revision, option)
         loaded = cls.settings(read_index(locate(model), option, revision))
+        # Networks come last, since they take longest.
+        order = sorted(where, key=lambda name: issubclass(cls.parts[name], nn.Module))
         # Under another default device, transformers would require `accelerate`.
         with torch.device("cpu"):
-            for name in where:
-                kind = cls.parts[name]
+            for name in order:
                 with explained(f"--{option}: could not load the {name} of {model!r}", remedy):
-                    loaded[name] = load_part(kind, source, where[name], revision, variant)
+                    part = load_part(cls.parts[name], source, where[name], revision, variant)
+                    loaded[name] = part
+            refuse_problem(tokenizers_problem(loaded), option, cls.family)
             return cls(**loaded, resolution=resolution, option=option)
 
     @classmethod
@@ -72,16 +80,12 @@ class AssembledTeacher(Teacher):
     ) -> Self:
         """Make the model of a folder or Hub id on the meta device, from its configuration files."""
         source, where = cls._locate(model, subfolders, option, revision)
-        try:
+        cls.check_configs(model, where, revision, option)
+        names = ", ".join(cls.architectures)
+        remedy = f"Give its folder, or {ARCHITECTURE}NAME with one of {names}."
+        with explained(f"--{option}: could not read the configuration of {model!r}", remedy):
             parts = configured({n: cls.parts[n] for n in where}, source, where, revision)
             parts |= cls.settings(read_index(locate(model), option, revision))
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"--{option}: could not read the configuration of {model!r} "
-                f"({str(error).splitlines()[0]}). "
-                f"Give its folder, or {ARCHITECTURE}NAME with one of "
-                f"{', '.join(cls.architectures)}."
-            ) from error
         return cls(**parts, resolution=resolution, option=option).to("meta")
 
     @classmethod
@@ -102,6 +106,28 @@ class AssembledTeacher(Teacher):
     def settings(cls, index: Mapping[str, Any]) -> dict[str, Any]:
         """Return further arguments of `__init__` from a model's index; by default none."""
         return {}
+
+    @classmethod
+    def check_configs(
+        cls,
+        model: str,
+        where: Mapping[str, str] | None = None,
+        revision: str | None = None,
+        option: str = "model.teacher",
+        index: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Check the parts' classes and fields; the arguments and errors are those of `Teacher`."""
+        source = locate(model)
+        for name, kind in cls.parts.items():
+            if where is not None and name not in where:  # optional
+                continue
+            named = (index or {}).get(name)
+            other = isinstance(named, list) and named[-1] != kind.__name__
+            if other and issubclass(kind, nn.Module):
+                continue
+            folder, fields = (where or {}).get(name, name), cls.fields.get(name)
+            problem = config_problem(source, folder, revision, name, kind, fields)
+            refuse_problem(problem, option, cls.family)
 
     @classmethod
     def _locate(

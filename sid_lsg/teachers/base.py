@@ -100,6 +100,29 @@ class Teacher(nn.Module, ABC):
         """Make the model of a folder or Hub id on the meta device, from its configuration files."""
 
     @classmethod
+    def check_configs(
+        cls,
+        model: str,
+        where: Mapping[str, str] | None = None,
+        revision: str | None = None,
+        option: str = "model.teacher",
+        index: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Check the parts' configurations, before their weights are read; by default nothing.
+
+        Args:
+            model: The model's folder or Hub id.
+            where: The parts' subfolders; by default the parts' names.
+            revision: Branch, tag or commit on the Hub.
+            option: The option that named the model, for messages.
+            index: The model's index; networks that it gives another class are not checked.
+
+        Raises:
+            UsageError: If a part is of another class, or has a field that this family does not
+                know how to serve.
+        """
+
+    @classmethod
     def build(
         cls,
         name: str,

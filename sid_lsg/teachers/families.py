@@ -92,6 +92,21 @@ def family_of(model: str, option: str, revision: str | None = None) -> type[Teac
     return _import(FAMILIES.get(kind, FAMILIES[_DEFAULT]))
 
 
+def check_configs(model: str, index: Mapping[str, Any], option: str) -> None:
+    """Check the configurations of a model whose pipeline is a family's; accept other models.
+
+    Args:
+        model: The model's folder or Hub id.
+        index: Its index.
+        option: The option that named the model, for messages.
+
+    Raises:
+        UsageError: If a network asks for more than its family's pipeline gives it.
+    """
+    if (kind := index.get("_class_name")) in FAMILIES:
+        _import(FAMILIES[kind]).check_configs(model, option=option, index=index)
+
+
 def network_of(pipeline: Any) -> nn.Module | None:
     """Return the denoising network of any diffusers pipeline, or None."""
     found = (getattr(pipeline, name, None) for name in _NETWORKS)

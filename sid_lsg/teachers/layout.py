@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from sid_lsg.files.hub import HubProblem
 from sid_lsg.files.loading import read_json
 from sid_lsg.files.sources import Source, located
 from sid_lsg.messages.checks import beside
@@ -23,21 +24,26 @@ def read_index(source: Source, option: str, revision: str | None = None) -> dict
         revision: Branch, tag or commit on the Hub.
 
     Returns:
-        The index; empty if the model has none or cannot be reached.
+        The index; empty if the model has none.
 
     Raises:
-        UsageError: If the index cannot be read or has no pipeline class.
+        UsageError: If the index cannot be read or has no pipeline class, or the Hub does not give
+            the model.
     """
     try:
-        index = read_json(source, INDEX, revision) or {}
-        if index and not isinstance(index["_class_name"], str):
-            raise ValueError(f"its _class_name is {index['_class_name']!r}")
-    except (OSError, ValueError, KeyError) as error:
+        index = read_json(source, INDEX, revision)
+        if index is not None and not isinstance(index.get("_class_name"), str):
+            raise ValueError(f"its _class_name is {index.get('_class_name')!r}")
+    except HubProblem as problem:
+        raise UsageError(
+            f"--{option}: could not load {source.name!r} ({problem}). {problem.remedy}"
+        ) from problem
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"--{option}: {str(source.path / INDEX)!r} does not name a pipeline ({error}). Give a "
             "folder in diffusers' layout."
         ) from error
-    return index
+    return index or {}
 
 
 def locate_parts(
@@ -83,7 +89,8 @@ def locate_parts(
         )
     index = read_index(source, option, revision)
     for name in optional:
-        if not _holds(source, index, name, where[name]):
+        named = (index.get(name) or [None])[0] is not None
+        if not named and not _holds(source, index, name, where[name]):
             del where[name]
     _check_layout(source, where, option, family, index)
     return source.location, where

@@ -27,6 +27,8 @@ from sid_lsg.method.conditioning import Conditioning
 from sid_lsg.method.flow import FlowSchedule
 from sid_lsg.teachers.autoencoder import decode, encode, vae_factor
 from sid_lsg.teachers.base import Tokenize, Tokens
+from sid_lsg.teachers.checks import Fields, names
+from sid_lsg.teachers.fields import CLIP_TEXT, KL_VAE, T5_TEXT
 from sid_lsg.teachers.flow import FlowTeacher, latent_side
 from sid_lsg.teachers.sd3_architectures import ARCHITECTURES
 from sid_lsg.teachers.text import cut_off, penultimate, tokenize
@@ -62,6 +64,20 @@ class SD3(FlowTeacher):
         "scheduler": FlowMatchEulerDiscreteScheduler,
     }
     optional = ("text_encoder_3", "tokenizer_3")
+    fields: ClassVar[Mapping[str, Fields]] = {
+        "transformer": Fields(
+            names(
+                "sample_size patch_size in_channels num_layers attention_head_dim "
+                "num_attention_heads joint_attention_dim caption_projection_dim "
+                "pooled_projection_dim out_channels pos_embed_max_size dual_attention_layers "
+                "qk_norm"
+            )
+        ),
+        "vae": KL_VAE.but(shift_factor=(...,)),
+        "text_encoder": CLIP_TEXT,
+        "text_encoder_2": CLIP_TEXT,
+        "text_encoder_3": T5_TEXT,
+    }
     architectures: ClassVar[Mapping[str, Architecture]] = ARCHITECTURES
     network: SD3Transformer2DModel
 
@@ -254,6 +270,11 @@ def _check(
         problem = (
             f"its transformer takes {config.in_channels} channels and its VAE's latents have "
             f"{vae.config.latent_channels} (an inpainting model?)"
+        )
+    elif config.out_channels != config.in_channels:
+        problem = (
+            f"its transformer takes {config.in_channels} channels and returns "
+            f"{config.out_channels} (in_channels and out_channels)"
         )
     elif features > width or (t5 is not None and t5.config.d_model != width):
         found = features if t5 is None else f"{features} and {t5.config.d_model}"

@@ -17,6 +17,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from sid_lsg.method.conditioning import Conditioning
 from sid_lsg.teachers.base import Tokenize, Tokens
+from sid_lsg.teachers.checks import Fields
+from sid_lsg.teachers.fields import CLIP_TEXT, KL_VAE, UNET
 from sid_lsg.teachers.sdxl_architectures import ARCHITECTURES
 from sid_lsg.teachers.text import cut_off, penultimate, tokenize
 from sid_lsg.teachers.unet import UNetTeacher
@@ -41,6 +43,12 @@ class SDXL(UNetTeacher):
         "tokenizer": CLIPTokenizer,
         "tokenizer_2": CLIPTokenizer,
         "scheduler": DDPMScheduler,
+    }
+    fields: ClassVar[Mapping[str, Fields]] = {
+        "unet": UNET.but(addition_embed_type=("text_time",)),
+        "vae": KL_VAE.but(latents_mean=(...,), latents_std=(...,)),
+        "text_encoder": CLIP_TEXT,
+        "text_encoder_2": CLIP_TEXT,
     }
     architectures: ClassVar[Mapping[str, Architecture]] = ARCHITECTURES
     time_ids: Tensor
@@ -195,6 +203,11 @@ def _problem(config: Any, pooled: int) -> str | None:
             f"{config.class_embed_type!r}, not 'text_time' and None"
         )
     sizes = config.projection_class_embeddings_input_dim - pooled
+    if sizes % config.addition_time_embed_dim:
+        return (
+            f"its UNet takes {sizes} features beside a prompt's, which is no multiple of "
+            f"addition_time_embed_dim {config.addition_time_embed_dim}"
+        )
     found = sizes // config.addition_time_embed_dim
     if sizes != _SIZES * config.addition_time_embed_dim:
         refiner = " (a refiner?)" if found == _SIZES - 1 else ""

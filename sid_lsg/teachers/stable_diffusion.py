@@ -17,11 +17,15 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from sid_lsg.method.conditioning import Conditioning
 from sid_lsg.teachers.base import Tokenize, Tokens
+from sid_lsg.teachers.checks import Fields
+from sid_lsg.teachers.fields import CLIP_TEXT, KL_VAE, UNET
 from sid_lsg.teachers.stable_diffusion_architectures import ARCHITECTURES
 from sid_lsg.teachers.text import PromptEncoder, cut_off, tokenize
 from sid_lsg.teachers.unet import UNetTeacher
 from sid_lsg.teachers.unet_parts import check_parts
 from sid_lsg.teachers.untrained import Architecture
+
+_XL_SCALE = 0.13025  # of Stable Diffusion XL's VAE, whose weights have the same shapes
 
 
 class StableDiffusion(UNetTeacher):
@@ -35,6 +39,11 @@ class StableDiffusion(UNetTeacher):
         "text_encoder": CLIPTextModel,
         "tokenizer": CLIPTokenizer,
         "scheduler": DDPMScheduler,
+    }
+    fields: ClassVar[Mapping[str, Fields]] = {
+        "unet": UNET,
+        "vae": KL_VAE,
+        "text_encoder": CLIP_TEXT,
     }
     architectures: ClassVar[Mapping[str, Architecture]] = ARCHITECTURES
 
@@ -63,8 +72,8 @@ class StableDiffusion(UNetTeacher):
             UsageError: If the parts are not Stable Diffusion's, or cannot take the resolution.
         """
         problem = None
-        if unet.config.addition_embed_type or unet.config.class_embed_type:
-            problem = "its UNet needs more inputs than a timestep and a prompt (an SDXL model?)"
+        if vae.config.scaling_factor == _XL_SCALE:
+            problem = f"its VAE is Stable Diffusion XL's (scaling_factor {_XL_SCALE})"
         wanted = "a text-to-image model of Stable Diffusion 1 or 2"
         features = text_encoder.config.hidden_size
         check_parts(unet, vae, features, scheduler, option, problem, wanted)

@@ -30,23 +30,38 @@ def check_parts(
     Raises:
         UsageError: If the parts do not fit together.
     """
-    if unet.config.in_channels != vae.config.latent_channels:
-        problem = (
-            f"its UNet takes {unet.config.in_channels} channels and its VAE's latents have "
-            f"{vae.config.latent_channels} (an inpainting or upscaling model?)"
-        )
-    elif unet.config.cross_attention_dim != features:
-        problem = (
-            f"its UNet attends to {unet.config.cross_attention_dim} features and its text encoder "
-            f"outputs {features}"
-        )
-    elif not problem and scheduler.config.prediction_type not in PREDICTION_TYPES:
-        problem = (
-            f"its scheduler's prediction_type is {scheduler.config.prediction_type!r}, not one of "
-            f"{', '.join(PREDICTION_TYPES)}"
-        )
+    problem = problem or _misfit(unet, vae, features, scheduler)
     if problem:
         raise UsageError(f"--{option}: {problem}. Give {wanted}.")
+
+
+def _misfit(
+    unet: UNet2DConditionModel, vae: AutoencoderKL, features: int, scheduler: DDPMScheduler
+) -> str | None:
+    """Describe the first parts that do not fit together."""
+    channels = unet.config.in_channels, vae.config.latent_channels
+    if channels[0] != channels[1]:
+        return (
+            f"its UNet takes {channels[0]} channels and its VAE's latents have {channels[1]} "
+            "(in_channels and latent_channels: an inpainting or upscaling model?)"
+        )
+    if unet.config.out_channels != channels[0]:
+        return (
+            f"its UNet takes {channels[0]} channels and returns {unet.config.out_channels} "
+            "(in_channels and out_channels: a model with a learned variance?)"
+        )
+    if unet.config.cross_attention_dim != features:
+        return (
+            f"its UNet attends to {unet.config.cross_attention_dim} features and its text encoder "
+            f"outputs {features} (cross_attention_dim and hidden_size)"
+        )
+    prediction = scheduler.config.prediction_type
+    if prediction not in PREDICTION_TYPES:
+        return (
+            f"its scheduler's prediction_type is {prediction!r}, not one of "
+            f"{', '.join(PREDICTION_TYPES)}"
+        )
+    return None
 
 
 def latent_size(
@@ -65,8 +80,16 @@ def latent_size(
                 f"--{option} is missing: the config of this teacher's UNet has no sample_size. "
                 "Give the pixels per side of an image, for example 512."
             )
-        height, width = (size, size) if isinstance(size, int) else size
-        return height, width
+        sides = [size, size] if isinstance(size, int) else size
+        whole = isinstance(sides, list | tuple) and all(
+            isinstance(side, int) and side > 0 for side in sides
+        )
+        if not whole or len(sides) != 2:
+            raise UsageError(
+                f"--{option} is missing: the config of this teacher's UNet has sample_size {size!r}"
+                ", which is no size. Give the pixels per side of an image, for example 512."
+            )
+        return sides[0], sides[1]
     multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)
     if resolution < multiple or resolution % multiple:
         raise UsageError(

@@ -1,0 +1,77 @@
+"""Check that a model's configurations ask for nothing that a family does not do.
+
+A family lists the configuration fields of its networks that it knows. A field that changes how a
+network must be called has to have one of its harmless values; a field that is not listed, for
+example of a later release, has to be null. The weights' shapes do not show either.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sid_lsg.messages.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The configuration fields of a network that a family knows.
+
+    Attributes:
+        free: Fields that may have any value: the network handles them itself, or its weights'
+            shapes depend on them.
+        only: Accepted values of fields that change how a network must be called.
+        positive: Fields that must be positive numbers.
+    """
+
+    free: frozenset[str]
+    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    positive: frozenset[str] = frozenset()
+
+    def but(self, **only: tuple[Any, ...]) -> "Fields":
+        """Return the fields with other accepted values; `...` accepts any value."""
+        values = {name: found for name, found in only.items() if found != (...,)}
+        free = self.free - values.keys() | (only.keys() - values.keys())
+        kept = {name: found for name, found in self.only.items() if name not in only}
+        return Fields(free, kept | values, self.positive)
+
+    def problem(self, config: Mapping[str, Any], part: str) -> str | None:
+        """Describe the first field that a network of this configuration cannot have.
+
+        Args:
+            config: The configuration.
+            part: The network's name, for the message.
+        """
+        for name, value in config.items():
+            if name.startswith("_") or name in self.free:
+                continue
+            if name in self.positive:
+                if not _is_positive(value):
+                    return f"the config of its {part} has {name} {value!r}, not a positive number"
+                continue
+            accepted = self.only.get(name, (None,))
+            if not any(value is one or value == one for one in accepted):
+                wanted = " or ".join("null" if one is None else str(one) for one in accepted)
+                known = "" if name in self.only else ", a field that is not known here"
+                return f"the config of its {part} has {name} {value!r}{known}, not {wanted}"
+        return None
+
+
+def _is_positive(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < value < math.inf  # type: ignore[operator]
+
+
+def names(text: str) -> frozenset[str]:
+    """Return the words of a text, as names of fields."""
+    return frozenset(text.split())
+
+
+def refuse_problem(problem: str | None, option: str, family: str) -> None:
+    """Raise the error for a model that a family cannot use, if there is a problem.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    if problem:
+        raise UsageError(f"--{option}: {problem}. Give a text-to-image model of {family}.")

@@ -1,0 +1,187 @@
+"""Wrong model folders give one message in every command: no traceback, and no wrong result."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sid_lsg.cli import main
+from sid_lsg.commands import app
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.teachers import families
+from tests.helpers.wrong_folders import FAMILIES, Wrong, wrong_folders
+
+DOORS = ("generate", "evaluate", "export", "fit", "app")
+SAMPLING = ("--num_steps=1", "--guidance=1", "--accelerator=cpu")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("a red cat\ntwo dogs\na blue bird\n")
+    return path
+
+
+def fit(teacher: str | Path, root: Path, prompts: Path) -> list[str]:
+    """Return a command that trains for one iteration."""
+    options = {
+        "model.teacher": teacher,
+        "data.prompts": prompts,
+        "data.batch_size": 1,
+        "data.num_heldout": 0,
+        "data.num_workers": 0,
+        "trainer.accelerator": "cpu",
+        "trainer.max_steps": 1,
+        "trainer.default_root_dir": root,
+        "trainer.logger": "false",
+        "image_grid.every_n_steps": 0,
+        "metrics.clip": "null",
+        "health.every_n_images": 0,
+        "progress.refresh_rate": 0,
+    }
+    return ["fit", *(f"--{name}={value}" for name, value in options.items())]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def whole(family: str, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Return a family's folder and the checkpoint of a run from it."""
+    root = tmp_path_factory.mktemp(family)
+    folder = Path(shutil.copytree(FAMILIES[family].folder, root / "teacher"))
+    main(fit(folder, root / "run", prompts))
+    return [folder, root / "run"]
+
+
+@pytest.fixture
+def lines(
+    whole: list[Path], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, Path], list[str]]:
+    """Return the command line of a door for a model's folder."""
+
+    def ended(self: Any) -> None:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(app._Work, "serve", ended)
+
+    def line(door: str, model: Path) -> list[str]:
+        out = tmp_path / f"{door}-{model.name}"
+        if door == "fit":
+            return fit(model, out, prompts)
+        if door == "export":
+            checkpoint = f"--ckpt_path={whole[1]}"
+            return ["export", checkpoint, f"--teacher={model}", f"--output={out}"]
+        if door == "generate":
+            more = ["--prompt=a cat", "--progress=false", f"--output={out}"]
+        elif door == "evaluate":
+            more = [f"--prompts={prompts}", "--num_images=2", "--protocol=fast", "--progress=false"]
+            more += ["--clip=package:demo/fashion/clip", f"--output={out}"]
+        else:
+            more = ["--port=0"]
+        return [door, f"--model={model}", *SAMPLING, *more]
+
+    return line
+
+
+def says(error: UsageError, wrong: Wrong) -> bool:
+    return wrong.said.lower() in str(error).lower()
+
+
+def complaint(line: Sequence[str], said: str, capsys: pytest.CaptureFixture[str]) -> str | None:
+    """Run a command; return what is wrong with its answer to a wrong folder, or None."""
+    capsys.readouterr()
+    try:
+        main(list(line))
+    except SystemExit as end:
+        error = capsys.readouterr().err
+        if end.code != 2:
+            return f"status {end.code}"
+        if error.count("error: ") != 1 or "Traceback" in error:
+            return f"not one message: {error}"
+        return None if said.lower() in error.lower() else f"does not say {said!r}: {error}"
+    except Exception as error:
+        return f"a traceback: {error!r}"
+    return "silence"
+
+
+def complaints(
+    wrongs: Sequence[Wrong],
+    doors: Sequence[str],
+    lines: Callable[[str, Path], list[str]],
+    whole: list[Path],
+    root: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> list[str]:
+    """Try each wrong folder at each door."""
+    found = []
+    for number, wrong in enumerate(wrongs):
+        folder = Path(shutil.copytree(whole[0], root / f"wrong{number}"))
+        wrong.spoil(folder)
+        for door in doors:
+            if what := complaint(lines(door, folder), wrong.said, capsys):
+                found.append(f"{door}, {wrong.name}: {what}")
+        shutil.rmtree(folder)
+    return found
+
+
+def test_every_wrong_folder_is_refused_when_it_is_loaded(family: str, tmp_path: Path) -> None:
+    wrongs = list(wrong_folders(FAMILIES[family]))
+    assert len({wrong.name for wrong in wrongs}) == len(wrongs) >= 60
+    found = []
+    for wrong in wrongs:
+        folder = Path(shutil.copytree(FAMILIES[family].folder, tmp_path / "wrong"))
+        wrong.spoil(folder)
+        try:
+            families.load(str(folder), option="base")
+            found.append(f"{wrong.name}: silence")
+        except UsageError as error:
+            if not str(error).startswith("--base: ") or not says(error, wrong):
+                found.append(f"{wrong.name}: {error}")
+        shutil.rmtree(folder)
+    assert found == []
+
+
+def test_whole_folders_are_accepted_by_every_command(
+    whole: list[Path],
+    lines: Callable[[str, Path], list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answers = [complaint(lines(door, whole[0]), "", capsys) for door in DOORS]
+    assert answers == ["silence", "silence", "silence", "silence", "status 0"]
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_commands_refuse_wrong_folders(
+    door: str,
+    family: str,
+    whole: list[Path],
+    lines: Callable[[str, Path], list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each command tries other folders."""
+    start, every = DOORS.index(door), 4 * len(DOORS)
+    wrongs = list(wrong_folders(FAMILIES[family]))[start::every]
+    assert complaints(wrongs, [door], lines, whole, tmp_path, capsys) == []
+
+
+@pytest.mark.slow
+def test_all_commands_refuse_all_wrong_folders(
+    family: str,
+    whole: list[Path],
+    lines: Callable[[str, Path], list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wrongs = list(wrong_folders(FAMILIES[family]))
+    assert complaints(wrongs, DOORS, lines, whole, tmp_path, capsys) == []
