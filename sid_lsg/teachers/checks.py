@@ -51,7 +51,7 @@ class Fields:
                 continue
             accepted = self.only.get(name, (None,))
             if not any(value is one or value == one for one in accepted):
-                wanted = " or ".join("null" if one is None else str(one) for one in accepted)
+                wanted = " or ".join("null" if one is None else repr(one) for one in accepted)
                 known = "" if name in self.only else ", a field that is not known here"
                 return f"the config of its {part} has {name} {value!r}{known}, not {wanted}"
         return None

@@ -186,7 +186,7 @@ def replace_unet(folder: Path, **config: Any) -> None:
         ),
         (
             lambda f: replace_unet(f, addition_embed_type=None),
-            "its UNet has addition_embed_type None",
+            "the config of its unet has addition_embed_type None, not 'text_time'",
         ),
         (
             lambda f: edit(f / "scheduler/scheduler_config.json", prediction_type="sample"),
