@@ -23,6 +23,7 @@ class AssembledTeacher(Teacher):
 
     Attributes:
         family: The family's name, for messages.
+        example: A Hub id of the family, for messages.
         pipeline_class: The family's pipeline in diffusers.
         parts: The classes of the parts, by their subfolders.
         optional: Parts that a model may lack; `__init__` then does not get them.
@@ -31,6 +32,7 @@ class AssembledTeacher(Teacher):
     """
 
     family: ClassVar[str]
+    example: ClassVar[str | None] = None
     pipeline_class: ClassVar[type]
     parts: ClassVar[Mapping[str, type]]
     optional: ClassVar[tuple[str, ...]] = ()
@@ -66,7 +68,7 @@ class AssembledTeacher(Teacher):
                 with explained(f"--{option}: could not load the {name} of {model!r}", remedy):
                     part = load_part(cls.parts[name], source, where[name], revision, variant)
                     loaded[name] = part
-            refuse_problem(tokenizers_problem(loaded), option, cls.family)
+            refuse_problem(tokenizers_problem(loaded), option, cls.family, cls.example)
             return cls(**loaded, resolution=resolution, option=option)
 
     @classmethod
@@ -127,7 +129,7 @@ class AssembledTeacher(Teacher):
                 continue
             folder, fields = (where or {}).get(name, name), cls.fields.get(name)
             problem = config_problem(source, folder, revision, name, kind, fields)
-            refuse_problem(problem, option, cls.family)
+            refuse_problem(problem, option, cls.family, cls.example)
 
     @classmethod
     def _locate(

@@ -67,11 +67,18 @@ def names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-def refuse_problem(problem: str | None, option: str, family: str) -> None:
+def refuse_problem(problem: str | None, option: str, family: str, example: str | None) -> None:
     """Raise the error for a model that a family cannot use, if there is a problem.
 
+    Args:
+        problem: What is wrong, as a sentence without a period.
+        option: The option that named the model.
+        family: The family's name.
+        example: A Hub id of the family, for the remedy.
+
     Raises:
-        UsageError: If there is one.
+        UsageError: If there is a problem.
     """
     if problem:
-        raise UsageError(f"--{option}: {problem}. Give a text-to-image model of {family}.")
+        such = f", such as {example}" if example else ""
+        raise UsageError(f"--{option}: {problem}. Give a text-to-image model of {family}{such}.")

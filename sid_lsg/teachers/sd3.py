@@ -51,6 +51,7 @@ class SD3(FlowTeacher):
     """
 
     family = "Stable Diffusion 3"
+    example = BASE
     pipeline_class = StableDiffusion3Pipeline
     parts: ClassVar[Mapping[str, type]] = {
         "transformer": SD3Transformer2DModel,

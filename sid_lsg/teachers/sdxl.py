@@ -34,6 +34,7 @@ class SDXL(UNetTeacher):
     """A model in SDXL's layout: UNet, KL autoencoder, two CLIP text encoders."""
 
     family = "SDXL"
+    example = BASE
     pipeline_class = StableDiffusionXLPipeline
     parts: ClassVar[Mapping[str, type]] = {
         "unet": UNet2DConditionModel,
