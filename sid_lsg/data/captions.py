@@ -10,11 +10,16 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from sid_lsg.data.pairing import ImageNames, names_files
+from sid_lsg.data.pairing import (
+    ImageNames,
+    begins_with_image,
+    in_order_of_numbers,
+    names_files,
+)
 from sid_lsg.data.sequences import read_lines
 from sid_lsg.data.table import Table
 from sid_lsg.data.tables import is_table, open_table
-from sid_lsg.data.text_tables import check_line_ends
+from sid_lsg.data.text_tables import check_lines
 from sid_lsg.messages.errors import UsageError
 
 COLUMNS = ("caption", "text", "prompt")
@@ -79,8 +84,13 @@ def read_caption_lists(
             return _of_table(open_table(file), column, images, root, option == "captions")
         if file.suffix.lower() != ".txt":
             open_table(file)  # raises the error that names the kinds of files
-        check_line_ends(file)
+        check_lines(file)
         lines = [line.strip() for line in read_lines(file)]
+        if 2 * sum(map(begins_with_image, lines)) > len(lines):
+            raise UsageError(
+                f"the lines of {path!r} begin with the names of images, such as {lines[0]!r:.60}. "
+                f"Save them as a .csv or .tsv file with the header {FILE_NAME} and caption."
+            )
         captions = [
             _Caption(f"{file}, line {number}", [line] if line else [])
             for number, line in enumerate(lines, 1)
@@ -118,7 +128,7 @@ def read_folder_captions(images: Sequence[Path], root: Path, option: str) -> lis
     for image in images:
         path = image.with_suffix(".txt")
         try:
-            check_line_ends(path)
+            check_lines(path)
             text = "".join(read_lines(path)).strip()
         except (OSError, UsageError) as error:
             raise UsageError(
@@ -234,11 +244,11 @@ def _in_order(
                 f"caption {number} of {str(file)!r} is blank ({caption.where}). Every image needs "
                 "a caption."
             )
-    names = ImageNames(images, root)
-    if counted := names.in_order_of_numbers():
+    names = [image.relative_to(root).as_posix() for image in images]
+    if counted := in_order_of_numbers(names):
         rank_zero_warn(
             f"{str(file)!r} names no files, so its captions belong to the images in alphabetical "
-            f"order: {', '.join(names.names[:_SHOWN])}, ... The order by numbers differs: "
+            f"order: {', '.join(names[:_SHOWN])}, ... The order by numbers differs: "
             f"{', '.join(counted[:_SHOWN])}, ... If the captions have that order, write the "
             f"images' numbers with leading zeros, or give a table with the column {FILE_NAME}."
         )

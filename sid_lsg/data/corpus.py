@@ -12,7 +12,7 @@ from pathlib import Path
 from sid_lsg.data.sequences import Corpus, Lines, NoColumn, Packed
 from sid_lsg.data.table import no_column
 from sid_lsg.data.tables import open_table
-from sid_lsg.data.text_tables import check_line_ends
+from sid_lsg.data.text_tables import check_lines
 from sid_lsg.files.sources import resolve
 from sid_lsg.messages.errors import UsageError
 
@@ -86,7 +86,7 @@ def read_corpus(
 
 def _read(path: Path, column: str | None) -> Lines | Packed:
     if path.suffix.lower() == ".txt":
-        check_line_ends(path)
+        check_lines(path)
         return Lines(path)
     table = open_table(path)
     if column is None:

@@ -15,6 +15,7 @@ _COLUMNS = {image + file for image in _IMAGE for file in (*_FILE, "filepath", "n
 _COLUMNS |= {f"{name}s" for name in _COLUMNS} | {"imageid", "imgid"}
 _COLUMNS -= {"name", "names"}
 
+_BEGIN = re.compile(r"[\t,;|:#]|\s+-\s+|\s")  # what may end a name at the start of a line
 _NUMBER = re.compile(r"[0-9]+")
 
 
@@ -69,23 +70,29 @@ class ImageNames:
             return self._numbers.get(int(whole[0]))
         return None
 
-    def in_order_of_numbers(self) -> list[str]:
-        """Return names that differ only in numbers in numeric order, if they are in another one.
-
-        Returns:
-            The names of the first such group, such as 0.png, 1.png, 2.png, 10.png; or [].
-        """
-        groups: dict[str, list[str]] = {}
-        for name in self.names:
-            groups.setdefault(_NUMBER.sub("0", name), []).append(name)
-        for group in groups.values():
-            counted = sorted(group, key=lambda name: [int(n) for n in _NUMBER.findall(name)])
-            if counted != group:
-                return counted
-        return []
-
     def _is_root(self, parts: Parts) -> bool:
         return any(parts == root[-len(parts) :] for root in self._roots)
+
+
+def in_order_of_numbers(names: Sequence[str]) -> list[str]:
+    """Return names that differ only in numbers in numeric order, if they are in another one.
+
+    Returns:
+        The names of the first such group, such as 0.png, 1.png, 2.png, 10.png; or [].
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_NUMBER.sub("0", name), []).append(name)
+    for group in groups.values():
+        counted = sorted(group, key=lambda name: [int(n) for n in _NUMBER.findall(name)])
+        if counted != group:
+            return counted
+    return []
+
+
+def begins_with_image(line: str) -> bool:
+    """Return True if a line of text begins with the name of an image, as `cat.png: a cat`."""
+    return _is_image(_BEGIN.split(line.strip(), maxsplit=1)[0].strip(" \"'"))
 
 
 def names_files(
@@ -111,6 +118,8 @@ def names_files(
 
 
 def _is_image(value: object) -> bool:
+    if isinstance(value, list) and value:
+        value = value[0]
     if isinstance(value, dict):
         value = value.get("path")
     return isinstance(value, str) and PurePosixPath(value.strip()).suffix.lower() in EXTENSIONS

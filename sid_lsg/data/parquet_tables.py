@@ -47,7 +47,8 @@ class ParquetTable(Table):
             chosen = []
             for field in file.schema_arrow:
                 parts = list(field.type) if types.is_struct(field.type) else [field]
-                if not any(types.is_binary(part.type) for part in parts):
+                binary = (types.is_binary, types.is_large_binary)
+                if not any(is_binary(part.type) for part in parts for is_binary in binary):
                     chosen.append(field.name)
                 elif "path" in [part.name for part in parts if part is not field]:
                     chosen.append(f"{field.name}.path")

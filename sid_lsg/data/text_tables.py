@@ -25,6 +25,7 @@ _CODE = re.compile(r"""\[\s*(['"]).*\1\s*\]|\{\s*(['"])\w*\2\s*:.*\}""", re.DOTA
 _CARRIAGE_RETURN = (
     "a carriage return (CR) is not followed by a line feed (LF). Save the file with LF line ends"
 )
+_NAMES = {",": "comma", "\t": "tab"}
 _STRAY = re.compile(rb"\r(?![\r\n]|\Z)")  # \r\r\n ends a line, too
 
 
@@ -75,7 +76,15 @@ class CsvTable(Table):
     @cached_property
     def columns(self) -> list[str]:
         """The names of the columns."""
-        return [name.strip() for name in next(self._records(), (0, []))[1]]
+        number, fields = next((row for row in self._records() if row[1]), (0, []))
+        names = [name.strip() for name in fields]
+        others = set(",;|\t") - {self.delimiter}
+        if len(names) == 1 and (found := others & set(names[0])):
+            raise UsageError(
+                f"{self.where(number)}: the header is one field, {names[0]!r:.60}. Separate fields "
+                f"by {_NAMES[self.delimiter]}s, not by {min(found)!r}."
+            )
+        return names
 
     def values(self, column: str) -> Iterator[tuple[int, object]]:
         """Yield the number and value of each row in a column."""
@@ -100,15 +109,14 @@ class CsvTable(Table):
         return super().texts(number, value)
 
     def _fields(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield the rows below the header; [] for a row whose fields are all blank."""
+        """Yield the rows below the header, [] for blank ones."""
         records = self._records()
-        next(records, None)
+        for _, fields in records:
+            if fields:
+                break  # the header, which may have blank lines above
         for number, fields in records:
-            if not any(map(str.strip, fields)):
-                yield number, []
-                continue
-            if len(fields) != len(self.columns):
-                name = "tab" if self.delimiter == "\t" else "comma"
+            if fields and len(fields) != len(self.columns):
+                name = _NAMES[self.delimiter]
                 raise UsageError(
                     f"{self.where(number)}: found {len(fields)} fields, and the header has "
                     f'{len(self.columns)}. Put fields that contain a {name} in quotes ("...").'
@@ -116,7 +124,7 @@ class CsvTable(Table):
             yield number, fields
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield all rows with the line at which each begins."""
+        """Yield the line at which each row begins, and its fields: [] if all are blank."""
         reader = csv.reader(
             read_lines(self.path), delimiter=self.delimiter, strict=True, skipinitialspace=True
         )
@@ -131,7 +139,7 @@ class CsvTable(Table):
                     raise UsageError(f"{self.where(number)}: {_CARRIAGE_RETURN}.") from None
                 kind = self.path.suffix[1:].upper()
                 raise UsageError(f"{self.where(number)}: not {kind} ({error}).") from None
-            yield number, fields
+            yield number, fields if any(map(str.strip, fields)) else []
 
     def _check_plain(self, number: int, field: str) -> None:
         """Reject the text of a list or dictionary, which a CSV file cannot hold."""
@@ -142,15 +150,21 @@ class CsvTable(Table):
             )
 
 
-def check_line_ends(path: Path) -> None:
-    """Reject a text file in which a carriage return ends a line, as on the first Macintosh.
+def check_lines(path: Path) -> None:
+    """Reject a text file whose lines do not end in line feeds, or that is not UTF-8 but UTF-16.
 
     Raises:
-        UsageError: If there is a carriage return within a line.
+        UsageError: If there is a carriage return within a line, or a NUL.
     """
     if path.stat().st_size == 0:
         return  # an empty file cannot be mapped
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if (nul := content.find(b"\0")) >= 0:
+            line = content[:nul].count(b"\n") + 1
+            raise UsageError(
+                f"{path}, line {line}: byte {nul} of the file is NUL, as in UTF-16 and in files "
+                "that are no text. Save the file as UTF-8."
+            )
         if content.find(b"\r") < 0:
             return
         if stray := _STRAY.search(content):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from sid_lsg.distributed.processes import gather
 from sid_lsg.images.pixels import rgb
+from sid_lsg.images.shown import looks_different
 from sid_lsg.messages.errors import UsageError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
@@ -47,7 +48,7 @@ def list_images(folder: str | Path, option: str) -> list[Path]:
         raise UsageError(
             f"--{option}: there is no folder {str(folder)!r}. Give a folder of images."
         )
-    visible, hidden = _files(root)
+    visible, hidden = _files(root, option)
     images = {path for path in visible if _is_image(path) and (path.is_file() or path.is_symlink())}
     if lost := sorted(path for path in images if not path.exists()):
         raise UsageError(
@@ -67,11 +68,17 @@ def list_images(folder: str | Path, option: str) -> list[Path]:
     return paths
 
 
-def _files(root: Path) -> tuple[list[Path], int]:
+def _files(root: Path, option: str) -> tuple[list[Path], int]:
     """Find all files but hidden ones, and count the hidden images; visit each folder once."""
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(
+            f"--{option}: cannot read the folder {error.filename!r}: {error.strerror}."
+        )
+
     found, hidden = [], 0
     seen = {root.resolve()}
-    for parent, folders, files in os.walk(root, followlinks=True):
+    for parent, folders, files in os.walk(root, onerror=refuse, followlinks=True):
         inside = Path(parent)
         kept = []
         for name in folders:
@@ -126,7 +133,11 @@ def read_image(path: Path) -> Tensor:
         Exception: One of `READ_ERRORS`.
     """
     with Image.open(path) as image:
-        return torch.from_numpy(np.array(rgb(image))).permute(2, 0, 1)
+        return _pixels(image)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(rgb(image))).permute(2, 0, 1)
 
 
 class ImageReader:
@@ -141,6 +152,7 @@ class ImageReader:
         self.paths = paths
         self.workers = workers
         self.unreadable: list[tuple[str, str]] = []
+        self._changed: list[str] = []
 
     def read(
         self, chunks: Sequence[range], progress: str | None = None
@@ -167,7 +179,10 @@ class ImageReader:
 
     def _read(self, path: Path) -> Tensor | None:
         try:
-            return read_image(path)
+            with Image.open(path) as image:
+                if looks_different(image):
+                    self._changed.append(str(path))
+                return _pixels(image)
         except READ_ERRORS as error:
             self.unreadable.append((str(path), str(error).strip() or type(error).__name__))
             return None
@@ -175,11 +190,19 @@ class ImageReader:
     def check(self, option: str) -> None:
         """Raise an error if any process could not read an image.
 
+        Logs how many images viewers show otherwise than scores read them.
+
         Raises:
             UsageError: If there are unreadable files; names up to ten of them.
         """
         bad = sorted(gather(self.unreadable))
         if not bad:
+            if changed := sorted(gather(self._changed)):
+                rank_zero_info(
+                    f"{len(changed):,} of {len(self.paths):,} images of --{option} have an EXIF "
+                    f"orientation or an alpha channel, such as {changed[0]}. As in the published "
+                    "protocols, scores ignore both."
+                )
             return
         named = [f"{name} ({reason.removesuffix(repr(name)).strip()})" for name, reason in bad]
         more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""

@@ -14,6 +14,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from sid_lsg.images.pixels import rgb
 
+_ORIENTATION = 0x0112  # its tag in EXIF
 # What Pillow raises for metadata that viewers ignore because it is damaged.
 _DAMAGED = (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error)
 
@@ -37,6 +38,13 @@ def as_shown(image: Image.Image) -> Image.Image:
     if alpha is None:
         return colours
     return Image.composite(colours, Image.new("RGB", image.size, "white"), alpha)
+
+
+def looks_different(image: Image.Image) -> bool:
+    """Return True if a viewer turns an image or shows a background through it."""
+    with contextlib.suppress(*_DAMAGED):
+        return image.has_transparency_data or image.getexif().get(_ORIENTATION, 1) != 1
+    return False
 
 
 def _alpha(image: Image.Image) -> Image.Image | None:

@@ -89,9 +89,14 @@ def read_results(folder: Path) -> Results:
         reader = csv.DictReader(file)
         if not {*_TEXTS, *_NUMBERS} <= {*(reader.fieldnames or ())}:
             raise ValueError(f"{EVALUATIONS_FILE} lacks columns")
-        cells = [*reader]
-    if any(None in row or None in row.values() for row in cells):
-        raise ValueError(f"{EVALUATIONS_FILE} has a row that is not as long as its header")
+        cells = []
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"{EVALUATIONS_FILE} has a row that is not as long as its header, in line "
+                    f"{reader.line_num}"
+                )
+            cells.append(row)
     rows = [{name: _value(name, v) for name, v in row.items() if v != ""} for row in cells]
     if not all(isinstance(run, dict) and {"run", "points", "seed"} <= run.keys() for run in runs):
         raise ValueError(f"{RUNS_FILE} has a line that describes no run")

@@ -203,6 +203,20 @@ def test_a_table_that_names_other_files_is_never_paired_by_position(
         of_table(folder, f"c.{kind}", [column, "text"], rows)
 
 
+def test_a_column_of_lists_of_files_is_refused(folder: Path) -> None:
+    rows = [[[name], text] for name, text in zip(NAMES, TEXTS, strict=True)]
+    for column in ("image", "frames"):
+        with pytest.raises(UsageError, match=f"no caption for 5 of 5 .*'{column}' names the files"):
+            of_table(folder, "c.jsonl", [column, "text"], rows)
+
+
+@pytest.mark.parametrize("between", ["\t", ",", ": ", " | ", " ", "#0\t", " - "])
+def test_lines_that_begin_with_names_of_files_are_no_list(folder: Path, between: str) -> None:
+    lines = [f"{NAMES[i]}{between}{TEXTS[i]}" for i in SHUFFLED]
+    with pytest.raises(UsageError, match="--captions: the lines of .* begin with the names of im"):
+        captions(folder, "c.txt", "\n".join(lines))
+
+
 def test_an_ambiguous_name_is_refused(folder: Path) -> None:
     Image.new("RGB", (4, 4)).save(folder / "more" / "b.webp")
     Image.new("RGB", (4, 4)).save(folder / "more" / "f.webp")

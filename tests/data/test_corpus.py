@@ -120,6 +120,9 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message:
         ("one.csv", "text\na cat\na dog, asleep\n", "line 3: found 2 fields, .* has 1. .*comma"),
         ("more.tsv", "file\ttext\na\tb\tc\n", "line 2: found 3 fields, .* contain a tab in quotes"),
         ("quotes.csv", 'file,text\na,"a cat" asleep\n', "line 2: not CSV"),
+        ("semicolon.csv", "file;text\na;b\n", "line 1: the header is one field, .* not by ';'"),
+        ("tab.csv", "file\ttext\na\tb\n", "line 1: the header is one field, .*by commas, not"),
+        ("comma.tsv", "\nfile,text\na,b\n", "line 2: the header is one field, .*by tabs, not by"),
         ("open.csv", 'file,text\na,"a cat\nb,x\nc,y\n', "line 2: not CSV .unexpected end"),
     ],
 )
@@ -136,7 +139,15 @@ def test_rows_that_do_not_fit_their_header_are_named(
 def test_csv_files_as_people_write_them(tmp_path: Path) -> None:
     """Fields over 128 KiB, blanks after commas, and rows of commas at the end."""
     path = tmp_path / "prompts.csv"
-    rows = ["id, text ,page", f'1, "a cat, asleep", {"x" * 300_000}', "2,a dog,", ",,", ", ,,,"]
+    rows = [
+        "",
+        ",,",
+        "id, text ,page",
+        f'1, "a cat, asleep", {"x" * 300_000}',
+        "2,a dog,",
+        ",,",
+        ", ,,,",
+    ]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
     corpus = read_corpus([path], "text", "--prompts")
     assert list(corpus) == ["a cat, asleep", "a dog"]
@@ -174,6 +185,16 @@ def test_carriage_returns_that_end_lines_are_named(
         read_corpus([path], "text", "--prompts")
     with pytest.raises(UsageError, match=f"--captions: .*{said}"):
         read_captions(str(path), "text", [tmp_path / "a.png"], tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_refused(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("a cat\na dog\n".encode(encoding))
+    with pytest.raises(UsageError, match=r"--prompts: .*a.txt, line 1: byte .* as UTF-8"):
+        read_corpus([path], None, "--prompts")
+    with pytest.raises(UsageError, match=r"--captions: .*a.txt, line 1: byte .* as UTF-8"):
+        read_captions(str(path), None, [tmp_path / "a.png"], tmp_path)
 
 
 def test_other_line_ends_are_read(tmp_path: Path) -> None:

@@ -104,6 +104,21 @@ def test_unreadable_images_are_counted_and_named(folder: Path) -> None:
     assert "e.webp" not in message
 
 
+def test_what_scores_ignore_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = Image.new("RGB", (4, 4))
+    exif = image.getexif()
+    exif[0x112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    image.convert("RGBA").save(tmp_path / "b.png")
+    image.save(tmp_path / "c.png")
+    reader = ImageReader(list_images(tmp_path, "images"))
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
+        assert [places for places, _ in reader.read([range(3)])] == [[0, 1, 2]]
+        reader.check("reference")
+    (said,) = caplog.messages
+    assert said.startswith("2 of 3 images of --reference have an EXIF orientation or an alpha ch")
+
+
 def test_a_long_list_of_unreadable_images_is_shortened(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i:02d}.png" for i in range(14)]
     reader = ImageReader(paths)

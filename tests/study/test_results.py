@@ -260,7 +260,7 @@ RUN = '{"run": "a-seed0", "points": [["a", "1"]], "seed": 0}\n'
         ("", "", "evaluations.csv lacks columns"),
         ("{", HEADER, "Expecting property name"),
         ("[1]\n", HEADER, "runs.jsonl has a line that describes no run"),
-        (RUN, f"{HEADER}a-seed0,p,1,,64,1,1", "a row that is not as long as its header"),
+        (RUN, f"{HEADER}a-seed0,p,1,,64,1,1", "a row that is not as long as its header, in line 2"),
         (RUN, f"{HEADER}a-seed0,p,1,,64,1,1,x\n", "could not convert string to float"),
         (RUN, f"{HEADER}a-seed1,p,1,,64,1,1,2.0\n", "does not have the run 'a-seed1'"),
         (RUN, f"{HEADER}teacher,p,1,,,1,1,2.0\n", "a row of the teacher without guidance"),
