@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sid_lsg.callbacks import Export
@@ -25,6 +26,9 @@ from sid_lsg.options.real_data import RealData
 from sid_lsg.options.training import Gradients, Memory
 from sid_lsg.training.module import SiDLSG
 from sid_lsg.training.strategies import register_strategies
+from tests.helpers import forked
+
+NETWORKS = ("fake_score", "generator", "ema")
 
 
 def size(tensors: Any) -> int:
@@ -136,7 +140,7 @@ def fit(job: dict[str, Any], run: dict[str, Any]) -> None:
                 (p.to_local() if hasattr(p, "to_local") else p).numel()
                 for p in getattr(module, network).parameters()
             )
-            for network in ("fake_score", "generator", "ema")
+            for network in NETWORKS
         },
     }
     (root / f"report{trainer.global_rank}.json").write_text(json.dumps(report))
@@ -149,3 +153,38 @@ def main(path: Path) -> None:
     job = json.loads(path.read_text())
     for run in job["runs"]:
         fit(job, run)
+
+
+def run_job(
+    folder: Path,
+    teacher: str,
+    prompts: Sequence[str],
+    processes: int,
+    runs: Sequence[dict[str, Any]],
+    accelerator: str = "cpu",
+) -> None:
+    """Execute several runs in real processes that are started as torchrun does."""
+    file = folder / "prompts.txt"
+    file.write_text("\n".join(prompts))
+    job = {"folder": str(folder), "prompts": str(file), "teacher": teacher, "runs": runs}
+    path = folder / f"job{processes}.json"
+    path.write_text(json.dumps(job | {"accelerator": accelerator}))
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(forked.free_port())}
+    common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    common |= {"TORCHELASTIC_RUN_ID": "test"} if processes > 1 else {}
+    ranks = map(str, range(processes))
+    jobs = [([path], common | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ranks]
+    forked.all_end_well(main, jobs, folder, seconds=900)
+
+
+def weights(folder: Path, run: str, network: str) -> Tensor:
+    """Return a network's weights at the end of a run, as one vector."""
+    saved = torch.load(folder / run / "state.ckpt", weights_only=True)["state_dict"]
+    return torch.cat([v.flatten() for name, v in saved.items() if name.startswith(f"{network}.")])
+
+
+def assert_same(folder: Path, ours: str, theirs: str, limit: float) -> None:
+    """Compare the networks at the end of two runs."""
+    for network in NETWORKS:
+        a, b = weights(folder, ours, network), weights(folder, theirs, network)
+        assert float((a - b).norm() / b.norm()) < limit, network

@@ -20,42 +20,20 @@ from sid_lsg.cli import main
 from sid_lsg.commands.consolidate import consolidate
 from sid_lsg.data.prompts import PromptDataModule, PromptDataset
 from sid_lsg.training.module import SiDLSG
-from tests.helpers import forked, strategy_runs
+from tests.helpers import forked
 from tests.helpers.checkpoints import opened
 from tests.helpers.comparison import same
 from tests.helpers.images import photographs
 from tests.helpers.paths import REPOSITORY
-from tests.helpers.strategy_runs import Rows, optimizer
+from tests.helpers.strategy_runs import NETWORKS, Rows, assert_same, optimizer, run_job, weights
 
 pytestmark = pytest.mark.slow
 
-NETWORKS = ("fake_score", "generator", "ema")
 PROMPTS = [f"a {color} {thing}" for color in ("red", "blue", "old") for thing in range(20)]
 SGD = ["SGD", {"lr": 1e-4}]
 # With beta1 = 0, Adam would turn the rounding of a tiny gradient into a whole step.
 ADAM = ["Adam", {"lr": 1e-4, "betas": [0.9, 0.99], "eps": 1e-3, "fused": True}]
 BATCH = 4
-
-
-def run_job(
-    folder: Path,
-    small_sd: str,
-    processes: int,
-    runs: Sequence[dict[str, Any]],
-    accelerator: str = "cpu",
-) -> None:
-    """Execute several runs in real processes that are started as torchrun does."""
-    prompts = folder / "prompts.txt"
-    prompts.write_text("\n".join(PROMPTS))
-    job = {"folder": str(folder), "prompts": str(prompts), "teacher": small_sd, "runs": runs}
-    path = folder / f"job{processes}.json"
-    path.write_text(json.dumps(job | {"accelerator": accelerator}))
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(forked.free_port())}
-    common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    common |= {"TORCHELASTIC_RUN_ID": "test"} if processes > 1 else {}
-    ranks = map(str, range(processes))
-    jobs = [([path], common | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ranks]
-    forked.all_end_well(strategy_runs.main, jobs, folder, seconds=900)
 
 
 def poisoned() -> list[str]:
@@ -105,7 +83,7 @@ def results(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     alone.append(real | {"name": "alone, real images"})
     alone += [whole, handed(2), handed(6, "step 2") | larger, more]
     one_shard = {"trainer": {"strategy": "fsdp2_sharded", "devices": 1}, "name": "one shard"}
-    run_job(folder, small_sd, 1, [*alone, handed(3, "step 2") | one_shard])
+    run_job(folder, small_sd, PROMPTS, 1, [*alone, handed(3, "step 2") | one_shard])
     runs = [SGD_RUN | run for run in VARIANTS.values()]
     for name in ("ddp_multi", "fsdp2"):
         other = {"name": f"{name}, poisoned", "counted": False}
@@ -131,13 +109,8 @@ def results(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs.append(fsdp2 | half | {"name": "fsdp2, bf16"})
     for name in WITH_REAL_IMAGES:
         runs.append(real | VARIANTS[f"{name}, micro-batch 1"] | {"name": f"{name}, real images"})
-    run_job(folder, small_sd, 2, runs)
+    run_job(folder, small_sd, PROMPTS, 2, runs)
     return folder
-
-
-def weights(folder: Path, run: str, network: str) -> Tensor:
-    saved = torch.load(folder / run / "state.ckpt", weights_only=True)["state_dict"]
-    return torch.cat([v.flatten() for name, v in saved.items() if name.startswith(f"{network}.")])
 
 
 def report(folder: Path, run: str, rank: int = 0) -> dict[str, Any]:
@@ -151,12 +124,6 @@ def count(state: Any) -> int:
     if isinstance(state, dict | list):
         return sum(map(count, state.values() if isinstance(state, dict) else state))
     return state.numel() if torch.is_tensor(state) else 0
-
-
-def assert_same(folder: Path, ours: str, theirs: str, limit: float) -> None:
-    for network in NETWORKS:
-        a, b = weights(folder, ours, network), weights(folder, theirs, network)
-        assert float((a - b).norm() / b.norm()) < limit, network
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -327,8 +294,8 @@ def test_a_run_continues_from_shards_as_from_a_file(results: Path) -> None:
 def test_two_gpus_train_the_same_weights_as_one(name: str, small_sd: str, tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
-    run_job(tmp_path, small_sd, 1, [SGD_RUN | {"name": "alone"}], "gpu")
-    run_job(tmp_path, small_sd, 2, [SGD_RUN | VARIANTS[name]], "gpu")
+    run_job(tmp_path, small_sd, PROMPTS, 1, [SGD_RUN | {"name": "alone"}], "gpu")
+    run_job(tmp_path, small_sd, PROMPTS, 2, [SGD_RUN | VARIANTS[name]], "gpu")
     assert_same(tmp_path, name, "alone", 1e-5)  # convolutions sum in another order
 
 

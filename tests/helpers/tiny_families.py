@@ -1,0 +1,105 @@
+"""The tiny model of each family; a family joins the tests of whole runs by one entry."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.helpers.paths import GOLDEN_FLOW
+
+PROMPTS = ["a red cat", "two dogs running", "a blue bird", "the moon"]
+SEEDS = [3, 0, 7, 1]
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """A family's tiny model.
+
+    Attributes:
+        folder: The model.
+        network: The file of an exported generator's weights.
+        size: Pixels per side of an image.
+        options: Options of `fit` that the family needs.
+    """
+
+    folder: Path
+    network: str
+    size: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+FAMILIES = {
+    "sdxl": TinyFamily(
+        GOLDEN_FLOW / "pipelines" / "tiny_sdxl", "unet/diffusion_pytorch_model.safetensors", 64
+    ),
+}
+
+
+def command(family: TinyFamily, folder: Path, **options: Any) -> list[str]:
+    """Return a `fit` command of two iterations.
+
+    Args:
+        family: The family.
+        folder: Where to write the prompts.
+        options: Further options, with "__" in place of a dot.
+    """
+    prompts = folder / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    chosen = {
+        "seed_everything": 1,
+        "model.teacher": family.folder,
+        "model.guidance.scale": 2,
+        "model.optimizer_fake.init_args.lr": 1e-3,
+        "model.optimizer_generator.init_args.lr": 1e-3,
+        "data.prompts": prompts,
+        "data.batch_size": 2,
+        "data.num_workers": 0,
+        "data.num_heldout": 0,
+        "trainer.accelerator": "cpu",
+        "trainer.max_steps": 2,
+        "trainer.logger": "false",
+        "checkpoint.every_n_steps": 1,
+        "image_grid.every_n_steps": 0,
+        "metrics.clip": "null",
+        "health.every_n_images": 0,
+        "progress.refresh_rate": 0,
+    }
+    chosen |= family.options | {name.replace("__", "."): v for name, v in options.items()}
+    return ["fit", *(f"--{name}={value}" for name, value in chosen.items())]
+
+
+EVERYTHING = {  # the callbacks that sample
+    "image_grid__every_n_steps": 2,
+    "image_grid__num_images": 2,
+    "metrics__clip": "package:demo/fashion/clip",
+    "metrics__num_images": 4,
+    "metrics__teacher_steps": 2,
+    "health__every_n_images": 4,
+    "health__num_prompts": 2,
+    "health__num_seeds": 2,
+    "health__teacher_steps": 2,
+}
+LORA = {"model__lora__fake_score__rank": 2, "model__lora__generator__rank": 2}
+LEAN = {
+    "model__memory__activations": "lean",
+    "model__memory__checkpointing": "[fake_score, generator, teacher]",
+    "model__micro_batch_size": 1,
+}
+
+
+def stock_latents(
+    pipeline: Any, num_steps: int, options: Mapping[str, Any], seeds: Sequence[int] = SEEDS
+) -> Tensor:
+    """Sample a generator with its stock pipeline."""
+    pipeline.set_progress_bar_config(disable=True)
+    latents: Tensor = pipeline(
+        PROMPTS,
+        num_inference_steps=num_steps,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="latent",
+        **options,
+    ).images
+    return latents
