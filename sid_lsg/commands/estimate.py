@@ -99,6 +99,7 @@ def estimate(args: Sequence[str]) -> dict[str, Any]:
     from sid_lsg.costs.options import levers, plan_of
     from sid_lsg.costs.plan import PlannedRun
     from sid_lsg.networks.memory import can_checkpoint
+    from sid_lsg.teachers.distilled import check_not_distilled
     from sid_lsg.teachers.families import outline
     from sid_lsg.training.trainer_options import check_trainer
 
@@ -108,6 +109,7 @@ def estimate(args: Sequence[str]) -> dict[str, Any]:
         check_writable(wanted.output.absolute().parent, "estimate.output")
     check_trainer(config.trainer)
     plan, model = plan_of(config, wanted.gpus), config.model
+    check_not_distilled(model.teacher, model.loading.revision, model.loading.subfolders)
     teacher = outline(
         model.teacher, model.loading.revision, model.loading.subfolders, model.resolution
     )

@@ -156,7 +156,9 @@ class PlannedRun:
         if key not in self.known:
             teacher = self.teacher
             if dtype != next(network.parameters()).dtype:
-                network, teacher = copy.deepcopy(network).to(dtype), copy.copy(teacher)
+                # `nn.Module.to`, because diffusers' `to` gives a warning that does not apply here.
+                network = nn.Module.to(copy.deepcopy(network), dtype)
+                teacher = copy.copy(teacher)
                 teacher.frozen_dtype = None  # the whole network has this dtype
             self.known[key] = evaluation(teacher, network, gradient, half)
         return self.known[key]

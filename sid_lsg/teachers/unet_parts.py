@@ -55,6 +55,8 @@ def _misfit(
             f"its UNet attends to {unet.config.cross_attention_dim} features and its text encoder "
             f"outputs {features} (cross_attention_dim and hidden_size)"
         )
+    if scheduler.config.get("sigma_data") is not None:
+        return "its scheduler is an EDM scheduler, which has sigmas and no betas (sigma_data)"
     prediction = scheduler.config.prediction_type
     if prediction not in PREDICTION_TYPES:
         return (

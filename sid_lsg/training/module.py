@@ -55,6 +55,7 @@ from sid_lsg.options.training import (
     Memory,
 )
 from sid_lsg.teachers.base import Teacher, Tokens
+from sid_lsg.teachers.distilled import check_not_distilled
 from sid_lsg.teachers.families import load
 from sid_lsg.training.alternating import AlternatingModule, frozen, trained_by
 from sid_lsg.training.discriminator import Discriminator, required
@@ -183,6 +184,7 @@ class SiDLSG(AlternatingModule):
         self.seed = seed
         self.log_of_iterations = IterationLog()
 
+        check_not_distilled(teacher, loading.revision, loading.subfolders)
         where = loading.revision, loading.variant, loading.subfolders
         self.teacher: Teacher = load(teacher, *where, resolution)
         flow.set_times(self.teacher.schedule)

@@ -192,8 +192,12 @@ def replace_unet(folder: Path, **config: Any) -> None:
             lambda f: edit(f / "scheduler/scheduler_config.json", prediction_type="sample"),
             "prediction_type is 'sample', not one of epsilon, v_prediction",
         ),
+        (
+            lambda f: edit(f / "scheduler/scheduler_config.json", sigma_data=0.5),
+            "its scheduler is an EDM scheduler",
+        ),
     ],
-    ids=["inpainting", "cross-attention", "refiner", "no sizes", "sample prediction"],
+    ids=["inpainting", "cross-attention", "refiner", "no sizes", "sample prediction", "EDM"],
 )
 def test_parts_that_do_not_fit_together_are_rejected(
     folder: Path, spoil: Callable[[Path], None], found: str

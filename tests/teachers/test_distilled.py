@@ -1,0 +1,138 @@
+"""A teacher that was distilled before is refused by what gives it away, before it is loaded."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sid_lsg.commands.estimate import estimate
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.teachers.distilled import check_not_distilled
+from sid_lsg.training.module import SiDLSG
+from tests.helpers.paths import GOLDEN, GOLDEN_FLOW
+
+SDXL, SD = GOLDEN_FLOW / "pipelines" / "tiny_sdxl", GOLDEN / "tiny_sd"
+BASE = "stabilityai/stable-diffusion-xl-base-1.0"
+
+
+def edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.fixture(params=[SDXL, SD], ids=["sdxl", "sd"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Return a model without weights: its files of configuration are enough."""
+    ignored = shutil.ignore_patterns("*.safetensors")
+    return Path(shutil.copytree(request.param, tmp_path / "model", ignore=ignored))
+
+
+def refusal(model: str | Path, **options: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        check_not_distilled(str(model), **options)
+    message = str(caught.value)
+    assert message.startswith(
+        f"--model.teacher: {str(model)!r} is already distilled into few steps"
+    )
+    assert "Give its base model" in message
+    return message
+
+
+def test_base_models_are_accepted(folder: Path) -> None:
+    check_not_distilled(str(folder))
+    for name in ("architecture:sdxl", "package:demo/fashion", "no/such/folder/at/all"):
+        check_not_distilled(name)
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({"timestep_spacing": "trailing"}, "its scheduler's timestep_spacing 'trailing'"),
+        ({"_class_name": "LCMScheduler"}, "its scheduler, LCMScheduler"),
+        ({"_class_name": "TCDScheduler"}, "its scheduler, TCDScheduler"),
+        ({"_class_name": "SiDScheduler"}, "its scheduler, SiDScheduler"),
+    ],
+)
+def test_a_scheduler_gives_a_model_away(folder: Path, values: dict[str, Any], found: str) -> None:
+    edit(folder / "scheduler/scheduler_config.json", **values)
+    assert found in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "values", [{"prediction_type": "v_prediction"}, {"rescale_betas_zero_snr": True}]
+)
+def test_zero_terminal_snr_needs_trailing_timesteps(folder: Path, values: dict[str, Any]) -> None:
+    path = folder / "scheduler/scheduler_config.json"
+    edit(path, timestep_spacing="trailing", **values)
+    check_not_distilled(str(folder))
+
+
+def test_the_scheduler_of_another_subfolder_counts(folder: Path) -> None:
+    shutil.copytree(folder / "scheduler", folder / "base_scheduler")
+    edit(folder / "scheduler/scheduler_config.json", timestep_spacing="trailing")
+    assert "--model.loading.subfolders" in refusal(folder)
+    check_not_distilled(str(folder), subfolders={"scheduler": "base_scheduler"})
+
+
+def test_a_guidance_embedding_gives_a_model_away(folder: Path) -> None:
+    edit(folder / "unet/config.json", time_cond_proj_dim=256)
+    assert "the guidance embedding of its UNet (time_cond_proj_dim 256)" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("sdxl-turbo", "turbo"),
+        ("SDXL-Lightning", "lightning"),
+        ("my_sdxl_lcm", "lcm"),
+        ("Hyper-SD-sdxl", "hypersd"),
+    ],
+)
+def test_a_name_gives_a_model_away(tmp_path: Path, name: str, word: str) -> None:
+    shutil.copytree(SDXL, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors"))
+    message = refusal(tmp_path / name)
+    assert f"its name ({word!r} in {name!r})" in message
+    assert message.endswith(f"Give its base model, such as {BASE}.")
+
+
+@pytest.mark.parametrize(
+    ("model", "base"),
+    [
+        ("stabilityai/sdxl-turbo", BASE),
+        ("stabilityai/sd-turbo", "stabilityai/stable-diffusion-2-1"),
+        ("SimianLuo/LCM_Dreamshaper_v7", "Lykon/dreamshaper-7"),
+        (
+            "stabilityai/stable-diffusion-3.5-large-turbo",
+            "stabilityai/stable-diffusion-3.5-large",
+        ),
+        ("black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.1-dev"),
+    ],
+)
+def test_hub_ids_are_known_without_a_network(
+    model: str, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> str:
+        raise OSError("offline")
+
+    monkeypatch.setattr("sid_lsg.files.loading.hf_hub_download", fail)
+    assert refusal(model).endswith(f"Give its base model, such as {base}.")
+
+
+def test_the_original_name_in_a_configuration_counts(folder: Path) -> None:
+    edit(folder / "unet/config.json", _name_or_path="someone/model-xl-turbo")
+    assert "its name ('turbo' in 'model-xl-turbo')" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["turbulence", "lightnings", "alchemy-hyper-real", "lcms"])
+def test_other_names_are_accepted(tmp_path: Path, name: str) -> None:
+    shutil.copytree(SD, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors"))
+    check_not_distilled(str(tmp_path / name))
+
+
+def test_training_and_estimates_refuse_a_distilled_teacher(folder: Path) -> None:
+    edit(folder / "scheduler/scheduler_config.json", timestep_spacing="trailing")
+    with pytest.raises(UsageError, match="is already distilled into few steps"):
+        SiDLSG(str(folder))
+    with pytest.raises(UsageError, match="is already distilled into few steps"):
+        estimate(["--model.teacher", str(folder)])
