@@ -24,8 +24,8 @@ from tests.helpers.paths import REPOSITORY
 each_page = pytest.mark.parametrize("page", PAGES, ids=name)
 
 # Of other programs.
-OTHERS = {"--golden", "--nodes", "--signal"}
-OFFICIAL = {  # of the official code's sid_train.py
+OTHERS = {"--golden", "--golden-flow", "--nodes", "--signal"}
+OFFICIAL = {  # of the official codes
     "--sd_model", "--tmin", "--tmax", "--init_timestep", "--num_steps", "--cfg_train_fake",
     "--cfg_eval_fake", "--cfg_eval_real", "--alpha", "--batch", "--lr", "--glr", "--ema",
     "--duration", "--ls", "--lsg", "--fp16", "--gradient_checkpointing", "--fake_score_use_lora",
@@ -149,7 +149,7 @@ def test_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
 
     unknown = {}
     for page in PAGES:
-        others = OTHERS | (OFFICIAL if page.name == "method.md" else set())
+        others = OTHERS | (OFFICIAL if page.name in ("method.md", "flow.md") else set())
         wrong = {each for each in named_options(page) - others if not exists(each)}
         if wrong:
             unknown[name(page)] = wrong
