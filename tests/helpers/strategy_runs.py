@@ -72,8 +72,9 @@ class Watched(SiDLSG):
         condition = {
             name: value.masked_fill(bad.view(-1, *[1] * (value.dim() - 1)), float("nan"))
             for name, value in inputs.condition.items()
+            if value.is_floating_point()  # unlike masks
         }
-        return inputs._replace(condition=condition)
+        return inputs._replace(condition=inputs.condition | condition)
 
 
 class Rows(L.Callback):
