@@ -106,7 +106,7 @@ def sampler(
     The function raises UsageError if the pipeline's own checks reject the settings, or if its
     parts do not fit together.
     """
-    size = {} if resolution is None else {"height": resolution, "width": resolution}
+    size = _size(pipeline, resolution)
 
     @torch.no_grad()
     def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
@@ -135,6 +135,25 @@ def sampler(
         return images.float() * 2 - 1
 
     return sample
+
+
+def _size(pipeline: Any, resolution: int | None) -> dict[str, Any]:
+    """Return the size of an image as arguments of a pipeline, for exactly the size asked for.
+
+    SANA's pipeline always has 1024 pixels by default; others have their network's size.
+    """
+    arguments = inspect.signature(pipeline.__call__).parameters
+    network = families.network_of(pipeline)
+    side = getattr(getattr(network, "config", None), "sample_size", None)
+    fixed = "height" in arguments and arguments["height"].default is not None
+    if resolution is None and fixed and isinstance(side, int):
+        resolution = side * pipeline.vae_scale_factor
+    size: dict[str, Any] = {}
+    if resolution is not None:
+        size = {"height": resolution, "width": resolution}
+    if "use_resolution_binning" in arguments:  # resizes to one of a table of sizes
+        size["use_resolution_binning"] = False
+    return size
 
 
 def _load_parts(

@@ -98,3 +98,30 @@ T5_TEXT = Fields(
     TRANSFORMERS.only,
 )
 """T5's encoder."""
+
+DC_VAE = Fields(
+    names(
+        "latent_channels attention_head_dim encoder_block_types decoder_block_types "
+        "encoder_block_out_channels decoder_block_out_channels encoder_layers_per_block "
+        "decoder_layers_per_block encoder_qkv_multiscales decoder_qkv_multiscales "
+        "upsample_block_type downsample_block_type decoder_norm_types decoder_act_fns "
+        "encoder_out_shortcut decoder_in_shortcut decoder_conv_act_fn"
+    ),
+    {"in_channels": (3,)},
+    names("scaling_factor"),
+)
+"""The deep compression autoencoder."""
+
+GEMMA_TEXT = Fields(
+    TRANSFORMERS.free
+    | names(
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
+        "num_key_value_heads head_dim hidden_act hidden_activation max_position_embeddings "
+        "initializer_range rms_norm_eps pad_token_id bos_token_id eos_token_id rope_theta "
+        "rope_parameters rope_scaling attention_bias attention_dropout query_pre_attn_scalar "
+        "sliding_window sliding_window_size layer_types attn_logit_softcapping "
+        "final_logit_softcapping cache_implementation use_bidirectional_attention"
+    ),
+    TRANSFORMERS.only,
+)
+"""Gemma 2, read up to its last hidden states."""

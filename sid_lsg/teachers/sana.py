@@ -22,6 +22,8 @@ from sid_lsg.method.conditioning import Conditioning
 from sid_lsg.method.flow import TIMESTEPS, FlowSchedule
 from sid_lsg.teachers.autoencoder import decode, encode
 from sid_lsg.teachers.base import Tokenize, Tokens
+from sid_lsg.teachers.checks import Fields, names, refuse_problem
+from sid_lsg.teachers.fields import DC_VAE, GEMMA_TEXT
 from sid_lsg.teachers.flow import FlowTeacher, latent_side
 from sid_lsg.teachers.sana_architectures import ARCHITECTURES
 from sid_lsg.teachers.untrained import Architecture
@@ -49,6 +51,7 @@ class Sana(FlowTeacher):
     """
 
     family = "SANA"
+    example = BASE
     pipeline_class = SanaPipeline
     parts: ClassVar[Mapping[str, type]] = {
         "transformer": SanaTransformer2DModel,
@@ -57,6 +60,20 @@ class Sana(FlowTeacher):
         "tokenizer": GemmaTokenizerFast,
         # Also holds the configuration of the usual DPM-Solver++, see `reference_scheduler`.
         "scheduler": FlowMatchEulerDiscreteScheduler,
+    }
+    fields: ClassVar[Mapping[str, Fields]] = {
+        "transformer": Fields(
+            names(
+                "sample_size patch_size in_channels out_channels num_layers num_attention_heads "
+                "attention_head_dim num_cross_attention_heads cross_attention_head_dim "
+                "cross_attention_dim caption_channels mlp_ratio dropout attention_bias qk_norm "
+                "norm_elementwise_affine norm_eps interpolation_scale guidance_embeds "
+                "guidance_embeds_scale"
+            ),
+            positive=names("timestep_scale"),
+        ),
+        "vae": DC_VAE,
+        "text_encoder": GEMMA_TEXT,
     }
     architectures: ClassVar[Mapping[str, Architecture]] = ARCHITECTURES
     network: SanaTransformer2DModel
@@ -86,7 +103,8 @@ class Sana(FlowTeacher):
             UsageError: If the parts are not SANA's, or cannot take the resolution.
         """
         super().__init__()
-        _check(transformer.config, vae, text_encoder, option)
+        problem = _problem(transformer.config, vae, text_encoder)
+        refuse_problem(problem, option, self.family, self.example)
         # Other implementations of attention skip the soft-cap that Gemma 2 was trained with.
         text_encoder.set_attn_implementation("eager")
         self.network = transformer
@@ -239,30 +257,24 @@ def _first_and_last(values: Tensor) -> Tensor:
     return torch.cat((values[:, :1], values[:, 1 - LENGTH :]), dim=1)
 
 
-def _check(config: Any, vae: AutoencoderDC, text_encoder: Gemma2Model, option: str) -> None:
-    """Reject parts that load but do not form a model of SANA.
-
-    Raises:
-        UsageError: If the parts do not fit together.
-    """
-    features, problem = text_encoder.config.hidden_size, None
+def _problem(config: Any, vae: AutoencoderDC, text_encoder: Gemma2Model) -> str | None:
+    """Describe the first parts that load but do not form a model of SANA."""
+    features, latents = text_encoder.config.hidden_size, vae.config.latent_channels
     if config.guidance_embeds:
-        problem = "its transformer takes guidance as an input: it is already distilled (Sprint?)"
-    elif config.in_channels != vae.config.latent_channels:
-        problem = (
+        return "its transformer takes guidance as an input: it is already distilled (Sprint?)"
+    if config.in_channels != latents:
+        return (
             f"its transformer takes {config.in_channels} channels and its VAE's latents have "
-            f"{vae.config.latent_channels}"
+            f"{latents}"
         )
-    elif config.out_channels not in (None, config.in_channels):
-        problem = (
+    if config.out_channels not in (None, config.in_channels):
+        return (
             f"its transformer takes {config.in_channels} channels and returns "
             f"{config.out_channels} (a model with a learned variance?)"
         )
-    elif config.caption_channels != features:
-        problem = (
+    if config.caption_channels != features:
+        return (
             f"its transformer attends to {config.caption_channels} features and its text encoder "
             f"outputs {features}"
         )
-    if problem:
-        wanted = f"a text-to-image model of SANA, such as {BASE}"
-        raise UsageError(f"--{option}: {problem}. Give {wanted}.")
+    return None

@@ -135,6 +135,39 @@ FAMILIES = {
         scheduler={"_class_name": ["DDIMScheduler", "PNDMScheduler"]},
         foreign={"transformer": "UNet2DConditionModel", "vae": "AutoencoderTiny"},
     ),
+    "tiny_sana": Parts(
+        GOLDEN_FLOW / "pipelines" / "tiny_sana",
+        networks={
+            "transformer": {
+                "in_channels": [9],
+                "out_channels": [16],
+                "caption_channels": [48],
+                "num_layers": [1, 5],
+                "qk_norm": ["rms_norm_across_heads", "unknown"],
+                "mlp_ratio": [4],
+                "patch_size": [2],
+                "guidance_embeds": [True],
+                "timestep_scale": [0, None],
+                "a_new_field": [3],
+            },
+            "vae": {
+                "latent_channels": [16],
+                "in_channels": [4],
+                "scaling_factor": [0, None, "x", -1.0],
+                "encoder_block_out_channels": [[8, 8], None],
+                "a_new_field": [True],
+            },
+        },
+        encoders={
+            "text_encoder": {
+                name: _ENCODER[name] for name in _ENCODER if name != "max_position_embeddings"
+            }
+            | {"num_key_value_heads": [2], "head_dim": [4]}
+        },
+        tokenizers=(),
+        scheduler={},
+        foreign={"transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL"},
+    ),
 }
 """The folders to spoil; a further family is one entry."""
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
 
+from sid_lsg.generation.models import load_model
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.teachers import families
 from sid_lsg.teachers.sana import Sana
@@ -139,6 +140,13 @@ def test_the_resolution_decides_the_shapes(resolution: int | None, side: int) ->
         "guidance_scale": 1, "height": side, "width": side, "use_resolution_binning": False,
     }  # fmt: skip
     assert own.sample_reference(["a"], [0], 1, 1.0).shape == (1, 3, side, side)
+
+
+def test_the_stock_pipeline_makes_the_models_size() -> None:
+    """Its own default is 1024 pixels, or one of a table of sizes."""
+    for resolution, side in ((None, 256), (64, 64)):
+        model = load_model(str(FOLDER), "pipeline", 1, 1.0, resolution)
+        assert model.sample(["a cat"], [0]).shape == (1, 3, side, side)
 
 
 def test_a_position_embedding_keeps_its_resolution(folder: Path) -> None:
