@@ -13,6 +13,7 @@ from sid_lsg.files.loading import read_json
 from sid_lsg.files.sources import locate
 from sid_lsg.messages.checks import beside
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.teachers.families import architecture_of
 
 _SCHEDULERS = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "SiDScheduler")
 _WORDS = {"turbo", "lightning", "lcm", "schnell", "hypersd", "dmd2"}
@@ -54,20 +55,26 @@ def check_not_distilled(
     source = locate(model)
     if source.kind not in ("folder", "hub"):
         return
-
-    def read(part: str, file: str) -> dict[str, Any]:
+    network: Mapping[str, Any] = {}
+    reason = _by_name(model)
+    if not reason:
+        if architecture_of(model):
+            return  # a base model
         try:
-            return read_json(source, f"{(subfolders or {}).get(part, part)}/{file}", revision) or {}
+            where = subfolders or {}
+            place = f"{where.get('scheduler', 'scheduler')}/scheduler_config.json"
+            scheduler = read_json(source, place, revision) or {}
+            network = read_json(source, f"{where.get('unet', 'unet')}/config.json", revision) or {}
         except (OSError, ValueError):
-            return {}  # loading the part reports it
-
-    scheduler = read("scheduler", "scheduler_config.json")
-    network = read("unet", "config.json")
-    names = [Path(str(name)).name for name in (model, network.get("_name_or_path", ""))]
-    reason = _by_scheduler(scheduler) or _by_network(network) or _by_name(names)
+            return  # loading the part reports it
+        reason = (
+            _by_scheduler(scheduler)
+            or _by_network(network)
+            or _by_name(str(network.get("_name_or_path", "")))
+        )
     if not reason:
         return
-    base = _base(" ".join(names).lower(), network)
+    base = _base(model, network)
     given = f"Give its base model{f', such as {base}' if base else ''}."
     if "timestep_spacing" in reason:
         given += (
@@ -95,15 +102,14 @@ def _by_network(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _by_name(names: list[str]) -> str | None:
-    for name in names:
-        if found := _WORDS & set(
-            re.split(r"[^a-z0-9]+", name.lower().replace("hyper-sd", "hypersd"))
-        ):
-            return f"its name ({min(found)!r} in {name!r})"
-    return None
+def _by_name(model: str) -> str | None:
+    name = Path(model).name
+    words = re.split(r"[^a-z0-9]+", name.lower().replace("hyper-sd", "hypersd"))
+    found = [word for word in words if word in _WORDS]
+    return f"its name ({found[0]!r} in {name!r})" if found else None
 
 
-def _base(names: str, network: Mapping[str, Any]) -> str | None:
-    known = (base for part, base in _BASES.items() if part in names)
+def _base(model: str, network: Mapping[str, Any]) -> str | None:
+    name = Path(model).name.lower()
+    known = (base for part, base in _BASES.items() if part in name)
     return next(known, _SD_BASES.get(network.get("cross_attention_dim", 0)))

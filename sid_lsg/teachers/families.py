@@ -70,13 +70,10 @@ def outline(
     Nothing is downloaded for the Hub ids that an architecture lists. For another Hub id, its
     configuration files are. The arguments and errors are those of `load`.
     """
-    source = locate(model)
-    if source.kind == "hub":
-        for family in _families():
-            for name, made in family.architectures.items():
-                if model in made.hub_ids:
-                    return family.build(name, "meta", resolution, option=option)
-    if source.kind == "architecture":
+    if found := architecture_of(model):
+        family, name = found
+        return family.build(name, "meta", resolution, option=option)
+    if locate(model).kind == "architecture":
         return _build(model, "meta", resolution, option)
     family = family_of(model, option, revision)
     return family.outline(model, revision, subfolders, resolution, option)
@@ -90,6 +87,16 @@ def family_of(model: str, option: str, revision: str | None = None) -> type[Teac
     """
     kind = read_index(locate(model), option, revision).get("_class_name", _DEFAULT)
     return _import(FAMILIES.get(kind, FAMILIES[_DEFAULT]))
+
+
+def architecture_of(model: str) -> tuple[type[Teacher], str] | None:
+    """Return the family and the architecture that list a Hub id; None if none does."""
+    if locate(model).kind == "hub":
+        for family in _families():
+            for name, made in family.architectures.items():
+                if model in made.hub_ids:
+                    return family, name
+    return None
 
 
 def check_configs(model: str, index: Mapping[str, Any], option: str) -> None:

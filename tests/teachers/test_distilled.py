@@ -119,6 +119,20 @@ def test_hub_ids_are_known_without_a_network(
     assert refusal(model).endswith(f"Give its base model, such as {base}.")
 
 
+def test_known_base_models_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def download(model: str, file: str, revision: str | None) -> str:
+        asked.append(model)
+        raise OSError("offline")
+
+    monkeypatch.setattr("sid_lsg.files.loading.hf_hub_download", download)
+    check_not_distilled(BASE, "main")
+    assert not asked
+    check_not_distilled("someone/some-model")
+    assert asked
+
+
 def test_the_original_name_in_a_configuration_counts(folder: Path) -> None:
     edit(folder / "unet/config.json", _name_or_path="someone/model-xl-turbo")
     assert "its name ('turbo' in 'model-xl-turbo')" in refusal(folder)
