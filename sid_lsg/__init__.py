@@ -6,6 +6,8 @@ The public names are loaded when they are first used: importing the package impo
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sid_lsg.files.moved import find_moved
+
 if TYPE_CHECKING:
     from sid_lsg.data.prompts import PromptDataModule
     from sid_lsg.options.guidance import Guidance
@@ -19,6 +21,8 @@ _MODULES = {
     "PromptDataModule": "sid_lsg.data.prompts",
     "SiDLSG": "sid_lsg.training.module",
 }
+
+find_moved()
 
 
 def __getattr__(name: str) -> Any:
