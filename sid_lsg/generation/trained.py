@@ -95,7 +95,8 @@ def load_trained(
     loaded.network = merged(network)
     adapted = network if lora else None
     Flow.of(options).set_times(loaded.schedule)
-    length = (options.get("text") or {}).get("max_sequence_length")
-    set_text(Text(max_sequence_length=length), loaded)
+    text = options.get("text") or {}
+    length, null = text.get("max_sequence_length"), text.get("null")
+    set_text(Text(max_sequence_length=length, null=null), loaded)
     recipe = Method.of(options).of_teacher(loaded.schedule).recipe(NO_GUIDANCE)
     return Trained(loaded, recipe.t_init, options["num_steps"], record, adapted, recipe.noise)

@@ -40,11 +40,18 @@ def set_frozen_precision(
 
 
 def set_text(text: Text, teacher: Teacher) -> None:
-    """Set the length, precision and device of a teacher's text encoders.
+    """Set the length, null conditioning, precision and device of a teacher's text encoders.
 
     Raises:
-        UsageError: If a length is given for a teacher without T5.
+        UsageError: If the teacher has no such choice.
     """
+    if text.null is not None:
+        if teacher.null_kind is None:
+            raise UsageError(
+                f"--model.text.null is {text.null}, but this teacher's null conditioning is that "
+                "of the empty prompt. Leave it out."
+            )
+        teacher.null_kind = text.null
     if text.max_sequence_length is not None:
         if teacher.max_sequence_length is None:
             raise UsageError(

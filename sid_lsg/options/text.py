@@ -7,6 +7,7 @@ from sid_lsg.messages.checks import refuse
 
 TextPrecision = Literal["32", "bf16"]
 TextDevice = Literal["cpu"]
+Null = Literal["zeros", "empty"]
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,14 @@ class Text:
             device of the networks.
         max_sequence_length: Tokens for T5 in Stable Diffusion 3, 0 to 512; by default the teacher's
             or 256, as in its pipeline. SiD-DiT's runs use 77.
+        null: What the networks see in place of a prompt, for guidance: zeros, or the features of
+            the empty prompt (empty). Only SDXL has the choice; by default it is its model_index's.
     """
 
     precision: TextPrecision = "32"
     device: TextDevice | None = None
     max_sequence_length: int | None = None
+    null: Null | None = None
 
     def __post_init__(self) -> None:
         """Validate the choices.
@@ -39,3 +43,5 @@ class Text:
         length = self.max_sequence_length
         if length is not None and not 0 <= length <= 512:
             refuse("model.text.max_sequence_length", length, "0 to 512")
+        if self.null not in (None, *get_args(Null)):
+            refuse("model.text.null", self.null, "zeros, empty or null")

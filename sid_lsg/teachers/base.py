@@ -53,6 +53,7 @@ class Teacher(nn.Module, ABC):
         image_size: (H, W) of an image in pixels.
         max_sequence_length: Tokens of the text encoder whose length can be chosen; None if there is
             none.
+        null_kind: "zeros" or "empty" (the empty prompt) if the null conditioning can be chosen.
         frozen_dtype: The dtype of frozen linear and convolution weights, if it differs from the
             other weights' (`memory.set_frozen_precision`).
     """
@@ -68,6 +69,7 @@ class Teacher(nn.Module, ABC):
     image_size: tuple[int, int]
     frozen_dtype: torch.dtype | None = None
     max_sequence_length: int | None = None
+    null_kind: str | None = None
 
     # ------------------------------------------------------------------ loading
 

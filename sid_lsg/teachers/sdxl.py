@@ -92,7 +92,7 @@ class SDXL(UNetTeacher):
         super().__init__(unet, vae, scheduler, resolution, option)
         self.text_encoder, self.text_encoder_2 = text_encoder, text_encoder_2
         self._tokenizers = {"tokenizer": tokenizer, "tokenizer_2": tokenizer_2}
-        self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
+        self.null_kind = "zeros" if force_zeros_for_empty_prompt else "empty"
         height, width = self.image_size
         # Original size, crop from the top left, target size.
         sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
@@ -134,12 +134,9 @@ class SDXL(UNetTeacher):
         }
 
     def encode_null(self) -> Conditioning:
-        """Return zeros as features of text if the model's index says so, else the empty prompt's.
-
-        The sizes are those of every prompt.
-        """
+        """Return zeros as features of text, or the empty prompt's; the sizes are every prompt's."""
         found = self.encode_prompts([""])
-        if self.force_zeros_for_empty_prompt:
+        if self.null_kind == "zeros":
             found |= {name: torch.zeros_like(found[name]) for name in _TEXT}
         return found
 
@@ -185,7 +182,7 @@ class SDXL(UNetTeacher):
             **self._tokenizers,
             unet=network,
             scheduler=scheduler,
-            force_zeros_for_empty_prompt=self.force_zeros_for_empty_prompt,
+            force_zeros_for_empty_prompt=self.null_kind == "zeros",
             add_watermarker=False,  # of the images; by default if a package for it is installed
         )
         pipeline.set_progress_bar_config(disable=True)

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.conditioning import concatenate, expand
+from sid_lsg.networks.memory import set_text
+from sid_lsg.options.text import Text
 from sid_lsg.teachers import families
 from sid_lsg.teachers.sdxl import SDXL
 from tests.helpers.golden import error
@@ -112,6 +114,18 @@ def test_null_conditioning_is_zeros_or_the_empty_prompts(folder: Path, teacher: 
         assert torch.equal(value, empty[name])
     saved = own.pipeline(own.network, own.one_step_scheduler(625))
     assert saved.config.force_zeros_for_empty_prompt is False
+
+
+def test_null_conditioning_can_be_chosen(teacher: SDXL) -> None:
+    assert teacher.null_kind == "zeros"
+    own = families.load(str(FOLDER))
+    set_text(Text(null="empty"), own)
+    found, expected = own.null_condition(), teacher.encode_prompts([""])
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    with pytest.raises(UsageError, match=r"--model.text.null is zeros, but this teacher's"):
+        set_text(Text(null="zeros"), families.load("architecture:sd15-small"))
+    with pytest.raises(UsageError, match=r"--model.text.null must be zeros, empty or null"):
+        Text(null="none")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("resolution", "side"), [(None, 64), (32, 32), (128, 128)])
