@@ -1,4 +1,4 @@
-"""The embedded teacher, trained on Fashion-MNIST, and the recipe that made it.
+"""The embedded teachers, trained on Fashion-MNIST, and the recipes that made them.
 
-May import metrics, data, images, files, messages.
+May import metrics, data, teachers, images, files, messages.
 """

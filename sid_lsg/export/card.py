@@ -76,7 +76,8 @@ def _use(facts: Facts) -> str:
         "onnx": "`noise` is standard normal, `image` is in [-1, 1], and batches can have any size. "
         "To get the same image as sid-lsg for a seed, draw the noise with PyTorch.",
     }[facts.layout]
-    how = facts.scheduler, facts.num_steps, facts.dtype, facts.pipeline_options
+    call = facts.pipeline_options, facts.missing_parts
+    how = facts.scheduler, facts.num_steps, facts.dtype, *call
     if facts.layout == "diffusers":
         code = snippets.pipeline_snippet(facts.model, *how)
     elif facts.layout == "network":

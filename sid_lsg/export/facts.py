@@ -33,6 +33,7 @@ class Facts:
         network: The network's name in diffusers' pipelines, and its class.
         scheduler: Class of the exported scheduler: one of diffusers or `SiDScheduler`.
         pipeline_options: Arguments of the pipeline call.
+        missing_parts: Parts of the pipeline that the teacher lacks.
         config: The training's configuration, if known.
         iterations: The training's number of iterations, if known.
         versions: Versions of the software that trained it.
@@ -52,6 +53,7 @@ class Facts:
     network: tuple[str, str]
     scheduler: str
     pipeline_options: Mapping[str, Any]
+    missing_parts: Sequence[str] = ()
     config: Mapping[str, Any] | None = None
     iterations: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -106,6 +108,7 @@ def facts_of(
         network=(teacher.network_name, type(teacher.network).__name__),
         scheduler=type(make_scheduler(teacher, t_init, num_steps, noise)).__name__,
         pipeline_options=teacher.pipeline_options,
+        missing_parts=teacher.missing_parts,
         **known,
     )
 

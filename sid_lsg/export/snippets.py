@@ -1,6 +1,6 @@
 """Generate the Python code in a model card that samples the exported folder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sid_lsg.export.folder import SCHEDULER_CLASS, SCHEDULER_MODULE
@@ -10,11 +10,16 @@ _PROMPT = "a lighthouse at dawn"
 
 
 def pipeline_snippet(
-    model: str, scheduler: str, num_steps: int, dtype: str, options: Mapping[str, Any]
+    model: str,
+    scheduler: str,
+    num_steps: int,
+    dtype: str,
+    options: Mapping[str, Any],
+    missing: Sequence[str] = (),
 ) -> str:
-    """Return code that loads and samples a complete pipeline."""
+    """Return code that loads and samples a complete pipeline; `missing` parts are None."""
     trust = ", trust_remote_code=True" if scheduler == SCHEDULER_CLASS else ""
-    load = f'DiffusionPipeline.from_pretrained("{model}"{_typed(dtype)}{trust})'
+    load = f'DiffusionPipeline.from_pretrained("{model}"{_typed(dtype)}{_none(missing)}{trust})'
     lines = ["import torch", "from diffusers import DiffusionPipeline", "", f"pipeline = {load}"]
     return "\n".join([*lines, *_sampled(num_steps, dtype, options)])
 
@@ -27,6 +32,7 @@ def network_snippet(
     num_steps: int,
     dtype: str,
     options: Mapping[str, Any],
+    missing: Sequence[str] = (),
 ) -> str:
     """Return code that puts a network and its scheduler into the teacher's pipeline."""
     name, kind = network
@@ -56,7 +62,7 @@ def network_snippet(
         f'{name} = {kind}.from_pretrained("{model}", subfolder="{name}"{typed})',
         f'scheduler = {scheduler}.from_pretrained("{model}", subfolder="scheduler")',
         "pipeline = DiffusionPipeline.from_pretrained(",
-        f'    "{teacher}", {name}={name}, scheduler=scheduler{typed}',
+        f'    "{teacher}", {name}={name}, scheduler=scheduler{typed}{_none(missing)}',
         ")",
     ]
     return "\n".join([*imports, "", *body, *_sampled(num_steps, dtype, options)])
@@ -84,6 +90,11 @@ input_ids = np.array([found.ids for found in tokenizer.encode_batch(prompts)], d
 noise = np.random.default_rng(0).standard_normal((len(prompts), {shape}), dtype=np.float32)
 (images,) = session.run(None, {{"noise": noise, "input_ids": input_ids}})
 pixels = np.rint((images + 1) * 127.5).clip(0, 255).astype(np.uint8)  # [B, 3, H, W]"""
+
+
+def _none(missing: Sequence[str]) -> str:
+    """Return arguments for the parts that a model lacks; diffusers loads no folder without them."""
+    return "".join(f", {name}=None" for name in missing)
 
 
 def _typed(dtype: str) -> str:

@@ -49,7 +49,7 @@ def load(model: str, dtype: torch.dtype, resolution: int | None, option: str) ->
     index = read_index(source, option)
     check_text_to_image(str(index.get("_class_name")), option)
     families.check_configs(model, index, option)
-    parts = _load_parts(source, index, dtype, option)
+    parts = _missing_parts(index) | _load_parts(source, index, dtype, option)
     with explained(what, _REMEDY):
         pipeline = DiffusionPipeline.from_pretrained(
             source.location,
@@ -68,6 +68,15 @@ def load(model: str, dtype: torch.dtype, resolution: int | None, option: str) ->
         refuse("resolution", resolution, f"a multiple of {multiple} for {model!r}")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _missing_parts(index: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts that a model lacks and its pipeline must be given, as arguments."""
+    import diffusers
+
+    kind = getattr(diffusers, str(index.get("_class_name")), diffusers.DiffusionPipeline)
+    lacks = [name for name, value in index.items() if isinstance(value, list) and None in value]
+    return {name: None for name in lacks if name not in kind._optional_components}
 
 
 def check_text_to_image(name: str, option: str) -> None:

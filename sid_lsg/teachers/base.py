@@ -45,6 +45,7 @@ class Teacher(nn.Module, ABC):
         architectures: The family's untrained models, by the NAME in `architecture:NAME`.
         pipeline_options: Arguments of the family's pipeline that sample a generator without
             guidance.
+        missing_parts: Parts of the family's pipeline that this model lacks.
         logit_limit: Limit of the discriminator's logits (`method.adversarial`); None for no limit.
         network: The denoising network, f_phi.
         schedule: alpha_t, sigma_t, the prediction type and the timesteps.
@@ -61,6 +62,7 @@ class Teacher(nn.Module, ABC):
     network_name: ClassVar[str]
     architectures: ClassVar[Mapping[str, Architecture]] = {}
     pipeline_options: Mapping[str, Any] = {"guidance_scale": 0}
+    missing_parts: Sequence[str] = ()
     logit_limit: ClassVar[float | None] = None
     network: nn.Module
     schedule: Schedule

@@ -121,6 +121,8 @@ class SD3(FlowTeacher):
         self.vae = vae
         self.text_encoder, self.text_encoder_2 = encoders
         self.text_encoder_3 = text_encoder_3
+        if text_encoder_3 is None:
+            self.missing_parts = self.optional
         found = {"tokenizer": tokenizer, "tokenizer_2": tokenizer_2, "tokenizer_3": tokenizer_3}
         self._tokenizers = {name: own for name, own in found.items() if own is not None}
         self.pipeline_options = self._pipeline_options()
