@@ -292,15 +292,15 @@ def test_large_weights_are_not_blamed_on_the_precision(
     assert images(tmp_path / "out") == {}
 
 
-def test_an_sdxl_folder_is_rejected_as_teacher(
+def test_a_folder_of_another_layout_than_its_pipelines_is_rejected(
     small_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "sdxl"
+    folder = tmp_path / "sd"
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "text_encoder_2"):
         (folder / part).mkdir(parents=True)
-    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     message = refused(capsys, *line(str(folder), tmp_path / "out", prompt="a", sampler="generator"))
-    assert "holds text_encoder_2 (StableDiffusionXLPipeline)" in message
+    assert "holds text_encoder_2 (StableDiffusionPipeline)" in message
 
 
 def test_nothing_is_overwritten_without_overwrite(
