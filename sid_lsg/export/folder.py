@@ -3,13 +3,13 @@
 import copy
 import inspect
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from sid_lsg.export.names import complete_tokenizer, rename_weights, write_json
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.sampling import Noise
 from sid_lsg.teachers.base import Teacher
@@ -59,8 +59,10 @@ def save_pipeline(
             setattr(pipeline, name, _converted(part, dtype))
     pipeline.save_pretrained(folder, safe_serialization=True)
     _complete(folder, scheduler)
+    for name, part in pipeline.components.items():
+        rename_weights(part, folder / name)
     for tokenizer in folder.glob("tokenizer*"):
-        _complete_tokenizer(tokenizer)
+        complete_tokenizer(tokenizer)
 
 
 def save_network(
@@ -96,30 +98,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Save a tokenizer without a pipeline."""
     tokenizer.save_pretrained(folder)
     _forget_machine(folder)
-    _complete_tokenizer(folder)
-
-
-def _complete_tokenizer(folder: Path) -> None:
-    """Reset a tokenizer's padding and truncation; write vocab.json and merges.txt if missing.
-
-    The saved padding and truncation are those of the last call, so folders of the same generator
-    would differ. Transformers before version 5 and other software read the other two files.
-    """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return
-    content = json.loads(path.read_text(encoding="utf-8"))
-    _write_json(path, content | {"truncation": None, "padding": None})
-    if (folder / "vocab.json").exists():
-        return
-    model = content["model"]
-    if "merges" not in model:
-        return
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    vocabulary = json.dumps(model["vocab"], ensure_ascii=False)
-    (folder / "vocab.json").write_text(vocabulary, encoding="utf-8")
-    lines = ["#version: 0.2", *merges, ""]
-    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    complete_tokenizer(folder)
 
 
 def _converted(network: Any, dtype: torch.dtype) -> Any:
@@ -147,15 +126,11 @@ def _complete(folder: Path, scheduler: Any) -> None:
     if (index := folder / "model_index.json").is_file():
         parts = json.loads(index.read_text(encoding="utf-8"))
         parts["scheduler"] = [SCHEDULER_MODULE, SCHEDULER_CLASS]
-        _write_json(index, parts)
+        write_json(index, parts)
 
 
 def _forget_machine(folder: Path) -> None:
     """Remove local paths from all configurations."""
     for path in [path for name in _CONFIGS for path in folder.rglob(name)]:
         config = json.loads(path.read_text(encoding="utf-8"))
-        _write_json(path, {k: v for k, v in config.items() if k not in _LOCAL_KEYS})
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, {k: v for k, v in config.items() if k not in _LOCAL_KEYS})
