@@ -68,9 +68,18 @@ def card(facts: Facts) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+_GLOBAL_NOISE = (
+    "The pipeline takes only the first step's noise from its `generator`. That of later steps "
+    "follows `torch.manual_seed`, so sid-lsg's `generate`, whose images depend on their own seeds "
+    "alone, makes other images."
+)
+
+
 def _use(facts: Facts) -> str:
     notes = {
-        "diffusers": "For the same seed, it makes the same image as sid-lsg's `generate`.",
+        "diffusers": _GLOBAL_NOISE
+        if facts.global_noise
+        else "For the same seed, it makes the same image as sid-lsg's `generate`.",
         "network": f"The folder holds the {facts.network[0]} and its scheduler; the other parts "
         "are the teacher's.",
         "onnx": "`noise` is standard normal, `image` is in [-1, 1], and batches can have any size. "
@@ -91,6 +100,11 @@ def _use(facts: Facts) -> str:
         notes += (
             " `trust_remote_code=True` lets diffusers run `scheduler/sid_lsg_scheduler.py`, because"
             " none of its schedulers samples this way. `num_inference_steps` may be changed."
+        )
+    elif facts.prediction_type == "flow_prediction":
+        notes += (
+            f" The scheduler's times are those of {facts.steps}: for another number, export with "
+            "`--num_steps`."
         )
     else:
         notes += (

@@ -34,6 +34,7 @@ class Facts:
         scheduler: Class of the exported scheduler: one of diffusers or `SiDScheduler`.
         pipeline_options: Arguments of the pipeline call.
         missing_parts: Parts of the pipeline that the teacher lacks.
+        global_noise: Whether the noise of later steps follows PyTorch's global seed.
         config: The training's configuration, if known.
         iterations: The training's number of iterations, if known.
         versions: Versions of the software that trained it.
@@ -54,6 +55,7 @@ class Facts:
     scheduler: str
     pipeline_options: Mapping[str, Any]
     missing_parts: Sequence[str] = ()
+    global_noise: bool = False
     config: Mapping[str, Any] | None = None
     iterations: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -109,6 +111,7 @@ def facts_of(
         scheduler=type(make_scheduler(teacher, t_init, num_steps, noise)).__name__,
         pipeline_options=teacher.pipeline_options,
         missing_parts=teacher.missing_parts,
+        global_noise=num_steps > 1 and noise == "fresh" and not teacher.hands_generator_on,
         **known,
     )
 

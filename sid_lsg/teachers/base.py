@@ -46,6 +46,8 @@ class Teacher(nn.Module, ABC):
         pipeline_options: Arguments of the family's pipeline that sample a generator without
             guidance.
         missing_parts: Parts of the family's pipeline that this model lacks.
+        hands_generator_on: Whether the family's pipeline hands its random generator to the
+            scheduler; else the noise of the steps after the first follows PyTorch's global seed.
         logit_limit: Limit of the discriminator's logits (`method.adversarial`); None for no limit.
         network: The denoising network, f_phi.
         schedule: alpha_t, sigma_t, the prediction type and the timesteps.
@@ -64,6 +66,7 @@ class Teacher(nn.Module, ABC):
     pipeline_options: Mapping[str, Any] = {"guidance_scale": 0}
     missing_parts: Sequence[str] = ()
     logit_limit: ClassVar[float | None] = None
+    hands_generator_on: ClassVar[bool] = True
     network: nn.Module
     schedule: Schedule
     scheduler_config: dict[str, Any]

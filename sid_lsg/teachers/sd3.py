@@ -65,6 +65,7 @@ class SD3(FlowTeacher):
         "scheduler": FlowMatchEulerDiscreteScheduler,
     }
     optional = ("text_encoder_3", "tokenizer_3")
+    hands_generator_on = False
     fields: ClassVar[Mapping[str, Fields]] = {
         "transformer": Fields(
             names(

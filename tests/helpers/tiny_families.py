@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from tests.helpers.paths import GOLDEN_FLOW
 
 PROMPTS = ["a red cat", "two dogs running", "a blue bird", "the moon"]
 SEEDS = [3, 0, 7, 1]
+TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ FAMILIES = {
     "sdxl": TinyFamily(
         GOLDEN_FLOW / "pipelines" / "tiny_sdxl", "unet/diffusion_pytorch_model.safetensors", 64
     ),
+    "sd3": TinyFamily(GOLDEN_FLOW / "pipelines" / "tiny_sd3", TRANSFORMER, 64),
 }
 
 
@@ -95,10 +99,14 @@ def stock_latents(
 ) -> Tensor:
     """Sample a generator with its stock pipeline."""
     pipeline.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    if isinstance(pipeline, StableDiffusion3Pipeline):
+        # It does not hand its generators to the scheduler, which would use the global seed.
+        pipeline.scheduler.step = partial(pipeline.scheduler.step, generator=generators)
     latents: Tensor = pipeline(
         PROMPTS,
         num_inference_steps=num_steps,
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        generator=generators,
         output_type="latent",
         **options,
     ).images

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers.schedulers.scheduling_flow_match_lcm as stock_scheduler
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,11 +16,14 @@ from torch import Tensor
 
 from sid_lsg.checkpoints.opening import require_checkpoint
 from sid_lsg.commands.export import export
-from sid_lsg.commands.generate import generate
+from sid_lsg.export.card import write_card
 from sid_lsg.export.exported import Exported, read_exported
+from sid_lsg.export.facts import facts_of
 from sid_lsg.export.folder import save_pipeline
 from sid_lsg.files.sources import locate
+from sid_lsg.generation.models import load_model
 from sid_lsg.generation.trained import load_trained
+from sid_lsg.images.pixels import to_uint8
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.sampling import seeded_noises
 from sid_lsg.teachers import families
@@ -147,31 +151,6 @@ def test_the_teachers_defaults_are_trained_with_and_recorded(run: Path) -> None:
     assert (run / "comparison.png").is_file()
 
 
-def test_a_run_is_resumed_bitwise(run: Path, tmp_path: Path) -> None:
-    fit(FOLDER, tmp_path / "run", 1, **{"model.num_steps": 4})
-    fit(FOLDER, tmp_path / "run", 2, **{"model.num_steps": 4, "ckpt_path": "last"})
-    again = weights(tmp_path / "run")
-    assert all(torch.equal(value, again[name]) for name, value in weights(run).items())
-
-
-@pytest.mark.parametrize("num_steps", [1, 4])
-def test_adapters_are_trained_and_loaded_by_the_stock_pipeline(
-    tmp_path: Path, num_steps: int
-) -> None:
-    rank = {f"model.lora.{name}.rank": 2 for name in ("generator", "fake_score")}
-    quiet = {"image_grid.every_n_steps": 0, "health.every_n_images": 0, "metrics.clip": ""}
-    fit(FOLDER, tmp_path / "run", 2, **{"model.num_steps": num_steps}, **rank, **quiet)
-    stock = StableDiffusion3Pipeline.from_pretrained(FOLDER)
-    stock.load_lora_weights(str(tmp_path / "run" / "generator" / "lora"))
-    stock.fuse_lora()
-    stock.unload_lora_weights()
-    own = weights(tmp_path / "run")
-    before = families.load(str(FOLDER)).network.state_dict()
-    assert any(not torch.equal(value, before[name]) for name, value in own.items())
-    for name, value in stock.transformer.state_dict().items():
-        torch.testing.assert_close(value, own[name], rtol=1e-5, atol=1e-6)
-
-
 # ---------------------------------------------------------------------- stock diffusers
 
 
@@ -230,24 +209,32 @@ def test_other_samplers_are_exported_with_their_scheduler(
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
-def test_an_export_is_sampled_and_scored(run: Path, tmp_path: Path) -> None:
-    """`generate` gives each image from its own seed, unlike the stock pipeline's later steps."""
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\n".join(PROMPTS[:2]))
-    exported = run / "generator"
-    for place, batch in (("one", 1), ("two", 2)):
-        generate(
-            str(exported),
-            prompts=str(prompts),
-            output=str(tmp_path / place),
-            batch_size=batch,
-            accelerator="cpu",
-        )
-    names = sorted(path.name for path in (tmp_path / "one").rglob("0*.png"))
-    assert len(names) == 2
-    for path in (tmp_path / "one").rglob("0*.png"):
-        other = tmp_path / "two" / path.relative_to(tmp_path / "one")
-        assert path.read_bytes() == other.read_bytes()
+@pytest.mark.parametrize("num_steps", [1, 2])
+@pytest.mark.parametrize("t5", [True, False])
+def test_the_cards_code_samples_the_export(
+    folder: Path, tmp_path: Path, t5: bool, num_steps: int
+) -> None:
+    """Without T5, diffusers needs two arguments; later noise follows the global seed."""
+    own: Any = families.load(str(folder if t5 else without_t5(folder)))
+    own.max_sequence_length = 16
+    save_pipeline(own, own.network, tmp_path / "out", 999, num_steps)
+    facts = facts_of(own, 999, num_steps, model=str(tmp_path / "out"))
+    write_card(tmp_path / "out", facts)
+    card = (tmp_path / "out" / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    assert ("text_encoder_3=None" in code) is not t5
+    assert "max_sequence_length=16" in code
+    assert ("torch.manual_seed" in card) is (num_steps > 1)
+    names: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(code, names)
+    assert names["image"].size == (64, 64)
+    pipeline = load_model(str(tmp_path / "out"), "pipeline", num_steps=num_steps, guidance=1.0)
+    assert pipeline.sample(PROMPTS[:1], [0]).shape == (1, 3, 64, 64)
+    if num_steps == 1:
+        latents = own.generate(own.network, ["a lighthouse at dawn"], [0], 999, 1)
+        wanted = to_uint8(own.decode(latents))[0].permute(1, 2, 0).numpy()
+        assert abs(np.asarray(names["image"]).astype(int) - wanted).max() <= 1
 
 
 # ---------------------------------------------------------------------- errors
