@@ -44,9 +44,18 @@ class Meter(Allocations):
         """Run an operation and count it."""
         out = super().__torch_dispatch__(func, types, args, kwargs)
         packet = func._overloadpacket
-        if packet in flop_registry:
+        if packet is torch.ops.aten.convolution_backward and args[9] > 1:
+            self.flops += _grouped_backward(*args)
+        elif packet in flop_registry:
             self.flops += float(flop_registry[packet](*args, **(kwargs or {}), out_val=out))
         return out
+
+
+def _grouped_backward(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> float:
+    """Count a grouped convolution's backward pass; PyTorch's formula ignores the groups."""
+    transposed, wanted = rest[4], rest[7]
+    forward = 2.0 * (x if transposed else grad).numel() * weight[0].numel()
+    return forward * (wanted[0] + wanted[1])
 
 
 class AsOnCuda(TorchFunctionMode):

@@ -25,13 +25,10 @@ from sid_lsg.teachers.base import Tokenize, Tokens
 from sid_lsg.teachers.checks import Fields, names, refuse_problem
 from sid_lsg.teachers.fields import DC_VAE, GEMMA_TEXT
 from sid_lsg.teachers.flow import FlowTeacher, latent_side
-from sid_lsg.teachers.sana_architectures import ARCHITECTURES
+from sid_lsg.teachers.sana_architectures import ARCHITECTURES, INSTRUCTION_KEY
 from sid_lsg.teachers.untrained import Architecture
 
 BASE = "Efficient-Large-Model/Sana_1600M_1024px_diffusers"
-INSTRUCTION_KEY = "complex_human_instruction"
-"""In the tokenizer's configuration: lines in front of a prompt, if not the pipeline's default."""
-
 _STOCK = {
     name: parameter.default
     for name, parameter in inspect.signature(SanaPipeline.__call__).parameters.items()
@@ -40,6 +37,7 @@ LENGTH: int = _STOCK["max_sequence_length"]
 """The number of tokens that the transformer attends to."""
 
 _TOKENS = ("input_ids", "attention_mask")
+_AT_ONCE = 16  # prompts; the soft-cap's attention stores all scores
 
 
 class Sana(FlowTeacher):
@@ -160,13 +158,13 @@ class Sana(FlowTeacher):
             the last 299, and `encoder_attention_mask` [B, 300] int64, 0 for padding.
         """
         device = next(self.text_encoder.parameters()).device
-        ids, mask = (
-            tokens[n].to(device, non_blocking=True) for n in ("input_ids", "attention_mask")
-        )
+        ids, mask = (tokens[name].to(device, non_blocking=True) for name in _TOKENS)
+        hidden = [
+            _first_and_last(self.text_encoder(own, attention_mask=seen, use_cache=False)[0])
+            for own, seen in zip(ids.split(_AT_ONCE), mask.split(_AT_ONCE), strict=True)
+        ]
         return {
-            "encoder_hidden_states": _first_and_last(
-                self.text_encoder(ids, attention_mask=mask)[0]
-            ),
+            "encoder_hidden_states": torch.cat(hidden),
             "encoder_attention_mask": _first_and_last(mask),
         }
 

@@ -8,6 +8,12 @@ from transformers import Gemma2Config, Gemma2Model
 
 from sid_lsg.teachers.untrained import Architecture, Parts, flow_scheduler, tokenizer_for
 
+INSTRUCTION_KEY = "complex_human_instruction"
+"""In the tokenizer's configuration: lines in front of a prompt, if not the pipeline's default."""
+
+# As many tokens as Gemma 2's tokenizer makes of the pipeline's instruction, about. The embedded
+# tokenizer makes four times as many of it.
+_INSTRUCTION = ["a " * 220]
 _VAE = {
     "encoder_block_types": ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
     "decoder_block_types": ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
@@ -36,7 +42,7 @@ def parts(
         "transformer": SanaTransformer2DModel(**transformer),
         "vae": AutoencoderDC(**options),
         "text_encoder": text_encoder,
-        "tokenizer": tokenizer_for(text_encoder),
+        "tokenizer": tokenizer_for(text_encoder, **{INSTRUCTION_KEY: _INSTRUCTION}),
         "scheduler": flow_scheduler(shift=3.0),
     }
 

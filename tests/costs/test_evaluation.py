@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sid_lsg.costs.evaluation import AsOnCuda, Meter, evaluation
@@ -82,3 +83,17 @@ def test_attention_stores_no_scores() -> None:
         F.scaled_dot_product_attention(query, query, query)
     assert meter.peak_of_all < 2 * query.nbytes
     assert meter.flops == 2 * 2 * 8 * 4096**2 * 40
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("groups", [1, 4, 8])
+def test_a_convolutions_backward_pass_counts_as_two_forward(kind: Any, groups: int) -> None:
+    with torch.device("meta"):
+        layer = kind(8, 8, 3, padding=1, groups=groups)
+        x = torch.empty(2, 8, 16, 16, requires_grad=True)
+    with Meter() as meter:
+        out = layer(x)
+        forward = meter.flops
+        out.sum().backward()
+    assert forward == 2 * 2 * 16**2 * 8 * (8 // groups) * 9
+    assert meter.flops == 3 * forward

@@ -35,6 +35,7 @@ class TinyFamily:
 
 
 FAMILIES = {
+    "sana": TinyFamily(GOLDEN_FLOW / "pipelines" / "tiny_sana", TRANSFORMER, 256),
     "sdxl": TinyFamily(
         GOLDEN_FLOW / "pipelines" / "tiny_sdxl", "unet/diffusion_pytorch_model.safetensors", 64
     ),

@@ -114,6 +114,14 @@ def test_an_empty_prompt_is_one_token_without_the_instruction(teacher: Sana) -> 
         assert mask[-1].tolist() == [1] + [0] * 299
 
 
+def test_prompts_are_encoded_a_few_at_a_time(teacher: Sana) -> None:
+    prompts = [f"{number} cats" for number in range(20)]
+    found = teacher.encode_prompts(prompts)
+    for number in (0, 15, 16, 19):
+        for name, value in teacher.encode_prompts(prompts[number : number + 1]).items():
+            torch.testing.assert_close(found[name][number], value[0], rtol=1e-5, atol=1e-5)
+
+
 def test_data_workers_tokenize(teacher: Sana) -> None:
     tokenize = pickle.loads(pickle.dumps(teacher.tokenize))
     found, expected = tokenize(PROMPTS), teacher.tokenize(PROMPTS)
@@ -248,6 +256,7 @@ def test_architectures_have_the_published_parameter_counts(
         assert numbers(teacher.text_encoder) == 2_614_341_888
         assert teacher.latent_shape == (32, 32, 32)
         assert teacher.image_size == (1024, 1024)
+        assert 500 < teacher.tokenize(["a cat"])["input_ids"].shape[1] < 550
     assert families.outline(f"architecture:{name}", resolution=512).latent_shape == (32, 16, 16)
 
 
