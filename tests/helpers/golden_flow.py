@@ -48,7 +48,9 @@ class GoldenFlow:
         if (self.root / "golden" / "index.json").exists():
             self.root = self.root / "golden"
         self.ours = GOLDEN_FLOW / "golden"
-        own, ours = (json.loads((r / "index.json").read_text()) for r in (self.root, self.ours))
+        ours = json.loads((self.ours / "index.json").read_text())
+        path = self.root / "index.json"
+        own = json.loads(path.read_text()) if path.exists() else {"files": {}}
         self.index = ours | own | {"files": ours["files"] | own["files"]}
         self.index["param_names"] = ours["param_names"] | own.get("param_names", {})
 

@@ -136,7 +136,7 @@ def made(golden: GoldenFlow, entry: dict[str, Any], **options: Any) -> Recorder:
         flow=Flow(shift=shift),
         num_steps=entry["num_steps"],
         noise=entry.get("noise_type", "fresh"),
-        micro_batch_size=entry.get("micro_batch"),
+        micro_batch_size=entry["batch"] // entry["rounds"] if "rounds" in entry else None,
         optimizer_fake=adam,
         optimizer_generator=adam,
         **scale | options,
@@ -202,7 +202,9 @@ def check_outputs(module: Recorder, entry: dict[str, Any], expected: dict[str, T
     if last.shape == expected["phase2.x_t_gen"].shape:
         close(last, expected["phase2.x_t_gen"])
     times = module.teacher.schedule.generator_times(module.t_init, entry["num_steps"])
-    assert expected["phase2.t_gen"].tolist() == pytest.approx([times[entry["k"] - 1]] * 4)
+    assert expected["phase2.t_gen"].tolist() == pytest.approx(
+        [times[entry["k"] - 1]] * entry["batch"]
+    )
 
 
 def magnitude(module: Recorder, entry: dict[str, Any]) -> float:
