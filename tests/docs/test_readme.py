@@ -45,6 +45,12 @@ def test_the_demo_meets_its_targets() -> None:
     assert first["fit_seconds"] <= 300
 
 
+def test_four_steps_of_the_flow_demo_meet_their_targets() -> None:
+    summary = json.loads((REPOSITORY / "results/demo_flow.json").read_text())
+    assert summary["fid_clip_2k"] <= summary["teacher_fid_clip_2k"]
+    assert summary["clip_score_clip_2k"] >= summary["teacher_clip_score_clip_2k"] - 0.01
+
+
 def test_the_guidance_trade_off() -> None:
     """FID is lowest at a scale between the ends, and CLIP rises with guidance."""
     rows = {
