@@ -123,6 +123,27 @@ def fit() -> str:
     return table(["config", "micro-batch", "GiB on the device"], rows)
 
 
+@named("large teachers")
+def large_teachers() -> str:
+    """Return what `estimate` counts for the configs in configs/teacher/."""
+    rows = []
+    for name in sorted(path.stem for path in (REPOSITORY / "configs/teacher").glob("*.yaml")):
+        for suffix, device, trained in (
+            ("8x80", "8 x 80 GB, fsdp2", "all weights"),
+            ("lora_80", "80 GB", "LoRA"),
+            ("lora_24", "24 GB", "LoRA"),
+        ):
+            if not (RESULTS / f"estimates/{name}_{suffix}.json").exists():
+                continue
+            counted = stored(f"estimates/{name}_{suffix}")
+            first, images = counted["options"][0], counted["batch_size"] * counted["iterations"]
+            size, gib = str(counted["micro_batch_size"]), f"{first['memory_gib']:.1f}"
+            hours = f"{first['hours'] / images * 1e6:.0f}"
+            rows.append([f"`teacher/{name}.yaml`", trained, device, size, gib, hours])
+    header = ["config", "trained", "devices", "micro-batch", "GiB on each", "hours per 1 M images"]
+    return table(header, rows)
+
+
 @named("speed")
 def speed() -> str:
     """Return the speeds on one H200 that the README shows."""

@@ -1,0 +1,73 @@
+"""The configs of large teachers: their headers agree with stored estimates of their options."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sid_lsg.teachers.families import architecture_of
+from tests.helpers.paths import CONFIGS, REPOSITORY
+
+TEACHERS = sorted((CONFIGS / "teacher").glob("*.yaml"))
+ESTIMATES = REPOSITORY / "results" / "estimates"
+each_config = pytest.mark.parametrize("path", TEACHERS, ids=lambda path: path.stem)
+
+
+def header(path: Path) -> str:
+    lines = path.read_text().split("\nmodel:")[0].splitlines()
+    return " ".join(line.removeprefix("#").strip() for line in lines)
+
+
+def stored(path: Path, suffix: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ESTIMATES / f"{path.stem}_{suffix}.json").read_text())
+    return found
+
+
+@each_config
+@pytest.mark.parametrize(
+    ("suffix", "pattern"),
+    [
+        ("8x80", r"all weights on eight H100s with 80 GB: ([\d.]+) GiB on each, (\d+) hours"),
+        ("lora_80", r"adapters on one: ([\d.]+) GiB, (\d+) hours"),
+    ],
+)
+def test_headers_state_what_estimate_counted(path: Path, suffix: str, pattern: str) -> None:
+    counted = stored(path, suffix)
+    said = re.search(pattern, header(path))
+    assert said, header(path)
+    first = counted["options"][0]
+    assert said[1] == f"{first['memory_gib']:.1f}"
+    assert said[2] == f"{first['hours']:.0f}"
+    assert first["memory_gib"] < counted["usable_gib"]
+
+
+@each_config
+def test_the_estimates_are_of_the_configs_options(path: Path) -> None:
+    config = yaml.safe_load(path.read_text())
+    for suffix, gpus in (("8x80", 8), ("lora_80", 1)):
+        counted = stored(path, suffix)
+        assert counted["teacher"] == config["model"]["teacher"]
+        assert counted["batch_size"] == config["data"]["batch_size"]
+        assert counted["micro_batch_size"] == config["model"]["micro_batch_size"]
+        assert counted["iterations"] == config["trainer"]["max_steps"]
+        assert counted["precision"] == config["trainer"]["precision"]
+        assert counted["gpus"] == gpus
+
+
+@each_config
+def test_the_teacher_is_known_and_its_numbers_are_given(path: Path) -> None:
+    config = yaml.safe_load(path.read_text())
+    model = config["model"]
+    assert architecture_of(model["teacher"])
+    assert model["loading"]["revision"]
+    given = {"resolution", "guidance", "t_init", "num_steps", "step_training", "memory"}
+    assert given | {"optimizer_fake", "optimizer_generator", "micro_batch_size"} <= model.keys()
+    images = config["trainer"]["max_steps"] * config["data"]["batch_size"]
+    said = re.search(r"Images seen: ([\d.]+) M \(([\d,]+) iterations of (\d+)\)", header(path))
+    assert said
+    assert float(said[1]) == round(images / 1e6, 1)
+    assert "Published: " in header(path)
+    assert "Never run here with real weights." in header(path)
