@@ -69,8 +69,7 @@ def _unreachable(error: BaseException) -> HubProblem:
     cache = huggingface_hub.constants.HF_HUB_CACHE
     return HubProblem(
         f"the Hub cannot be reached: {why}; the cache {cache!r} does not hold it",
-        "Check the connection, or download the model elsewhere with `hf download` and give its "
-        "folder.",
+        "Check the connection, or download it elsewhere with `hf download`.",
     )
 
 

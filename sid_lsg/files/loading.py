@@ -28,7 +28,7 @@ def explained(what: str, remedy: str) -> Iterator[None]:
 
     Args:
         what: What failed, with the option, without a final period.
-        remedy: What to do, as a sentence, if the error does not know better.
+        remedy: What to do, as a sentence, after what the error itself says of that.
 
     Raises:
         UsageError: Instead of errors of the libraries; quotes their first line.
@@ -42,7 +42,8 @@ def explained(what: str, remedy: str) -> Iterator[None]:
         reason = str(known).strip().splitlines() or [type(known).__name__]
         if isinstance(known, KeyError | AssertionError | IndexError):  # their text is no sentence
             reason = [f"{type(known).__name__}: {reason[0]}"]
-        remedy = getattr(known, "remedy", None) or remedy
+        own = getattr(known, "remedy", None)
+        remedy = f"{own} {remedy}" if own else remedy
         raise UsageError(f"{what} ({reason[0].rstrip('.')}). {remedy}") from error
 
 
@@ -71,7 +72,7 @@ def load_network(kind: Any, location: str | Path, **options: Any) -> Any:
         raise Unusable(f"it has no {_CONFIG}")
     names = weight_files(source, folder, revision) if source.kind != "hub" else None
     if names is not None:
-        check_weight_files(names, variant)
+        check_weight_files(names, variant, bool(folder))
     try:
         network, report = kind.from_pretrained(
             location,
@@ -84,7 +85,7 @@ def load_network(kind: Any, location: str | Path, **options: Any) -> Any:
         if hub_problem(error) is None and source.kind == "hub":
             names = weight_files(source, folder, revision)
             if names is not None:
-                check_weight_files(names, variant)
+                check_weight_files(names, variant, bool(folder))
         raise
     _check_report(report, _SPARE if hasattr(kind, "config_class") else None)
     check_finite(network)

@@ -22,9 +22,7 @@ class Unusable(ValueError):
 
 _STEMS = ("diffusion_pytorch_model", "model")  # of diffusers and of transformers
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".bin.index.json")
-_CONVERT = (
-    'in Python, diffusers.DiffusionPipeline.from_pretrained("MODEL", {0}).save_pretrained("FOLDER")'
-)
+_CONVERT = 'in Python, {0}.from_pretrained("MODEL", {1}).save_pretrained("FOLDER")'
 
 
 def weight_files(source: Source, folder: str, revision: str | None = None) -> list[str] | None:
@@ -47,14 +45,22 @@ def weight_files(source: Source, folder: str, revision: str | None = None) -> li
     return sorted(name for name in inside if "/" not in name)
 
 
-def check_weight_files(names: Iterable[str], variant: str | None = None) -> None:
+def check_weight_files(
+    names: Iterable[str], variant: str | None = None, is_part: bool = True
+) -> None:
     """Check that a network's files have safetensors weights of a variant.
+
+    Args:
+        names: The names of the files.
+        variant: The variant; None for none.
+        is_part: Whether the network is a part of a diffusers pipeline.
 
     Raises:
         Unusable: If they have not. The message names the variants or pickle files that there are.
     """
     names = list(names)
-    found = {kind for name in names if (kind := _variant_of(name)) is not None}
+    kind = "diffusers.DiffusionPipeline" if is_part else "its class"
+    found = {one for name in names if (one := _variant_of(name)) is not None}
     if (variant or "") in found:
         return
     if variant and found:
@@ -68,7 +74,7 @@ def check_weight_files(names: Iterable[str], variant: str | None = None) -> None
         raise Unusable(
             f"its weights are only there as the variant {', '.join(sorted(found))}",
             f"Give `fit` --model.loading.variant {other}, or save the model without a variant: "
-            f"{_CONVERT.format(f'variant={other!r}')}.".replace("'", '"'),
+            f"{_CONVERT.format(kind, f'variant={other!r}')}.".replace("'", '"'),
         )
     pickles = sorted(name for name in names if name.endswith(_PICKLES))
     if pickles:
@@ -76,7 +82,7 @@ def check_weight_files(names: Iterable[str], variant: str | None = None) -> None
             f"its weights are only there as {pickles[0]}, a pickle file, which can run programs; "
             "only safetensors are read",
             "If you trust the file, convert the model: "
-            f"{_CONVERT.format('use_safetensors=False')}.",
+            f"{_CONVERT.format(kind, 'use_safetensors=False')}.",
         )
     raise Unusable("it has no weight files: there is no .safetensors file of a network")
 

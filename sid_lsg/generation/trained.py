@@ -7,7 +7,7 @@ from torch import nn
 
 from sid_lsg.checkpoints.opening import OpenCheckpoint
 from sid_lsg.checkpoints.shards import joined
-from sid_lsg.files.weights import first_difference
+from sid_lsg.files.weights import first_difference, first_not_finite
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.guidance import NO_GUIDANCE
 from sid_lsg.method.sampling import Noise
@@ -80,6 +80,11 @@ def load_trained(
     start = len(_EMA)
     state = checkpoint.content["state_dict"]
     ema = joined({k[start:]: v for k, v in state.items() if k.startswith(_EMA)})
+    if damaged := first_not_finite(ema):
+        raise UsageError(
+            f"--{option}: the weight {damaged!r} of the generator in {path!r} is not finite. Give "
+            "an earlier checkpoint."
+        )
     network: Any = loaded.network
     lora = options.get("lora", {}).get("generator")
     if lora:

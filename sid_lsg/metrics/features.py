@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
-from sid_lsg.files.loading import explained
+from sid_lsg.files.loading import explained, load_network
 from sid_lsg.files.sources import locate
 from sid_lsg.files.weights import weights_hash
 from sid_lsg.images.pixels import to_uint8
 from sid_lsg.metrics.resize import bicubic, fast_bicubic
+from sid_lsg.teachers.tokenizers import clip_tokenizer_problem
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
@@ -70,17 +71,12 @@ class CLIPFeatures(nn.Module):
                 folder = source.path
             else:
                 raise FileNotFoundError(f"there is no folder {str(source.path)!r}")
-            clip, report = CLIPModel.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-            )
-            if missing := sorted(report["missing_keys"]):
-                # transformers would initialize it randomly.
-                raise ValueError(f"its weights lack {missing[0]}")
-            return cls(
-                clip,
-                CLIPTokenizer.from_pretrained(folder),
-                json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8")),
-            )
+            clip = load_network(CLIPModel, folder, dtype=torch.float32)
+            tokenizer = CLIPTokenizer.from_pretrained(folder)
+            if problem := clip_tokenizer_problem(tokenizer, clip.config.text_config):
+                raise ValueError(problem)
+            preprocessor = (folder / "preprocessor_config.json").read_text(encoding="utf-8")
+            return cls(clip, tokenizer, json.loads(preprocessor))
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.hub import download_url_to_file
 
 from sid_lsg.files.replacing import cache_folder, replacing
-from sid_lsg.files.weights import weights_hash
+from sid_lsg.files.weights import first_not_finite, weights_hash
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.resize import bicubic_float
 
@@ -31,9 +31,15 @@ class InceptionFeatures(nn.Module):
     input_size = 299
 
     def __init__(self, network: torch.jit.ScriptModule) -> None:
-        """Wrap the network's `layers`, which map [B, 3, 299, 299] in [-1, 1) to features."""
+        """Wrap the network's `layers`, which map [B, 3, 299, 299] in [-1, 1) to features.
+
+        Raises:
+            ValueError: If a weight is not finite.
+        """
         super().__init__()
         self.layers = network.layers.eval()
+        if damaged := first_not_finite(self.layers.state_dict()):
+            raise ValueError(f"its weight {damaged} is not finite")
         for parameter in self.layers.parameters():
             parameter.requires_grad_(False)
         self.identity = {

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sid_lsg.files import sources
 from sid_lsg.files.loading import explained
+from sid_lsg.files.weights import first_not_finite
 from sid_lsg.messages.errors import UsageError
 
 HUB_FILE = "hf:"
@@ -55,10 +56,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read named tensors from the file's top level or its key `state_dict`.
 
     Raises:
-        ValueError: If the file contains anything else; objects are rejected, never unpickled.
+        ValueError: If the file contains anything else, or a tensor that is not finite; objects are
+            rejected, never unpickled.
     """
-    if path.suffix == ".safetensors":
-        return load_file(path)
+    weights = load_file(path) if path.suffix == ".safetensors" else _read_tensors(path)
+    if damaged := first_not_finite(weights):
+        raise ValueError(f"its weight {damaged} is not finite: the file is damaged")
+    return weights
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         stored = torch.load(
             path,

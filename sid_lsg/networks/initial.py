@@ -15,6 +15,9 @@ from sid_lsg.networks.lora import adapt
 from sid_lsg.options.lora import LoRA
 from sid_lsg.teachers.base import Teacher
 
+# Fields of a network that may differ from the teacher's: its size, and how it is trained.
+_FREE = ("sample_size", "dropout", "upcast_attention")
+
 
 def start(
     teacher: Teacher, name: str, source: str | None, adapters: LoRA | None, seed: int
@@ -93,6 +96,24 @@ def _check_fit(network: nn.Module, teacher: Teacher, source: str, option: str) -
             f"--{option}: {different.between(repr(source), 'the teacher')}. Give a network that "
             "was trained from this teacher or a similar one."
         )
+    found, own = (_fields(one) for one in (network, teacher.network))
+    for name in sorted(found.keys() | own.keys()):
+        if found.get(name) != own.get(name):
+            raise UsageError(
+                f"--{option}: the config of {source!r} has {name} {found.get(name)!r}, and the "
+                f"teacher's {own.get(name)!r}. Give a network that was trained from this teacher "
+                "or a similar one."
+            )
+
+
+def _fields(network: Any) -> dict[str, Any]:
+    """Return the configuration's fields that decide what a network computes from its weights."""
+    fields = {name: value for name, value in network.config.items() if name not in _FREE}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in fields.items()
+        if not name.startswith("_")
+    }
 
 
 def _check_prediction(teacher: Teacher, source: str, option: str) -> None:

@@ -36,7 +36,8 @@ def read_index(source: Source, option: str, revision: str | None = None) -> dict
             raise ValueError(f"its _class_name is {index.get('_class_name')!r}")
     except HubProblem as problem:
         raise UsageError(
-            f"--{option}: could not load {source.name!r} ({problem}). {problem.remedy}"
+            f"--{option}: could not load {source.name!r} ({problem}). {problem.remedy} "
+            "Give its folder, or another id."
         ) from problem
     except (OSError, ValueError) as error:
         raise UsageError(

@@ -7,9 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 _PROBE = ("", "a red cat", "a photo of " * 200, "\xe4 \u732b \U0001f600 <>&;")
-# Ids in CLIP's configurations before 2023, whatever the tokenizer: they have no meaning.
-# The padding of a second encoder is not that of its configuration either.
-_FORMER = {"bos_token_id": 0, "eos_token_id": 2}
+_FORMER_END = 2  # eos_token_id in CLIP's configurations before 2023, whatever the tokenizer
 
 
 def tokenizers_problem(parts: Mapping[str, Any]) -> str | None:
@@ -63,7 +61,7 @@ def tokenizer_problem(
     if tokenizer.pad_token is None or tokenizer.eos_token is None:
         missing = "pad_token" if tokenizer.pad_token is None else "eos_token"
         return f"its {name} has no {missing}"
-    return _special_problem(tokenizer, encoder, name, encoder_name)
+    return _end_problem(tokenizer, encoder, name, encoder_name)
 
 
 def clip_tokenizer_problem(
@@ -95,15 +93,12 @@ def clip_tokenizer_problem(
     return None
 
 
-def _special_problem(tokenizer: Any, encoder: Any, name: str, encoder_name: str) -> str | None:
-    for field, former in _FORMER.items():
-        own, found = getattr(tokenizer, field), getattr(encoder, field, None)
-        if own is None or found in (None, own, former):
-            continue
-        if isinstance(found, list) and own in found:  # a language model ends at any of these
-            continue
-        return f"its {name} has the {field} {own}, and the config of its {encoder_name} {found}"
-    return None
+def _end_problem(tokenizer: Any, encoder: Any, name: str, encoder_name: str) -> str | None:
+    own, found = tokenizer.eos_token_id, getattr(encoder, "eos_token_id", None)
+    known = found if isinstance(found, list) else [found]  # a language model ends at any of these
+    if found in (None, _FORMER_END) or own in known:
+        return None
+    return f"its {name} has the eos_token_id {own}, and the config of its {encoder_name} {found}"
 
 
 def _merges_problem(tokenizer: Any, name: str) -> str | None:

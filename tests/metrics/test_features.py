@@ -141,3 +141,17 @@ def test_a_pickled_clip_is_never_opened(damaged: Path, tmp_path: Path) -> None:
     (damaged / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "unpickled")))
     clip_refusal(damaged)
     assert not (tmp_path / "unpickled").exists()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite_are_named(damaged: Path, value: float) -> None:
+    weights = load_file(damaged / "model.safetensors")
+    weights["text_projection.weight"][0, 0] = value
+    save_file(weights, damaged / "model.safetensors", {"format": "pt"})
+    assert "its weight text_projection.weight is not finite" in clip_refusal(damaged)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_rejected(damaged: Path) -> None:
+    tokens = json.loads((damaged / "vocab.json").read_text())
+    (damaged / "vocab.json").write_text(json.dumps(tokens | {"<more>": len(tokens)}))
+    assert "its tokenizer has 538 tokens" in clip_refusal(damaged)

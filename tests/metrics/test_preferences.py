@@ -668,6 +668,13 @@ def test_an_unknown_weight_is_rejected(
     )
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_named(case: Case, tmp_path: Path, value: float) -> None:
+    name, weight = next(iter(case.weights.items()))
+    torch.save(case.weights | {name: torch.full_like(weight, value)}, tmp_path / "w.pt")
+    assert f"its weight {name} is not finite" in case.refuse(tmp_path / "w.pt")
+
+
 def test_shapes_that_do_not_fit_are_named(case: Case, tmp_path: Path) -> None:
     name = "transformer.resblocks.1.attn.in_proj_bias"
     name = name if case.kind is HPSv2 else "mlp.layers.2.weight"
@@ -730,9 +737,7 @@ def test_another_end_token_is_rejected(clip_folder: Path) -> None:
         if end == 2:
             HPSv2.from_pretrained(str(clip_folder))
             continue
-        with pytest.raises(
-            UsageError, match=r"does not match the weights \(537 tokens, end token 7\)"
-        ):
+        with pytest.raises(UsageError, match="eos_token_id 536, and the config of its .* 7"):
             HPSv2.from_pretrained(str(clip_folder))
 
 

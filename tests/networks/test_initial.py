@@ -167,6 +167,31 @@ def test_a_network_of_another_shape_is_rejected(
         make(tiny_sd, init=InitialWeights(**{name: str(tmp_path / "more")}))
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("attention_head_dim", 8), ("norm_num_groups", 4), ("act_fn", "gelu")]
+)
+def test_a_network_that_computes_something_else_is_rejected(
+    tiny_sd: str, exported: Path, tmp_path: Path, field: str, value: Any
+) -> None:
+    """Weights' shapes do not show these fields."""
+    other = shutil.copytree(exported / "unet", tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {field: value}))
+    found = f"the config of .*other' has {field} {value!r}, and the teacher's {config[field]!r}"
+    with pytest.raises(UsageError, match=f"--model.init.generator: {found}"):
+        make(tiny_sd, init=InitialWeights(generator=str(other)))
+
+
+def test_weights_that_are_not_finite_are_rejected(
+    tiny_sd: str, exported: Path, other: dict[str, Tensor], tmp_path: Path
+) -> None:
+    broken = shutil.copytree(exported / "unet", tmp_path / "broken")
+    weights = other | {"conv_in.bias": torch.full_like(other["conv_in.bias"], torch.nan)}
+    save_file(weights, broken / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(UsageError, match="--model.init.fake_score: .*conv_in.bias is not finite"):
+        make(tiny_sd, init=InitialWeights(fake_score=str(broken)))
+
+
 def make_unet(config: dict[str, Any], folder: Path) -> None:
     from diffusers import UNet2DConditionModel
 

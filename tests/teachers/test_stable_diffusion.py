@@ -412,7 +412,7 @@ def test_an_unreachable_hub_id_is_rejected(tmp_path: Path, monkeypatch: pytest.M
     assert message.startswith("--model.teacher: could not load 'nobody/no-such-model' (the Hub can")
     assert "HF_HUB_OFFLINE is set" in message
     assert f"the cache {huggingface_hub.constants.HF_HUB_CACHE!r} does not hold it" in message
-    assert "give its folder" in message
+    assert "Give its folder" in message
 
 
 @pytest.mark.parametrize("part", StableDiffusion.parts)
