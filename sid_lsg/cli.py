@@ -4,10 +4,12 @@ It imports no large library, so that `--help`, `--version` and an unknown comman
 """
 
 import difflib
+import os
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from sid_lsg import __doc__ as project
@@ -32,7 +34,23 @@ def start() -> None:
         # connected, the launching one would wait half an hour for it and ignore signals.
         for number in NAMES:
             signal.signal(number, signal.SIG_IGN)
-    main()
+    try:
+        main()
+    except SystemExit as end:
+        _leave(end.code if isinstance(end.code, int) else 1)
+        raise
+    _leave(0)
+
+
+def _leave(status: int) -> None:
+    """Exit at once if W&B's service has died during the run: wandb would block the end."""
+    module = sys.modules.get("sid_lsg.loggers.wandb_logger")
+    if module is not None and module.service_died:
+        with suppress(Exception):
+            sys.modules["wandb"].finish()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def main(args: list[str] | None = None) -> None:

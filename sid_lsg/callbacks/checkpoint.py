@@ -1,5 +1,7 @@
 """Write checkpoints to the run directory, and choose which are kept."""
 
+import math
+import time
 from pathlib import Path
 from typing import Any, get_args
 from weakref import proxy
@@ -7,7 +9,7 @@ from weakref import proxy
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from sid_lsg.callbacks.best import Best, Mode
 from sid_lsg.callbacks.retention import delete, keep_as, on_first, point
@@ -43,6 +45,7 @@ class Checkpoint(Saver, ModelCheckpoint):
         keep: int = 1,
         best: str | None = None,
         best_mode: Mode = "min",
+        every_minutes: float = 30.0,
     ) -> None:
         """Set when to save and what to keep.
 
@@ -52,19 +55,24 @@ class Checkpoint(Saver, ModelCheckpoint):
             best: Also keep the checkpoint with the best value of this metric, as best.ckpt. A name
                 that --metrics logs, for example fid_fast_1k. It is saved when it is scored.
             best_mode: `min` if the smallest value is the best, `max` if the largest is.
+            every_minutes: Also save when so many minutes have passed since the last time, so that
+                a killed run loses no more of them; 0 for never.
 
         Raises:
             UsageError: If a value is out of range.
         """
         if every_n_steps < 1:
             refuse("checkpoint.every_n_steps", every_n_steps, "at least 1")
+        if not 0 <= every_minutes < math.inf:
+            refuse("checkpoint.every_minutes", every_minutes, "a finite number of at least 0")
         if keep < -1:
             refuse("checkpoint.keep", keep, "at least -1")
         if best_mode not in get_args(Mode):
             refuse("checkpoint.best_mode", best_mode, "min or max")
         super().__init__(every_n_train_steps=every_n_steps, save_top_k=0)
         self.save_top_k = keep  # for loggers
-        self.every_n_steps, self.keep = every_n_steps, keep
+        self.every_n_steps, self.every_minutes, self.keep = every_n_steps, every_minutes, keep
+        self._asked, self._time = False, time.monotonic()
         self.best = Best(best, best_mode) if best else None
         self._last_global_step_saved = -1
         self._saved: list[str] = []  # names of the files, oldest first
@@ -101,6 +109,7 @@ class Checkpoint(Saver, ModelCheckpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the loaded checkpoint, which is not saved again if it is in this run directory."""
+        self._time = time.monotonic()
         if trainer.ckpt_path:
             self._last_checkpoint_saved = str(trainer.ckpt_path)
             if self._is_here(self._last_checkpoint_saved):
@@ -118,14 +127,35 @@ class Checkpoint(Saver, ModelCheckpoint):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Save the previous iteration if it is due or the best; warn if that fails."""
-        step, saved = trainer.global_step, self._last_global_step_saved
-        due = step > 0 and step % self.every_n_steps == 0
-        if failure := self._finish(trainer, due):
-            rank_zero_warn(f"{failure} Training continues. Make room before the next one.")
-        if self._last_global_step_saved != saved:
-            for callback in run_callbacks(trainer):
-                callback.on_saved(trainer)
+        """Save the previous iteration if it is due; warn if that fails.
+
+        It is evaluated after that, so no error of an evaluation loses the checkpoint.
+        """
+        asked, self._asked = self._asked, False
+        step = trainer.global_step
+        if step > 0 and (asked or step % self.every_n_steps == 0):
+            self._try_to_save(trainer)
+
+    @property
+    def wants_to_save(self) -> bool:
+        """Return True if `every_minutes` have passed since the last checkpoint."""
+        minutes = (time.monotonic() - self._time) / 60
+        return bool(self.every_minutes) and minutes >= self.every_minutes
+
+    def ask(self) -> None:
+        """Let the last complete iteration be saved."""
+        self._asked, self._time = True, time.monotonic()
+
+    def on_iterated(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Save the iteration if it was found the best; keep it if it was found good."""
+        if self.best is not None:
+            before = self.best.state_dict()
+            if self.best.judge(trainer):
+                if self._try_to_save(trainer):
+                    self._keep_best(trainer, self.best)
+                else:
+                    self.best.load_state_dict(before)
+        self._keep_good(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last iteration, whatever the schedule."""
@@ -146,7 +176,7 @@ class Checkpoint(Saver, ModelCheckpoint):
         Raises:
             UsageError: If that fails. Earlier checkpoints are kept.
         """
-        if failure := self._finish(trainer, due=True):
+        if failure := self._save(trainer):
             there = self._last_checkpoint_saved
             then = "continue from there with --ckpt_path last" if there else "start again"
             raise UsageError(f"--trainer.default_root_dir: {failure} Make room, then {then}.")
@@ -188,20 +218,17 @@ class Checkpoint(Saver, ModelCheckpoint):
         """Add versions and configuration, and count only the completed iterations."""
         add_record(checkpoint, config_of(trainer))
 
-    def _finish(self, trainer: L.Trainer, due: bool) -> str:
-        """Save an iteration that is due or the best; return the error message, or ""."""
-        before = self.best.state_dict() if self.best else {}
-        is_best = self.best is not None and self.best.judge(trainer)
-        failure = self._save(trainer) if due or is_best else ""
-        if self.best is not None and is_best:
-            if failure:
-                self.best.load_state_dict(before)
-            else:
-                self._keep_best(trainer, self.best)
+    def _try_to_save(self, trainer: L.Trainer) -> bool:
+        """Save, or warn that it failed; return whether the iteration is saved. For all ranks."""
+        if failure := self._save(trainer):
+            rank_zero_warn(f"{failure} Training continues. Make room before the next one.")
+        return not failure
+
+    def _keep_good(self, trainer: L.Trainer) -> None:
+        """Keep the newest checkpoint as `good.ckpt` if this iteration was found healthy."""
         if self._good_step == trainer.global_step and self._is_here(self._last_checkpoint_saved):
             self._good_step, self._has_good = -1, True
             on_first(trainer, keep_as, Path(self._last_checkpoint_saved), self._folder / GOOD)
-        return failure
 
     def _save(self, trainer: L.Trainer) -> str:
         """Save unless the iteration is saved; return the error message, or "". For all ranks."""
@@ -211,6 +238,7 @@ class Checkpoint(Saver, ModelCheckpoint):
         path = self._folder / (f"{step:07d}.ckpt" if self.keep else LAST)
         names = [name for name in self._saved if name != path.name]
         before, self._saved = self._saved, [*names, path.name] if self.keep else names
+        self._time = begin = time.monotonic()
         if what := write(trainer, path):
             self._saved = before
             newest = self._last_checkpoint_saved
@@ -218,6 +246,8 @@ class Checkpoint(Saver, ModelCheckpoint):
             return f"could not save {str(path)!r} ({what}); {rest}."
         self._last_global_step_saved, self._last_checkpoint_saved = step, str(path)
         self.last_model_path = self.best_model_path = str(path)
+        seconds = time.monotonic() - begin
+        rank_zero_info(f"Saved iteration {step} in {seconds:.1f} s: {path.name}")
         if self.keep:
             on_first(trainer, point, self._folder / LAST, path)
         if self.keep >= 0:
@@ -225,6 +255,8 @@ class Checkpoint(Saver, ModelCheckpoint):
             self._saved, old = self._saved[number:], self._saved[:number]
             for name in old:
                 on_first(trainer, delete, self._folder / name, trainer.ckpt_path)
+        for callback in run_callbacks(trainer):
+            callback.on_checkpoint(trainer)
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(proxy(self))

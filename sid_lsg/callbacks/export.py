@@ -49,9 +49,7 @@ class Export(RunCallback):
             refuse("export.every_n_steps", every_n_steps, "at least 0")
         self.every_n_steps = every_n_steps
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_iterated(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Save the EMA on schedule; warn if the disk is full."""
         if not self.every_n_steps or trainer.global_step % self.every_n_steps:
             return

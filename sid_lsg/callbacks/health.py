@@ -14,7 +14,7 @@ from sid_lsg.messages.checks import check_teacher_guidance, refuse
 from sid_lsg.messages.errors import TrainingStopped, UsageError
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.probe import Probe, below, choose_prompts, probe
-from sid_lsg.training.callback import RunCallback, Saver, find
+from sid_lsg.training.callback import RunCallback, Saver, find, leaving
 
 Action = Literal["warn", "stop", "keep_good"]
 
@@ -76,8 +76,8 @@ class Health(RunCallback):
 
         The actions: `warn` prints a warning. `stop` saves the current state and ends the run.
         `keep_good` ends the run without saving, and makes checkpoints/last.ckpt the checkpoint that
-        was the newest when the run was last found healthy (good.ckpt). A run that is ended exports
-        nothing.
+        was the newest when the run was last found healthy (good.ckpt). A checkpoint that is due at
+        the same iteration is saved before the check. A run that is ended exports nothing.
 
         Args:
             clip: CLIP model that measures diversity and alignment: a folder, a Hub id or
@@ -147,7 +147,9 @@ class Health(RunCallback):
         self.collapse, self.misalignment = collapse, misalignment
         self.instability = Instability(spike, update_ratio, nonfinite, window)
         self._failed = dict.fromkeys(self.actions, 0)  # checks in a row that found it
+        self._found: dict[str, str] = {}  # of an iteration whose probe is due
         self._teacher: Probe | None = None
+        self._prompts: Sequence[str] = ()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the callback that saves checkpoints, which stopping needs.
@@ -162,11 +164,13 @@ class Health(RunCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the failures and earlier values; otherwise a failing run would look usual."""
-        return {"failed": dict(self._failed), "past": self.instability.past()}
+        past = self.instability.past()
+        return {"failed": dict(self._failed), "past": past, "found": self._found}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the failures and earlier values."""
         self._failed |= state_dict["failed"]
+        self._found = state_dict.get("found", {})
         self.instability.recall(state_dict["past"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -182,22 +186,38 @@ class Health(RunCallback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Run the checks that are due."""
+        """Judge the logged values, if the iteration is logged."""
         every = trainer.log_every_n_steps
-        found: dict[str, str] = {}  # kind of failure -> what was seen, "" for nothing
         if every and trainer.global_step % every == 0:
             # Skipped samples are those of all iterations since the last row.
             metrics, samples = trainer.callback_metrics, every * trainer.datamodule.batch_size
-            found["instability"] = self.instability.judge(metrics, samples)
-        probed = self.features is not None and due(trainer, self.every_n_images)
-        if probed:
-            found |= self._probe(trainer, pl_module)
-        if found:
-            # Values may differ by rounding between ranks, which must take the same decision.
-            self._act(trainer, trainer.strategy.broadcast(found))
-            healthy = not any(self._failed.values())
-            if healthy and self._checkpoint is not None and (probed or self.features is None):
-                self._checkpoint.mark_good(trainer)
+            found = {"instability": self.instability.judge(metrics, samples)}
+            if self.features is not None and due(trainer, self.every_n_images):
+                self._found = found  # to decide together with the probe
+            else:
+                self._conclude(trainer, found, whole=self.features is None)
+
+    def on_iterated(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Probe the generator on schedule."""
+        if self.features is not None and due(trainer, self.every_n_images):
+            if not self._prompts:  # the run was complete when it began
+                self.on_train_start(trainer, pl_module)
+            found = self._found | self._probe(trainer, pl_module)
+            self._found = {}
+            self._conclude(trainer, found, whole=True)
+
+    def _conclude(self, trainer: L.Trainer, found: dict[str, str], whole: bool) -> None:
+        """Act on what was found; mark the checkpoint if everything is checked and healthy.
+
+        Args:
+            trainer: The Trainer.
+            found: What was seen by kind of failure, "" for nothing.
+            whole: Whether no further check of this iteration follows.
+        """
+        # Values may differ by rounding between ranks, which must take the same decision.
+        self._act(trainer, trainer.strategy.broadcast(found))
+        if whole and not any(self._failed.values()) and self._checkpoint is not None:
+            self._checkpoint.mark_good(trainer)
 
     def _probe(self, trainer: L.Trainer, module: Any) -> dict[str, str]:
         """Compare the generator with its teacher, log the ratios, and return what is wrong."""
@@ -208,8 +228,8 @@ class Health(RunCallback):
             return module.sample_teacher(prompts, seeds, self.teacher_steps, guidance)
 
         options = (self.features.to(module.device), self._prompts, self.num_seeds, self.batch_size)
-        self._teacher = self._teacher or probe(teacher, *options)
-        own = probe(module.sample_generator, *options)
+        self._teacher = self._teacher or probe(leaving(trainer, teacher), *options)
+        own = probe(leaving(trainer, module.sample_generator), *options)
         self.features.cpu()  # free the memory of the device
         ratio = own.relative_to(self._teacher)
         values = {

@@ -4,14 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
 
 from sid_lsg.callbacks.prompts import spread
 from sid_lsg.images.pixels import grid, save_png, to_pil
 from sid_lsg.loggers import log_images
 from sid_lsg.messages.checks import refuse
+from sid_lsg.training.callback import RunCallback
 
 
-class ImageGrid(L.Callback):
+class ImageGrid(RunCallback):
     """Draw a grid of images from the generator's EMA, for held-out or chosen prompts.
 
     The grids are PNG files in `grids/` in the run directory. W&B shows the images with their
@@ -43,9 +45,7 @@ class ImageGrid(L.Callback):
         if self.every_n_steps and not trainer.global_step:
             self._draw(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_iterated(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Draw on schedule."""
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             self._draw(trainer, pl_module)
@@ -58,5 +58,9 @@ class ImageGrid(L.Callback):
             return
         images = module.teacher.decode(latents)
         picture, step = grid(images), trainer.global_step
-        save_png(picture, Path(trainer.default_root_dir) / "grids" / f"step-{step:07d}.png")
-        log_images(trainer.loggers, "grid", to_pil(images), prompts, step, whole=picture)
+        try:
+            save_png(picture, Path(trainer.default_root_dir) / "grids" / f"step-{step:07d}.png")
+            log_images(trainer.loggers, "grid", to_pil(images), prompts, step, whole=picture)
+        except OSError as error:
+            reason = error.strerror or error
+            rank_zero_warn(f"The grid of iteration {step} could not be written ({reason}).")

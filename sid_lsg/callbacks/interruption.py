@@ -16,14 +16,15 @@ from sid_lsg.distributed.processes import gather
 from sid_lsg.distributed.signals import NAMES, install, interrupted, leave_terminal
 from sid_lsg.messages.errors import Interrupted, UsageError
 from sid_lsg.training.bad_samples import Reading
-from sid_lsg.training.callback import RunCallback, Saver, find
+from sid_lsg.training.callback import Leaver, Saver, find
 from sid_lsg.training.foreign import Guard
 
 
-class Interruption(RunCallback):
+class Interruption(Leaver):
     """At SIGTERM, Ctrl-C and similar signals, finish the iteration, save and end the run.
 
-    The iteration's evaluation and saving are finished too, so a continued run has the complete log.
+    The iteration is saved. Its evaluations are skipped, or left before their next batch; a
+    continued run makes up for them, so its log is complete.
     All processes stop after the same iteration, whichever of them received the signal. They run one
     more iteration, because exchanging signals without waiting for the devices takes one. A second
     Ctrl-C ends the program at once; the last checkpoint stays valid. At a signal to requeue the job
@@ -43,6 +44,8 @@ class Interruption(RunCallback):
         self._requeuing = 0  # the received signal to requeue the job
         self._requeue: Any = None  # Lightning's handler of that signal
         self._told: Reading | None = None  # the last exchange between the processes
+        self._over = False  # whether the training has ended, and this callback's work
+        self._checked = False
         self._agreed_on = False  # whether all processes know that the run ends
         self._previous: dict[int, Any] = {}  # the handlers before the training
 
@@ -90,9 +93,44 @@ class Interruption(RunCallback):
             Interrupted: To end the run.
             UsageError: If a foreign callback has failed.
         """
-        ending, requeuing, failed = self._agreed(trainer)
+        ending, requeuing, failed, due = self._agreed(trainer)
         if failed and not ending:
             self._fail(trainer)
+        self._handle(trainer, ending, requeuing)
+        if due and (saver := find(trainer, Saver)):
+            saver.ask()
+        self._tell(trainer)  # after handling them, so that no signal is sent twice
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that a signal now skips the rest."""
+        self._over = True
+
+    def on_iterated(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Skip the last evaluations too, if a signal came after the last iteration."""
+        if self._over:
+            self.on_trained(trainer, pl_module)
+
+    def leave(self, trainer: L.Trainer) -> None:
+        """End the run if any process has received a signal, between two batches of an evaluation.
+
+        Raises:
+            Interrupted: To end the run.
+        """
+        if self._over or not self._previous:  # other handlers end the run at once
+            return
+        numbers = torch.tensor([self._ending, self._requeuing], device=trainer.strategy.root_device)
+        if trainer.world_size > 1:
+            dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+        ending, requeuing = numbers.tolist()
+        self._agreed_on = bool(ending)
+        self._handle(trainer, ending, requeuing)
+
+    def _handle(self, trainer: L.Trainer, ending: int, requeuing: int) -> None:
+        """Save and requeue or end the run, as all processes have agreed.
+
+        Raises:
+            Interrupted: To end the run.
+        """
         saved = self._save(trainer) if ending or requeuing else None
         if requeuing:
             self._answer(requeuing, trainer, saved)
@@ -101,7 +139,6 @@ class Interruption(RunCallback):
             hint = "Continue with the same command and --ckpt_path last."
             what = f"the state is saved, {saved}. {hint}" if saved else "nothing was saved."
             raise interrupted(f"{when}: {what}", ending)
-        self._tell(trainer)  # after handling them, so that no signal is sent twice
 
     def on_trained(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Skip the final comparison if a signal came after the last iteration.
@@ -109,9 +146,12 @@ class Interruption(RunCallback):
         Raises:
             Interrupted: To end the run.
         """
+        if self._checked:
+            return
         self._release()
+        self._checked = True
         self._tell(trainer)
-        ending, requeuing, _ = self._agreed(trainer)
+        ending, requeuing, _, _ = self._agreed(trainer)
         if requeuing:
             self._answer(requeuing, trainer, self._save(trainer))
         if ending:
@@ -131,8 +171,12 @@ class Interruption(RunCallback):
         """Restore the handlers."""
         self._release()
 
+    def on_checkpoint(self, trainer: L.Trainer) -> None:
+        """Try loggers that have failed again."""
+        self._guard.loggers.revive()
+
     def on_ended(self, trainer: L.Trainer) -> None:
-        """Report a foreign callback that failed after the last iteration.
+        """Report a foreign callback that failed after the last iteration, or a foreign logger.
 
         Raises:
             UsageError: If there is one.
@@ -163,23 +207,32 @@ class Interruption(RunCallback):
         if trainer.world_size == 1:
             return
         device = trainer.strategy.root_device
-        own = [self._ending, self._requeuing, bool(self._guard.failure)]
+        own = self._own(trainer)
         mine = torch.tensor(own, pin_memory=device.type == "cuda")
         shared = mine.to(device, non_blocking=True)  # asynchronous from pinned memory only
         dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         self._told = Reading(shared)
 
-    def _agreed(self, trainer: L.Trainer) -> tuple[int, int, bool]:
-        """Return what any process has met: a signal to end, one to requeue, a failed callback.
+    def _own(self, trainer: L.Trainer) -> tuple[int, int, int, int]:
+        """Return what this process has met; the first one's clock decides when to save."""
+        saver = find(trainer, Saver) if trainer.is_global_zero else None
+        due = saver is not None and saver.wants_to_save
+        return self._ending, self._requeuing, int(bool(self._guard.failure)), int(due)
+
+    def _agreed(self, trainer: L.Trainer) -> tuple[int, int, int, int]:
+        """Return what any process has met, 0 for nothing.
+
+        A signal to end, one to requeue, a failed callback, and whether a checkpoint is due.
 
         Several processes use the exchange of the previous iteration, which is the same on all of
         them and has already arrived.
         """
-        ending, requeuing, failed = self._ending, self._requeuing, bool(self._guard.failure)
         if trainer.world_size > 1:
-            ending, requeuing, failed = self._told.tolist() if self._told else (0, 0, False)
+            ending, requeuing, failed, due = self._told.tolist() if self._told else (0, 0, 0, 0)
+        else:
+            ending, requeuing, failed, due = self._own(trainer)
         self._agreed_on = bool(ending or failed)
-        return ending, requeuing, bool(failed)
+        return ending, requeuing, failed, due
 
     def _fail(self, trainer: L.Trainer) -> None:
         """Save, and end the run because of a foreign callback. For all ranks.

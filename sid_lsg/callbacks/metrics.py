@@ -29,7 +29,7 @@ from sid_lsg.metrics.protocol import EvaluationProtocol, load_protocol
 from sid_lsg.metrics.reference import load_reference
 from sid_lsg.metrics.statistics import Statistics
 from sid_lsg.options.choices import PAPER_PREFIX, ProtocolName
-from sid_lsg.training.callback import Scorer, run_callbacks
+from sid_lsg.training.callback import Scorer, leaving, run_callbacks
 
 
 class Metrics(Scorer):
@@ -140,9 +140,7 @@ class Metrics(Scorer):
             )
         self.evaluator = Evaluator(self.protocol, self.clip, self.clip_prefix, self.reference)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_iterated(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Score on schedule. The comparison scores the last iteration."""
         if self.evaluator is None or trainer.global_step == trainer.max_steps:
             return
@@ -242,7 +240,7 @@ class Metrics(Scorer):
         bar = trainer.progress_bar_callback
         show = bar is not None and bar.is_enabled and trainer.is_global_zero
         return self.evaluator.of_sampler(
-            model.sampler,
+            leaving(trainer, model.sampler),
             trainer.datamodule.heldout_prompts,
             self.num_images,
             self.batch_size,

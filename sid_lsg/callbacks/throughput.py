@@ -27,8 +27,8 @@ class Throughput(RunCallback):
         """Start the clock of one iteration."""
         self._start = time.perf_counter()
 
-    def on_saved(self, trainer: L.Trainer) -> None:
-        """Restart the clock, so that saving is not counted."""
+    def on_ready(self, trainer: L.Trainer) -> None:
+        """Restart the clock, so that saving and evaluating are not counted."""
         self._start = time.perf_counter()
 
     def on_train_batch_end(

@@ -36,7 +36,7 @@ from sid_lsg.training.optimizer_options import check_shards, check_steps, optimi
 from sid_lsg.training.run_directory import (
     SaveConfig,
     check_files,
-    continue_requeued,
+    continue_restarted,
     is_of_run,
     put_inside,
     run_directory,
@@ -101,7 +101,10 @@ class SiDCLI(LightningCLI):
         """
         given = sys.argv[1:] if args is None else args
         read = named_loggers(current_arguments(given, sweep=sweep_run() is not None))
-        super().parse_arguments(parser, args if read == given else read)
+        if read == given:
+            super().parse_arguments(parser, args)
+        else:  # Lightning warns about arguments that differ from the program's
+            self.config = parser.parse_args(read)
 
     def _set_seed(self) -> None:
         """Reject invalid seeds: Lightning would draw a random seed for `true`."""
@@ -115,7 +118,6 @@ class SiDCLI(LightningCLI):
         hide_progress_bars()
         config = self.config[self.subcommand]
         config.weights_only = True  # a checkpoint is data, never code
-        continue_requeued(config)
         check_trainer(config.trainer)
         if config.trainer.enable_progress_bar is False:  # Lightning then rejects our bar
             config.trainer.enable_progress_bar, config.progress.refresh_rate = None, 0
@@ -124,6 +126,7 @@ class SiDCLI(LightningCLI):
         real = None if real is None else RealData(**real.as_dict())
         check_real_data(real, config.data.real_images)
         put_inside(config.trainer)
+        continue_restarted(config)
         self.resumed = check_files(config)
         if self.resumed is not None and config.ckpt_path != "last":
             config.ckpt_path = str(self.resumed.path)  # of a run directory, the file

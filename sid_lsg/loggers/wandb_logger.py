@@ -25,6 +25,7 @@ from sid_lsg.loggers.sweep import sweep_run
 from sid_lsg.messages.errors import UsageError
 
 _DATA = "WANDB_DATA_DIR"
+service_died = False  # wandb then blocks the end of the program
 _PATIENCE = 4.0  # seconds to wait for any answer from W&B's server
 
 
@@ -108,6 +109,20 @@ class WandbLogger(LightningWandbLogger):
         with suppress(KeyError, TypeError):
             self._images_per_step = float(params["data"]["batch_size"])
         super().log_hyperparams(params)
+
+    def restart(self) -> None:
+        """Start W&B's service and the run again, after the service has died."""
+        import wandb
+        from wandb.sdk.lib import module
+
+        global service_died
+        service_died = True
+        with suppress(Exception):  # it cannot reach the service
+            wandb.teardown(exit_code=0)
+        os.environ.pop("WANDB_SERVICE", None)  # the address of the dead service
+        module.unset_globals()
+        self._experiment = None
+        _ = self.experiment
 
     # ------------------------------------------------------------------ start of the run
 

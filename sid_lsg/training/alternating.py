@@ -94,9 +94,22 @@ class AlternatingModule(L.LightningModule):
                         rank_zero_info(f"{name} was {found[name]} before, and is {value} now.")
                 group.update(options)
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Let all callbacks evaluate the last iteration, which is saved if it is due."""
+        if self.trainer.global_step:
+            self._iterated()
+        for callback in run_callbacks(self.trainer):
+            callback.on_ready(self.trainer)
+
+    def _iterated(self) -> None:
+        for callback in run_callbacks(self.trainer):
+            callback.on_iterated(self.trainer, self)
+
     def on_train_end(self) -> None:
-        """Call `on_trained` of all callbacks, after all of their `on_train_end`."""
+        """Call `on_iterated` and `on_trained` of all callbacks, after their `on_train_end`."""
         self._ended = True
+        if self.trainer.global_step:
+            self._iterated()
         for callback in run_callbacks(self.trainer):
             callback.on_trained(self.trainer, self)
 

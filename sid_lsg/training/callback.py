@@ -1,6 +1,6 @@
 """Base classes of the callbacks: their hooks and what they offer to each other."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +20,18 @@ class RunCallback(L.Callback):
         complete.
         """
 
-    def on_saved(self, trainer: L.Trainer) -> None:
-        """Run after a checkpoint was saved at the start of an iteration."""
+    def on_iterated(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Evaluate the last complete iteration; its checkpoint is saved if it is due.
+
+        This runs before the next iteration or at the end of the training. A run that continues from
+        the checkpoint runs it again, so an evaluation that was interrupted is made up for.
+        """
+
+    def on_checkpoint(self, trainer: L.Trainer) -> None:
+        """Run after a checkpoint was saved."""
+
+    def on_ready(self, trainer: L.Trainer) -> None:
+        """Run last before an iteration: checkpoints are saved and evaluations done."""
 
     def on_ended(self, trainer: L.Trainer) -> None:
         """Run last, after the `teardown` of all callbacks."""
@@ -29,6 +39,20 @@ class RunCallback(L.Callback):
     def summary(self) -> dict[str, Any]:
         """Return entries for the run's summary.json."""
         return {}
+
+
+class Leaver(RunCallback):
+    """The callback that ends a run at a signal."""
+
+    def leave(self, trainer: L.Trainer) -> None:
+        """End the run if it has received a signal, between two batches of an evaluation.
+
+        For all ranks.
+
+        Raises:
+            Interrupted: To end the run, with its state saved.
+        """
+        raise NotImplementedError
 
 
 class Saver(RunCallback):
@@ -40,6 +64,15 @@ class Saver(RunCallback):
         Raises:
             UsageError: If writing fails. Earlier checkpoints are kept.
         """
+        raise NotImplementedError
+
+    @property
+    def wants_to_save(self) -> bool:
+        """Return True if the time of the next checkpoint has come. Ranks may differ."""
+        raise NotImplementedError
+
+    def ask(self) -> None:
+        """Let the last complete iteration be saved. For all ranks."""
         raise NotImplementedError
 
     def mark_good(self, trainer: L.Trainer) -> None:
@@ -72,6 +105,18 @@ class Scorer(RunCallback):
 def find(trainer: L.Trainer, role: type[Role]) -> Role | None:
     """Return the first callback of a class; None if there is none."""
     return next((c for c in trainer.callbacks if isinstance(c, role)), None)
+
+
+def leaving(trainer: L.Trainer, sampler: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a sampler that ends the run before its next batch if a signal was received."""
+    leaver = find(trainer, Leaver)
+
+    def sample(*arguments: Any, **options: Any) -> Any:
+        if leaver is not None:
+            leaver.leave(trainer)
+        return sampler(*arguments, **options)
+
+    return sample
 
 
 def run_callbacks(trainer: L.Trainer) -> list[RunCallback]:

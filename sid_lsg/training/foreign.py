@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
+from sid_lsg.loggers import Tolerance
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.messages.words import in_a_line
 
@@ -27,24 +28,26 @@ class Guard:
 
     Attributes:
         active: True while there is a state to save; before, an error ends the run at once.
-        failure: The first error in words, "" for none.
+        failure: The first error of a callback in words, "" for none.
+        loggers: The loggers' failures, which do not end a run.
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
         """Wrap the hooks of the foreign callbacks."""
         self.active, self.failure = False, ""
         self._trainer = trainer
+        self.loggers = Tolerance(trainer.loggers)
         for callback in trainer.callbacks:
             if is_foreign(callback):
                 self._wrap(callback)
 
     def check(self) -> None:
-        """Raise an error that was caught after the last iteration.
+        """Raise an error that was caught after the last iteration, or that of a foreign logger.
 
         Raises:
             UsageError: If there was one.
         """
-        failure, self.failure = self.failure, ""
+        failure, self.failure = self.failure or " ".join(self.loggers.failures), ""
         if failure:
             raise UsageError(f"{failure} The results of the run are complete. {_REMEDY}")
 

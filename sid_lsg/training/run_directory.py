@@ -22,6 +22,7 @@ from sid_lsg.loggers.sweep import sweep_run
 from sid_lsg.messages.errors import UsageError
 
 _OPTION = "trainer.default_root_dir"
+_RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 # The parser cannot save a class's default that is a choice, such as that of Lightning's Timer.
 yaml.SafeDumper.add_multi_representer(
@@ -29,14 +30,27 @@ yaml.SafeDumper.add_multi_representer(
 )
 
 
-def continue_requeued(config: Any) -> None:
-    """Set --ckpt_path last for a job that SLURM has requeued.
+def continue_restarted(config: Any) -> None:
+    """Set --ckpt_path last for a job that SLURM or torchrun has restarted.
+
+    The run's own checkpoints come before the one that the command names: that one would undo the
+    progress since the first start. Until the run has one, the command's is used.
 
     Args:
         config: The configuration of `fit`, changed in place.
     """
-    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and not config.get("ckpt_path"):
+    counts = (os.environ.get(name, "0") for name in _RESTARTS)
+    if all(count == "0" for count in counts):
+        return
+    folder = Path(config.trainer.default_root_dir, "checkpoints")
+    given, own = config.get("ckpt_path"), any(folder.glob("*.ckpt"))
+    if not given or (given != "last" and own):
         config.ckpt_path = "last"
+        if given:
+            rank_zero_info(
+                f"--ckpt_path: this job was restarted, so the run continues from its own newest "
+                f"checkpoint instead of {str(given)!r}."
+            )
 
 
 def check_files(config: Any) -> OpenCheckpoint | None:

@@ -23,7 +23,7 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.training.run_directory import (
     SaveConfig,
     check_files,
-    continue_requeued,
+    continue_restarted,
     is_of_run,
     put_inside,
     run_directory,
@@ -83,18 +83,39 @@ def test_a_missing_checkpoint_is_rejected(tmp_path: Path) -> None:
         check_files(Namespace(ckpt_path=path, trainer=Namespace(default_root_dir=".")))
 
 
+@pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
 @pytest.mark.parametrize(
-    ("count", "asked", "expected"),
-    [(None, None, None), ("0", None, None), ("2", None, "last"), ("2", "a.ckpt", "a.ckpt")],
+    ("count", "asked", "own", "expected"),
+    [
+        (None, None, True, None),
+        ("0", None, True, None),
+        ("0", "a.ckpt", True, "a.ckpt"),
+        ("2", None, False, "last"),
+        ("2", None, True, "last"),
+        ("1", "last", True, "last"),
+        ("2", "a.ckpt", False, "a.ckpt"),  # nothing of its own yet
+        ("2", "a.ckpt", True, "last"),
+        ("1", "run/checkpoints/0000001.ckpt", True, "last"),
+    ],
 )
-def test_a_requeued_job_continues(
-    monkeypatch: pytest.MonkeyPatch, count: str | None, asked: str | None, expected: str | None
+def test_a_restarted_job_continues_its_own_newest_checkpoint(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    count: str | None,
+    asked: str | None,
+    own: bool,
+    expected: str | None,
 ) -> None:
-    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    monkeypatch.delenv(name, raising=False)
     if count:
-        monkeypatch.setenv("SLURM_RESTART_COUNT", count)
-    config = Namespace(ckpt_path=asked)
-    continue_requeued(config)
+        monkeypatch.setenv(name, count)
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    if own:
+        (tmp_path / "run/checkpoints/0000003.ckpt").touch()
+    trainer = Namespace(default_root_dir=str(tmp_path / "run"))
+    config = Namespace(ckpt_path=asked, trainer=trainer)
+    continue_restarted(config)
     assert config.ckpt_path == expected
 
 
