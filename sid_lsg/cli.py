@@ -18,7 +18,7 @@ from sid_lsg.commands.table import COMMANDS, PROGRAM
 from sid_lsg.distributed.signals import NAMES, ending_on_signals, is_launched
 from sid_lsg.files.config_files import check_config_files
 from sid_lsg.messages.console import fail, format_warning
-from sid_lsg.messages.errors import Interrupted, TrainingStopped, UsageError
+from sid_lsg.messages.errors import Interrupted, SharedError, TrainingStopped, UsageError
 from sid_lsg.messages.quiet import quiet_libraries
 
 
@@ -72,6 +72,8 @@ def main(args: list[str] | None = None) -> None:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(3)
     except _mistakes() as error:
+        if isinstance(error, SharedError) and _rank() != 0:
+            sys.exit(2)
         # An error in a data loader's worker comes at the end of the worker's traceback.
         mistake = f"{UsageError.__module__}.{UsageError.__name__}: "
         fail(str(error).rpartition(mistake)[2].strip())

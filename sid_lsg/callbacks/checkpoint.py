@@ -21,6 +21,7 @@ from sid_lsg.files.replacing import remove_leftovers
 from sid_lsg.loggers import CSVLogger
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.training.agreement import check_agreement
 from sid_lsg.training.callback import Saver, run_callbacks
 from sid_lsg.training.run_directory import config_of
 
@@ -88,7 +89,12 @@ class Checkpoint(Saver, ModelCheckpoint):
         self._opened = opened
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Replace Lightning's checkpoint writer, which buffers the whole file in RAM."""
+        """Replace Lightning's checkpoint writer, which buffers the whole file in RAM.
+
+        Raises:
+            SharedError: If the processes would not start the same run.
+        """
+        check_agreement(trainer, pl_module, self._opened)
         self._settle(trainer)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = SafeCheckpointIO()

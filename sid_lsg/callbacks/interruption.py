@@ -44,8 +44,8 @@ class Interruption(Leaver):
         self._requeuing = 0  # the received signal to requeue the job
         self._requeue: Any = None  # Lightning's handler of that signal
         self._told: Reading | None = None  # the last exchange between the processes
-        self._over = False  # whether the training has ended, and this callback's work
-        self._checked = False
+        self._over = False  # whether the training has ended
+        self._checked = False  # whether the last signals have been handled
         self._agreed_on = False  # whether all processes know that the run ends
         self._previous: dict[int, Any] = {}  # the handlers before the training
 
@@ -109,6 +109,7 @@ class Interruption(Leaver):
         """Skip the last evaluations too, if a signal came after the last iteration."""
         if self._over:
             self.on_trained(trainer, pl_module)
+            self._checked = True
 
     def leave(self, trainer: L.Trainer) -> None:
         """End the run if any process has received a signal, between two batches of an evaluation.
@@ -149,7 +150,6 @@ class Interruption(Leaver):
         if self._checked:
             return
         self._release()
-        self._checked = True
         self._tell(trainer)
         ending, requeuing, _, _ = self._agreed(trainer)
         if requeuing:

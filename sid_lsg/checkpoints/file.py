@@ -3,6 +3,7 @@
 The file is a zip file of `torch.save`, which contains the CRC-32 of each record.
 """
 
+import hashlib
 import os
 import re
 import zipfile
@@ -121,6 +122,18 @@ def verify_records(path: Path) -> None:
         raise Damaged(f"cannot be read ({error.strerror or error})") from error
     except Exception as error:  # zipfile raises anything for damaged headers
         raise Damaged(f"is corrupted ({error})") from error
+
+
+def fingerprint(path: Path) -> str:
+    """Return a short digest of a checkpoint from the checksums that it contains."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        digest.update((path / "manifest.json").read_bytes())
+    else:
+        with zipfile.ZipFile(path) as archive:
+            for record in archive.infolist():
+                digest.update(f"{record.filename} {record.file_size} {record.CRC}\n".encode())
+    return digest.hexdigest()[:12]
 
 
 def verify_bytes(path: Path, written: Written) -> None:

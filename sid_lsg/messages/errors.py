@@ -9,6 +9,10 @@ class UsageError(ValueError):
     """
 
 
+class SharedError(UsageError):
+    """A mistake that all processes of a run have found together; the first one prints it."""
+
+
 class TrainingStopped(RuntimeError):
     """A run was stopped because its generator collapsed or its training became unstable.
 

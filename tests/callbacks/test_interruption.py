@@ -437,6 +437,7 @@ def trainer(**more: Any) -> Any:
         "_accelerator_connector": connector,
         "strategy": SimpleNamespace(launcher=None),
         "callbacks": [],
+        "loggers": [],
         "world_size": 1,
         "global_step": 1,
         "is_global_zero": True,

@@ -33,11 +33,11 @@ def test_callbacks_do_not_import_each_other(name: str) -> None:
 
 
 def test_callbacks_are_found_by_role() -> None:
-    plain, saver, scorer = L.Callback(), Checkpoint(), Metrics()
-    trainer: Any = SimpleNamespace(callbacks=[plain, ImageGrid(), scorer, saver])
+    plain, grid, saver, scorer = L.Callback(), ImageGrid(), Checkpoint(), Metrics()
+    trainer: Any = SimpleNamespace(callbacks=[plain, grid, scorer, saver])
     assert find(trainer, Saver) is saver
     assert find(trainer, Scorer) is scorer
-    assert run_callbacks(trainer) == [scorer, saver]
+    assert run_callbacks(trainer) == [grid, scorer, saver]
     assert find(SimpleNamespace(callbacks=[plain]), Saver) is None  # type: ignore[arg-type]
 
 
