@@ -92,7 +92,10 @@ def rows(root: Path) -> list[dict[str, str]]:
         return []
     with (root / "metrics.csv").open(newline="") as file:
         found = list(csv.DictReader(file))
-    return [{name: v for name, v in row.items() if name not in MEASURED} for row in found]
+    return [
+        {name: v for name, v in row.items() if not (name in MEASURED or "seconds" in name)}
+        for row in found
+    ]
 
 
 def temporary(root: Path) -> list[str]:
