@@ -131,8 +131,13 @@ class UNetTeacher(AssembledTeacher):
         given = self.embeddings(self.encode_prompts(prompts))
         # Encoded again, because `null_condition` is cached in the precision of the training.
         null = self.embeddings(expand(self.encode_null(), len(prompts)))
-        with self.precision_of(self.network):  # only of the UNet: the text is already encoded
-            latents = self.pipeline(self.network, self.reference_scheduler())(
+        pipeline = self.pipeline(self.network, self.reference_scheduler())
+        # Only of the UNet: the text is already encoded.
+        with self.precision_of(self.network) as dtype:
+            for name, part in pipeline.components.items():
+                if name.startswith("text_encoder"):
+                    setattr(pipeline, name, _Encoded(part.config, self.network.device, dtype))
+            latents = pipeline(
                 **given,
                 **{f"negative_{name}": value for name, value in null.items()},
                 num_inference_steps=num_steps,
@@ -143,3 +148,15 @@ class UNetTeacher(AssembledTeacher):
                 output_type="latent",
             ).images
         return self.decode(latents)
+
+
+class _Encoded(nn.Module):
+    """Stand in for a text encoder whose features are given.
+
+    Pipelines convert features and latents to the text encoder's dtype, which would be wrong for
+    an encoder in 16 bits.
+    """
+
+    def __init__(self, config: Any, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config, self.device, self.dtype = config, device, dtype
