@@ -55,12 +55,15 @@ class Baseline:
         """Copy the teacher's network; the arguments are those of `SiDLSG`.
 
         Raises:
-            ValueError: If kappa_2 and kappa_3 differ, or the teacher is no discrete diffusion.
+            ValueError: If kappa_2 and kappa_3 differ, or the teacher is no discrete diffusion whose
+                null conditioning is the empty prompt's.
         """
         if kappas.eval_fake_2 != kappas.eval_fake_3:
             raise ValueError("the baseline has one guidance scale for kappa_2 and kappa_3")
         if not isinstance(teacher.schedule, DiscreteSchedule):
             raise ValueError("the baseline samples through the timesteps of a DDPM scheduler")
+        if teacher.null_kind not in (None, "empty"):
+            raise ValueError("the baseline's null conditioning is that of the empty prompt")
         self.kappas, self.alpha, self.t_init = kappas, alpha, t_init
         self.tmin, self.tmax, self.prompt_dropout = tmin, tmax, prompt_dropout
         self.micro_batch_size, self.collect = micro_batch_size, collect

@@ -11,6 +11,7 @@ from sid_lsg.benchmark.baseline import Baseline
 from sid_lsg.benchmark.machine import clock
 from sid_lsg.benchmark.runs import fit, summary
 from sid_lsg.data.prompts import PromptBatch
+from sid_lsg.messages.errors import UsageError
 from sid_lsg.training.module import SiDLSG
 
 _OURS, _STEP = "ours", "ours, without the Trainer"
@@ -64,19 +65,29 @@ class _Turns(L.Callback):
         setattr(module, "training_step", self._timed_step)  # noqa: B010 (on the instance)
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Build the baseline from the same networks, on the same device."""
+        """Build the baseline from the same networks, on the same device.
+
+        Raises:
+            UsageError: If the official code cannot train this teacher.
+        """
         m = self._module
         m.teacher.to(trainer.strategy.root_device)
-        self._baseline = Baseline(
-            m.teacher,
-            m.kappas,
-            m.alpha,
-            m.t_init,
-            m.method.tmin,
-            m.method.tmax,
-            m.method.prompt_dropout or 0,
-            m.micro_batch_size,
-        )
+        try:
+            self._baseline = Baseline(
+                m.teacher,
+                m.kappas,
+                m.alpha,
+                m.t_init,
+                m.method.tmin,
+                m.method.tmax,
+                m.method.prompt_dropout or 0,
+                m.micro_batch_size,
+            )
+        except ValueError as error:
+            raise UsageError(
+                f"--benchmark.compare_official: {error}. Give a teacher of Stable Diffusion 1 "
+                "or 2, or leave the option out."
+            ) from error
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch, batch_idx: int

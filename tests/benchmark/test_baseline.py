@@ -10,9 +10,10 @@ from torch import nn
 from sid_lsg.benchmark.baseline import Baseline, Noise
 from sid_lsg.method.ema import ema_beta
 from sid_lsg.method.guidance import Kappas
+from sid_lsg.teachers import families
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from tests.helpers.golden import GRADIENT, LOSS, Golden, check_fingerprint, error
-from tests.helpers.paths import GOLDEN
+from tests.helpers.paths import GOLDEN, GOLDEN_FLOW
 
 # Cases with K = 1, since the baseline has no K-step sampler.
 CASES = ["case_eps_k2_2_2_a1", "case_eps_k1_1_4.5_a1", "case_eps_k2_2_2_a1_rounds2"]
@@ -116,3 +117,12 @@ def test_ema(golden: Golden) -> None:
 def test_two_scales_are_rejected(golden: Golden) -> None:
     with pytest.raises(ValueError, match="kappa_2 and kappa_3"):
         make(golden, kappas=Kappas(1.0, 1.0, 2.0, 1.0))
+
+
+@pytest.mark.parametrize(("family", "message"), [("sdxl", "empty prompt"), ("sd3", "timesteps")])
+def test_teachers_that_the_official_code_cannot_train_are_rejected(
+    family: str, message: str
+) -> None:
+    teacher = families.load(str(GOLDEN_FLOW / "pipelines" / f"tiny_{family}"))
+    with pytest.raises(ValueError, match=message):
+        Baseline(teacher, Kappas(2.0, 2.0, 2.0, 2.0))
