@@ -9,7 +9,7 @@ import lightning as L
 from torch import Tensor
 
 from sid_lsg.images.pixels import comparison, save_png, to_pil
-from sid_lsg.loggers import log_images, log_table
+from sid_lsg.loggers import log_images, log_table, warning_if_unwritten
 from sid_lsg.messages.words import steps
 from sid_lsg.method.guidance import sampling_evaluations
 from sid_lsg.metrics.evaluator import Sampler, Scores
@@ -76,16 +76,17 @@ def save_and_log(
 ) -> None:
     """Write comparison.png; log it, and a table of prompts, images and the last row's scores."""
     picture = comparison({row.name.replace(", ", "\n"): row.images for row in rows}, prompts)
-    save_png(picture, Path(trainer.default_root_dir) / "comparison.png")
-    log_images(trainer.loggers, "comparison", [picture], None, trainer.global_step)
-    teacher, own = to_pil(rows[0].images), to_pil(rows[-1].images)
-    log_table(
-        trainer.loggers,
-        "samples",
-        ["prompt", "teacher", "generator", "clip_score"],
-        list(zip(prompts, teacher, own, clip_scores, strict=True)),
-        trainer.global_step,
-    )
+    with warning_if_unwritten("The comparison's images"):
+        save_png(picture, Path(trainer.default_root_dir) / "comparison.png")
+        log_images(trainer.loggers, "comparison", [picture], None, trainer.global_step)
+        teacher, own = to_pil(rows[0].images), to_pil(rows[-1].images)
+        log_table(
+            trainer.loggers,
+            "samples",
+            ["prompt", "teacher", "generator", "clip_score"],
+            list(zip(prompts, teacher, own, clip_scores, strict=True)),
+            trainer.global_step,
+        )
 
 
 def table(rows: Sequence[Row], num_images: int, protocol: str, guidance: float) -> str:

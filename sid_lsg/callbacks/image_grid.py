@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_warn
 
 from sid_lsg.callbacks.prompts import spread
 from sid_lsg.images.pixels import grid, save_png, to_pil
-from sid_lsg.loggers import log_images
+from sid_lsg.loggers import log_images, warning_if_unwritten
 from sid_lsg.messages.checks import refuse
 from sid_lsg.training.callback import RunCallback
 
@@ -58,9 +57,6 @@ class ImageGrid(RunCallback):
             return
         images = module.teacher.decode(latents)
         picture, step = grid(images), trainer.global_step
-        try:
+        with warning_if_unwritten(f"The grid of iteration {step}"):
             save_png(picture, Path(trainer.default_root_dir) / "grids" / f"step-{step:07d}.png")
             log_images(trainer.loggers, "grid", to_pil(images), prompts, step, whole=picture)
-        except OSError as error:
-            reason = error.strerror or error
-            rank_zero_warn(f"The grid of iteration {step} could not be written ({reason}).")

@@ -4,8 +4,15 @@ May import files, messages.
 """
 
 from sid_lsg.loggers.csv_logger import CSVLogger
-from sid_lsg.loggers.media import log_images, log_table
+from sid_lsg.loggers.media import log_images, log_table, warning_if_unwritten
 from sid_lsg.loggers.tolerant import Tolerance
 from sid_lsg.loggers.wandb_logger import WandbLogger
 
-__all__ = ["CSVLogger", "Tolerance", "WandbLogger", "log_images", "log_table"]
+__all__ = [
+    "CSVLogger",
+    "Tolerance",
+    "WandbLogger",
+    "log_images",
+    "log_table",
+    "warning_if_unwritten",
+]

@@ -1,14 +1,29 @@
 """Log images and tables to the loggers that support them."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
 from sid_lsg.messages.words import table
+
+
+@contextmanager
+def warning_if_unwritten(what: str) -> Iterator[None]:
+    """Turn an error in writing images into a warning: a full disk does not end a run.
+
+    Args:
+        what: What is written, for the warning.
+    """
+    try:
+        yield
+    except OSError as error:
+        rank_zero_warn(f"{what} could not be written ({error.strerror or error}).")
 
 
 def log_images(
