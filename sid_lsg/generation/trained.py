@@ -103,5 +103,6 @@ def load_trained(
     text = options.get("text") or {}
     length, null = text.get("max_sequence_length"), text.get("null")
     set_text(Text(max_sequence_length=length, null=null), loaded)
-    recipe = Method.of(options).of_teacher(loaded.schedule).recipe(NO_GUIDANCE)
+    method = Method.of(options).of_teacher(loaded.schedule, sampling=True)
+    recipe = method.recipe(NO_GUIDANCE)
     return Trained(loaded, recipe.t_init, options["num_steps"], record, adapted, recipe.noise)

@@ -97,8 +97,12 @@ class Method:
         """
         return cls(**{f.name: model.get(f.name, f.default) for f in fields(cls)})
 
-    def of_teacher(self, schedule: "Schedule") -> "Method":
+    def of_teacher(self, schedule: "Schedule", sampling: bool = False) -> "Method":
         """Return the options with the teacher's defaults for those that were left out.
+
+        Args:
+            schedule: The teacher's schedule.
+            sampling: Validate only what sampling needs, not the times of the losses.
 
         Raises:
             UsageError: If a timestep is not one of the teacher's.
@@ -106,7 +110,11 @@ class Method:
         defaults = schedule.defaults._asdict()
         missing = {k: v for k, v in defaults.items() if getattr(self, k) is None}
         found, timesteps = replace(self, **missing), len(schedule)
-        found._check_timesteps(timesteps)
+        found._check_generator(timesteps)
+        if sampling:
+            return found
+        if self.tmax > timesteps:
+            refuse("model.tmax", self.tmax, f"at most {timesteps}, the teacher's timesteps")
         if schedule.time_dtype.is_floating_point and (self.tmin, self.tmax) != (20, 980):
             raise UsageError(
                 "--model.tmin and --model.tmax limit integer timesteps, which a flow-matching "
@@ -131,12 +139,10 @@ class Method:
             generator_scale,
         )
 
-    def _check_timesteps(self, timesteps: int) -> None:
+    def _check_generator(self, timesteps: int) -> None:
         assert self.t_init is not None
         if not 1 <= self.t_init < timesteps:
             wanted = f"1 to {timesteps - 1}, a timestep of the teacher"
             refuse("model.t_init", self.t_init, wanted)
         if self.num_steps > self.t_init:
             refuse("model.num_steps", self.num_steps, f"at most --model.t_init ({self.t_init})")
-        if self.tmax > timesteps:
-            refuse("model.tmax", self.tmax, f"at most {timesteps}, the teacher's timesteps")

@@ -35,14 +35,15 @@ def test_the_export_contains_the_ema(run: Run) -> None:
 def test_a_failed_export_keeps_the_earlier_one(
     error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(teacher: Any, network: Any, folder: Path, t_init: int, num_steps: int) -> None:
+    def fail(teacher: Any, network: Any, folder: Path, *settings: Any) -> None:
         folder.mkdir()
         raise error("no space left")
 
     (tmp_path / "generator").mkdir()
     (tmp_path / "generator" / "model_index.json").write_text("earlier")
     module = SimpleNamespace(
-        teacher=None, t_init=625, num_steps=1, averaged=lambda: nullcontext(torch.nn.Identity()),
+        teacher=None, t_init=625, num_steps=1, noise="fresh",
+        averaged=lambda: nullcontext(torch.nn.Identity()),
     )  # fmt: skip
     monkeypatch.setattr("sid_lsg.callbacks.export.save_pipeline", fail)
     strategy = SimpleNamespace(broadcast=lambda value: value)
