@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from torch import Tensor
 
+from sid_lsg.export.exported import Exported
 from sid_lsg.export.exported import exported as exported_as
 from sid_lsg.export.folder import save_pipeline
 from sid_lsg.generation.models import load_model
@@ -127,7 +128,9 @@ def test_the_weights_sha256_depends_only_on_the_weights(
 
 def test_a_teacher_is_not_an_export(tiny_sd: str, exported: str) -> None:
     assert exported_as(StableDiffusion.from_pretrained(tiny_sd).scheduler_config) is None
-    assert exported_as(StableDiffusion.from_pretrained(exported).scheduler_config) == (600, 1)
+    assert exported_as(StableDiffusion.from_pretrained(exported).scheduler_config) == Exported(
+        600, 1
+    )
 
 
 @pytest.mark.parametrize(
