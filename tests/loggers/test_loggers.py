@@ -410,7 +410,7 @@ def test_an_explicit_mode_is_not_replaced(
     wandb.finish()
     monkeypatch.setenv("WANDB_MODE", "sometimes")
     wandb.teardown()
-    with pytest.raises(UsageError, match=r"WANDB_\*.*'online', 'offline'.*Correct"):
+    with pytest.raises(UsageError, match=r"WANDB_MODE.*'online', 'offline'.*Correct"):
         assert WandbLogger().experiment
 
 
