@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 from diffusers import SchedulerMixin
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -86,7 +87,8 @@ def _betas_problem(config: Mapping[str, Any], name: str, kind: Any) -> str | Non
         known = ", ".join(PREDICTION_TYPES)
         return f"the {name}'s prediction_type is {prediction!r}, not one of {known}"
     try:
-        betas = kind.from_config(dict(config)).betas
+        with torch.device("cpu"):  # whatever the default device is: the values are needed
+            betas = kind.from_config(dict(config)).betas
     except Exception as error:  # any: the fields can have any values
         return f"its {name} cannot be made from its config ({error})"
     if not len(betas) or not ((betas > 0) & (betas <= 1)).all():  # NaN compares as false
