@@ -70,7 +70,8 @@ def test_ckpt_path_last_works_with_any_logger(
     bar = progress.train_progress_bar
     assert (bar.n, bar.total) == (STEPS + 2, STEPS + 2)
     grids = sorted(path.name for path in (earlier / "grids").iterdir())
-    assert grids == [f"step-{step:07d}.png" for step in (5, 6)]  # each iteration's grid once
+    # Each iteration's grid once; also that of the last saved one, whose run drew none.
+    assert grids == [f"step-{step:07d}.png" for step in (STEPS, 5, 6)]
 
 
 def test_last_is_the_newest_checkpoint_after_a_moved_run_continued(

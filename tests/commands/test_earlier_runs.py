@@ -46,7 +46,11 @@ def test_a_config_of_an_earlier_version_is_read(run: tuple[Path, list[str]]) -> 
         "checkpointing": ["teacher"],
         "frozen_precision": "bf16",
     }
-    assert model["gradients"] == {"clip_val": 1.0, "clip_algorithm": "norm"}
+    assert model["gradients"] == {
+        "clip_val": 1.0,
+        "clip_algorithm": "norm",
+        "generator_scale": 1.0,
+    }
     assert model["lora"]["generator"]["rank"] == 2
     earlier = yaml.safe_load(EARLIER.read_text())["model"]
     kept = ("alpha", "t_init", "tmin", "tmax", "num_steps", "guidance", "optimizer_fake")

@@ -14,8 +14,8 @@ from torch import nn
 
 from sid_lsg.checkpoints.official import read_official
 from sid_lsg.commands.import_official import import_official
+from sid_lsg.export.exported import Exported, read_exported
 from sid_lsg.export.exported import exported as exported_as
-from sid_lsg.export.exported import read_exported
 from sid_lsg.files.sources import locate
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
@@ -58,7 +58,7 @@ def test_the_folder_samples_as_the_pickled_network(
 
     wanted = trained.generate(trained.network, PROMPTS, SEEDS, T_INIT, 1)
     loaded = StableDiffusion.from_pretrained(str(output))
-    assert exported_as(loaded.scheduler_config) == (T_INIT, 1)
+    assert exported_as(loaded.scheduler_config) == Exported(T_INIT, 1)
     assert loaded.generate(loaded.network, PROMPTS, SEEDS, T_INIT, 1).equal(wanted)
     pipeline = DiffusionPipeline.from_pretrained(output)
     pipeline.set_progress_bar_config(disable=True)
