@@ -28,6 +28,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     return error
 
 
+@pytest.mark.slow
 def test_a_real_process_reports_an_error_in_one_line(tmp_path: Path) -> None:
     """No traceback, status 2, nothing written."""
     run = subprocess.run(
@@ -77,6 +78,7 @@ def test_a_real_process_reports_an_error_in_one_line(tmp_path: Path) -> None:
         ({"ckpt_path": "{tmp}/none.ckpt"}, ["--ckpt_path", "none.ckpt"]),
     ],
 )
+@pytest.mark.slow
 def test_bad_input_is_named(
     options: dict[str, str | None],
     named: list[str],
@@ -182,6 +184,7 @@ def test_help_and_print_config_explain_every_option(capsys: pytest.CaptureFixtur
     assert "lr: 1.0e-06" in printed
 
 
+@pytest.mark.slow
 def test_a_run_stays_inside_its_directory(
     prompts: Path,
     tiny_sd: str,

@@ -22,6 +22,7 @@ def imported(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(TESTS)))
+@pytest.mark.slow
 def test_no_file_imports_a_test_module(path: Path) -> None:
     """Code that several test modules need belongs in tests/helpers or a conftest.py."""
     ours = [name for name in imported(path) if name.startswith("tests.")]

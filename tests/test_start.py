@@ -77,6 +77,7 @@ def test_the_version_is_printed_without_heavy_imports() -> None:
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "fit"])
+@pytest.mark.slow
 def test_help_of_a_command_that_does_not_train_imports_nothing_heavy(command: str) -> None:
     ended, imported = run("-m", "sid_lsg.cli", command, "--help")
     assert (ended.returncode, ended.stderr, imported) == (0, "", set())
@@ -85,6 +86,7 @@ def test_help_of_a_command_that_does_not_train_imports_nothing_heavy(command: st
     assert (pointer in " ".join(ended.stdout.split())) == (command in OF_FIT)
 
 
+@pytest.mark.slow
 def test_the_help_of_fit_imports_no_model_library() -> None:
     """Lightning itself imports torch, torchmetrics and, through that, transformers."""
     ended, imported = run("-m", "sid_lsg.cli", "fit", "--help")

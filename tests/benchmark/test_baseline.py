@@ -44,6 +44,7 @@ def make(golden: Golden, v: bool = False, **options: Any) -> Recorder:
 
 
 @pytest.mark.parametrize("case", [*CASES, "case_v_k2_2_2_a1_mb1"])
+@pytest.mark.slow
 def test_golden_numbers(golden: Golden, case: str) -> None:
     entry, expected = golden.entry(case), golden.tensors(case)
     baseline = make(

@@ -56,6 +56,7 @@ LOGGERS: dict[str, Callable[[Path], Logger | bool]] = {
 
 
 @pytest.mark.parametrize("logger", LOGGERS)
+@pytest.mark.slow
 def test_ckpt_path_last_works_with_any_logger(
     small_sd: str, files: Files, earlier: Path, logger: str
 ) -> None:
@@ -82,6 +83,7 @@ def test_last_is_the_newest_checkpoint_after_a_moved_run_continued(
     assert links == {"last.ckpt": "0000005.ckpt"}
 
 
+@pytest.mark.slow
 def test_continuing_keeps_logged_rows(
     small_sd: str, files: Files, run: Run, tmp_path: Path
 ) -> None:

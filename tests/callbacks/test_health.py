@@ -176,6 +176,7 @@ def test_a_generator_that_ignores_its_prompt_is_collapsed_and_misaligned(tmp_pat
     assert "misalignment" in second
 
 
+@pytest.mark.slow
 def test_a_learning_rate_1000_times_too_large_is_detected_at_once(tmp_path: Path) -> None:
     (message,) = warned(lambda: fit(tmp_path, Health(), lr=5e-2, max_steps=1))
     assert message.startswith("instability at iteration 1, 4 images seen: update_ratio_fake is ")
@@ -348,6 +349,7 @@ def test_a_warning_is_repeated_only_after_a_recovery(
     assert iterations(12, update_ratio=1e-12) == [1, 11]  # or after ten more
 
 
+@pytest.mark.slow
 def test_stop_saves_the_current_state_and_ends(tiny: Callable[..., SiDLSG], tmp_path: Path) -> None:
     watch = Health(instability_action="stop")
     with pytest.raises(TrainingStopped) as stopped:
@@ -422,6 +424,7 @@ def test_good_works_without_hard_links(
     assert step_of(tmp_path / "checkpoints/good.ckpt") == 2
 
 
+@pytest.mark.slow
 def test_a_continued_run_restores_its_baseline(tiny: Callable[..., SiDLSG], tmp_path: Path) -> None:
     """Without a baseline, any first row would count as healthy and become `good.ckpt`."""
     watch = Health()

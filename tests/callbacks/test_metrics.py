@@ -87,6 +87,7 @@ def test_the_comparison_shows_three_rows(run: Run) -> None:
     assert width > NUM_PICTURED * side
 
 
+@pytest.mark.slow
 def test_the_seconds_of_a_continued_run_include_all_its_training(
     small_sd: str, files: Files, earlier: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ def scores(root: Path) -> dict[int, str]:
         return {int(row["step"]): row.get("score", "") for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_an_error_in_an_evaluation_does_not_lose_the_checkpoint(small_sd: str, empty: Path) -> None:
     def fail(trainer: L.Trainer) -> None:
         if trainer.global_step == 4:
@@ -55,6 +56,7 @@ def test_an_error_in_an_evaluation_does_not_lose_the_checkpoint(small_sd: str, e
     assert scores(empty) == expected
 
 
+@pytest.mark.slow
 def test_a_signal_skips_the_evaluations_that_are_due(small_sd: str, empty: Path) -> None:
     class Signal(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:

@@ -13,6 +13,7 @@ from sid_lsg.cli import main
 from tests.helpers.checkpoint_runs import change, contents, load, refused
 
 
+@pytest.mark.slow
 def test_options_never_come_from_a_checkpoint(
     command: list[str], copied: Path, tmp_path: Path
 ) -> None:
@@ -35,6 +36,7 @@ def test_options_never_come_from_a_checkpoint(
     assert load(tmp_path / "new/checkpoints/last.ckpt")["global_step"] == 3
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_checkpoint_is_explained(
     command: list[str], copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,6 +80,7 @@ def test_a_folder_that_is_no_checkpoint_is_explained(
 
 
 @pytest.mark.parametrize("inside", [".", "checkpoints"])
+@pytest.mark.slow
 def test_a_run_directory_stands_for_its_newest_checkpoint(
     command: list[str], copied: Path, tmp_path: Path, inside: str
 ) -> None:
@@ -89,6 +92,7 @@ def test_a_run_directory_stands_for_its_newest_checkpoint(
     assert config["ckpt_path"] == str(other / "checkpoints/last.ckpt")
 
 
+@pytest.mark.slow
 def test_its_own_run_directory_continues_the_run(
     command: list[str], copied: Path, tmp_path: Path
 ) -> None:

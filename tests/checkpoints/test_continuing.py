@@ -46,6 +46,7 @@ def test_a_continued_run_equals_an_uninterrupted_one(
 
 
 @pytest.mark.parametrize(("step", "saved"), [(STEPS, []), (4, ["0000004.ckpt"])])
+@pytest.mark.slow
 def test_a_run_continued_in_another_directory_saves_its_checkpoints_there(
     small_sd: str, run: Path, empty: Path, step: int, saved: list[str]
 ) -> None:
@@ -86,6 +87,7 @@ def test_a_checkpoint_has_the_counters_of_its_iteration(run: Path) -> None:
         assert progress == {"total": counts, "current": counts, "is_last_batch": False}
 
 
+@pytest.mark.slow
 def test_the_row_of_an_iteration_is_written_before_its_checkpoint(
     small_sd: str, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -179,6 +179,7 @@ def test_lengths_beyond_the_end_are_rejected(code: str, width: int) -> None:
 
 @pytest.mark.parametrize("body", [b"]" * NESTED + b"a" * (NESTED - 1), b")" + b"\x85" * NESTED])
 @pytest.mark.parametrize("use", [b".", b"}" + text("k") + b"h\0s.", b"}h\0K\x01s.", b"h\0b."])
+@pytest.mark.slow
 def test_deep_nesting_does_not_recurse(body: bytes, use: bytes) -> None:
     data = b"\x80\x04" + body + b"q\0" + use
     if use in (b".", b"}" + text("k") + b"h\0s."):

@@ -18,6 +18,7 @@ from tests.helpers.checkpoints import newest_path
 from tests.helpers.comparison import same
 
 
+@pytest.mark.slow
 def test_training_continues_when_the_disk_is_full(
     small_sd: str, run: Path, empty: Path, no_room: Callable[..., None]
 ) -> None:
@@ -32,6 +33,7 @@ def test_training_continues_when_the_disk_is_full(
                 load(run / "checkpoints/0000004.ckpt")["state_dict"])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_failed_first_save_leaves_no_checkpoint(
     command: list[str], no_room: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:

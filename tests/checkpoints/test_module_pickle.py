@@ -77,6 +77,7 @@ def check(path: Path, network: nn.Module, protocol: int = 4) -> dict[str, Stored
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.slow
 def test_a_unet(path: Path, unet: UNet2DConditionModel, protocol: int, dtype: torch.dtype) -> None:
     check(path, unet.eval().requires_grad_(False).to(dtype), protocol)
     recorded, own = config(read_modules(path)), dict(unet.config)

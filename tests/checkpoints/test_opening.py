@@ -71,6 +71,7 @@ def test_other_files_are_not_checkpoints(run: Path, tmp_path: Path) -> None:
         open_resumed(str(tmp_path / "0000003.ckpt"), tmp_path)
 
 
+@pytest.mark.slow
 def test_last_skips_damaged_files(small_sd: str, run: Path, copied: Path) -> None:
     folder = copied / "checkpoints"
     flip(folder / "0000006.ckpt", weight_place(folder / "0000006.ckpt"))
@@ -219,6 +220,7 @@ def test_fit_opens_the_resumed_checkpoint_once(
     assert named == (Counter({"0000002.ckpt": 1}),) * 2
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_verified_once_and_not_opened(
     trained: list[str], directory: Path, count: Callable[..., tuple[Counter[str], Counter[str]]]
 ) -> None:

@@ -64,6 +64,7 @@ def test_a_checkpoint_of_another_architecture_is_rejected(
     }
 
 
+@pytest.mark.slow
 def test_optimizer_states_of_another_model_are_rejected(
     small_sd: str, copied: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

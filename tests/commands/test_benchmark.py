@@ -335,6 +335,7 @@ def test_the_stored_comparisons_state_their_settings(name: str, compiled: str) -
         ([*COMPARED, "--model.lora.generator.rank", "4"], "--model.lora.generator: an"),
     ],
 )
+@pytest.mark.slow
 def test_errors(tiny_sd: str, options: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         benchmark(["--model.teacher", tiny_sd, *options])

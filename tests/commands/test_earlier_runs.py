@@ -57,6 +57,7 @@ def test_a_config_of_an_earlier_version_is_read(run: tuple[Path, list[str]]) -> 
     assert {name: model[name] for name in kept} == {name: earlier[name] for name in kept}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_earlier_version_works(
     run: tuple[Path, list[str]], tmp_path: Path
 ) -> None:

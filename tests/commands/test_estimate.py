@@ -91,6 +91,7 @@ def test_the_plan_is_read_from_the_config() -> None:
     ("asked", "devices"),
     [("8", 8), ("auto", 1), ("[0, 1, 2, 3]", 4), ("0,1", 2), ("1", 1)],
 )
+@pytest.mark.slow
 def test_devices_are_counted_from_the_options(asked: str, devices: int) -> None:
     args = ["--config", str(CONFIGS / "lsg.yaml"), "--trainer.devices", asked]
     assert plan_of(config_of(*args)).devices == devices

@@ -239,6 +239,7 @@ def test_statistics_of_a_changed_folder_are_recomputed(
     assert report(tmp_path / "out")["reference"]["count"] == 7
 
 
+@pytest.mark.slow
 def test_clean256_uses_a_local_inception(files: Files, tmp_path: Path, cache: Path) -> None:
     options = {"protocol": "clean256", "inception": files.inception, "output": tmp_path / "out"}
     main(files.line(**options))

@@ -55,6 +55,7 @@ def callback(name: str, **options: object) -> list[str]:
         (["--trainer.accelerator=mps"], "--trainer.accelerator"),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_an_option_that_another_package_rejects_is_named(
     command: list[str], capsys: pytest.CaptureFixture[str], options: list[str], said: str
 ) -> None:
@@ -112,6 +113,7 @@ def test_lightnings_timer_ends_a_run(command: list[str], tmp_path: Path) -> None
     assert (tmp_path / "run/config.yaml").exists()
 
 
+@pytest.mark.slow
 def test_settings_that_wandb_rejects_are_named(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

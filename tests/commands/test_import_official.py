@@ -125,6 +125,7 @@ def test_unreadable_files_are_rejected(tmp_path: Path, tiny_sd: str) -> None:
     assert "is not a file" in refused("/dev/zero", tiny_sd, output=tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_networks_that_do_not_fit_the_base_are_rejected(
     tmp_path: Path, tiny_sd: str, trained: StableDiffusion
 ) -> None:

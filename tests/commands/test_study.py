@@ -131,6 +131,7 @@ def test_points_with_equal_options_share_a_run(tmp_path: Path) -> None:
         ),
     ],
 )
+@pytest.mark.slow
 def test_an_invalid_plan_is_rejected(
     tmp_path: Path, series: dict[str, Series], changes: dict[str, Any], named: list[str]
 ) -> None:
@@ -257,6 +258,7 @@ def test_arguments_are_parsed_back_to_the_options(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=3))
+@pytest.mark.slow
 def test_labels_become_file_names(parts: list[str]) -> None:
     name = slugify(*parts)
     assert name

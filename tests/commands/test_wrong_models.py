@@ -135,6 +135,7 @@ def complaints(
     return found
 
 
+@pytest.mark.slow
 def test_every_wrong_folder_is_refused_when_it_is_loaded(family: str, tmp_path: Path) -> None:
     wrongs = list(wrong_folders(FAMILIES[family]))
     assert len({wrong.name for wrong in wrongs}) == len(wrongs) >= 60
@@ -152,6 +153,7 @@ def test_every_wrong_folder_is_refused_when_it_is_loaded(family: str, tmp_path: 
     assert found == []
 
 
+@pytest.mark.slow
 def test_whole_folders_are_accepted_by_every_command(
     whole: list[Path],
     lines: Callable[[str, Path], list[str]],
@@ -162,6 +164,7 @@ def test_whole_folders_are_accepted_by_every_command(
 
 
 @pytest.mark.parametrize("door", DOORS)
+@pytest.mark.slow
 def test_commands_refuse_wrong_folders(
     door: str,
     family: str,

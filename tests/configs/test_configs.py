@@ -107,6 +107,7 @@ def test_overlays_run(
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.slow
 def test_overlays_merge_over_a_complete_config(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +124,7 @@ def test_overlays_merge_over_a_complete_config(
 
 
 @pytest.mark.parametrize("path", TRAINERS, ids=lambda path: path.name)
+@pytest.mark.slow
 def test_trainer_overlays_have_accepted_options(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

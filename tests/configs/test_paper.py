@@ -68,6 +68,7 @@ def test_there_is_a_config_for_each_row() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.slow
 def test_options_and_header_match_the_published_row(name: str) -> None:
     teacher, kappa, fid, clip, millions = PUBLISHED[name]
     config, text = options(f"paper/{name}"), header(f"paper/{name}")
@@ -81,6 +82,7 @@ def test_options_and_header_match_the_published_row(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
+@pytest.mark.slow
 def test_headers_state_images_and_hours(name: str) -> None:
     config, text = options(name), header(name)
     stated = re.search(r"Images seen: ([\d.]+) M \(([\d,]+) iterations of (\d+)\)", text)

@@ -53,6 +53,7 @@ def test_wandb_accepts_the_sweep(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_fit_accepts_every_value_of_every_sweep(path: Path) -> None:
     """Each value is parsed as the agent writes it, and no two are the same point."""
     config = yaml.safe_load(path.read_text())
@@ -69,6 +70,7 @@ def test_fit_accepts_every_value_of_every_sweep(path: Path) -> None:
 
 @pytest.mark.parametrize("base", ["demo.yaml", "lsg.yaml"])
 @pytest.mark.parametrize("value", GUIDANCE)
+@pytest.mark.slow
 def test_a_point_replaces_the_guidance_of_the_config(
     value: str, base: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,6 +61,7 @@ def test_time_is_flops_over_speed(plan: Callable[..., PlannedRun]) -> None:
     assert iteration_seconds(run, 1e6) == pytest.approx(16 * total / 1e6)
 
 
+@pytest.mark.slow
 def test_a_fast_device_waits_for_the_host(plan: Callable[..., PlannedRun]) -> None:
     """9 forward and backward passes; activation checkpointing adds one forward pass each."""
     fast = float("inf")

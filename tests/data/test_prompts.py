@@ -80,6 +80,7 @@ def test_workers_do_not_change_the_order(prompts: str, workers: int) -> None:
     assert batches(ready(prompts, trainer, num_workers=workers)) == expected
 
 
+@pytest.mark.slow
 def test_spawned_workers_read_the_same_prompts(prompts: str) -> None:
     loader = ready(prompts, num_heldout=2).train_dataloader()
     spawned = DataLoader(

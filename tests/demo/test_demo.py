@@ -89,6 +89,7 @@ def test_the_tokenizer_has_a_token_for_every_word() -> None:
     assert len(padded) == tokenizer.model_max_length == 16
 
 
+@pytest.mark.slow
 def test_the_recipe_runs(data_dir: Path, tmp_path: Path) -> None:
     """Run every stage for one or two steps; the result loads as a teacher."""
     output = tmp_path / "fashion"
@@ -118,6 +119,7 @@ def test_the_embedded_teacher_is_small_and_complete() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_embedded_teacher_follows_its_prompts() -> None:
     """With 10 steps, the caption closest to most images is their own."""
     teacher = StableDiffusion.from_pretrained("package:demo/fashion")

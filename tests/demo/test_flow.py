@@ -30,6 +30,7 @@ def stock(folder: Path) -> StableDiffusion3Pipeline:
     return pipeline
 
 
+@pytest.mark.slow
 def test_the_recipe_runs(data_dir: Path, tmp_path: Path) -> None:
     """Run every stage, for two steps; the stock pipeline samples the result."""
     output = tmp_path / "fashion_flow"
@@ -99,6 +100,7 @@ def test_the_export_is_used_as_its_card_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("zeros", [0, 256])
+@pytest.mark.slow
 def test_the_embedded_teacher_follows_its_prompts(zeros: int) -> None:
     """With 8 steps the caption closest to most images is their own, for any number of zeros."""
     clip = CLIPFeatures.from_pretrained("package:demo/fashion/clip")

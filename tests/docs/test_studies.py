@@ -45,6 +45,7 @@ def settings(config: Any) -> dict[str, Any]:
 
 
 @kept
+@pytest.mark.slow
 def test_runs_and_evaluations_are_those_of_the_config(folder: Path, tmp_path: Path) -> None:
     of, runs, _ = shipped(REPOSITORY / "configs/study" / f"{folder.name}.yaml")
     planned = {run.name: run for run in runs}
@@ -81,6 +82,7 @@ def test_runs_and_evaluations_are_those_of_the_config(folder: Path, tmp_path: Pa
 
 
 @kept
+@pytest.mark.slow
 def test_tables_and_plots_are_made_from_the_rows(folder: Path) -> None:
     rows = read_rows([str(folder)])
     assert (READ / folder.name / TABLE).read_text() == markdown(rows, "std")

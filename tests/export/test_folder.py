@@ -89,6 +89,7 @@ def sample(pipeline: DiffusionPipeline, output_type: str = "latent", num_steps: 
 
 
 @pytest.mark.parametrize(("prediction_type", "t_init", "num_steps"), CASES)
+@pytest.mark.slow
 def test_stock_diffusers_gives_the_same_images(
     tiny_sd: str,
     tmp_path: Path,
@@ -144,6 +145,7 @@ def test_a_teacher_is_not_an_export(tiny_sd: str) -> None:
 
 
 @pytest.mark.parametrize("exported", [1, 2])
+@pytest.mark.slow
 def test_a_folder_can_be_sampled_in_any_number_of_steps(
     tiny_sd: str, tmp_path: Path, exported: int
 ) -> None:

@@ -79,6 +79,7 @@ FIT = ("fit", "--model.teacher=x", "--data.prompts=p.txt")
          "estimate.output"),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_commands_refuse_urls(
     line: tuple[str, ...],
     option: str,

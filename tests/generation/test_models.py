@@ -39,6 +39,7 @@ def exported(module: SiDLSG, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("num_steps", [None, 1, 2, 4])
+@pytest.mark.slow
 def test_an_exported_generator_samples_as_in_training(
     module: SiDLSG, exported: str, num_steps: int | None
 ) -> None:
@@ -148,6 +149,7 @@ def test_a_teacher_is_not_an_export(tiny_sd: str, exported: str) -> None:
         ({"num_steps": 1, "guidance": 1.0, "resolution": 33}, "--resolution must be a multiple"),
     ],
 )
+@pytest.mark.slow
 def test_impossible_options_for_a_teacher_are_rejected(
     tiny_sd: str, options: dict, said: str
 ) -> None:

@@ -39,6 +39,7 @@ def run(
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_the_checkpoints_generator_equals_the_export(
     run: Path, tiny_sd: str, tmp_path: Path
 ) -> None:
@@ -56,6 +57,7 @@ def test_the_checkpoints_generator_equals_the_export(
     assert all(torch.equal(again[name], value) for name, value in exported.items())
 
 
+@pytest.mark.slow
 def test_adapters_are_also_exported_separately(run: Path, tiny_sd: str, tmp_path: Path) -> None:
     found = load_trained(require_checkpoint(run))
     export(str(run), str(tmp_path / "out"))
@@ -91,6 +93,7 @@ def test_paths_name_a_file_or_a_run(run: Path, tmp_path: Path) -> None:
         find_checkpoint(tmp_path, "model")
 
 
+@pytest.mark.slow
 def test_unusable_checkpoints_are_rejected(run: Path, tiny_sd: str, tmp_path: Path) -> None:
     last = run / "checkpoints" / "last.ckpt"
 

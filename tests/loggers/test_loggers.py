@@ -366,6 +366,7 @@ def test_a_hanging_name_server_does_not_block(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("case", ["no key", "no server", "silent server", "refused key", "bad key"])
+@pytest.mark.slow
 def test_without_key_or_server_the_run_goes_offline(
     fresh: None,
     server: str,
@@ -428,6 +429,7 @@ def test_offline_mode_contacts_no_server(fresh: None, monkeypatch: pytest.Monkey
         assert WandbLogger().experiment.settings.mode == "offline"
 
 
+@pytest.mark.slow
 def test_no_key_is_requested_in_a_terminal(fresh: None, server: str, tmp_path: Path) -> None:
     """The server answers but there is no key: wandb itself would ask and wait."""
     script = (
@@ -566,6 +568,7 @@ def run(small_sd: str, folder: Path, *options: str) -> None:
     main(["fit", *(f"--{name}={value}" for name, value in defaults.items()), *options])
 
 
+@pytest.mark.slow
 def test_a_run_in_tensorboard(
     small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -591,6 +594,7 @@ def test_a_run_in_tensorboard(
     assert values["data/batch_size"].number_value == 2
 
 
+@pytest.mark.slow
 def test_several_loggers_at_once(
     fresh: None, small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

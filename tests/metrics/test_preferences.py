@@ -491,6 +491,7 @@ def test_identity_describes_the_loaded_files(case: Case) -> None:
 
 
 @pytest.mark.parametrize("form", ["top", "state_dict", "old", "safetensors", "half"])
+@pytest.mark.slow
 def test_weights_files_of_several_formats_load(case: Case, tmp_path: Path, form: str) -> None:
     path, weights = tmp_path / "weights.pt", case.weights
     if form == "top":

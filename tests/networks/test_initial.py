@@ -111,6 +111,7 @@ def fit(tiny_sd: str, tmp_path: Path) -> Callable[..., SiDLSG]:
     return run
 
 
+@pytest.mark.slow
 def test_starting_from_the_teachers_folder_changes_nothing(
     fit: Callable[..., SiDLSG], tiny_sd: str
 ) -> None:
@@ -119,6 +120,7 @@ def test_starting_from_the_teachers_folder_changes_nothing(
         assert torch.equal(value, same.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_adapters_train_on_the_weights_of_a_folder(
     fit: Callable[..., SiDLSG], tiny_sd: str, exported: Path, other: dict[str, Tensor]
 ) -> None:
@@ -153,6 +155,7 @@ def test_adapters_train_on_the_weights_of_a_folder(
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_a_network_of_another_shape_is_rejected(
     tiny_sd: str, exported: Path, tmp_path: Path, name: str
 ) -> None:
@@ -198,6 +201,7 @@ def make_unet(config: dict[str, Any], folder: Path) -> None:
     UNet2DConditionModel.from_config(config).save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_unusable_folders_are_rejected_by_name(
     tiny_sd: str, exported: Path, tmp_path: Path, other: dict[str, Tensor]
 ) -> None:

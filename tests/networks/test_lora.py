@@ -112,6 +112,7 @@ def places(tensors: Any) -> set[int]:
 # ---------------------------------------------------------------------- start
 
 
+@pytest.mark.slow
 def test_networks_start_as_the_teacher_and_share_its_tensors(small_sd: str) -> None:
     torch.manual_seed(7)
     state = torch.get_rng_state()
@@ -220,6 +221,7 @@ def test_activation_checkpointing_changes_nothing(small_sd: str, phase: Phase) -
         assert torch.equal(value, checkpointed[name]), name
 
 
+@pytest.mark.slow
 def test_a_bf16_base_keeps_float32_adapters(small_sd: str, fit: Fit) -> None:
     half, whole = (
         make(small_sd, **BOTH, memory=Memory("fast", ["fake_score"], p)) for p in ("bf16", "32")
@@ -244,6 +246,7 @@ def test_a_bf16_base_keeps_float32_adapters(small_sd: str, fit: Fit) -> None:
 
 
 @pytest.mark.parametrize("whole", ["generator", "fake_score", None])
+@pytest.mark.slow
 def test_training_changes_only_trainable_weights(
     small_sd: str, fit: Fit, whole: str | None
 ) -> None:
@@ -281,6 +284,7 @@ def test_the_ema_covers_only_the_adapters(small_sd: str) -> None:
     assert all(torch.equal(p, frozen[name]) for name, p in base(module.ema).items())
 
 
+@pytest.mark.slow
 def test_checkpoints_contain_only_adapters_and_resume_bitwise(fit: Fit, tmp_path: Path) -> None:
     whole = fit(4)
     fit(2, save=True)
@@ -296,6 +300,7 @@ def test_checkpoints_contain_only_adapters_and_resume_bitwise(fit: Fit, tmp_path
     assert torch.equal(call(whole, whole.ema), call(resumed, resumed.ema))
 
 
+@pytest.mark.slow
 def test_checkpoints_of_other_networks_are_rejected(
     fit: Fit, small_sd: str, tmp_path: Path
 ) -> None:
@@ -331,6 +336,7 @@ def test_checkpoints_of_other_networks_are_rejected(
         fit(2, ckpt_path=last, lora=replace(ADAPTERS, generator=LoRA(2)))
 
 
+@pytest.mark.slow
 def test_adapters_of_other_base_weights_are_rejected(
     fit: Fit, small_sd: str, tmp_path: Path
 ) -> None:
@@ -437,6 +443,7 @@ def test_a_generator_is_rebuilt_from_a_checkpoint(trained: SiDLSG, tiny_sd: str)
 # ---------------------------------------------------------------------- options
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_exports_and_continues_adapters(
     small_sd: str, tmp_path: Path
 ) -> None:

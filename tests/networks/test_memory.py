@@ -45,6 +45,7 @@ def peak(call: Callable[[], None]) -> int:
 
 @pytest.mark.parametrize("guidance", [GUIDED, Guidance("none")], ids=["guided", "unguided"])
 @pytest.mark.parametrize("num_steps", [1, 2])
+@pytest.mark.slow
 def test_gradients_are_bitwise_equal(tiny_sd: str, guidance: Guidance, num_steps: int) -> None:
     gradients = []
     for memory in ("fast", "balanced", "lean"):
@@ -57,6 +58,7 @@ def test_gradients_are_bitwise_equal(tiny_sd: str, guidance: Guidance, num_steps
 
 
 @pytest.mark.parametrize("source", ["tiny", "architecture:sd15-small"])
+@pytest.mark.slow
 def test_lean_stores_fewer_activations(tiny_sd: str, source: str) -> None:
     """`lean` needs at most 60 % of `fast`, by torch's profiler."""
     options = {} if source == "tiny" else {"resolution": 64}

@@ -106,6 +106,7 @@ def assert_same(first: Any, second: Any) -> None:
     fused=st.booleans(),
     piece=st.sampled_from([1, 100, 2**25]),
 )
+@pytest.mark.slow
 def test_updates_equal_torchs_adam(
     shapes: list[tuple[int, ...]],
     steps: int,
@@ -322,6 +323,7 @@ def fit(
     return module
 
 
+@pytest.mark.slow
 def test_a_run_can_change_its_optimizer(small_sd: str, tmp_path: Path) -> None:
     """One iteration with Adam and one with AdamWithoutMomentum equal two with Adam, bitwise."""
     (tmp_path / "prompts.txt").write_text("a red cat\ntwo dogs\n")
@@ -360,6 +362,7 @@ def test_the_command_line_accepts_it(capsys: pytest.CaptureFixture[str]) -> None
     assert "amsgrad" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_8_bit_states_resume_bitwise(small_sd: str, tmp_path: Path) -> None:
     """Weights keep their memory format, which affects the rounding of convolutions."""
     (tmp_path / "prompts.txt").write_text("a red cat\ntwo dogs\n")

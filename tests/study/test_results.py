@@ -119,6 +119,7 @@ def test_table(tmp_path: Path) -> None:
     assert markdown([], "std") == "No run has finished yet.\n"
 
 
+@pytest.mark.slow
 def test_plots_are_reproducible_bitwise(tmp_path: Path) -> None:
     rows = [*ROWS, row("1.5", 0, num_steps=2), teacher(1.5, 2)]
     first, second = draw(rows, "std", tmp_path / "a"), draw(rows, "std", tmp_path / "b")
@@ -145,6 +146,7 @@ def test_clip_scores_alone_make_a_table_and_plots(tmp_path: Path) -> None:
     assert {path.stem for path in draw(plain, "std", tmp_path)} == {"scores"}
 
 
+@pytest.mark.slow
 def test_missing_scores_are_not_drawn(tmp_path: Path) -> None:
     plain = [{k: v for k, v in r.items() if not k.startswith("fid")} for r in ROWS]
     assert {path.stem for path in draw(plain, "std", tmp_path)} == {"precision_recall", "scores"}
@@ -156,6 +158,7 @@ def test_missing_scores_are_not_drawn(tmp_path: Path) -> None:
         assert draw([*ROWS, row("1", 0, scored_prompts=prompts)], "std", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_plot_of_earlier_rows_is_deleted(tmp_path: Path) -> None:
     draw(ROWS, "std", tmp_path)
     draw([{k: v for k, v in r.items() if not k.startswith("fid")} for r in ROWS], "std", tmp_path)
@@ -282,6 +285,7 @@ def test_a_folder_without_results_is_rejected(
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_many_points_are_drawn(tmp_path: Path) -> None:
     """There are more lines than colors and markers."""
     draw_of = random.Random(0)

@@ -117,6 +117,7 @@ def test_the_family_is_trained(fake: str, run: Path) -> None:
     assert (run / "comparison.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_family_is_resumed(fake: str, run: Path, tmp_path: Path) -> None:
     """One iteration and a second one from its checkpoint equal two iterations bitwise."""
     fit(fake, tmp_path / "run", 1)
@@ -293,6 +294,7 @@ def test_an_architecture_belongs_to_a_family() -> None:
         families.load("architecture:sd9", option="base")
 
 
+@pytest.mark.slow
 def test_a_family_is_imported_only_when_it_is_chosen() -> None:
     code = (
         "import sys, sid_lsg.teachers.families\n"

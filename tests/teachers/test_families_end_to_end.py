@@ -102,6 +102,7 @@ def test_a_run_is_scored_and_watched(family: TinyFamily, run: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, LORA | LEAN], ids=["full", "LoRA, lean"])
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_undisturbed_one(
     family: TinyFamily, request: pytest.FixtureRequest, tmp_path: Path, options: dict[str, Any]
 ) -> None:
@@ -145,6 +146,7 @@ def test_adapters_are_on_every_attention(family: TinyFamily, adapted: Path) -> N
 
 @pytest.mark.parametrize("num_steps", [1, 4])
 @pytest.mark.parametrize("which", ["run", "adapted"])
+@pytest.mark.slow
 def test_stock_diffusers_samples_an_export(
     family: TinyFamily, request: pytest.FixtureRequest, tmp_path: Path, which: str, num_steps: int
 ) -> None:
@@ -159,6 +161,7 @@ def test_stock_diffusers_samples_an_export(
     assert f"num_inference_steps={num_steps}," in card
 
 
+@pytest.mark.slow
 def test_stock_diffusers_loads_the_adapters(family: TinyFamily, adapted: Path) -> None:
     trained = opened(adapted)
     exported = DiffusionPipeline.from_pretrained(adapted / "generator", trust_remote_code=True)
@@ -174,6 +177,7 @@ def test_stock_diffusers_loads_the_adapters(family: TinyFamily, adapted: Path) -
 # ---------------------------------------------------------------------- commands
 
 
+@pytest.mark.slow
 def test_images_are_generated_and_scored(family: TinyFamily, run: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     common: dict[str, Any] = {"prompts": str(tmp_path / "prompts.txt"), "accelerator": "cpu"}
@@ -201,6 +205,7 @@ def test_the_teacher_is_sampled(family: TinyFamily) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.slow
 def test_a_generator_samples_in_16_bits(family: TinyFamily, run: Path, dtype: str) -> None:
     whole = load_model(str(run)).sample(PROMPTS, SEEDS)
     half = load_model(str(run), dtype=dtype).sample(PROMPTS, SEEDS)

@@ -58,6 +58,7 @@ def refusal(model: str | Path, **options: Any) -> str:
 
 @pytest.mark.parametrize("euler", [False, True])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.slow
 def test_the_teacher_samples_as_its_stock_pipeline(
     folder: Path, guidance: float, euler: bool
 ) -> None:
@@ -242,6 +243,7 @@ def numbers(module: torch.nn.Module) -> int:
     ("name", "hub", "transformer"),
     [("sana-0.6b", "600M", 591_747_872), ("sana-1.6b", "1600M", 1_604_462_752)],
 )
+@pytest.mark.slow
 def test_architectures_have_the_published_parameter_counts(
     name: str, hub: str, transformer: int
 ) -> None:

@@ -64,6 +64,7 @@ def without_t5(folder: Path) -> Path:
 
 @pytest.mark.parametrize("t5", [True, False])
 @pytest.mark.parametrize("length", [None, 77, 0])
+@pytest.mark.slow
 def test_text_is_encoded_as_in_the_stock_pipeline(
     folder: Path, t5: bool, length: int | None
 ) -> None:
@@ -172,6 +173,7 @@ def stock_latents(
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4])
+@pytest.mark.slow
 def test_stock_diffusers_samples_the_export(
     run: Path, tmp_path: Path, num_steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +194,7 @@ def test_stock_diffusers_samples_the_export(
 
 @pytest.mark.parametrize("noise", ["fixed", "ddim"])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.slow
 def test_other_samplers_are_exported_with_their_scheduler(
     teacher: SD3, folder: Path, tmp_path: Path, noise: Any, shift: float
 ) -> None:
@@ -211,6 +214,7 @@ def test_other_samplers_are_exported_with_their_scheduler(
 
 @pytest.mark.parametrize("num_steps", [1, 2])
 @pytest.mark.parametrize("t5", [True, False])
+@pytest.mark.slow
 def test_the_cards_code_samples_the_export(
     folder: Path, tmp_path: Path, t5: bool, num_steps: int
 ) -> None:
@@ -258,6 +262,7 @@ def test_parts_that_do_not_fit_are_refused(
 
 
 @pytest.mark.parametrize("name", ["sd35-medium", "sd35-large", "sd3-medium"])
+@pytest.mark.slow
 def test_architectures_have_the_models_sizes(name: str) -> None:
     own: Any = families.outline(f"architecture:{name}")
     millions = {"sd35-medium": 2243, "sd35-large": 8056, "sd3-medium": 2028}[name]

@@ -71,6 +71,7 @@ def test_a_call_equals_the_stock_pipelines(teacher: SDXL, guidance: int) -> None
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("zeros", [True, False])
+@pytest.mark.slow
 def test_the_teacher_samples_as_its_stock_pipeline(
     folder: Path, guidance: float, zeros: bool
 ) -> None:
@@ -129,6 +130,7 @@ def test_null_conditioning_can_be_chosen(teacher: SDXL) -> None:
 
 
 @pytest.mark.parametrize(("resolution", "side"), [(None, 64), (32, 32), (128, 128)])
+@pytest.mark.slow
 def test_sizes_follow_the_resolution(resolution: int | None, side: int) -> None:
     own = families.load(str(FOLDER), resolution=resolution)
     assert own.latent_shape == (4, side // 8, side // 8)
@@ -213,6 +215,7 @@ def replace_unet(folder: Path, **config: Any) -> None:
     ],
     ids=["inpainting", "cross-attention", "refiner", "no sizes", "sample prediction", "EDM"],
 )
+@pytest.mark.slow
 def test_parts_that_do_not_fit_together_are_rejected(
     folder: Path, spoil: Callable[[Path], None], found: str
 ) -> None:
@@ -253,6 +256,7 @@ def numbers(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+@pytest.mark.slow
 def test_the_architecture_has_the_published_parameter_counts() -> None:
     for model in ("architecture:sdxl", "stabilityai/stable-diffusion-xl-base-1.0"):
         teacher = families.outline(model)
@@ -266,6 +270,7 @@ def test_the_architecture_has_the_published_parameter_counts() -> None:
     assert families.outline("architecture:sdxl", resolution=512).latent_shape == (4, 64, 64)
 
 
+@pytest.mark.slow
 def test_the_small_architecture_has_the_same_blocks() -> None:
     small, full = (families.outline(f"architecture:{name}") for name in ("sdxl-small", "sdxl"))
     names = [set(t.network.state_dict()) for t in (small, full)]
@@ -273,6 +278,7 @@ def test_the_small_architecture_has_the_same_blocks() -> None:
     assert 50 < numbers(full.network) / numbers(small.network) < 150
 
 
+@pytest.mark.slow
 def test_random_weights_give_plausible_outputs() -> None:
     teacher = families.load("architecture:sdxl-small", resolution=64)
     condition = teacher.encode_prompts(["a red shoe", ""])

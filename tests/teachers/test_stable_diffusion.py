@@ -372,6 +372,7 @@ def test_a_network_for_non_square_images_keeps_its_size(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("resolution", [100, 8, 0, -64, 72])
+@pytest.mark.slow
 def test_an_unusable_resolution_is_rejected(tiny_sd: str, resolution: int) -> None:
     message = refusal(tiny_sd, resolution=resolution)
     assert message.startswith(f"--model.resolution: {resolution} pixels")

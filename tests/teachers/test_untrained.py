@@ -49,6 +49,7 @@ def test_random_weights_give_plausible_outputs() -> None:
     assert 0.1 < teacher.decode(eps).std() < 10
 
 
+@pytest.mark.slow
 def test_the_seed_determines_the_weights() -> None:
     def weight(seed: int) -> torch.Tensor:
         return StableDiffusion.build("sd15-small", seed=seed).network.conv_in.weight

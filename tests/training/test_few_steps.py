@@ -42,6 +42,7 @@ class Counting(SiDLSG):
 OPTIONS = {"num_steps": 3, "step_training": "last", "fake_steps": 2, "module": Counting}
 
 
+@pytest.mark.slow
 def test_each_iteration_runs_k_steps_in_both_phases(fit: Callable[..., Any]) -> None:
     module = fit(steps=3, micro_batch_size=2, **OPTIONS)
     ks = [draw_steps(i, 3, module.seed) for i in range(3)]
@@ -53,12 +54,14 @@ def test_each_iteration_runs_k_steps_in_both_phases(fit: Callable[..., Any]) -> 
     assert len(samples) == len(module.seen), "each step has samples of its own"
 
 
+@pytest.mark.slow
 def test_micro_batches_do_not_change_the_result(fit: Callable[..., Any]) -> None:
     whole, parts = (fit(steps=2, micro_batch_size=size, **OPTIONS) for size in (None, 1))
     for name in ("fake_score", "generator"):
         assert relative(*(weights(getattr(m, name)) for m in (parts, whole))) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_bitwise_the_same(fit: Callable[..., Any], tmp_path: Path) -> None:
     whole = fit(steps=3, **OPTIONS)
     fit(steps=1, callbacks=[Checkpoint(every_n_steps=1)], **OPTIONS)

@@ -99,6 +99,7 @@ def test_gradients_reach_the_generator_through_both_frozen_networks(small_sd: st
         assert all(p.grad is None for p in network.parameters())
 
 
+@pytest.mark.slow
 def test_two_runs_are_bitwise_equal(fit: Callable[..., SiDLSG]) -> None:
     first, second = fit(steps=3), fit(steps=3)
     for name, value in first.state_dict().items():
@@ -108,6 +109,7 @@ def test_two_runs_are_bitwise_equal(fit: Callable[..., SiDLSG]) -> None:
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 3])
+@pytest.mark.slow
 def test_micro_batches_change_nothing(fit: Callable[..., SiDLSG], micro_batch_size: int) -> None:
     """Use SGD: Adam with beta1 = 0 turns the rounding of a tiny gradient into a whole step."""
     both = {"optimizer_fake": sgd, "optimizer_generator": sgd}
@@ -140,6 +142,7 @@ def test_a_batch_without_good_samples_changes_nothing(fit: Callable[..., SiDLSG]
         assert torch.equal(weights(getattr(before, name)), weights(getattr(after, name)))
 
 
+@pytest.mark.slow
 def test_logs_cover_the_whole_batch(fit: Callable[..., SiDLSG], tmp_path: Path) -> None:
     def rows(name: str, **options: Any) -> list[dict[str, str]]:
         logger = L.pytorch.loggers.CSVLogger(tmp_path / name, name="", version="")
@@ -195,6 +198,7 @@ def test_updates_are_measured_only_when_they_are_logged(
     assert 0 < float(row["update_ratio_generator"]) < 0.1
 
 
+@pytest.mark.slow
 def test_prompt_dropout_follows_kappa_1_and_2(small_sd: str) -> None:
     """It applies only in phase 1, if kappa_1 or kappa_2 guides; kappa_4 does not count."""
     batch = PromptBatch(0, 0, ["a cat"] * 64, ["a cat"] * 64)
@@ -245,6 +249,7 @@ def test_the_module_clips_gradients(fit: Callable[..., SiDLSG]) -> None:
     fit(steps=1, module=Norms, gradients=Gradients(clip_val=0.5))
 
 
+@pytest.mark.slow
 def test_checkpoints_exclude_the_teacher_and_resume_bitwise(
     fit: Callable[..., SiDLSG], tmp_path: Path
 ) -> None:
@@ -295,6 +300,7 @@ def test_values_out_of_range_are_rejected_by_name(small_sd: str, option: str, va
         SiDLSG(small_sd, **{option: value})
 
 
+@pytest.mark.slow
 def test_bad_samples_are_counted_until_the_next_row_and_across_checkpoints(
     fit: Callable[..., SiDLSG], tmp_path: Path
 ) -> None:
@@ -342,6 +348,7 @@ def test_bad_samples_do_not_change_the_gradients_of_good_ones(small_sd: str) -> 
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
+@pytest.mark.slow
 def test_activation_checkpointing_changes_nothing(
     fit: Callable[..., SiDLSG], micro_batch_size: int | None
 ) -> None:
@@ -399,6 +406,7 @@ def test_a_frozen_network_may_be_stored_in_bf16(fit: Callable[..., SiDLSG]) -> N
         {"lora": Adapters(LoRA(4), LoRA(4))},
     ],
 )
+@pytest.mark.slow
 def test_a_bf16_teacher_changes_nothing_in_mixed_precision(
     fit: Callable[..., SiDLSG], options: dict[str, Any]
 ) -> None:
@@ -437,6 +445,7 @@ def test_a_bf16_teacher_does_not_change_the_export(small_sd: str, tmp_path: Path
         assert (tmp_path / "32" / file).read_bytes() == (tmp_path / "bf16" / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_ema_may_be_kept_on_the_cpu(fit: Callable[..., SiDLSG]) -> None:
     plain, kept = fit(), fit(ema=EMA(device="cpu"))
     for name, value in plain.state_dict().items():

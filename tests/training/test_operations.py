@@ -49,12 +49,14 @@ def watched(tiny_sd: str, batch: int, *iterations: int, **options: Any) -> dict[
     return watch.rows
 
 
+@pytest.mark.slow
 def test_operations_do_not_grow_with_the_batch(tiny_sd: str) -> None:
     small, medium, large = (watched(tiny_sd, batch, 1)[1].count for batch in (2, 4, 8))
     assert small.total() > 1000
     assert small == medium == large
 
 
+@pytest.mark.slow
 def test_operations_grow_only_with_the_number_of_micro_batches(tiny_sd: str) -> None:
     """Each micro-batch needs the same operations at any size; the counter sees repeated ones."""
     one, two = (watched(tiny_sd, 4, 1, micro_batch_size=size)[1].count for size in (4, 2))
@@ -63,6 +65,7 @@ def test_operations_grow_only_with_the_number_of_micro_batches(tiny_sd: str) -> 
 
 
 @pytest.mark.parametrize("size", [4, 2])
+@pytest.mark.slow
 def test_the_host_does_not_wait_for_an_idle_device(tiny_sd: str, size: int) -> None:
     """Every value that an iteration reads, even with logging, was sent before a backward pass."""
     for row in watched(tiny_sd, 4, 1, 9, micro_batch_size=size).values():
@@ -89,6 +92,7 @@ def test_training_never_waits_for_a_cuda_device(tiny_sd: str) -> None:
     fit(module, 4, 4, [Strict()], accelerator="gpu")
 
 
+@pytest.mark.slow
 def test_the_counter_sees_loops_and_reads(tiny_sd: str) -> None:
     """The baseline has a loop over samples that reads values; the counts must show both."""
     baseline = Baseline(StableDiffusion.from_pretrained(tiny_sd), Kappas(2.0, 2.0, 2.0, 2.0))

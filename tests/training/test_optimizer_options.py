@@ -105,6 +105,7 @@ def test_adam8bit_is_rejected_for_sharded_weights() -> None:
         ),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_a_rejected_run_writes_nothing(
     options: list[str],
     said: str,

@@ -253,6 +253,7 @@ def results(folder: str) -> set[str]:
     return {path.name for path in Path(folder).iterdir()}
 
 
+@pytest.mark.slow
 def test_a_second_run_keeps_the_first_one(command: list[str]) -> None:
     main(command)
     first = results("runs/x")
@@ -264,6 +265,7 @@ def test_a_second_run_keeps_the_first_one(command: list[str]) -> None:
     assert logged_steps("runs/x.1") == logged_steps("runs/x") == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_continued_run_adds_to_its_directory(command: list[str]) -> None:
     main(command)
     first = results("runs/x")
@@ -274,6 +276,7 @@ def test_a_continued_run_adds_to_its_directory(command: list[str]) -> None:
     assert logged_steps("runs/x") == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_continuing_with_another_batch_size_is_rejected(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -286,6 +289,7 @@ def test_continuing_with_another_batch_size_is_rejected(
     assert results("runs/x") == first
 
 
+@pytest.mark.slow
 def test_continuing_to_fewer_iterations_is_rejected(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -296,6 +300,7 @@ def test_continuing_to_fewer_iterations_is_rejected(
     assert "max_steps is 1, but this checkpoint already has 2 iterations" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_continuing_with_another_seed_warns(command: list[str]) -> None:
     main(command)
     with pytest.warns(UserWarning, match="the run started with 0 and continues with 3") as said:
@@ -303,6 +308,7 @@ def test_continuing_with_another_seed_warns(command: list[str]) -> None:
     assert sum("--seed_everything" in str(warning.message) for warning in said) == 1
 
 
+@pytest.mark.slow
 def test_a_configuration_that_cannot_be_written_keeps_the_earlier_one(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -321,6 +327,7 @@ def test_a_configuration_that_cannot_be_written_keeps_the_earlier_one(
     assert Path("runs/x/config.yaml").read_text() == config
 
 
+@pytest.mark.slow
 def test_restarting_a_finished_run_keeps_its_log(command: list[str]) -> None:
     main(command)
     first = results("runs/x")
@@ -329,6 +336,7 @@ def test_restarting_a_finished_run_keeps_its_log(command: list[str]) -> None:
     assert logged_steps("runs/x") == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_continued_run_that_fails_early_keeps_the_log(command: list[str]) -> None:
     main(command)
     logged = Path("runs/x/metrics.csv").read_text()
@@ -336,6 +344,7 @@ def test_a_continued_run_that_fails_early_keeps_the_log(command: list[str]) -> N
     assert Path("runs/x/metrics.csv").read_text() == logged
 
 
+@pytest.mark.slow
 def test_a_second_run_moves_the_first_aside_with_lightnings_default_logger(
     command: list[str],
 ) -> None:

@@ -65,6 +65,7 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.slow
 def test_a_resumed_run_continues_its_schedules(
     fit: Callable[..., Any], name: str, tmp_path: Path
 ) -> None:
@@ -93,6 +94,7 @@ def test_a_resumed_run_continues_its_schedules(
         assert torch.equal(ours, theirs), network
 
 
+@pytest.mark.slow
 def test_other_schedules_have_an_effect_after_a_resume(
     fit: Callable[..., Any], tmp_path: Path
 ) -> None:
