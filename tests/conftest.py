@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from hypothesis import HealthCheck, settings
 
 from tests.helpers.paths import GOLDEN, GOLDEN_FLOW
 
 # These files take minutes. They run first, so that one worker keeps them, with their fixtures,
 # and none is left for the end.
 FIRST = ("test_strategies", "test_soak", "test_graph")
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

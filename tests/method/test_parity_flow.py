@@ -460,7 +460,13 @@ def test_stock(golden: GoldenFlow, stock: str, monkeypatch: pytest.MonkeyPatch) 
 
     def from_noise(*parts: Any) -> Any:
         pipeline = own(*parts)
-        return lambda **options: pipeline(latents=expected["latents_in"].clone(), **options)
+
+        class FromNoise(type(pipeline)):  # type: ignore[misc]
+            def __call__(self, **options: Any) -> Any:
+                return super().__call__(latents=expected["latents_in"].clone(), **options)
+
+        pipeline.__class__ = FromNoise
+        return pipeline
 
     monkeypatch.setattr(type(teacher), "pipeline", lambda self, *parts: from_noise(*parts))
     images = teacher.sample_reference(prompts, range(count), entry["steps"], scale)
