@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sid_lsg.costs.evaluation import Evaluation, Gradient, evaluation
+from sid_lsg.method.choices import StepTraining
 from sid_lsg.method.guidance import Kappas
 from sid_lsg.networks.lora import adapt, copy_trainable
 from sid_lsg.networks.memory import (
@@ -18,7 +19,6 @@ from sid_lsg.networks.memory import (
 )
 from sid_lsg.optimizers.adam import AdamWithoutMomentum
 from sid_lsg.options.lora import LoRA
-from sid_lsg.options.method import StepTraining
 from sid_lsg.options.text import Text
 from sid_lsg.options.training import EMA, Adapters, Compute, InitialWeights, Memory
 from sid_lsg.teachers.base import Teacher

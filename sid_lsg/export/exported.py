@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from sid_lsg.files.loading import read_json
 from sid_lsg.files.sources import SCHEDULER_CONFIG, Source
+from sid_lsg.method.choices import Noise
 from sid_lsg.method.flow import TIMESTEPS
-from sid_lsg.method.sampling import Noise
 
 STOCK_FLOW_OPTION = "upscale_mode"
 """An option of FlowMatchLCMScheduler alone, which samples generators with 1 / K as last time."""

@@ -12,7 +12,7 @@ from sid_lsg.export.folder import make_scheduler
 from sid_lsg.export.snippets import PLACE
 from sid_lsg.files.sources import ARCHITECTURE, PREFIX, locate
 from sid_lsg.messages.words import steps
-from sid_lsg.method.sampling import Noise
+from sid_lsg.method.choices import Noise
 from sid_lsg.options.choices import Layout
 from sid_lsg.teachers.base import Teacher
 

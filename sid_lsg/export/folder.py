@@ -11,7 +11,7 @@ from torch import nn
 
 from sid_lsg.export.names import complete_tokenizer, rename_weights, write_json
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.method.sampling import Noise
+from sid_lsg.method.choices import Noise
 from sid_lsg.teachers.base import Teacher
 
 SCHEDULER_CLASS = "SiDScheduler"

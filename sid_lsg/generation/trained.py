@@ -9,8 +9,8 @@ from sid_lsg.checkpoints.opening import OpenCheckpoint
 from sid_lsg.checkpoints.shards import joined
 from sid_lsg.files.weights import first_difference, first_not_finite
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.choices import Noise
 from sid_lsg.method.guidance import NO_GUIDANCE
-from sid_lsg.method.sampling import Noise
 from sid_lsg.networks.initial import load_network
 from sid_lsg.networks.lora import adapt, adapters, merged
 from sid_lsg.networks.memory import set_text

@@ -16,6 +16,7 @@ from sid_lsg.method.adversarial import (
     fake_score_term,
     generator_term,
 )
+from sid_lsg.method.choices import Noise, StepTraining, Weighting
 from sid_lsg.method.conditioning import Conditioning, Predict, expand, select
 from sid_lsg.method.draws import Draws
 from sid_lsg.method.guidance import Kappas, predict_guided
@@ -24,9 +25,9 @@ from sid_lsg.method.objective import (
     generator_loss,
     mean_over_batch,
 )
-from sid_lsg.method.sampling import Noise, StepTraining, denoiser, sample
+from sid_lsg.method.sampling import denoiser, sample
 from sid_lsg.method.schedule import Schedule
-from sid_lsg.method.weighting import Weighting, loss_divisor
+from sid_lsg.method.weighting import loss_divisor
 
 
 class Networks(NamedTuple):

@@ -4,19 +4,13 @@ Training, image grids, metrics and the exported pipeline all sample through `sam
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from sid_lsg.method.choices import Noise, StepTraining
 from sid_lsg.method.conditioning import Conditioning, Predict
 from sid_lsg.method.schedule import Schedule
-
-Noise = Literal["fresh", "fixed", "ddim"]
-"""The noise z_i of the steps after the first: new, that of the first step, or the implied one."""
-
-StepTraining = Literal["all", "last"]
-"""The steps of the generator that gradients flow through."""
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """A network with fixed prompts: (x_t [B, ...], t [B]) -> its estimate of x_0."""

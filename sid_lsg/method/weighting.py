@@ -6,25 +6,13 @@ factor is 1 / w; there alpha_t = 1 - t and sigma_t = t.
 """
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from sid_lsg.method.choices import Weighting
 from sid_lsg.method.objective import WEIGHT_FLOOR, generator_weight
 from sid_lsg.method.schedule import Schedule
-
-Weighting = Literal[
-    "sid",
-    "sid_legacy",
-    "1_minus_sigma",
-    "1_minus_sigma_squared",
-    "1_over_sigma",
-    "1_over_sigma2",
-    "snr_sqrt",
-    "snr",
-]
-WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
 
 
 def _floored(values: Tensor) -> Tensor:

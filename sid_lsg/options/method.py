@@ -2,29 +2,17 @@
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.choices import Noise, StepTraining, Weighting
 
 if TYPE_CHECKING:
     from sid_lsg.method.guidance import Kappas
     from sid_lsg.method.phases import Recipe
     from sid_lsg.method.schedule import Schedule
 
-# The choices of `method.sampling` and `method.weighting`, whose import takes seconds.
-StepTraining = Literal["all", "last"]
-Noise = Literal["fresh", "fixed", "ddim"]
-Weighting = Literal[
-    "sid",
-    "sid_legacy",
-    "1_minus_sigma",
-    "1_minus_sigma_squared",
-    "1_over_sigma",
-    "1_over_sigma2",
-    "snr_sqrt",
-    "snr",
-]
 MOST_FAKE_STEPS = 1000
 
 

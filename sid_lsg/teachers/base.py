@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from sid_lsg.method.choices import Noise
 from sid_lsg.method.conditioning import Conditioning
-from sid_lsg.method.sampling import Noise, denoiser, sample, seeded_noises
+from sid_lsg.method.sampling import denoiser, sample, seeded_noises
 from sid_lsg.method.schedule import Schedule
 
 Tokens = dict[str, Tensor]

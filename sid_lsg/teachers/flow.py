@@ -9,9 +9,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
 from torch import Tensor, nn
 
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.choices import Noise
 from sid_lsg.method.conditioning import Conditioning, expand
 from sid_lsg.method.flow import TIMESTEPS, FlowSchedule
-from sid_lsg.method.sampling import Noise
 from sid_lsg.teachers.assembled import AssembledTeacher
 
 

@@ -7,6 +7,8 @@ from diffusers import SD3Transformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from sid_lsg.teachers.untrained import (
+    CLIP_G,
+    CLIP_L,
     Architecture,
     Parts,
     autoencoder,
@@ -14,20 +16,6 @@ from sid_lsg.teachers.untrained import (
     tokenizer_for,
 )
 
-_CLIP_L = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_attention_heads": 12,
-    "projection_dim": 768,
-}
-_CLIP_G = {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "hidden_act": "gelu",
-    "projection_dim": 1280,
-}
 _T5 = {
     "vocab_size": 32128,
     "d_model": 4096,
@@ -64,8 +52,8 @@ def parts(
         t5: Options of the third text encoder that differ from T5-XXL's.
         vae_channels: Channels of the autoencoder's levels.
     """
-    first = CLIPTextModelWithProjection(CLIPTextConfig(**_CLIP_L | clip_l))
-    second = CLIPTextModelWithProjection(CLIPTextConfig(**_CLIP_G | clip_g))
+    first = CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_L | clip_l))
+    second = CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G | clip_g))
     third = T5EncoderModel(T5Config(**_T5 | t5))
     return {
         "transformer": SD3Transformer2DModel(**_TRANSFORMER | transformer),

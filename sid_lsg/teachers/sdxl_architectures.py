@@ -6,7 +6,15 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from sid_lsg.teachers.untrained import Architecture, Parts, autoencoder, scheduler, tokenizer_for
+from sid_lsg.teachers.untrained import (
+    CLIP_G,
+    CLIP_L,
+    Architecture,
+    Parts,
+    autoencoder,
+    scheduler,
+    tokenizer_for,
+)
 
 _UNET = {
     "sample_size": 128,
@@ -20,20 +28,6 @@ _UNET = {
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
-}
-_CLIP_L = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_attention_heads": 12,
-    "projection_dim": 768,
-}
-_CLIP_G = {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "hidden_act": "gelu",
-    "projection_dim": 1280,
 }
 _CHANNELS = (128, 256, 512, 512)
 
@@ -52,8 +46,8 @@ def parts(
         clip_g: Options of the second text encoder that differ from CLIP ViT-bigG/14's.
         vae_channels: Channels of the autoencoder's levels.
     """
-    first = CLIPTextModel(CLIPTextConfig(**_CLIP_L | clip_l))
-    second = CLIPTextModelWithProjection(CLIPTextConfig(**_CLIP_G | clip_g))
+    first = CLIPTextModel(CLIPTextConfig(**CLIP_L | clip_l))
+    second = CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G | clip_g))
     return {
         "unet": UNet2DConditionModel(**_UNET | unet),
         "vae": autoencoder(vae_channels, sample_size=1024, scaling_factor=0.13025),

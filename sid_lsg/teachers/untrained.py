@@ -18,6 +18,22 @@ from sid_lsg.files.sources import resolve
 _TOKENIZER = "package:demo/fashion/tokenizer"
 _LENGTH = 512  # of text encoders without positions, such as T5
 
+# The text encoders of SDXL and Stable Diffusion 3: CLIP ViT-L/14 and ViT-bigG/14.
+CLIP_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+}
+CLIP_G = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "hidden_act": "gelu",
+    "projection_dim": 1280,
+}
+
 Parts = dict[str, Any]
 """Parts of a model by their subfolders: networks, tokenizers and a scheduler."""
 

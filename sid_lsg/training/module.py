@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sid_lsg.data.prompts import PromptBatch
 from sid_lsg.method.adversarial import RealSamples
+from sid_lsg.method.choices import Noise, StepTraining, Weighting
 from sid_lsg.method.conditioning import Conditioning, Predict, drop_prompts
 from sid_lsg.method.draws import REAL_IMAGES, Draws, Phase, draw, draw_steps
 from sid_lsg.method.ema import ema_beta
@@ -42,7 +43,7 @@ from sid_lsg.networks.precision import allow_tf32
 from sid_lsg.optimizers.adam import AdamWithoutMomentum
 from sid_lsg.options.flow import Flow, flow_times
 from sid_lsg.options.guidance import Guidance
-from sid_lsg.options.method import Method, Noise, StepTraining, Weighting
+from sid_lsg.options.method import Method
 from sid_lsg.options.real_data import RealData
 from sid_lsg.options.text import Text
 from sid_lsg.options.training import (

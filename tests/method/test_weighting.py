@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from sid_lsg.method.choices import WEIGHTINGS
 from sid_lsg.method.flow import FlowSchedule
 from sid_lsg.method.objective import WEIGHT_FLOOR, generator_loss, generator_weight
 from sid_lsg.method.schedule import DiscreteSchedule, Schedule
-from sid_lsg.method.weighting import WEIGHTINGS, loss_divisor
+from sid_lsg.method.weighting import loss_divisor
 
 ABAR = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
 SCHEDULES: dict[str, tuple[Schedule, Tensor]] = {

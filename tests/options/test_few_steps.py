@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.choices import WEIGHTINGS
 from sid_lsg.method.flow import FlowSchedule
 from sid_lsg.method.schedule import DiscreteSchedule
-from sid_lsg.method.weighting import WEIGHTINGS
 from sid_lsg.options.flow import Flow, flow_times
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.method import Method
