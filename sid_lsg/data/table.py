@@ -1,4 +1,4 @@
-"""What all tables of prompts and captions have in common."""
+"""Read tables of prompts and captions: .jsonl, .csv, .tsv and .parquet files."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator

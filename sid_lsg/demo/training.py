@@ -1,4 +1,4 @@
-"""What the stages of the recipes share: batches, captions and the optimization."""
+"""Helpers of the recipes' stages: batches, captions and the optimization."""
 
 import math
 import time

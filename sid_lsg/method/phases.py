@@ -51,7 +51,7 @@ class Networks(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """What defines the method besides networks, prompts and random numbers.
+    """Settings of the method besides networks, prompts and random numbers.
 
     Attributes:
         kappas: The guidance scales.

@@ -18,7 +18,7 @@ MOST_FAKE_STEPS = 1000
 
 @dataclass(frozen=True)
 class Method:
-    """What defines the method: the options directly under `--model.`.
+    """Options of the method, directly under `--model.`.
 
     None means the teacher's default, which `of_teacher` fills in.
 

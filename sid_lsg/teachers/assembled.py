@@ -1,13 +1,16 @@
 """Load a model as separate parts from a diffusers folder, or make the parts with random weights."""
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sid_lsg.files.loading import explained, load_network
 from sid_lsg.files.sources import ARCHITECTURE, locate
+from sid_lsg.method.conditioning import Conditioning, expand
+from sid_lsg.teachers.autoencoder import decode, encode
 from sid_lsg.teachers.base import Teacher
 from sid_lsg.teachers.checks import Fields, refuse_problem
 from sid_lsg.teachers.configs import config_problem
@@ -38,6 +41,7 @@ class AssembledTeacher(Teacher):
     optional: ClassVar[tuple[str, ...]] = ()
     fields: ClassVar[Mapping[str, Fields]] = {}
     architectures: ClassVar[Mapping[str, Architecture]] = {}
+    vae: Any
 
     @classmethod
     def from_pretrained(
@@ -140,6 +144,88 @@ class AssembledTeacher(Teacher):
         return locate_parts(
             model, parts, subfolders, option, *names, revision, optional=cls.optional
         )
+
+    # ------------------------------------------------------------------ networks
+
+    @abstractmethod
+    def arguments(self, condition: Conditioning, dtype: torch.dtype) -> dict[str, Any]:
+        """Return conditioning as arguments of the network, for inputs of a dtype."""
+
+    def predict(
+        self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Conditioning
+    ) -> Tensor:
+        """Call the network once, in the precision of its weights; its time keeps its dtype."""
+        with self.precision_of(network) as dtype:
+            named = self.arguments(condition, dtype)
+            time = self.schedule.network_time(t)
+            output = network(x_t.to(dtype), timestep=time, return_dict=False, **named)[0]
+            return output.to(x_t.dtype)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents with the autoencoder's scale and shift: float32, not clipped."""
+        return decode(self.vae, latents)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Encode images, the inverse of `decode`; the mean of a posterior, not a sample."""
+        return encode(self.vae, images)
+
+    # ------------------------------------------------------------------ sampling the teacher
+
+    @abstractmethod
+    def embeddings(self, condition: Conditioning) -> dict[str, Tensor]:
+        """Return conditioning as arguments of the pipeline."""
+
+    @abstractmethod
+    def reference_scheduler(self) -> Any:
+        """Return the diffusers scheduler that `sample_reference` uses."""
+
+    def reference_options(self) -> dict[str, Any]:
+        """Return further arguments of the pipeline for `sample_reference`; by default the size."""
+        height, width = self.image_size
+        return {"height": height, "width": width}
+
+    @torch.no_grad()
+    def sample_reference(
+        self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, guidance: float
+    ) -> Tensor:
+        """Sample the teacher in its diffusers pipeline, with `reference_scheduler`."""
+        given = self.embeddings(self.encode_prompts(prompts))
+        # Encoded again, because `null_condition` is cached in the precision of the training.
+        null = self.embeddings(expand(self.encode_null(), len(prompts)))
+        pipeline = self.pipeline(self.network, self.reference_scheduler())
+        # Only of the network: the text is already encoded.
+        with self.precision_of(self.network) as dtype:
+            for name, part in pipeline.components.items():
+                if name.startswith("text_encoder") and part is not None:
+                    device = next(self.network.parameters()).device
+                    setattr(pipeline, name, _Encoded(part.config, device, dtype))
+            latents = pipeline(
+                **_floats(given, dtype),
+                **{f"negative_{name}": value for name, value in _floats(null, dtype).items()},
+                num_inference_steps=num_steps,
+                guidance_scale=guidance,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                output_type="latent",
+                **self.reference_options(),
+            ).images
+        return self.decode(latents)
+
+
+def _floats(values: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Convert features to a dtype, and leave masks as they are."""
+    return {n: v.to(dtype) if v.is_floating_point() else v for n, v in values.items()}
+
+
+class _Encoded(nn.Module):
+    """Stand in for a text encoder whose features are given.
+
+    Pipelines convert features and latents to the text encoder's dtype, which would be wrong for
+    an encoder in 16 bits.
+    """
+
+    def __init__(self, config: Any, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config, self.device, self.dtype = config, device, dtype
 
 
 def load_part(

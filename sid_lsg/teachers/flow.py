@@ -1,16 +1,13 @@
-"""What flow-matching teachers share: a transformer, real times, and diffusers' flow schedulers."""
+"""Base class of flow-matching teachers: a transformer, real times, diffusers' flow schedulers."""
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
-from torch import Tensor, nn
+from torch import nn
 
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.choices import Noise
-from sid_lsg.method.conditioning import Conditioning, expand
 from sid_lsg.method.flow import TIMESTEPS, FlowSchedule
 from sid_lsg.teachers.assembled import AssembledTeacher
 
@@ -23,32 +20,9 @@ class FlowTeacher(AssembledTeacher):
     logit_limit = 10.0  # SiD-DiT
     schedule: FlowSchedule
 
-    @abstractmethod
-    def arguments(self, condition: Conditioning, dtype: torch.dtype) -> dict[str, Any]:
-        """Return conditioning as arguments of the network, for inputs of a dtype."""
-
-    @abstractmethod
-    def embeddings(self, condition: Conditioning) -> dict[str, Tensor]:
-        """Return conditioning as arguments of the pipeline."""
-
     def reference_scheduler(self) -> Any:
         """Return the diffusers scheduler that `sample_reference` uses: Euler, with its shift."""
         return FlowMatchEulerDiscreteScheduler.from_config(self.scheduler_config)
-
-    def reference_options(self) -> dict[str, Any]:
-        """Return further arguments of the pipeline for `sample_reference`; by default the size."""
-        height, width = self.image_size
-        return {"height": height, "width": width}
-
-    def predict(
-        self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Conditioning
-    ) -> Tensor:
-        """Call the network once, in the precision of its weights; its time stays in float32."""
-        with self.precision_of(network) as dtype:
-            named = self.arguments(condition, dtype)
-            time = self.schedule.network_time(t)
-            output = network(x_t.to(dtype), timestep=time, return_dict=False, **named)[0]
-            return output.to(x_t.dtype)
 
     def end_of_encoder(self, network: nn.Module) -> nn.Module:
         """Return the final norm, before the projection to patches."""
@@ -67,26 +41,6 @@ class FlowTeacher(AssembledTeacher):
         if (t_init, noise, self.schedule.shift) != (TIMESTEPS - 1, "fresh", 1.0):
             return None
         return FlowMatchLCMScheduler(shift_terminal=1 / num_steps if num_steps > 1 else None)
-
-    @torch.no_grad()
-    def sample_reference(
-        self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, guidance: float
-    ) -> Tensor:
-        """Sample the teacher in its diffusers pipeline, with `reference_scheduler`."""
-        given = self.embeddings(self.encode_prompts(prompts))
-        # Encoded again, because `null_condition` is cached in the precision of the training.
-        null = self.embeddings(expand(self.encode_null(), len(prompts)))
-        with self.precision_of(self.network):  # only of the network: the text is already encoded
-            latents = self.pipeline(self.network, self.reference_scheduler())(
-                **given,
-                **{f"negative_{name}": value for name, value in null.items()},
-                num_inference_steps=num_steps,
-                guidance_scale=guidance,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                output_type="latent",
-                **self.reference_options(),
-            ).images
-        return self.decode(latents)
 
 
 def latent_side(

@@ -20,7 +20,6 @@ from sid_lsg.messages.checks import beside
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.conditioning import Conditioning
 from sid_lsg.method.flow import TIMESTEPS, FlowSchedule
-from sid_lsg.teachers.autoencoder import decode, encode
 from sid_lsg.teachers.base import Tokenize, Tokens
 from sid_lsg.teachers.checks import Fields, names, refuse_problem
 from sid_lsg.teachers.fields import DC_VAE, GEMMA_TEXT
@@ -181,14 +180,6 @@ class Sana(FlowTeacher):
     def arguments(self, condition: Conditioning, dtype: torch.dtype) -> dict[str, Any]:
         """Return the features of text in the dtype, and their mask."""
         return condition | {"encoder_hidden_states": condition["encoder_hidden_states"].to(dtype)}
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents: VAE(x / scaling_factor), float32, not clipped."""
-        return decode(self.vae, latents)
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Encode images: the autoencoder's latents, which are no distribution, times the factor."""
-        return encode(self.vae, images)
 
     # ------------------------------------------------------------------ diffusers
 

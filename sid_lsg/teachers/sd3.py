@@ -25,7 +25,7 @@ from sid_lsg.messages.checks import beside
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.conditioning import Conditioning
 from sid_lsg.method.flow import FlowSchedule
-from sid_lsg.teachers.autoencoder import decode, encode, vae_factor
+from sid_lsg.teachers.autoencoder import vae_factor
 from sid_lsg.teachers.base import Tokenize, Tokens
 from sid_lsg.teachers.checks import Fields, names
 from sid_lsg.teachers.fields import CLIP_TEXT, KL_VAE, T5_TEXT
@@ -214,14 +214,6 @@ class SD3(FlowTeacher):
     def arguments(self, condition: Conditioning, dtype: torch.dtype) -> dict[str, Any]:
         """Return the features of text in the dtype."""
         return {name: value.to(dtype) for name, value in condition.items()}
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents: VAE(x / scaling_factor + shift_factor), float32, not clipped."""
-        return decode(self.vae, latents)
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Encode images: (mean of the VAE posterior - shift_factor) times scaling_factor."""
-        return encode(self.vae, images)
 
     # ------------------------------------------------------------------ diffusers
 

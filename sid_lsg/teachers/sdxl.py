@@ -153,7 +153,7 @@ class SDXL(UNetTeacher):
         return {"encoder_hidden_states": states, "added_cond_kwargs": added}
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents as `UNetTeacher.decode`.
+        """Decode latents as `AssembledTeacher.decode`.
 
         As in the pipeline, a float16 autoencoder whose config has `force_upcast` becomes float32,
         since its activations overflow float16.

@@ -1,4 +1,4 @@
-"""What people give as `--ckpt_path`: damaged files, folders, models, other projects' files."""
+"""Paths given as `--ckpt_path`: damaged files, folders, models, other projects' files."""
 
 import pickle
 import shutil

@@ -23,7 +23,7 @@ class Wrong(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What to spoil in a family's folders.
+    """Describe what to spoil in a family's folders.
 
     Attributes:
         folder: The whole folder.

@@ -380,7 +380,8 @@ def test_sampler(golden: Golden) -> None:
     for steps in (1, 2, 4):
         seen: list[tuple[Tensor, Tensor]] = []
         hook = module.generator.register_forward_pre_hook(
-            lambda _, args: seen.append((args[0].detach(), args[1]))  # noqa: B023
+            lambda _, args, named: seen.append((args[0].detach(), named["timestep"])),  # noqa: B023
+            with_kwargs=True,
         )
         noises = [inputs["phase1.z"], *(inputs[f"phase1.extra{i}"] for i in range(1, steps))]
         x_g = module.teacher.sample(module.generator, condition, noises, module.t_init)
