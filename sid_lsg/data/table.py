@@ -1,4 +1,4 @@
-"""Read tables of prompts and captions: .jsonl, .csv, .tsv and .parquet files."""
+"""Base class of tables of prompts and captions: their rows, columns and errors."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
