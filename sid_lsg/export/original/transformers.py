@@ -1,0 +1,93 @@
+"""The transformers of SD3 and FLUX as the original codes name them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sid_lsg.export.original.layout import Layout, Rules, swap_halves
+
+_QKV = (("q", 0), ("k", 1), ("v", 2))
+
+
+def sd3(config: Mapping[str, Any]) -> Layout:
+    """Return the original names of an `SD3Transformer2DModel` (MMDiT).
+
+    Args:
+        config: The transformer's configuration.
+    """
+    image, text = "x_block.", "context_block."
+    rules: Rules = (
+        (r"^pos_embed\.pos_embed$", "pos_embed"),
+        (r"^pos_embed\.proj\.", "x_embedder.proj."),
+        (r"^time_text_embed\.timestep_embedder\.linear_1\.", "t_embedder.mlp.0."),
+        (r"^time_text_embed\.timestep_embedder\.linear_2\.", "t_embedder.mlp.2."),
+        (r"^time_text_embed\.text_embedder\.linear_1\.", "y_embedder.mlp.0."),
+        (r"^time_text_embed\.text_embedder\.linear_2\.", "y_embedder.mlp.2."),
+        (r"^context_embedder\.", "context_embedder."),
+        (r"^norm_out\.linear\.", "final_layer.adaLN_modulation.1."),
+        (r"^proj_out\.", "final_layer.linear."),
+        (r"^transformer_blocks\.", "joint_blocks."),
+        *((rf"\.(attn2?)\.to_{part}\.", rf".{image}\1.qkv#{i}.") for part, i in _QKV),
+        *((rf"\.attn\.add_{part}_proj\.", f".{text}attn.qkv#{i}.") for part, i in _QKV),
+        (r"\.(attn2?)\.norm_([qk])\.", rf".{image}\1.ln_\2."),
+        (r"\.attn\.norm_added_([qk])\.", rf".{text}attn.ln_\1."),
+        (r"\.(attn2?)\.to_out\.0\.", rf".{image}\1.proj."),
+        (r"\.attn\.to_add_out\.", f".{text}attn.proj."),
+        (r"\.norm1\.linear\.", f".{image}adaLN_modulation.1."),
+        (r"\.norm1_context\.linear\.", f".{text}adaLN_modulation.1."),
+        (r"\.ff\.net\.0\.proj\.", f".{image}mlp.fc1."),
+        (r"\.ff\.net\.2\.", f".{image}mlp.fc2."),
+        (r"\.ff_context\.net\.0\.proj\.", f".{text}mlp.fc1."),
+        (r"\.ff_context\.net\.2\.", f".{text}mlp.fc2."),
+    )
+    last = config["num_layers"] - 1  # its text branch ends in a norm of scale and shift alone
+    return Layout(
+        rules,
+        {
+            r"^final_layer\.adaLN_modulation\.": swap_halves,
+            rf"^joint_blocks\.{last}\.{text}adaLN_modulation\.": swap_halves,
+        },
+    )
+
+
+def flux(config: Mapping[str, Any]) -> Layout:
+    """Return the original names of a `FluxTransformer2DModel`.
+
+    Args:
+        config: The transformer's configuration.
+    """
+    del config  # the names do not depend on it
+    single = r"^single_blocks\.(\d+)\."
+    rules: Rules = (
+        (r"^time_text_embed\.timestep_embedder\.", "time_in."),
+        (r"^time_text_embed\.text_embedder\.", "vector_in."),
+        (r"^time_text_embed\.guidance_embedder\.", "guidance_in."),
+        (r"_in\.linear_1\.", "_in.in_layer."),
+        (r"_in\.linear_2\.", "_in.out_layer."),
+        (r"^context_embedder\.", "txt_in."),
+        (r"^x_embedder\.", "img_in."),
+        (r"^norm_out\.linear\.", "final_layer.adaLN_modulation.1."),
+        (r"^proj_out\.", "final_layer.linear."),
+        (r"^single_transformer_blocks\.", "single_blocks."),
+        *((rf"{single}attn\.to_{part}\.", rf"single_blocks.\1.linear1#{i}.") for part, i in _QKV),
+        (rf"{single}proj_mlp\.", r"single_blocks.\1.linear1#3."),
+        (rf"{single}proj_out\.", r"single_blocks.\1.linear2."),
+        (rf"{single}norm\.linear\.", r"single_blocks.\1.modulation.lin."),
+        (rf"{single}attn\.norm_q\.weight$", r"single_blocks.\1.norm.query_norm.scale"),
+        (rf"{single}attn\.norm_k\.weight$", r"single_blocks.\1.norm.key_norm.scale"),
+        (r"^transformer_blocks\.", "double_blocks."),
+        *((rf"\.attn\.to_{part}\.", f".img_attn.qkv#{i}.") for part, i in _QKV),
+        *((rf"\.attn\.add_{part}_proj\.", f".txt_attn.qkv#{i}.") for part, i in _QKV),
+        (r"\.attn\.norm_q\.weight$", ".img_attn.norm.query_norm.scale"),
+        (r"\.attn\.norm_k\.weight$", ".img_attn.norm.key_norm.scale"),
+        (r"\.attn\.norm_added_q\.weight$", ".txt_attn.norm.query_norm.scale"),
+        (r"\.attn\.norm_added_k\.weight$", ".txt_attn.norm.key_norm.scale"),
+        (r"\.attn\.to_out\.0\.", ".img_attn.proj."),
+        (r"\.attn\.to_add_out\.", ".txt_attn.proj."),
+        (r"\.norm1\.linear\.", ".img_mod.lin."),
+        (r"\.norm1_context\.linear\.", ".txt_mod.lin."),
+        (r"\.ff\.net\.0\.proj\.", ".img_mlp.0."),
+        (r"\.ff\.net\.2\.", ".img_mlp.2."),
+        (r"\.ff_context\.net\.0\.proj\.", ".txt_mlp.0."),
+        (r"\.ff_context\.net\.2\.", ".txt_mlp.2."),
+    )
+    return Layout(rules, {r"^final_layer\.adaLN_modulation\.": swap_halves})

@@ -1,0 +1,195 @@
+"""A single file gives back every weight, and the same images, through diffusers' own loaders."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from sid_lsg.export.original import transformers
+from sid_lsg.export.original.layout import Layout, NoPlace
+from sid_lsg.export.single_file import save_single_file
+from sid_lsg.messages.errors import UsageError
+from tests.helpers.paths import GOLDEN_FLOW
+
+PIPELINES = GOLDEN_FLOW / "pipelines"
+# Each text encoder has its own width: diffusers tells two of them apart by it.
+WIDE = {"hidden_size": 24, "num_attention_heads": 2}
+
+
+def remade(kind: Any, part: Any, **changes: Any) -> Any:
+    """Return a network of another configuration, with random weights."""
+    return kind.from_config({**part.config, **changes})
+
+
+def text_encoder(kind: Any, part: nn.Module, **changes: Any) -> Any:
+    return kind(CLIPTextConfig(**{**part.config.to_dict(), **changes})).eval()  # type: ignore[operator]
+
+
+def stable_diffusion_1(tiny_sd: str) -> Any:
+    return StableDiffusionPipeline.from_pretrained(tiny_sd)
+
+
+def stable_diffusion_2(tiny_sd: str) -> Any:
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd)
+    pipeline.unet = remade(
+        UNet2DConditionModel, pipeline.unet, use_linear_projection=True, layers_per_block=2
+    )
+    pipeline.text_encoder = text_encoder(CLIPTextModel, pipeline.text_encoder)
+    return pipeline
+
+
+def stable_diffusion_xl(_: str) -> Any:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(PIPELINES / "tiny_sdxl")
+    second = text_encoder(CLIPTextModelWithProjection, pipeline.text_encoder_2, **WIDE)
+    width = pipeline.text_encoder.config.hidden_size + second.config.hidden_size
+    pipeline.text_encoder_2 = second
+    pipeline.unet = remade(UNet2DConditionModel, pipeline.unet, cross_attention_dim=width)
+    return pipeline
+
+
+def stable_diffusion_3(_: str) -> Any:
+    pipeline = StableDiffusion3Pipeline.from_pretrained(PIPELINES / "tiny_sd3")
+    pipeline.text_encoder_2 = text_encoder(
+        CLIPTextModelWithProjection, pipeline.text_encoder_2, **WIDE
+    )
+    first = pipeline.text_encoder
+    first.text_projection.weight.data = torch.eye(len(first.text_projection.weight))
+    options = {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}  # as in SD3.5 medium
+    pipeline.transformer = remade(SD3Transformer2DModel, pipeline.transformer, **options)
+    return pipeline
+
+
+FAMILIES: dict[str, Callable[[str], Any]] = {
+    "stable_diffusion_1": stable_diffusion_1,
+    "stable_diffusion_2": stable_diffusion_2,
+    "sdxl": stable_diffusion_xl,
+    "sd3": stable_diffusion_3,
+}
+
+
+def network_of(pipeline: Any) -> Any:
+    return getattr(pipeline, "unet", None) or pipeline.transformer
+
+
+def save(pipeline: Any, path: Path, dtype: torch.dtype = torch.float32) -> Path:
+    save_single_file(path, network_of(pipeline), pipeline.components, dtype, {"title": "tiny"})
+    return path
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_diffusers_reads_every_weight_back(family: str, tiny_sd: str, tmp_path: Path) -> None:
+    pipeline = FAMILIES[family](tiny_sd)
+    pipeline.save_pretrained(tmp_path / "folder")
+    path = save(pipeline, tmp_path / "one.safetensors")
+    read = type(pipeline).from_single_file(str(path), config=str(tmp_path / "folder"))
+    networks = 0
+    for name, part in pipeline.components.items():
+        if not isinstance(part, nn.Module):
+            continue
+        found, expected = getattr(read, name).state_dict(), part.state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], value) for key, value in expected.items()), name
+        networks += 1
+    assert networks == {"sdxl": 4, "sd3": 5}.get(family, 3)
+    if family == "sd3":
+        return  # its prompts would be wider than the tiny transformer takes
+    assert torch.equal(sampled(read), sampled(pipeline))
+
+
+def sampled(pipeline: DiffusionPipeline) -> Tensor:
+    pipeline.set_progress_bar_config(disable=True)
+    images: Tensor = pipeline(
+        "a red cat",
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+    ).images
+    return images
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_file_has_one_dtype_and_its_metadata(
+    tiny_sd: str, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    pipeline = stable_diffusion_1(tiny_sd)
+    path = save(pipeline, tmp_path / "one.safetensors", dtype)
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"format": "pt", "title": "tiny"}
+        assert {file.get_tensor(key).dtype for key in file.keys()} == {dtype}  # noqa: SIM118
+        found = file.get_tensor("model.diffusion_model.out.2.weight")
+    assert torch.equal(found, pipeline.unet.conv_out.weight.to(dtype))
+
+
+def test_a_weight_that_overflows_is_named(tiny_sd: str, tmp_path: Path) -> None:
+    pipeline = stable_diffusion_1(tiny_sd)
+    pipeline.unet.conv_out.weight.data[0] = 1e6
+    with pytest.raises(UsageError, match=r"--dtype: the weight 'out\.2\.weight' is too large"):
+        save(pipeline, tmp_path / "one.safetensors", torch.float16)
+
+
+def test_families_without_a_layout_are_refused(tmp_path: Path) -> None:
+    pipeline = DiffusionPipeline.from_pretrained(PIPELINES / "tiny_sana")
+    with pytest.raises(UsageError, match=r"--format: SanaTransformer2DModel has no layout"):
+        save(pipeline, tmp_path / "one.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_flux_is_read_back_at_its_own_width() -> None:
+    """Diffusers' converter knows only FLUX's width; tensors of one number make that cheap."""
+    config = json.loads((PIPELINES / "tiny_flux" / "transformer" / "config.json").read_text())
+    wide = {"num_attention_heads": 24, "attention_head_dim": 128}
+    options = {"num_layers": 1, "num_single_layers": 1, "guidance_embeds": True}
+    with torch.device("meta"):
+        network = FluxTransformer2DModel.from_config({**config, **wide, **options})
+    weights = {
+        name: torch.tensor(number % 251, dtype=torch.uint8).expand(value.shape)
+        for number, (name, value) in enumerate(network.state_dict().items())
+    }
+    # A norm's two halves differ, to see their order.
+    for kind in ("weight", "bias"):
+        half = torch.zeros_like(weights[f"norm_out.linear.{kind}"])
+        half[: len(half) // 2] = 1
+        weights[f"norm_out.linear.{kind}"] = half
+    layout = transformers.flux(network.config)
+    original = {
+        name: layout.change(name, torch.cat([weights[source] for source in sources]))
+        for name, sources in layout.names(weights).items()
+    }
+    read = convert_flux_transformer_checkpoint_to_diffusers(original)
+    assert read.keys() == weights.keys()
+    assert all(torch.equal(read[name], value) for name, value in weights.items())
+
+
+def test_the_autoencoder_is_read_alone(tiny_sd: str, tmp_path: Path) -> None:
+    pipeline = stable_diffusion_1(tiny_sd)
+    path = save(pipeline, tmp_path / "one.safetensors")
+    read = AutoencoderKL.from_single_file(str(path), config=tiny_sd, subfolder="vae")
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(read.encode(image).latent_dist.mean, pipeline.vae.encode(image)[0].mean)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("unknown.weight", r"'unknown\.weight' has no place"), ("b.weight", "have the same place")],
+)
+def test_weights_without_a_place_of_their_own_are_named(name: str, expected: str) -> None:
+    layout = Layout(((r"^a\.", "a."), (r"^b\.", "a.")))
+    with pytest.raises(NoPlace, match=expected):
+        layout.names(["a.weight", name])
