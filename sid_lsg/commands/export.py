@@ -15,11 +15,9 @@ from sid_lsg.files.replacing import (
 from sid_lsg.files.sources import SCHEDULER_CONFIG, locate
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.options.choices import Layout, Precision
+from sid_lsg.options.choices import Format, LoRALayout, Precision
 
 if TYPE_CHECKING:
-    import torch
-
     from sid_lsg.checkpoints.opening import OpenCheckpoint
     from sid_lsg.generation.trained import Trained
 
@@ -30,7 +28,8 @@ _TAG = "sid-lsg"  # a tag of the model card
 def export(
     ckpt_path: str,
     output: str,
-    format: Layout | Literal["unet"] = "diffusers",
+    format: Format | Literal["unet"] = "diffusers",
+    layout: LoRALayout = "diffusers",
     dtype: Precision = "float32",
     num_steps: int | None = None,
     resolution: int | None = None,
@@ -50,7 +49,11 @@ def export(
         output: The folder to write.
         format: `diffusers`: a pipeline for stock diffusers; `network` (or `unet`, its earlier
             name): the denoising network and its scheduler, for a pipeline of the teacher; `onnx`:
-            one graph from noise and tokens to images, with the tokenizer.
+            one graph from noise and tokens to images, with the tokenizer; `single-file`: all
+            networks in one file with the original names, for A1111, Forge and InvokeAI; `comfyui`:
+            that file and a workflow; `lora`: the adapters of a generator that was trained by LoRA.
+        layout: The names in a LoRA file: `diffusers` for `load_lora_weights`, `kohya` for A1111 and
+            Forge, `comfyui` for ComfyUI.
         dtype: Precision of the weights of all networks. In float16 the VAE of some teachers
             overflows and gives black images, for example Stable Diffusion XL's; bfloat16 has
             float32's range.
@@ -72,16 +75,20 @@ def export(
     from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
     from sid_lsg.checkpoints.opening import require_checkpoint
+    from sid_lsg.commands.export_formats import check_format, save
     from sid_lsg.export.card import write_card
     from sid_lsg.export.facts import facts_of, teacher_license
     from sid_lsg.export.hub import check_id, push
     from sid_lsg.generation.trained import load_trained
+    from sid_lsg.networks.lora import LORA_FILE
 
     if num_steps is not None and num_steps < 1:
         refuse("num_steps", num_steps, "at least 1")
     if push_to_hub:
         check_id(push_to_hub)
-    layout: Layout = "network" if format == "unet" else format
+    kind: Format = "network" if format == "unet" else format
+    if layout != "diffusers" and kind != "lora":
+        raise UsageError(f"--layout {layout}: only --format lora has layouts. Leave it out.")
     if format == "onnx":
         if dtype != "float32":
             refuse("dtype", dtype, "float32 with --format onnx")
@@ -98,11 +105,6 @@ def export(
     steps = num_steps or found.num_steps
     if steps > found.t_init:
         refuse("num_steps", steps, f"at most {found.t_init}, the generator's timestep")
-    if layout == "onnx" and found.noise != "fresh":
-        raise UsageError(
-            f"--format onnx: this generator was trained with --model.noise {found.noise}, and a "
-            "graph takes fresh noise for each step. Use --format diffusers."
-        )
     source = teacher or found.record["config"]["model"]["teacher"]
     check_outside(root, {"teacher": source})
     facts = facts_of(
@@ -113,14 +115,16 @@ def export(
         config=found.record["config"],
         versions=found.record.get("versions") or {},
         license=license or teacher_license(source, ask_hub=True),
-        layout=layout,
+        format=kind,
+        file=LORA_FILE if kind == "lora" and layout == "diffusers" else f"{root.name}.safetensors",
         dtype=dtype,
         **_history(checkpoint, found),
         **({"model": push_to_hub} if push_to_hub else {}),
     )
+    check_format(found, facts)
     with writing(root, "output"):
         with replacing(root) as temporary:
-            _save(found, temporary, layout, steps, getattr(torch, dtype))
+            save(found, temporary, facts, getattr(torch, dtype), layout)
             write_card(temporary, facts)
         for leftover in root.parent.glob(f".{glob.escape(root.name)}.*.tmp"):
             remove(leftover)  # of a killed command
@@ -182,26 +186,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _save(found: "Trained", folder: Path, layout: Layout, steps: int, dtype: "torch.dtype") -> None:
-    from lightning.pytorch.utilities import rank_zero_info
-
-    from sid_lsg.export.folder import save_network, save_pipeline
-    from sid_lsg.networks.lora import LORA_FOLDER, save_lora
-
-    if layout != "onnx":
-        save = save_pipeline if layout == "diffusers" else save_network
-        network = found.teacher.network
-        save(found.teacher, network, folder, found.t_init, steps, dtype, found.noise)
-        if found.adapted is not None:
-            save_lora(found.adapted, found.teacher.network_name, folder / LORA_FOLDER)
-        return
-    from sid_lsg.export.graph import check_graph, save_graph
-
-    save_graph(found.teacher, folder, found.t_init, steps)
-    difference = check_graph(found.teacher, folder, found.t_init, steps)
-    rank_zero_info(
-        f"Two images of the graph in onnxruntime differ from PyTorch's by at most {difference:.2g} "
-        "(their range is [-1, 1])."
-    )

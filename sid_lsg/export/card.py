@@ -2,18 +2,17 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sid_lsg.export import snippets
+from sid_lsg.export.comfyui import WORKFLOW
 from sid_lsg.export.facts import CARD, Facts, is_hub_id, public_name
 from sid_lsg.export.folder import SCHEDULER_CLASS
 from sid_lsg.files.replacing import replacing
 from sid_lsg.messages.words import steps, table
-from sid_lsg.options.guidance import Guidance
 
 _PROTOCOLS = {
     "clean256": "features of Inception, resized by Pillow: LANCZOS to 256, then bicubic to 299",
@@ -39,7 +38,7 @@ def write_card(folder: Path, facts: Facts) -> None:
 def card(facts: Facts) -> str:
     """Return the card: YAML metadata for the Hub, then Markdown for people."""
     few = "one-step" if facts.num_steps == 1 else "few-step"
-    onnx = facts.layout == "onnx"
+    onnx = facts.format == "onnx"
     metadata: dict[str, Any] = {
         "license": facts.license or "other",
         "library_name": "onnx" if onnx else "diffusers",
@@ -82,15 +81,25 @@ def _use(facts: Facts) -> str:
         else "For the same seed, it makes the same image as sid-lsg's `generate`.",
         "network": f"The folder holds the {facts.network[0]} and its scheduler; the other parts "
         "are the teacher's.",
+        "single-file": _one_file(facts),
+        "comfyui": f"In ComfyUI: put `{facts.file}` in `models/checkpoints` and open `{WORKFLOW}`. "
+        + _one_file(facts),
+        "lora": "The adapters of the " + facts.network[0] + ", for the teacher's pipeline.",
         "onnx": "`noise` is standard normal, `image` is in [-1, 1], and batches can have any size. "
         "To get the same image as sid-lsg for a seed, draw the noise with PyTorch.",
-    }[facts.layout]
+    }[facts.format]
+    teacher = facts.teacher if is_hub_id(facts.teacher) else "path/to/the/teacher"
     call = facts.pipeline_options, facts.missing_parts
     how = facts.scheduler, facts.num_steps, facts.dtype, *call
-    if facts.layout == "diffusers":
+    if facts.format == "diffusers":
         code = snippets.pipeline_snippet(facts.model, *how)
-    elif facts.layout == "network":
-        teacher = facts.teacher if is_hub_id(facts.teacher) else "path/to/the/teacher"
+    elif facts.format in ("single-file", "comfyui"):
+        code = snippets.single_file_snippet(
+            facts.model, facts.file, teacher, facts.pipeline, *how[:-1]
+        )
+    elif facts.format == "lora":
+        code = snippets.lora_snippet(facts.model, facts.file, teacher, *how)
+    elif facts.format == "network":
         code = snippets.network_snippet(facts.model, teacher, facts.network, *how)
     else:
         assert facts.tokens is not None  # `graph.save_graph` takes one tokenizer
@@ -120,14 +129,20 @@ def _use(facts: Facts) -> str:
     return f"```python\n{code}\n```\n\n{notes}"
 
 
+def _one_file(facts: Facts) -> str:
+    return (
+        f"`{facts.file}` holds the {facts.network[0]}, the autoencoder and the text encoders under "
+        "their original names. Sample without guidance (CFG 1), without a negative prompt, from "
+        f"timestep {facts.t_init}. Tools that always start at timestep 999 make other images."
+    )
+
+
 def _training(facts: Facts) -> str:
     rows = {"weights": f"EMA, {facts.dtype}"}
     rows |= {"network": f"{facts.prediction_type} prediction, {facts.steps}"}
     if facts.config:
         model, data = facts.config["model"], facts.config.get("data", {})
-        known = {f.name for f in fields(Guidance)}
-        options = {k: v for k, v in (model.get("guidance") or {}).items() if k in known}
-        kappas = ", ".join(f"{kappa:g}" for kappa in Guidance(**options).kappas)
+        kappas = ", ".join(f"{kappa:g}" for kappa in facts.kappas or ())
         rows = {
             "teacher": f"`{facts.teacher}`",
             "guidance": f"kappa_1..kappa_4 = {kappas}",

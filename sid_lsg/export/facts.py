@@ -1,7 +1,7 @@
 """Collect the facts about an exported generator for its model card."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from sid_lsg.export.snippets import PLACE
 from sid_lsg.files.sources import ARCHITECTURE, PREFIX, locate
 from sid_lsg.messages.words import steps
 from sid_lsg.method.choices import Noise
-from sid_lsg.options.choices import Layout
+from sid_lsg.options.choices import Format
+from sid_lsg.options.guidance import Guidance
 from sid_lsg.teachers.base import Teacher
 
 CARD = "README.md"
@@ -32,6 +33,7 @@ class Facts:
             with several tokenizers or none.
         network: The network's name in diffusers' pipelines, and its class.
         scheduler: Class of the exported scheduler: one of diffusers or `SiDScheduler`.
+        pipeline: Class of the family's pipeline.
         pipeline_options: Arguments of the pipeline call.
         missing_parts: Parts of the pipeline that the teacher lacks.
         global_noise: Whether the noise of later steps follows PyTorch's global seed.
@@ -41,9 +43,11 @@ class Facts:
         summary: The run's summary.json, if it belongs to this generator.
         reports: Reports of `evaluate` on this generator.
         license: Its licence; None if the teacher states none.
-        layout: The folder's layout.
+        format: The folder's format.
         dtype: Dtype of the weights.
         model: Where readers find it: a Hub id if it is uploaded.
+        file: The name of the file with the weights, for formats of one file.
+        t_init: The generator's first timestep.
     """
 
     num_steps: int
@@ -53,6 +57,7 @@ class Facts:
     tokens: tuple[int, int, str] | None
     network: tuple[str, str]
     scheduler: str
+    pipeline: str
     pipeline_options: Mapping[str, Any]
     missing_parts: Sequence[str] = ()
     global_noise: bool = False
@@ -62,9 +67,11 @@ class Facts:
     summary: Mapping[str, Any] | None = None
     reports: Sequence[Mapping[str, Any]] = ()
     license: str | None = None
-    layout: Layout = "diffusers"
+    format: Format = "diffusers"
     dtype: str = "float32"
     model: str = PLACE
+    file: str = "generator.safetensors"
+    t_init: int = 0
 
     @property
     def teacher(self) -> str:
@@ -77,6 +84,15 @@ class Facts:
         if (self.config or {}).get("model", {}).get("real_data"):
             return "prompts, with an adversarial term on real images"
         return "prompts only, without images"
+
+    @property
+    def kappas(self) -> tuple[float, ...] | None:
+        """Return kappa_1..kappa_4 of the training, if known."""
+        if not self.config:
+            return None
+        known = {f.name for f in fields(Guidance)}
+        options = self.config["model"].get("guidance") or {}
+        return Guidance(**{k: v for k, v in options.items() if k in known}).kappas
 
     @property
     def steps(self) -> str:
@@ -97,6 +113,7 @@ def facts_of(
         known: Further fields of `Facts`.
     """
     tokenizers = [*teacher.tokenizers.values()]
+    scheduler = make_scheduler(teacher, t_init, num_steps, noise)
     tokens = None
     if len(tokenizers) == 1:
         (own,) = tokenizers
@@ -108,9 +125,11 @@ def facts_of(
         prediction_type=teacher.schedule.prediction_type,
         tokens=tokens,
         network=(teacher.network_name, type(teacher.network).__name__),
-        scheduler=type(make_scheduler(teacher, t_init, num_steps, noise)).__name__,
+        scheduler=type(scheduler).__name__,
+        pipeline=type(teacher.pipeline(teacher.network, scheduler)).__name__,
         pipeline_options=teacher.pipeline_options,
         missing_parts=teacher.missing_parts,
+        t_init=t_init,
         global_noise=num_steps > 1 and noise == "fresh" and not teacher.hands_generator_on,
         **known,
     )

@@ -81,6 +81,11 @@ def save_network(
     folder, scheduler = Path(folder), make_scheduler(teacher, t_init, num_steps, noise)
     name = teacher.network_name
     _converted(network, dtype).save_pretrained(folder / name, safe_serialization=True)
+    save_scheduler(scheduler, folder)
+
+
+def save_scheduler(scheduler: Any, folder: Path) -> None:
+    """Save a generator's scheduler to a folder's `scheduler/`, and complete the folder."""
     scheduler.save_pretrained(folder / "scheduler")
     _complete(folder, scheduler)
 

@@ -36,26 +36,7 @@ def network_snippet(
 ) -> str:
     """Return code that puts a network and its scheduler into the teacher's pipeline."""
     name, kind = network
-    imports = ["import torch"]
-    found = []
-    if scheduler == SCHEDULER_CLASS:
-        imports += [
-            f"from diffusers import DiffusionPipeline, {kind}",
-            "from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module",
-        ]
-        found = [
-            f"{scheduler} = get_class_from_dynamic_module(",
-            f'    "{model}",',
-            f'    "{SCHEDULER_MODULE}.py",',
-            '    subfolder="scheduler",',
-            f'    class_name="{scheduler}",',
-            "    trust_remote_code=True,",
-            ")",
-        ]
-    else:
-        imports += [
-            f"from diffusers import {', '.join(sorted(['DiffusionPipeline', scheduler, kind]))}"
-        ]
+    imports, found = _scheduler(model, scheduler, "DiffusionPipeline", kind)
     typed = _typed(dtype)
     body = [
         *found,
@@ -64,6 +45,51 @@ def network_snippet(
         "pipeline = DiffusionPipeline.from_pretrained(",
         f'    "{teacher}", {name}={name}, scheduler=scheduler{typed}{_none(missing)}',
         ")",
+    ]
+    return "\n".join([*imports, "", *body, *_sampled(num_steps, dtype, options)])
+
+
+def single_file_snippet(
+    model: str,
+    file: str,
+    teacher: str,
+    pipeline: str,
+    scheduler: str,
+    num_steps: int,
+    dtype: str,
+    options: Mapping[str, Any],
+) -> str:
+    """Return code that loads a single file, with the teacher's configurations."""
+    imports, found = _scheduler(model, scheduler, pipeline)
+    body = [
+        *found,
+        f"pipeline = {pipeline}.from_single_file(",
+        f'    "{_file(model, file)}", config="{teacher}"{_typed(dtype)}',
+        ")",
+        f'pipeline.scheduler = {scheduler}.from_pretrained("{model}", subfolder="scheduler")',
+    ]
+    return "\n".join([*imports, "", *body, *_sampled(num_steps, dtype, options)])
+
+
+def lora_snippet(
+    model: str,
+    file: str,
+    teacher: str,
+    scheduler: str,
+    num_steps: int,
+    dtype: str,
+    options: Mapping[str, Any],
+    missing: Sequence[str] = (),
+) -> str:
+    """Return code that adds the adapters to the teacher's pipeline."""
+    imports, found = _scheduler(model, scheduler, "DiffusionPipeline")
+    body = [
+        *found,
+        "pipeline = DiffusionPipeline.from_pretrained(",
+        f'    "{teacher}"{_typed(dtype)}{_none(missing)}',
+        ")",
+        f'pipeline.load_lora_weights("{model}", weight_name="{file}")',
+        f'pipeline.scheduler = {scheduler}.from_pretrained("{model}", subfolder="scheduler")',
     ]
     return "\n".join([*imports, "", *body, *_sampled(num_steps, dtype, options)])
 
@@ -90,6 +116,35 @@ input_ids = np.array([found.ids for found in tokenizer.encode_batch(prompts)], d
 noise = np.random.default_rng(0).standard_normal((len(prompts), {shape}), dtype=np.float32)
 (images,) = session.run(None, {{"noise": noise, "input_ids": input_ids}})
 pixels = np.rint((images + 1) * 127.5).clip(0, 255).astype(np.uint8)  # [B, 3, H, W]"""
+
+
+def _scheduler(model: str, scheduler: str, *classes: str) -> tuple[list[str], list[str]]:
+    """Return the imports of classes of diffusers and a scheduler, and code that loads its class."""
+    if scheduler != SCHEDULER_CLASS:
+        names = sorted([*classes, scheduler])
+        return ["import torch", f"from diffusers import {', '.join(names)}"], []
+    imports = [
+        "import torch",
+        f"from diffusers import {', '.join(sorted(classes))}",
+        "from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module",
+    ]
+    found = [
+        f"{scheduler} = get_class_from_dynamic_module(",
+        f'    "{model}",',
+        f'    "{SCHEDULER_MODULE}.py",',
+        '    subfolder="scheduler",',
+        f'    class_name="{scheduler}",',
+        "    trust_remote_code=True,",
+        ")",
+    ]
+    return imports, found
+
+
+def _file(model: str, file: str) -> str:
+    """Return a file's path, or its address on the Hub, as `from_single_file` takes it."""
+    return (
+        f"{model}/{file}" if model == PLACE else f"https://huggingface.co/{model}/blob/main/{file}"
+    )
 
 
 def _none(missing: Sequence[str]) -> str:

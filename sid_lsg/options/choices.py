@@ -5,7 +5,8 @@ from typing import Literal
 SamplerName = Literal["auto", "generator", "ddim", "pipeline"]
 Precision = Literal["float32", "bfloat16", "float16"]
 ProtocolName = Literal["clean256", "clip", "fast"]
-Layout = Literal["diffusers", "network", "onnx"]
+Format = Literal["diffusers", "network", "onnx", "single-file", "comfyui", "lora"]
+LoRALayout = Literal["diffusers", "kohya", "comfyui"]
 MeasuredPrecision = Literal["config", "fp32", "tf32", "bf16", "bf16-compile"]
 MemoryUse = Literal[
     "config",

@@ -265,6 +265,7 @@ def facts(**options: Any) -> Facts:
         "tokens": (77, 49407, "<|endoftext|>"),
         "network": ("unet", "UNet2DConditionModel"),
         "scheduler": "EulerDiscreteScheduler",
+        "pipeline": "StableDiffusionPipeline",
         "pipeline_options": {"guidance_scale": 0},
     }
     return Facts(**given | options)  # type: ignore[arg-type]
@@ -281,7 +282,7 @@ def test_a_teacher_on_the_hub_is_the_base_model(run: Path, tmp_path: Path) -> No
     assert 'from_pretrained("me/mine")' in (tmp_path / "README.md").read_text()
     assert "prompts only, without images" in (tmp_path / "README.md").read_text()
     config["model"]["real_data"] = {"fake_weight": 1.0, "generator_weight": 0.0001}
-    write_card(tmp_path, facts(config=config, layout="network"))
+    write_card(tmp_path, facts(config=config, format="network"))
     assert "with an adversarial term on real images" in (tmp_path / "README.md").read_text()
     assert '"stable-diffusion-v1-5/stable-diffusion-v1-5", unet=unet' in snippet(tmp_path)
 

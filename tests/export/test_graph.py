@@ -97,7 +97,7 @@ def folder(
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}  # as in cli.py
     jobs = [((tiny_sd, folder), quiet)]
     assert forked.all_end_well(export_small, jobs, folder.parent, seconds=600) == ""
-    write_card(folder, facts_of(teacher, T_INIT, NUM_STEPS, layout="onnx"))
+    write_card(folder, facts_of(teacher, T_INIT, NUM_STEPS, format="onnx"))
     return folder
 
 

@@ -1,0 +1,104 @@
+"""Write a ComfyUI workflow that samples a generator saved as one file.
+
+ComfyUI's `lcm` sampler is the generator's own sampling: it denoises, and adds fresh noise at the
+next sigma. These are sigma_t / alpha_t for diffusion models and t for flow matching. `euler` keeps
+the noise that the estimate of x_0 implies.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.choices import Noise
+from sid_lsg.method.flow import FlowSchedule
+from sid_lsg.teachers.base import Teacher
+
+WORKFLOW = "workflow.json"
+
+_SAMPLERS: dict[Noise, str] = {"fresh": "lcm", "ddim": "euler"}
+_PROMPT = "a lighthouse at dawn"
+
+
+def sigmas(teacher: Teacher, t_init: int, num_steps: int) -> list[float]:
+    """Return ComfyUI's noise levels of a K-step generator, from the first time to 0.
+
+    Args:
+        teacher: The teacher.
+        t_init: The first timestep.
+        num_steps: K.
+
+    Raises:
+        UsageError: If ComfyUI would read other timesteps from them.
+    """
+    schedule = teacher.schedule
+    times = schedule.generator_times(t_init, num_steps)
+    if isinstance(schedule, FlowSchedule):
+        return [*map(float, times), 0.0]
+    t = torch.tensor(times, dtype=torch.long)
+    own = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    alphas = own.alphas_cumprod.sqrt()
+    if len(schedule) != len(alphas) or not torch.allclose(schedule.alpha(t), alphas[t], rtol=1e-4):
+        raise UsageError(
+            "--format comfyui: ComfyUI samples with Stable Diffusion's noise schedule, and this "
+            "teacher has another one. Use --format diffusers."
+        )
+    levels = schedule.sigma(t).double() / schedule.alpha(t).double()
+    return [*(round(level, 6) for level in levels.tolist()), 0.0]
+
+
+def workflow(
+    name: str, teacher: Teacher, t_init: int, num_steps: int, noise: Noise
+) -> dict[str, dict[str, Any]]:
+    """Return the workflow in ComfyUI's API format.
+
+    Args:
+        name: The file in ComfyUI's `models/checkpoints`.
+        teacher: The teacher.
+        t_init: The first timestep.
+        num_steps: K.
+        noise: The noise of the later steps.
+
+    Raises:
+        UsageError: If no sampler of ComfyUI does the same.
+    """
+    if num_steps > 1 and noise not in _SAMPLERS:
+        raise UsageError(
+            f"--format comfyui: this generator was trained with --model.noise {noise}, and no "
+            "sampler of ComfyUI adds the same noise at each step. Use --format diffusers."
+        )
+    height, width = teacher.image_size
+    channels = teacher.latent_shape[0]
+    empty = "EmptySD3LatentImage" if channels == 16 else "EmptyLatentImage"
+    levels = ", ".join(f"{level:g}" for level in sigmas(teacher, t_init, num_steps))
+    return {
+        "1": _node("CheckpointLoaderSimple", ckpt_name=name),
+        "2": _node("CLIPTextEncode", text=_PROMPT, clip=["1", 1]),
+        "3": _node(empty, width=width, height=height, batch_size=1),
+        "4": _node("RandomNoise", noise_seed=0),
+        "5": _node("BasicGuider", model=["1", 0], conditioning=["2", 0]),
+        "6": _node("KSamplerSelect", sampler_name=_SAMPLERS.get(noise, "lcm")),
+        "7": _node("ManualSigmas", sigmas=levels),
+        "8": _node(
+            "SamplerCustomAdvanced",
+            noise=["4", 0],
+            guider=["5", 0],
+            sampler=["6", 0],
+            sigmas=["7", 0],
+            latent_image=["3", 0],
+        ),
+        "9": _node("VAEDecode", samples=["8", 0], vae=["1", 2]),
+        "10": _node("SaveImage", images=["9", 0], filename_prefix="sid-lsg"),
+    }
+
+
+def save_workflow(folder: Path, nodes: dict[str, dict[str, Any]]) -> None:
+    """Write a workflow to a folder."""
+    (folder / WORKFLOW).write_text(json.dumps(nodes, indent=2) + "\n", encoding="utf-8")
+
+
+def _node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs, "_meta": {"title": kind}}

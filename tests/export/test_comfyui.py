@@ -1,0 +1,107 @@
+"""The workflow's sampler and noise levels give the generator's own images."""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+from sid_lsg.export.comfyui import sigmas, workflow
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.choices import Noise
+from sid_lsg.method.sampling import seeded_noises
+from sid_lsg.teachers import families
+from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.stable_diffusion import StableDiffusion
+from tests.helpers.paths import GOLDEN_FLOW
+
+PROMPTS, SEEDS = ["a red cat", "two dogs"], [3, 1]
+
+Denoiser = Callable[[Tensor, float], Tensor]
+
+
+def comfyui_sample(
+    nodes: dict[str, Any], denoise: Denoiser, noises: list[Tensor], flow: bool
+) -> Tensor:
+    """Run a workflow's sampler by its published definition, in ComfyUI's coordinates.
+
+    Diffusion models: x = x_0 + sigma n. Flow matching: x = (1 - sigma) x_0 + sigma n.
+    """
+
+    def noised(x_0: Tensor, sigma: float, noise: Tensor) -> Tensor:
+        return ((1 - sigma) * x_0 if flow else x_0) + sigma * noise
+
+    levels = [float(level) for level in nodes["7"]["inputs"]["sigmas"].split(",")]
+    sampler = nodes["6"]["inputs"]["sampler_name"]
+    x = noised(torch.zeros_like(noises[0]), levels[0], noises[0])
+    for i, (sigma, following) in enumerate(pairwise(levels)):
+        x_0 = denoise(x, sigma)
+        if sampler == "euler":
+            x = x + (x - x_0) / sigma * (following - sigma)
+        else:
+            assert sampler == "lcm"
+            x = noised(x_0, following, noises[i + 1]) if following > 0 else x_0
+    return x
+
+
+def comfyui_denoiser(teacher: Teacher) -> Denoiser:
+    """Return x_0 of a noisy latent as ComfyUI computes it, with the nearest timestep."""
+    condition = teacher.encode_prompts(PROMPTS)
+    if "flow" in teacher.schedule.prediction_type:
+
+        def denoise_flow(x: Tensor, sigma: float) -> Tensor:
+            t = torch.full((len(x),), sigma)
+            return x - sigma * teacher.predict(teacher.network, x, t, condition)
+
+        return denoise_flow
+    abar = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    ).alphas_cumprod
+    known = ((1 - abar) / abar).sqrt().log()
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        t = (known - torch.tensor(sigma).log()).abs().argmin().expand(len(x))
+        return x - sigma * teacher.predict(teacher.network, x / (1 + sigma**2) ** 0.5, t, condition)
+
+    return denoise
+
+
+@pytest.mark.parametrize("noise", ["fresh", "ddim"])
+@pytest.mark.parametrize("num_steps", [1, 2, 4])
+@pytest.mark.parametrize("family", ["tiny_sd", "tiny_sdxl", "tiny_sd3"])
+@torch.no_grad()
+def test_the_workflow_samples_the_generator(
+    family: str, num_steps: int, noise: Noise, tiny_sd: str
+) -> None:
+    folder = tiny_sd if family == "tiny_sd" else str(GOLDEN_FLOW / "pipelines" / family)
+    teacher = families.load(folder)
+    t_init = 999 if family == "tiny_sd3" else 625
+    nodes = workflow("g.safetensors", teacher, t_init, num_steps, noise)
+    noises = seeded_noises(SEEDS, teacher.latent_shape, num_steps)
+    found = comfyui_sample(nodes, comfyui_denoiser(teacher), noises, family == "tiny_sd3")
+    ours = teacher.generate(teacher.network, PROMPTS, SEEDS, t_init, num_steps, noise)
+    assert (found - ours).norm() / ours.norm() < 1e-4
+
+
+def test_the_nodes_are_joined(tiny_sd: str) -> None:
+    nodes = workflow("g.safetensors", StableDiffusion.from_pretrained(tiny_sd), 625, 2, "fresh")
+    for node in nodes.values():
+        for value in node["inputs"].values():
+            assert not isinstance(value, list) or value[0] in nodes
+    assert nodes["1"]["inputs"] == {"ckpt_name": "g.safetensors"}
+    assert nodes["3"]["inputs"] == {"width": 64, "height": 64, "batch_size": 1}
+
+
+def test_what_comfyui_cannot_sample_is_refused(tiny_sd: str) -> None:
+    teacher = StableDiffusion.from_pretrained(tiny_sd)
+    make = partial(workflow, "g.safetensors")
+    with pytest.raises(UsageError, match=r"--format comfyui: .* --model\.noise fixed"):
+        make(teacher, 625, 2, "fixed")
+    parts = teacher.network, teacher.vae, teacher.text.text_encoder, teacher.text.tokenizer
+    other = StableDiffusion(*parts, DDPMScheduler(beta_schedule="squaredcos_cap_v2"))
+    with pytest.raises(UsageError, match=r"--format comfyui: .* noise schedule"):
+        sigmas(other, 625, 1)

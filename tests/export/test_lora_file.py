@@ -1,0 +1,109 @@
+"""LoRA files change the base weights as the adapters do, by every tool's own rule."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sid_lsg.export.lora_file import adapters_of, lora_weights
+from sid_lsg.export.single_file import original_of
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.networks.lora import adapt, adapters, merged
+from sid_lsg.options.lora import LoRA
+from tests.helpers.paths import GOLDEN_FLOW
+
+PIPELINES = GOLDEN_FLOW / "pipelines"
+TARGETS = ["to_q", "to_v", "to_out.0", "add_k_proj"]  # not to_k: a joined layer with a gap
+
+
+def adapted(folder: str, targets: list[str]) -> tuple[Any, Any]:
+    """Return a pipeline and its network with random adapters whose scale is not 1."""
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    base = getattr(pipeline, "unet", None) or pipeline.transformer
+    network = adapt(base, LoRA(rank=3, alpha=7, targets=targets), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    for name, value in adapters(network).items():
+        if ".lora_B." in name:
+            value.data = torch.randn(value.shape, generator=generator) * 0.1
+    return pipeline, network
+
+
+def targets_of(family: str) -> list[str]:
+    return TARGETS if family in ("tiny_sd3", "tiny_flux") else TARGETS[:3]
+
+
+def folder_of(family: str, tiny_sd: str) -> str:
+    return tiny_sd if family == "tiny_sd" else str(PIPELINES / family)
+
+
+def applied(weights: dict[str, Tensor], base: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Apply kohya's rule: W + (alpha / rank) up @ down, with rank the rows of down."""
+    by_key = {f"lora_unet_{n.removesuffix('.weight').replace('.', '_')}": n for n in base}
+    changed = dict(base)
+    for key in {name.split(".")[0] for name in weights}:
+        down, up = weights[f"{key}.lora_down.weight"], weights[f"{key}.lora_up.weight"]
+        scale = weights[f"{key}.alpha"].item() / len(down)
+        name = by_key[key]
+        change = up.flatten(1).double() @ down.flatten(1).double() * scale
+        changed[name] = (base[name].double() + change.view_as(base[name])).float()
+    return changed
+
+
+@pytest.mark.parametrize("family", ["tiny_sd", "tiny_sdxl", "tiny_sd3", "tiny_flux"])
+def test_kohyas_rule_gives_the_merged_weights(family: str, tiny_sd: str) -> None:
+    pipeline, network = adapted(folder_of(family, tiny_sd), targets_of(family))
+    weights = lora_weights(network, pipeline.components, "kohya", "unet")
+    expected = merged(network).state_dict()
+    base = (getattr(pipeline, "unet", None) or pipeline.transformer).state_dict()
+    if family != "tiny_sd":
+        layout = original_of(network, pipeline.components).layout(network.config)
+
+        def original(state: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {
+                name: layout.change(name, torch.cat([state[source] for source in sources]))
+                for name, sources in layout.names(state).items()
+            }
+
+        base, expected = original(base), original(expected)
+    changed = applied(weights, base)
+    different = [name for name in base if not torch.equal(changed[name], base[name])]
+    assert len(different) == len(weights) // 3
+    for name, value in expected.items():
+        torch.testing.assert_close(changed[name], value, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "kohya", "comfyui"])
+@pytest.mark.parametrize("family", ["tiny_sd", "tiny_sdxl", "tiny_sd3", "tiny_flux"])
+def test_diffusers_loads_the_file(family: str, layout: Any, tiny_sd: str, tmp_path: Path) -> None:
+    if family in ("tiny_sd3", "tiny_flux") and layout == "kohya":
+        pytest.skip("diffusers reads kohya's names only at FLUX's own width, and not SD3's")
+    pipeline, network = adapted(folder_of(family, tiny_sd), targets_of(family))
+    name = "unet" if hasattr(pipeline, "unet") else "transformer"
+    weights = lora_weights(network, pipeline.components, layout, name)
+    save_file(
+        {key: value.contiguous() for key, value in weights.items()}, tmp_path / "l.safetensors"
+    )
+    fresh = DiffusionPipeline.from_pretrained(folder_of(family, tiny_sd))
+    fresh.load_lora_weights(tmp_path, weight_name="l.safetensors")
+    fresh.fuse_lora()
+    fresh.unload_lora_weights()
+    found = getattr(fresh, name).state_dict()
+    for key, value in merged(network).state_dict().items():
+        torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-6)
+
+
+def test_families_without_kohyas_names_are_refused() -> None:
+    pipeline, network = adapted(str(PIPELINES / "tiny_sana"), ["to_q"])
+    with pytest.raises(UsageError, match=r"--layout kohya: SanaTransformer2DModel has no names"):
+        lora_weights(network, pipeline.components, "kohya", "transformer")
+    assert lora_weights(network, pipeline.components, "comfyui", "transformer")
+
+
+def test_adapters_keep_their_rank_and_alpha(tiny_sd: str) -> None:
+    _, network = adapted(tiny_sd, ["to_q"])
+    found = adapters_of(network)
+    assert {(len(one.down), one.up.shape[1], one.alpha) for one in found.values()} == {(3, 3, 7.0)}
