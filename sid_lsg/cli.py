@@ -9,8 +9,9 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
+from typing import cast
 
 from sid_lsg import __doc__ as project
 from sid_lsg import __version__
@@ -20,6 +21,8 @@ from sid_lsg.files.config_files import check_config_files
 from sid_lsg.messages.console import fail, format_warning
 from sid_lsg.messages.errors import Interrupted, SharedError, TrainingStopped, UsageError
 from sid_lsg.messages.quiet import quiet_libraries
+
+_LAUNCHED = {"LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"}  # variables of launched processes
 
 
 def start() -> None:
@@ -69,7 +72,8 @@ def main(args: list[str] | None = None) -> None:
             print(f"interrupted: {error}", file=sys.stderr)
         raise
     except TrainingStopped as error:
-        print(f"stopped: {error}", file=sys.stderr)
+        if _rank() == 0:
+            print(f"stopped: {error}", file=sys.stderr)
         sys.exit(3)
     except _mistakes() as error:
         if isinstance(error, SharedError) and _rank() != 0:
@@ -77,6 +81,9 @@ def main(args: list[str] | None = None) -> None:
         # An error in a data loader's worker comes at the end of the worker's traceback.
         mistake = f"{UsageError.__module__}.{UsageError.__name__}: "
         fail(str(error).rpartition(mistake)[2].strip())
+    finally:
+        if module := sys.modules.get("sid_lsg.distributed.failures"):
+            module.stop_watching()
 
 
 def _run(arguments: Sequence[str]) -> None:
@@ -94,16 +101,30 @@ def _run(arguments: Sequence[str]) -> None:
         if name.startswith("-") and "fit" in rest:  # Lightning takes options before its command
             name, rest = "fit", list(arguments)
         _check_command(name)
-        check_config_files(arguments)
-        command = COMMANDS[name]
-        module = import_module(f"sid_lsg.commands.{command.module}")
-        function = getattr(module, command.module)
-        if command.check:
-            getattr(module, command.check)(rest)
-        if command.of_fit:
-            function(rest)
-        else:
-            import_module("sid_lsg.commands.parser").call(function, name, rest)
+        with _sharing_failures(name):
+            _call(name, rest, arguments)
+
+
+def _call(name: str, rest: Sequence[str], arguments: Sequence[str]) -> None:
+    """Check the arguments, and call the command."""
+    check_config_files(arguments)
+    command = COMMANDS[name]
+    module = import_module(f"sid_lsg.commands.{command.module}")
+    function = getattr(module, command.module)
+    if command.check:
+        getattr(module, command.check)(rest)
+    if command.of_fit:
+        function(rest)
+    else:
+        import_module("sid_lsg.commands.parser").call(function, name, rest)
+
+
+def _sharing_failures(name: str) -> AbstractContextManager[None]:
+    """Return a context in which the first failure ends all processes of a run."""
+    if name != "fit" or not _LAUNCHED & os.environ.keys():
+        return nullcontext()
+    module = import_module("sid_lsg.distributed.failures")
+    return cast(AbstractContextManager[None], module.sharing_failures())
 
 
 def _check_command(name: str) -> None:

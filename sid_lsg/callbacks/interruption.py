@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
+from sid_lsg.distributed.failures import Place, place_of, share_failure, watch
 from sid_lsg.distributed.processes import gather
 from sid_lsg.distributed.signals import NAMES, install, interrupted, leave_terminal
 from sid_lsg.messages.errors import Interrupted, UsageError
@@ -50,7 +51,7 @@ class Interruption(Leaver):
         self._previous: dict[int, Any] = {}  # the handlers before the training
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Disable Lightning's handling of SIGTERM.
+        """Disable Lightning's handling of SIGTERM, and watch for failures of other processes.
 
         Its handler starts a collective operation at any point of an iteration, and ends the run
         without saving. Before each iteration it also makes several processes wait for their devices
@@ -60,6 +61,9 @@ class Interruption(Leaver):
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
         self._pid, self._trainer = os.getpid(), trainer
         self._guard, self._signals = Guard(trainer), tuple(NAMES)
+        if trainer.world_size > 1 and (place := _place(trainer)):
+            launched = getattr(trainer.strategy.launcher, "procs", [])
+            watch(place, launched.clear)  # Lightning's observer would kill this process
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Block the signals until the training starts.
@@ -139,7 +143,7 @@ class Interruption(Leaver):
             when = f"{NAMES[ending]} after iteration {trainer.global_step}"
             hint = "Continue with the same command and --ckpt_path last."
             what = f"the state is saved, {saved}. {hint}" if saved else "nothing was saved."
-            raise interrupted(f"{when}: {what}", ending)
+            raise interrupted(f"{when}: {what}", ending, together=True)
 
     def on_trained(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Skip the final comparison if a signal came after the last iteration.
@@ -157,13 +161,15 @@ class Interruption(Leaver):
         if ending:
             when = f"{NAMES[ending]} after the last iteration, {trainer.global_step}"
             rest = "--ckpt_path last makes up for the final comparison"
-            raise interrupted(f"{when}: the training is complete and saved; {rest}.", ending)
+            what = f"the training is complete and saved; {rest}."
+            raise interrupted(f"{when}: {what}", ending, together=True)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Restore the handlers; kill launched processes that do not know of the end."""
+        """Restore the handlers; end processes that do not know of the end."""
         self._release()
+        share_failure(exception)
         if isinstance(exception, Interrupted) and not self._agreed_on:
             _kill_launched(trainer)
 
@@ -271,6 +277,14 @@ class Interruption(Leaver):
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous = {}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
+
+
+def _place(trainer: L.Trainer) -> Place | None:
+    """Return where the processes' store is; None without one, for example with MPI."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if not dist.is_initialized() or environment is None:
+        return None
+    return place_of(environment, trainer.is_global_zero, trainer.world_size)
 
 
 def _requeue_signal(trainer: L.Trainer) -> int | None:

@@ -23,6 +23,7 @@ from sid_lsg.commands.foreign import explaining
 from sid_lsg.commands.parser import Parser
 from sid_lsg.commands.table import PROGRAM
 from sid_lsg.data.prompts import PromptDataModule, training_files
+from sid_lsg.distributed.failures import wait_until_ready
 from sid_lsg.loggers.sweep import sweep_run
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
@@ -162,6 +163,7 @@ class SiDCLI(LightningCLI):
 
     def fit(self, **options: Any) -> None:
         """Train in the run directory, which is locked for this run."""
+        wait_until_ready(self.trainer.world_size)
         root = Path(self.trainer.default_root_dir)
         resumes = is_of_run(options["ckpt_path"], root)
         with run_directory(root, resumes), self._explaining():

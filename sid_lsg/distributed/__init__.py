@@ -1,4 +1,4 @@
-"""Launch processes, and read and reduce sharded tensors.
+"""Launch processes, end them together, and read and reduce sharded tensors.
 
 May import messages.
 """

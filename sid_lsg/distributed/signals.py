@@ -59,12 +59,17 @@ def install(handler: Callable[[int, FrameType | None], None], signals: tuple[int
             signal.signal(number, handler)
 
 
-def interrupted(message: str, signum: int) -> Interrupted:
+def interrupted(message: str, signum: int, together: bool = False) -> Interrupted:
     """Return the exception for a signal; a process that Lightning has launched exits with status 0.
 
     With any other status, Lightning's observer would kill the first process before it has ended.
+
+    Args:
+        message: What was saved and how to continue.
+        signum: The signal's number.
+        together: Whether all processes of a run have agreed to end.
     """
-    return Interrupted(message, 0 if is_launched() else 128 + signum)
+    return Interrupted(message, 0 if is_launched() else 128 + signum, together)
 
 
 def leave_terminal(signum: int) -> None:

@@ -26,12 +26,13 @@ class Interrupted(SystemExit):
 
     The message says what was saved and how to continue; the command line prints it. `code` is the
     exit status, by convention 128 plus the signal's number. It is a `SystemExit` so that code that
-    catches `Exception` does not swallow it, and so that it never prints a traceback.
+    catches `Exception` does not swallow it, and so that it never prints a traceback. `together`
+    says that all processes of a run have agreed to end.
     """
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int, together: bool = False) -> None:
         super().__init__(status)
-        self.message = message
+        self.message, self.together = message, together
 
     def __str__(self) -> str:
         return self.message

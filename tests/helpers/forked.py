@@ -84,6 +84,7 @@ def ranks(processes: int) -> list[dict[str, str]]:
     if processes == 1:
         return [{}]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
+    common |= {"WORLD_SIZE": str(processes)}
     return [common | {"LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 

@@ -1,0 +1,93 @@
+"""A failure of one process ends all processes of a run soon, with one message."""
+
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sid_lsg.cli import main
+from sid_lsg.training.module import SiDLSG
+from tests.helpers import forked
+from tests.helpers.runs import command
+
+SECONDS = 30  # processes wait for each other for half an hour
+
+
+def fail_at(step: int, rank: int, kind: Callable[[], Any], line: list[str]) -> None:
+    """Train; in one rank the iteration after `step` fails."""
+    original: Any = SiDLSG.phase_inputs
+
+    def phase_inputs(module: SiDLSG, *arguments: Any) -> Any:
+        if module.global_rank == rank and module.trainer.global_step == step:
+            kind()
+        return original(module, *arguments)
+
+    SiDLSG.phase_inputs = phase_inputs  # type: ignore[assignment,method-assign]
+    main(line)
+
+
+def error() -> None:
+    raise RuntimeError("this card has fallen off the bus")
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def line(small_sd: str, tmp_path: Path) -> list[str]:
+    plain = [a for a in command(small_sd, tmp_path) if "metrics." not in a and "health." not in a]
+    root = tmp_path / "run"
+    more = ["trainer.max_steps=50", "trainer.strategy=ddp_multi", "trainer.devices=2"]
+    more += [f"trainer.default_root_dir={root}", "image_grid.every_n_steps=0"]
+    return [*plain, *(f"--{option}" for option in more)]
+
+
+def run(jobs: list[tuple[Any, ...]], log: Path) -> tuple[list[int | None], str]:
+    """Call functions in one process each; return statuses and log. All end soon after the first."""
+    started = [
+        forked.start(*job, log=log, environment=environment)
+        for job, environment in zip(jobs, forked.ranks(2), strict=True)
+    ]
+    connection.wait([process.sentinel for process in started], 300)
+    for process in started:
+        process.join(SECONDS / len(started))
+    alive = [process.is_alive() for process in started]
+    for process in started:
+        process.kill()
+        process.join()
+    assert alive == [False, False], log.read_text()
+    return [process.exitcode for process in started], log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "rank"), [("data.prompts", 1), ("model.teacher", 0), ("config", 1)]
+)
+def test_a_file_that_one_process_misses_ends_all_of_them(
+    line: list[str], tmp_path: Path, option: str, rank: int
+) -> None:
+    lines = [line, line]
+    lines[rank] = [*line, f"--{option}={tmp_path / 'missing'}"]
+    statuses, said = run([(main, line) for line in lines], tmp_path / "log")
+    assert statuses == [2, 2], said
+    assert said.count("error: ") == 1
+    assert f"error: --{option}" in said
+    assert "missing" in said
+    assert not any(sign in said for sign in ("Traceback", "frame #")), said
+    assert not (tmp_path / "run").exists()  # the others wait before they write
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "rank"), [(error, 1), (killed, 0), (killed, 1)])
+def test_an_error_of_one_process_in_the_training_ends_all_of_them(
+    line: list[str], tmp_path: Path, kind: Callable[[], Any], rank: int
+) -> None:
+    statuses, said = run([(fail_at, 2, rank, kind, line)] * 2, tmp_path / "log")
+    assert statuses[rank] == (1 if kind is error else -9), said
+    assert statuses[1 - rank] == 1, said
+    assert said.count("Traceback") == 1, said
+    assert kind is killed or "RuntimeError: this card has fallen off the bus" in said
