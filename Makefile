@@ -2,8 +2,9 @@
 # only the package; the checks also need its extras and tools.
 
 PYTHON ?= python3
-# Test processes, with one thread each, since most tests are too small for two cores.
-WORKERS ?= 2
+# Test processes, with one thread each, since most tests are too small for two cores. Some wait for
+# other processes, so that three keep two cores busy.
+WORKERS ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 # On all cores (pip uses only one). Some files need other Python versions, so ignore errors.

@@ -101,7 +101,7 @@ class SiDCLI(LightningCLI):
         Short names of loggers stand for this project's.
         """
         given = sys.argv[1:] if args is None else args
-        read = named_loggers(current_arguments(given, sweep=sweep_run() is not None))
+        read = in_current_names(given)
         if read == given:
             super().parse_arguments(parser, args)
         else:  # Lightning warns about arguments that differ from the program's
@@ -171,8 +171,17 @@ class SiDCLI(LightningCLI):
 
     def _explaining(self) -> AbstractContextManager[None]:
         """Return a context that explains errors of other packages by the Trainer's options."""
-        defaults = self._parser(self.subcommand).get_defaults().get("trainer")
-        return explaining(self.config[self.subcommand].trainer.as_dict(), defaults.as_dict())
+
+        def defaults() -> dict[str, Any]:
+            found: dict[str, Any] = self._parser(self.subcommand).get_defaults().trainer.as_dict()
+            return found
+
+        return explaining(self.config[self.subcommand].trainer.as_dict, defaults)
+
+
+def in_current_names(arguments: Sequence[str]) -> list[str]:
+    """Return arguments with the current names of options and the paths of loggers."""
+    return named_loggers(current_arguments(arguments, sweep=sweep_run() is not None))
 
 
 def fit(arguments: Sequence[str]) -> None:
@@ -189,6 +198,7 @@ def fit(arguments: Sequence[str]) -> None:
         args=None if line == sys.argv[1:] else line,
         seed_everything_default=0,
         auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,  # would write and read all options once more
         save_config_callback=SaveConfig,
         trainer_defaults={
             "max_epochs": -1,

@@ -6,7 +6,7 @@ from typing import Any
 
 from jsonargparse import SUPPRESS, Namespace
 
-from sid_lsg.commands.fit import SiDCLI
+from sid_lsg.commands.fit import SiDCLI, in_current_names
 from sid_lsg.commands.parser import description
 from sid_lsg.commands.table import PROGRAM
 from sid_lsg.data.prompts import PromptDataModule
@@ -40,6 +40,7 @@ class FitOptions(SiDCLI):
                 run=False,
                 seed_everything_default=0,
                 auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
                 trainer_defaults={"max_steps": 10_000, "logger": False},
                 parser_kwargs={
                     "prog": f"{PROGRAM} {tool.__name__}",
@@ -48,6 +49,11 @@ class FitOptions(SiDCLI):
             )
         finally:
             sys.argv = arguments
+
+    def read(self, args: Sequence[str]) -> Namespace:
+        """Parse other arguments: building a parser takes longer than parsing."""
+        self.config = self.parser.parse_args(in_current_names(args))
+        return self.config
 
     def module(self, changes: Mapping[str, Any]) -> SiDLSG:
         """Create the module, with changes of `--model.` by dotted names."""
@@ -75,3 +81,16 @@ class FitOptions(SiDCLI):
 
     def after_instantiate_classes(self) -> None:
         """Do nothing: there are no optimizers to configure."""
+
+
+def reader(tool: Callable[..., Any], options: type) -> Callable[[Sequence[str]], Namespace]:
+    """Return a function that parses the options of `fit` for a command, for many runs."""
+    made: list[FitOptions] = []
+
+    def read(args: Sequence[str]) -> Namespace:
+        if not made:
+            made.append(FitOptions(tool, options, args))
+            return made[0].config
+        return made[0].read(args)
+
+    return read

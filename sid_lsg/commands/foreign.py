@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -19,14 +19,16 @@ _PASSING = {_PACKAGE / "cli.py", _PACKAGE / "commands/fit.py", _PACKAGE / "comma
 
 
 @contextmanager
-def explaining(trainer: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[None]:
+def explaining(
+    trainer: Callable[[], Mapping[str, Any]], defaults: Callable[[], Mapping[str, Any]]
+) -> Iterator[None]:
     """Convert errors that options of the Trainer cause in other packages to one message.
 
     An error that passes through this package's own code is a bug here, and stays as it is.
 
     Args:
-        trainer: The configuration's `trainer` section.
-        defaults: Its values in a run that gives none.
+        trainer: Returns the configuration's `trainer` section; called for an error alone.
+        defaults: Returns its values in a run that gives none.
 
     Raises:
         UsageError: Instead of an error of another package; it names the option.
@@ -42,7 +44,7 @@ def explaining(trainer: Mapping[str, Any], defaults: Mapping[str, Any]) -> Itera
         files = _files(error)
         if not isinstance(cause, MisconfigurationException) and any(map(_is_ours, files)):
             raise
-        option = _option(cause, files, trainer, defaults)
+        option = _option(cause, files, trainer(), defaults())
         kind = "" if isinstance(cause, MisconfigurationException) else f" ({type(cause).__name__})"
         raise UsageError(f"--{option}: {in_a_line(cause)}{kind}. Change or remove it.") from error
 

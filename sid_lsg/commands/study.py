@@ -13,6 +13,7 @@ from sid_lsg.files.replacing import check_writable, remove, remove_leftovers, re
 from sid_lsg.files.sources import resolve
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.options.reading import read_yaml
 from sid_lsg.study.options import ErrorBars, PromptFile, Series, Study, Teacher
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def study(
     Raises:
         UsageError: If an option is invalid, or some runs failed.
     """
-    from sid_lsg.commands.fit_options import FitOptions
+    from sid_lsg.commands.fit_options import reader
     from sid_lsg.study.collect import collect
     from sid_lsg.study.execute import alone, execute
     from sid_lsg.study.plan import plan
@@ -108,7 +109,7 @@ def study(
     )
     files = {k: f if isinstance(f, PromptFile) else PromptFile(**f)
              for k, f in prompt_files.items()}  # fmt: skip
-    runs = plan(asked, lambda args: FitOptions(study, _NoOptions, args).config, names(files))
+    runs = plan(asked, reader(study, _NoOptions), names(files))
     if dry_run:
         print(listing(asked, runs))
         return
@@ -184,7 +185,7 @@ def check_series(arguments: Sequence[str]) -> None:
     known: list[object] = []
     for option, value in pairs(arguments):
         if option in CONFIG_OPTIONS:
-            content = yaml.safe_load(Path(resolve(value)).read_text(encoding="utf-8"))
+            content = read_yaml(Path(resolve(value)).read_text(encoding="utf-8"))
             series = content.get("series") if isinstance(content, dict) else None
             known += series if isinstance(series, dict) else ()
         elif option == "--series" and _is_name(value):
@@ -199,6 +200,6 @@ def check_series(arguments: Sequence[str]) -> None:
 def _is_name(value: str) -> bool:
     """Return True if a value is a single word; the parser reports invalid YAML."""
     try:
-        return isinstance(yaml.safe_load(value), str)
+        return isinstance(read_yaml(value), str)
     except yaml.YAMLError:
         return False

@@ -9,6 +9,7 @@ import yaml
 from sid_lsg.files.remote import check_local
 from sid_lsg.files.sources import resolve
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.options.reading import read_yaml
 
 CONFIG_OPTIONS = ("--config", "-c")
 
@@ -33,7 +34,7 @@ def check_config_files(args: Sequence[str]) -> None:
             )
         check_local(value, "config")
         try:
-            found = yaml.safe_load(Path(resolve(value)).read_text(encoding="utf-8"))
+            found = read_yaml(Path(resolve(value)).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--config: cannot read {value!r} ({error}).") from error
         except yaml.YAMLError as error:

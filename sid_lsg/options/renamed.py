@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.options.reading import read_yaml
 
 RENAMED = {
     "model.revision": "model.loading.revision",
@@ -83,7 +84,7 @@ def current_text(text: str) -> str:
     Text without earlier names is returned unchanged.
     """
     try:
-        tree = yaml.safe_load(text)
+        tree = read_yaml(text)
     except yaml.YAMLError:
         return text  # the parser reports the error
     if not isinstance(tree, dict) or (found := current(tree)) == tree:

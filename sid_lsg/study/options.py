@@ -11,6 +11,7 @@ import yaml
 
 from sid_lsg.messages.checks import check_teacher_guidance, refuse
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.options.reading import read_yaml
 from sid_lsg.options.renamed import current
 
 ErrorBars = Literal["std", "sem"]
@@ -194,7 +195,7 @@ def explicit(base: Sequence[str], options: Options) -> Options:
     flat: Options = {}
     for path in base:
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            content = read_yaml(Path(path).read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise UsageError(f"--base: cannot read {path!r} as YAML ({reason}).") from error

@@ -20,6 +20,7 @@ from sid_lsg.files.replacing import check_writable, remove_leftovers, replacing,
 from sid_lsg.files.run_files import CONFIG
 from sid_lsg.loggers.sweep import sweep_run
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.options.reading import read_yaml
 
 _OPTION = "trainer.default_root_dir"
 _RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
@@ -155,7 +156,7 @@ def config_of(trainer: L.Trainer) -> dict[str, Any] | None:
     if not (trainer.is_global_zero and any(isinstance(c, SaveConfig) for c in trainer.callbacks)):
         return None
     text = Path(trainer.default_root_dir, CONFIG).read_text(encoding="utf-8")
-    return cast(dict[str, Any], yaml.safe_load(text))
+    return cast(dict[str, Any], read_yaml(text))
 
 
 class SaveConfig(SaveConfigCallback):
@@ -177,7 +178,7 @@ class SaveConfig(SaveConfigCallback):
                 options.save_dir = str(Path(options.save_dir).relative_to(root))
         with writing(root, _OPTION), replacing(root / CONFIG) as temporary:
             self.parser.save(config, temporary, skip_none=False, overwrite=True, multifile=False)
-        values = yaml.safe_load((root / CONFIG).read_text(encoding="utf-8"))
+        values = read_yaml((root / CONFIG).read_text(encoding="utf-8"))
         kappas = getattr(pl_module, "kappas", ())
         values |= {f"kappa_{i}": float(kappa) for i, kappa in enumerate(kappas, start=1)}
         for logger in trainer.loggers:

@@ -128,8 +128,11 @@ def test_a_bug_of_this_package_keeps_its_traceback(error: Exception) -> None:
         code = compile("raise error", str(Path(main.__code__.co_filename).parent / "x.py"), "exec")
         exec(code, {"error": error})
 
-    with pytest.raises(type(error)), explaining({}, {}):
+    with pytest.raises(type(error)), explaining(dict, dict):
         ours()
     said = "--trainer.precision: `precision` is bad"
-    with pytest.raises(UsageError, match=said), explaining({"precision": 1}, {"precision": 2}):
+    with (
+        pytest.raises(UsageError, match=said),
+        explaining(lambda: {"precision": 1}, lambda: {"precision": 2}),
+    ):
         raise ValueError("`precision` is bad.")

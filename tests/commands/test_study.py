@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sid_lsg.cli import main
-from sid_lsg.commands.fit_options import FitOptions
-from sid_lsg.commands.study import _NoOptions, check_series, study
+from sid_lsg.commands.study import check_series
 from sid_lsg.messages.errors import Interrupted, UsageError
 from sid_lsg.method.guidance import Kappas
 from sid_lsg.study import execute as execution
@@ -35,6 +34,7 @@ from sid_lsg.study.options import (
 from sid_lsg.study.plan import Run, evaluations_per_image, plan, slugify
 from sid_lsg.study.tasks import Task, differences, jobs
 from tests.helpers.paths import REPOSITORY
+from tests.helpers.studies import read
 
 DEMO = str(REPOSITORY / "configs/demo.yaml")
 
@@ -46,7 +46,7 @@ def asked(output: Path, series: dict[str, Series], **changes: Any) -> Study:
 
 
 def planned(of: Study, prompt_files: tuple[str, ...] = ()) -> list[Run]:
-    return plan(of, lambda args: FitOptions(study, _NoOptions, args).config, {*prompt_files})
+    return plan(of, read, {*prompt_files})
 
 
 KAPPAS = Series({"1": {"model.guidance.scale": 1}, "1.5": {"model.guidance.scale": 1.5}},
@@ -247,7 +247,7 @@ def test_arguments_are_parsed_back_to_the_options(tmp_path: Path) -> None:
         "metrics.clip_prefix": "A photo, of ",
         "model.prompt_dropout": 0,
     }
-    config = FitOptions(study, _NoOptions, arguments([DEMO], options)).config
+    config = read(arguments([DEMO], options))
     assert config.model.guidance.as_dict() == {
         "preset": "lsg", "scale": None, "train_fake": None, "eval_fake": [1.5, 1],
         "eval_real": None,

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from sid_lsg.commands.estimate import Estimate, estimate
-from sid_lsg.commands.fit_options import FitOptions
+from sid_lsg.commands.fit_options import reader
 from sid_lsg.costs.compute import iteration_seconds
 from sid_lsg.costs.options import plan_of
 from sid_lsg.costs.plan import PlannedRun
@@ -37,11 +37,14 @@ PUBLISHED = {
 STRATEGIES = ("none", "long", "short")
 ALL = [f"paper/{name}" for name in PUBLISHED] + [f"guidance/{name}" for name in STRATEGIES]
 
+read = reader(estimate, Estimate)
 
+
+@cache
 def options(name: str) -> Any:
     files = (CONFIGS / f"{each}.yaml" for each in ("lsg", name, "trainer/gpu"))
     args = [arg for file in files for arg in ("--config", str(file))]
-    return FitOptions(estimate, Estimate, [*args, "--model.micro_batch_size", "16"]).config
+    return read([*args, "--model.micro_batch_size", "16"])
 
 
 def header(name: str) -> str:

@@ -16,7 +16,7 @@ from wandb.wandb_agent import Agent
 
 from sid_lsg.cli import main
 from sid_lsg.commands.estimate import Estimate, estimate
-from sid_lsg.commands.fit_options import FitOptions
+from sid_lsg.commands.fit_options import reader
 from sid_lsg.options.guidance import Guidance, Preset
 from sid_lsg.training.run_directory import put_inside
 from tests.helpers import forked
@@ -26,6 +26,7 @@ from tests.helpers.wandb_files import records
 SWEEP = REPOSITORY / "configs" / "sweep" / "kappa.yaml"
 SWEEPS = sorted(SWEEP.parent.glob("*.yaml"))
 PARAMETERS = yaml.safe_load(SWEEP.read_text())["parameters"]
+READ = reader(estimate, Estimate)
 GUIDANCE = PARAMETERS["model.guidance"]["values"]
 
 PRESET = "{preset: lsg, scale: 1.5, train_fake: null, eval_fake: null, eval_real: null}"
@@ -61,10 +62,7 @@ def test_fit_accepts_every_value_of_every_sweep(path: Path) -> None:
     given = [part for part in command[command.index("fit") + 1 :] if not part.startswith("$")]
     given = [str(REPOSITORY / part) if part.startswith("configs/") else part for part in given]
     for name, values in config["parameters"].items():
-        read = [
-            FitOptions(estimate, Estimate, [*given, f"--{name}={value}"]).config.as_dict()
-            for value in values["values"]
-        ]
+        read = [READ([*given, f"--{name}={value}"]).as_dict() for value in values["values"]]
         assert all(one != other for one, other in itertools.combinations(read, 2))
 
 

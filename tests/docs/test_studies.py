@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from sid_lsg.commands.fit_options import FitOptions
-from sid_lsg.commands.study import TABLE, _NoOptions, study
+from sid_lsg.commands.study import TABLE
 from sid_lsg.options.renamed import current_name
 from sid_lsg.study.options import arguments
 from sid_lsg.study.plots import plots
@@ -23,7 +22,7 @@ from sid_lsg.study.results import (
 )
 from sid_lsg.study.tables import markdown
 from tests.helpers.paths import REPOSITORY
-from tests.helpers.studies import shipped
+from tests.helpers.studies import read, shipped
 
 SCRIPT = run_path(str(REPOSITORY / "docs/tables.py"))
 READ = REPOSITORY / "docs/results"  # their tables and plots
@@ -63,7 +62,7 @@ def test_runs_and_evaluations_are_those_of_the_config(folder: Path, tmp_path: Pa
         key = json.dumps(options)
         if key not in known:
             # Parse them without the base configs: defaults may have moved from there to the code.
-            known[key] = settings(FitOptions(study, _NoOptions, arguments([], options)).config)
+            known[key] = settings(read(arguments([], options)))
         assert known[key] == settings(run.config)
     assert of.teacher
     teacher = {(steps, scale) for steps in of.teacher.num_steps for scale in of.teacher.guidance}

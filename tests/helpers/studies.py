@@ -6,12 +6,14 @@ from typing import Any
 
 import yaml
 
-from sid_lsg.commands.fit_options import FitOptions
+from sid_lsg.commands.fit_options import reader
 from sid_lsg.commands.study import _NoOptions, study
 from sid_lsg.study.options import PromptFile, Series, Study, Teacher
 from sid_lsg.study.plan import Run, plan
 from sid_lsg.study.prompts import names
 from tests.helpers.paths import REPOSITORY
+
+read = reader(study, _NoOptions)
 
 
 @cache
@@ -28,5 +30,4 @@ def shipped(path: Path) -> tuple[Study, list[Run], dict[str, PromptFile]]:
         teacher=Teacher(**config["teacher"]),
         generator_steps=config.get("generator_steps", []),
     )
-    read = lambda args: FitOptions(study, _NoOptions, args).config  # noqa: E731
     return of, plan(of, read, names(files)), files

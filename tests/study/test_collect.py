@@ -5,13 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sid_lsg.commands.fit_options import FitOptions
-from sid_lsg.commands.study import _NoOptions, study
 from sid_lsg.study.collect import collect, read_whole_rows
 from sid_lsg.study.options import Series, Study, Teacher
 from sid_lsg.study.plan import plan
 from sid_lsg.study.results import read_results, write_results
 from tests.helpers.paths import REPOSITORY
+from tests.helpers.studies import read
 
 PROMPTS = "package:demo/fashion/prompts.txt"
 
@@ -37,7 +36,7 @@ def test_what_the_runs_wrote_is_collected(tmp_path: Path) -> None:
         series={"alpha": Series(points), "same": Series({"x": same})},
         images=128, teacher=Teacher([25], [1.5]), generator_steps=[1, 4],
     )  # fmt: skip
-    runs = plan(of, lambda args: FitOptions(study, _NoOptions, args).config, set())
+    runs = plan(of, read, set())
     assert collect(of, runs).runs == collect(of, runs).evaluations == []
 
     write_json(
