@@ -1,20 +1,25 @@
-"""Options and fixtures shared by all tests."""
+"""Options and fixtures shared by all tests.
+
+The process that hands out tests to the workers imports this too, before it starts them: so it
+imports no large library itself.
+"""
 
 import gc
+import os
 import shutil
 import signal
+import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from hypothesis import HealthCheck, settings
 
 from tests.helpers.paths import GOLDEN, GOLDEN_FLOW
 
 # These files take minutes. They run first, so that one worker keeps them, with their fixtures,
 # and none is left for the end.
-FIRST = ("test_strategies", "test_soak", "test_graph")
+FIRST = ("test_strategies", "test_soak", "test_graph", "test_slurm", "test_start")
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -42,6 +47,8 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch
+
     items.sort(key=lambda item: item.path.stem not in FIRST)
     if not torch.cuda.is_available():
         for item in items:
@@ -50,9 +57,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    # Exclude the imported objects from garbage collection, which then takes a fraction of its time.
+    # Exclude the imported objects from garbage collection, and collect less often: it then takes a
+    # fraction of its time.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)
+    # Lightning reads the metadata of all installed packages for each Trainer.
+    if registry := sys.modules.get("lightning.fabric.utilities.registry"):
+        registry.entry_points = cache(registry.entry_points)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keep the teachers' scores and other cached files in one folder for the whole test run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cached"
+    os.environ["SID_LSG_CACHE"] = str(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +85,9 @@ def tiny_sd() -> str:
 @pytest.fixture(scope="session")
 def small_sd(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the folder of a Stable Diffusion with a one-level UNet: half the iteration time."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
     folder = tmp_path_factory.mktemp("small_sd") / "small_sd"
     shutil.copytree(tiny_sd, folder, ignore=shutil.ignore_patterns("unet", "vae"))
     with torch.random.fork_rng():

@@ -1,13 +1,12 @@
 """The command line: what users type, and the messages that answer mistakes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from sid_lsg.cli import main
+from tests.helpers import forked
 from tests.helpers.paths import REPOSITORY
 
 
@@ -31,14 +30,14 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 @pytest.mark.slow
 def test_a_real_process_reports_an_error_in_one_line(tmp_path: Path) -> None:
     """No traceback, status 2, nothing written."""
-    run = subprocess.run(
-        [sys.executable, "-m", "sid_lsg.cli", "fit", "--model.teacher", "nowhere/at/all",
-         "--data.prompts", __file__, "--trainer.default_root_dir", str(tmp_path / "run")],
-        capture_output=True, text=True, cwd=REPOSITORY, check=False,
-    )  # fmt: skip
-    assert run.returncode == 2
-    assert run.stderr.splitlines()[-1].startswith("error: --model.teacher")
-    assert "Traceback" not in run.stderr + run.stdout
+    line = ["fit", "--model.teacher", "nowhere/at/all", "--data.prompts", __file__]
+    line += ["--trainer.default_root_dir", str(tmp_path / "run")]
+    entry, log = ["-m", "sid_lsg.cli"], tmp_path / "log"
+    process = forked.start(forked.program, entry, line, REPOSITORY, log=log)
+    process.join(300)
+    assert process.exitcode == 2
+    assert log.read_text().splitlines()[-1].startswith("error: --model.teacher")
+    assert "Traceback" not in log.read_text()
     assert not (tmp_path / "run").exists()
 
 

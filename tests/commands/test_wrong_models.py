@@ -33,6 +33,11 @@ def fit(teacher: str | Path, root: Path, prompts: Path) -> list[str]:
     """Return a command that trains for one iteration."""
     options = {
         "model.teacher": teacher,
+        # Without states, so that its checkpoint opens fast.
+        "model.optimizer_fake": "torch.optim.SGD",
+        "model.optimizer_fake.lr": 1e-4,
+        "model.optimizer_generator": "torch.optim.SGD",
+        "model.optimizer_generator.lr": 1e-4,
         "data.prompts": prompts,
         "data.batch_size": 1,
         "data.num_heldout": 0,

@@ -142,9 +142,8 @@ def environment(folder: Path) -> Path:
     wanted = [f"{name}=={release}" for name, release in RELEASES.items()]
     wanted += ["numpy", "sympy", "networkx", "jinja2", "typing_extensions", "setuptools"]
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
-    installed = subprocess.run(
-        [*pip, "install", "--quiet", *wanted], capture_output=True, text=True, check=False
-    )
+    pip += ["install", "--quiet", "--no-compile"]
+    installed = subprocess.run([*pip, *wanted], capture_output=True, text=True, check=False)
     if installed.returncode:
         pytest.skip(f"{', '.join(wanted)} cannot be installed: {installed.stderr[-200:]}")
     return python

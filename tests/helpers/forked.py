@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from runpy import run_module, run_path
 from typing import Any
 
 import torch
@@ -23,8 +24,7 @@ from torch.multiprocessing.spawn import start_processes
 from sid_lsg.cli import main
 
 _context = multiprocessing.get_context("forkserver")
-_PIPELINE = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"  # for exports
-_context.set_forkserver_preload(["sid_lsg.commands.fit", "sid_lsg.loggers", "pytest", _PIPELINE])
+_context.set_forkserver_preload(["tests.helpers.preloaded"])
 
 
 def start(
@@ -74,6 +74,17 @@ def launch(line: list[str]) -> None:
     main()
 
 
+def program(entry: Sequence[str], line: Sequence[str], folder: Path) -> None:
+    """Act as `python -m MODULE` or `python FILE` in a new session and in a folder."""
+    os.setsid()
+    os.chdir(folder)
+    sys.argv = [entry[-1], *line]
+    if entry[0] == "-m":
+        run_module(entry[1], run_name="__main__", alter_sys=True)
+    else:
+        run_path(entry[0], run_name="__main__")
+
+
 def together(function: Callable[..., Any], *arguments: Any) -> None:
     """Call function(rank, *arguments) in two processes; re-raise their exceptions."""
     start_processes(function, arguments, nprocs=2, start_method="forkserver")
@@ -99,6 +110,7 @@ def _become(
     function: Callable[..., Any], arguments: Any, log: Path, environment: dict[str, str]
 ) -> None:
     gc.freeze()  # exclude what the server has imported
+    gc.set_threshold(10_000)
     with log.open("a") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)

@@ -3,8 +3,6 @@
 import csv
 import os
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 
 from sid_lsg.loggers import CSVLogger, Tolerance
+from tests.helpers import forked
 from tests.helpers.checkpoint_runs import command, refused, run
 from tests.helpers.runs import workers
 
@@ -74,21 +73,23 @@ def test_a_run_survives_the_death_of_wandbs_service(command: list[str], tmp_path
     options = ["--trainer.logger=WandbLogger", "--trainer.logger+=CSVLogger",
                f"--trainer.max_steps={steps}", "--checkpoint.every_n_steps=4"]  # fmt: skip
     log = tmp_path / "log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sid_lsg.cli", *command, *options],
-            env=os.environ | {"WANDB_MODE": "offline"}, cwd=tmp_path, stderr=file, stdout=file,
-        )  # fmt: skip
-        metrics = tmp_path / "run/metrics.csv"
-        while not metrics.exists() and process.poll() is None:
-            time.sleep(0.05)
-        services = [pid for pid in workers(process.pid) if b"wandb" in cmdline(pid)]
-        for pid in services:
-            os.kill(pid, signal.SIGKILL)
-        status = process.wait(240)
+    entry, line, environment = (
+        ["-m", "sid_lsg.cli"],
+        [*command, *options],
+        {"WANDB_MODE": "offline"},
+    )
+    process = forked.start(forked.program, entry, line, tmp_path, log=log, environment=environment)
+    metrics = tmp_path / "run/metrics.csv"
+    while not metrics.exists() and process.is_alive():
+        time.sleep(0.05)
+    assert process.pid
+    services = [pid for pid in workers(process.pid) if b"wandb" in cmdline(pid)]
+    for pid in services:
+        os.kill(pid, signal.SIGKILL)
+    process.join(240)
     said = log.read_text()
     assert services
-    assert status == 0, said[-3000:]
+    assert process.exitcode == 0, said[-3000:]
     assert "Traceback" not in said
     assert said.count("--trainer.logger: WandbLogger raised") == 1
     with metrics.open() as file:

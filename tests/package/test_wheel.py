@@ -64,7 +64,7 @@ def program(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = folder / "bin" / "python"
     (wheel,) = built.glob("*.whl")
     pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check")
-    run(*pip, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=folder)
+    run(*pip, "install", "--quiet", "--no-compile", "--no-deps", "--no-index", wheel, cwd=folder)
     purelib = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = Path(run(python, "-c", purelib, cwd=folder).strip())
     # Python reads no .pth files of a folder that one names: an editable install stays unseen.
