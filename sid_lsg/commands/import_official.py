@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sid_lsg.checkpoints.module_pickle import StoredTensor
 
 _INDEX = "model_index.json"
+_STEPS = {"flow_prediction": 4}  # of SiD-DiT's released generators
 
 
 def import_official(
@@ -21,11 +22,12 @@ def import_official(
     base: str,
     output: str,
     key: str = "ema",
-    t_init: int = 625,
+    t_init: int | None = None,
+    num_steps: int | None = None,
     revision: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Convert a generator that the official SiD-LSG code has saved to a diffusers folder.
+    """Convert a generator of the official SiD-LSG or SiD-DiT code to a diffusers folder.
 
     The official files are pickled Python objects, which can execute any code when they are loaded.
     This command executes none: it reads the weights as data, and rejects a file that contains
@@ -37,8 +39,9 @@ def import_official(
             stable-diffusion-v1-5/stable-diffusion-v1-5. All but the network's weights come from it.
         output: The folder to write.
         key: Name of the generator's network in the file.
-        t_init: The timestep at which the generator was trained; the names of the released files
-            contain it (t625).
+        t_init: The timestep at which the generator was trained; the names of SiD-LSG's released
+            files contain it (t625). By default 625, and 999 for flow-matching bases (SiD-DiT).
+        num_steps: Steps of the generator; by default 1, and 4 for flow-matching bases.
         revision: Branch, tag or commit of the base on the Hub.
         overwrite: Replace the output folder, if it contains a diffusers model.
 
@@ -57,8 +60,12 @@ def import_official(
     stored, recorded = read_official(checkpoint, key)
     check_writable(folder.parent, "output")
     teacher = families.load(base, revision, option="base")
-    if not 1 <= t_init < len(teacher.schedule):
-        refuse("t_init", t_init, f"1 to {len(teacher.schedule) - 1}, a timestep of the base")
+    first = teacher.schedule.defaults.t_init if t_init is None else t_init
+    if not 1 <= first < len(teacher.schedule):
+        refuse("t_init", first, f"1 to {len(teacher.schedule) - 1}, a timestep of the base")
+    steps = num_steps if num_steps is not None else _STEPS.get(teacher.schedule.prediction_type, 1)
+    if not 1 <= steps <= first:
+        refuse("num_steps", steps, f"1 to {first}, the generator's timestep")
     own = teacher.network.state_dict()
     _check_fit(stored, own, checkpoint, base)
     _warn_of_options(recorded, teacher.network_options)
@@ -66,8 +73,8 @@ def import_official(
         for name, tensor in own.items():  # one by one, so that memory holds one network, not two
             tensor.copy_(stored[name].load())
     with writing(folder.parent, "output"), replacing(folder) as temporary:
-        save_pipeline(teacher, teacher.network, temporary, t_init)
-    rank_zero_info(f"{folder}: {len(own)} tensors of {checkpoint}, t_init {t_init}")
+        save_pipeline(teacher, teacher.network, temporary, first, steps)
+    rank_zero_info(f"{folder}: {len(own)} tensors of {checkpoint}, t_init {first}, steps {steps}")
 
 
 def _check_output(folder: Path, sources: dict[str, str], overwrite: bool) -> None:

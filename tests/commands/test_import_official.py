@@ -1,5 +1,6 @@
 """The command `import-official`: it converts the pickled network and rejects all other files."""
 
+import copy
 import gzip
 import os
 import pickle
@@ -18,7 +19,11 @@ from sid_lsg.export.exported import Exported, read_exported
 from sid_lsg.export.exported import exported as exported_as
 from sid_lsg.files.sources import locate
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.teachers import families
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
+from tests.helpers.tiny_families import FAMILIES, stock_latents
+from tests.helpers.tiny_families import PROMPTS as PROMPTS_4
+from tests.helpers.tiny_families import SEEDS as SEEDS_4
 
 PROMPTS, SEEDS, T_INIT = ["a red cat", ""], [5, 2**40], 600
 
@@ -68,6 +73,23 @@ def test_the_folder_samples_as_the_pickled_network(
     ).images
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     assert [path.name for path in output.parent.iterdir()] == ["imported"]
+
+
+def test_a_few_step_transformer_in_half_precision_is_read(tmp_path: Path) -> None:
+    """SiD-DiT's files hold the generator's transformer in float16."""
+    base = FAMILIES["sd3"].folder
+    teacher: Any = families.load(str(base))
+    generator = torch.Generator().manual_seed(1)
+    for weight in teacher.network.parameters():
+        weight.data += 0.02 * torch.randn(weight.shape, generator=generator)
+    teacher.network.half().float()
+    path = tmp_path / "sd3.pkl"
+    path.write_bytes(pickle.dumps({"ema": copy.deepcopy(teacher.network).half()}))
+    import_official(str(path), str(base), str(tmp_path / "imported"))
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "imported")
+    ours = teacher.generate(teacher.network, PROMPTS_4, SEEDS_4, 999, 4)
+    found = stock_latents(pipeline, 4, teacher.pipeline_options)
+    assert (found - ours).norm() / ours.norm() < 1e-4
 
 
 def test_half_precision_weights_are_written_exactly_as_float32(
