@@ -11,7 +11,6 @@ from torch import Tensor
 from sid_lsg.images.pixels import comparison, save_png, to_pil
 from sid_lsg.loggers import log_images, log_table, warning_if_unwritten
 from sid_lsg.messages.words import steps
-from sid_lsg.method.guidance import sampling_evaluations
 from sid_lsg.metrics.evaluator import Sampler, Scores
 
 _SHOWN = {"fid": "FID", "clip_score": "CLIP", "precision": "precision", "recall": "recall"}
@@ -61,7 +60,8 @@ def references(module: Any, teacher_steps: int, guidance: float) -> list[Contest
     def teacher(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         return module.sample_teacher(prompts, seeds, teacher_steps, guidance)
 
-    own, evaluations = module.num_steps, sampling_evaluations(teacher_steps, guidance)
+    own = module.num_steps
+    evaluations = module.teacher.sampling_evaluations(teacher_steps, guidance)
     return [
         Contestant(f"teacher, {steps(teacher_steps)}", teacher, evaluations, "teacher_"),
         Contestant(f"untrained, {steps(own)}", module.sample_untrained, own, "initial_"),

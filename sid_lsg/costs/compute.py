@@ -20,7 +20,7 @@ def iteration_flops(run: PlannedRun) -> dict[str, float]:
     (1 + K) / 2 times on average, and the backward pass goes through one of them. The memory modes
     `balanced` and `lean` run some of these forward passes a second time.
     """
-    plan, (fake_1, fake_2, real) = run.plan, run.plan.kappas.evaluations
+    plan, (fake_1, fake_2, real) = run.plan, run.evaluations
     trained = run.evaluation("fake_score", "weights")
     fake, teacher = (run.evaluation(name, "inputs") for name in ("fake_score", "teacher"))
     first = run.evaluation("generator", "weights")

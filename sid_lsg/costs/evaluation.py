@@ -80,7 +80,8 @@ class AsOnCuda(TorchFunctionMode):
             args = [_cast(value, dtype) for value in args]
             kwargs = {name: _cast(value, dtype) for name, value in kwargs.items()}
         if func is F.scaled_dot_product_attention:
-            query, key, value = args[:3]
+            named = (kwargs[name] for name in ("query", "key", "value") if name in kwargs)
+            query, key, value = (*args, *named)[:3]
             fused = torch.ops.aten._scaled_dot_product_efficient_attention
             return fused(query, key, value, None, compute_log_sumexp=query.requires_grad)[0]
         return func(*args, **kwargs)

@@ -76,7 +76,7 @@ def _phase_bytes(run: PlannedRun, size: int) -> dict[str, int]:
     generator of several steps has one step's at a time.
     """
     plan = run.plan
-    fake_1, fake_2, real = (size * times for times in plan.kappas.evaluations)
+    fake_1, fake_2, real = (size * times for times in run.evaluations)
     trained = run.evaluation("fake_score", "weights")
     fake, teacher = (run.evaluation(name, "inputs") for name in ("fake_score", "teacher"))
     graphs = run.steps_with_gradient

@@ -7,6 +7,7 @@ from torch import nn
 
 from sid_lsg.costs.plan import Plan
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.guidance import Guiding
 from sid_lsg.optimizers.adam import AdamWithoutMomentum
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.method import Method
@@ -41,8 +42,10 @@ def plan_of(config: Any, gpus: int | None = None) -> Plan:
         )
     strategy = trainer.strategy
     strategy = strategy if isinstance(strategy, str) else strategy.class_path.rpartition(".")[2]
+    guidance = Guidance(**model.guidance.as_dict())
     return Plan(
-        kappas=Guidance(**model.guidance.as_dict()).kappas,
+        kappas=guidance.kappas,
+        guiding=Guiding(guidance.true_cfg, guidance.embedded),
         batch_size=batch,
         micro_batch_size=micro,
         num_steps=method.num_steps,

@@ -10,7 +10,7 @@ from torch import nn
 
 from sid_lsg.costs.evaluation import Evaluation, Gradient, evaluation
 from sid_lsg.method.choices import StepTraining
-from sid_lsg.method.guidance import Kappas
+from sid_lsg.method.guidance import Guiding, Kappas
 from sid_lsg.networks.lora import adapt, copy_trainable
 from sid_lsg.networks.memory import (
     checkpoint_gradients,
@@ -35,6 +35,7 @@ class Plan:
         devices: Number of devices on all machines; divides the batch.
         images_at_once: Largest number of images sampled and decoded at a time.
         real_data: Whether phase 1 also runs the fake score on real images.
+        guiding: How a teacher with a guidance embedding is guided.
     """
 
     kappas: Kappas
@@ -56,6 +57,7 @@ class Plan:
     devices: int = 1
     images_at_once: int = 0
     real_data: bool = False
+    guiding: Guiding = field(default_factory=Guiding)
 
     def changed(self, changes: Mapping[str, Any]) -> "Plan":
         """Return a plan with other options, by their dotted names."""
@@ -121,6 +123,12 @@ class PlannedRun:
         if not lora or getattr(self.plan.init, name):  # adapters share the teacher's weights
             network = copy.deepcopy(network)
         return adapt(network, lora, 0) if lora else network.requires_grad_(True)
+
+    @property
+    def evaluations(self) -> tuple[int, int, int]:
+        """Return the NFE per sample of the fake score in both phases, and of the teacher."""
+        embeds = self.teacher.embeds_guidance
+        return self.plan.kappas.evaluations_of(self.plan.guiding if embeds else None)
 
     @property
     def steps(self) -> float:

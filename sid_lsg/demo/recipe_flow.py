@@ -25,7 +25,7 @@ from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sid_lsg.demo.dataset import CAPTIONS, DATA_DIR, SIZE, load_photographs
 from sid_lsg.demo.training import encode, optimize, tokenize
-from sid_lsg.teachers.sd3 import LENGTH_KEY
+from sid_lsg.teachers.lengths import LENGTH_KEY
 
 FASHION = Path(__file__).parent / "fashion"
 T5_LENGTH = 256  # the zeros that the pipeline appends to the text if there is no T5

@@ -7,6 +7,7 @@ from sid_lsg.files.loading import read_json
 from sid_lsg.files.sources import SCHEDULER_CONFIG, Source
 from sid_lsg.method.choices import Noise
 from sid_lsg.method.flow import TIMESTEPS
+from sid_lsg.teachers.layout import NUM_STEPS_KEY
 
 STOCK_FLOW_OPTION = "upscale_mode"
 """An option of FlowMatchLCMScheduler alone, which samples generators with 1 / K as last time."""
@@ -39,7 +40,8 @@ def exported(scheduler_config: Mapping[str, Any]) -> Exported | None:
     if num_steps is not None and (t_init := scheduler_config.get("t_init")) is not None:
         return Exported(t_init, num_steps, noise, scheduler_config.get("shift", 1.0))
     if STOCK_FLOW_OPTION in scheduler_config:
-        return Exported(TIMESTEPS - 1, round(1 / (scheduler_config.get("shift_terminal") or 1)))
+        steps = round(1 / (scheduler_config.get("shift_terminal") or 1))
+        return Exported(TIMESTEPS - 1, scheduler_config.get(NUM_STEPS_KEY, steps))
     trailing = scheduler_config.get("timestep_spacing") == "trailing"
     if betas is None or not (trailing or num_steps is not None):
         return None

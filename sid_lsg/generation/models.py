@@ -190,7 +190,7 @@ def _teacher(
     return ImageModel(
         lambda prompts, seeds: teacher.sample_reference(prompts, seeds, steps, scale),
         about | {"num_steps": steps, "guidance": scale},
-        sampling_evaluations(steps, scale),
+        teacher.sampling_evaluations(steps, scale),
         teacher.cut_off,
     )
 

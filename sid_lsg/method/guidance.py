@@ -1,12 +1,36 @@
 """Classifier-free guidance, and the four scales at which the method applies it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sid_lsg.method.conditioning import Conditioning, Predict, concatenate, expand
+
+EMBEDDED = "guidance"
+"""In conditioning: the scale [B] that a network with a guidance embedding takes as an input."""
+
+Rescale = Callable[[Tensor, Tensor], Tensor]
+"""A guided prediction and that with the prompt -> the prediction to use."""
+
+
+class Guiding(NamedTuple):
+    """How a network is guided at a scale kappa.
+
+    Attributes:
+        true_cfg: Whether by the null prompt's prediction (classifier-free guidance).
+        embedded: The input of the network's guidance embedding, if it has one; None for kappa, as
+            in SiD-DiT.
+        rescale: What is done to a guided prediction, if anything.
+    """
+
+    true_cfg: bool = True
+    embedded: float | None = None
+    rescale: Rescale | None = None
+
+
+USUAL = Guiding()
 
 
 class Kappas(NamedTuple):
@@ -45,8 +69,14 @@ class Kappas(NamedTuple):
         A guided network is evaluated with and without the prompt, and one at kappa = 0 only
         without it.
         """
+        return self.evaluations_of()
+
+    def evaluations_of(self, guiding: Guiding | None = None) -> tuple[int, int, int]:
+        """Return `evaluations` of networks with a guidance embedding, if `guiding` is given."""
         kappa_1, kappa_2, kappa_3, kappa_4 = self
-        return passes(kappa_1), passes(kappa_2, kappa_3), passes(kappa_4)
+        scales = (kappa_1,), (kappa_2, kappa_3), (kappa_4,)
+        first, second, third = (passes(*pair, guiding=guiding) for pair in scales)
+        return first, second, third
 
     @property
     def sampling(self) -> float:
@@ -57,8 +87,19 @@ class Kappas(NamedTuple):
 NO_GUIDANCE = Kappas(1.0, 1.0, 1.0, 1.0)
 
 
-def passes(*kappas: float) -> int:
-    """Return the NFE at some scales: 1 if all are 1 or all are 0, else 2."""
+def passes(*kappas: float, guiding: Guiding | None = None) -> int:
+    """Return the NFE at some scales: 1 if all are 1 or all are 0, else 2.
+
+    Args:
+        kappas: The scales.
+        guiding: How a network with a guidance embedding is guided. If kappa is its input, each
+            scale needs its own evaluations. Without true CFG, they are single.
+    """
+    if guiding and guiding.embedded is None:
+        own = guiding._replace(embedded=1.0)
+        return sum(passes(kappa, guiding=own) for kappa in {*kappas})
+    if guiding and not guiding.true_cfg:
+        return 1
     return 1 if set(kappas) in ({1}, {0}) else 2
 
 
@@ -73,7 +114,7 @@ class Prediction(NamedTuple):
     cond: Tensor
     uncond: Tensor | None = None
 
-    def guided(self, kappa: float) -> Tensor:
+    def guided(self, kappa: float, rescale: Rescale | None = None) -> Tensor:
         """Guide: f_kappa = u + kappa (c - u) (Ho & Salimans, 2022; METHOD.md, guidance).
 
         At kappa = 1 this is c, to the bit, and u is not needed.
@@ -81,7 +122,8 @@ class Prediction(NamedTuple):
         if kappa == 1:
             return self.cond
         assert self.uncond is not None, "guidance needs the null prompt's prediction"
-        return self.uncond + kappa * (self.cond - self.uncond)
+        found = self.uncond + kappa * (self.cond - self.uncond)
+        return rescale(found, self.cond) if rescale else found
 
 
 def predict_guided(
@@ -91,12 +133,16 @@ def predict_guided(
     condition: Conditioning,
     null: Conditioning | None,
     kappas: Sequence[float],
+    guiding: Guiding = USUAL,
 ) -> list[Tensor]:
     """Predict at several guidance scales from one evaluation (METHOD.md, guidance).
 
     If every scale is 1, the network is evaluated only with the prompts; if every scale is 0, only
     with the empty prompt. Otherwise it is evaluated once on a doubled batch, with the prompts and
     the empty prompt. Gradients flow through both.
+
+    If kappa is an input of the network, each scale has its own evaluation, in which prompts and
+    empty prompts get that input (SiD-DiT's FLUX).
 
     Args:
         predict: The network.
@@ -105,10 +151,41 @@ def predict_guided(
         condition: The prompts' conditioning.
         null: The null conditioning, one sample; None if every scale is 1.
         kappas: The scales.
+        guiding: How the network is guided.
 
     Returns:
         A prediction [B, ...] for each of `kappas`.
     """
+    if EMBEDDED not in condition:
+        return _classifier_free(predict, x_t, t, condition, null, kappas, guiding.rescale)
+    if guiding.embedded is None:
+        single = {
+            kappa: predict_guided(
+                predict, x_t, t, condition, null, [kappa], guiding._replace(embedded=kappa)
+            )[0]
+            for kappa in dict.fromkeys(kappas)
+        }
+        return [single[kappa] for kappa in kappas]
+    told = _with_scale(condition, guiding.embedded)
+    if not guiding.true_cfg:
+        return [predict(x_t, t, told)] * len(kappas)
+    null = null and _with_scale(null, guiding.embedded)
+    return _classifier_free(predict, x_t, t, told, null, kappas, guiding.rescale)
+
+
+def _with_scale(condition: Conditioning, scale: float) -> Conditioning:
+    return condition | {EMBEDDED: torch.full_like(condition[EMBEDDED], scale)}
+
+
+def _classifier_free(
+    predict: Predict,
+    x_t: Tensor,
+    t: Tensor,
+    condition: Conditioning,
+    null: Conditioning | None,
+    kappas: Sequence[float],
+    rescale: Rescale | None,
+) -> list[Tensor]:
     if all(kappa == 1 for kappa in kappas):
         prediction = Prediction(predict(x_t, t, condition))
         return [prediction.guided(kappa) for kappa in kappas]
@@ -117,4 +194,4 @@ def predict_guided(
         return [predict(x_t, t, expand(null, len(x_t)))] * len(kappas)
     both = concatenate(condition, expand(null, len(x_t)))
     prediction = Prediction(*predict(torch.cat((x_t, x_t)), torch.cat((t, t)), both).chunk(2))
-    return [prediction.guided(kappa) for kappa in kappas]
+    return [prediction.guided(kappa, rescale) for kappa in kappas]

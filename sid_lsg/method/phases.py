@@ -19,7 +19,7 @@ from sid_lsg.method.adversarial import (
 from sid_lsg.method.choices import Noise, StepTraining, Weighting
 from sid_lsg.method.conditioning import Conditioning, Predict, expand, select
 from sid_lsg.method.draws import Draws
-from sid_lsg.method.guidance import Kappas, predict_guided
+from sid_lsg.method.guidance import Guiding, Kappas, predict_guided
 from sid_lsg.method.objective import (
     fake_score_loss,
     generator_loss,
@@ -40,6 +40,7 @@ class Networks(NamedTuple):
         schedule: The teacher's schedule.
         null: The empty prompt's conditioning, one sample; None if no network is guided.
         adversary: The fake score as a discriminator, for the optional adversarial term.
+        guiding: How the fake score and the teacher are guided.
     """
 
     generator: Predict
@@ -48,6 +49,7 @@ class Networks(NamedTuple):
     schedule: Schedule
     null: Conditioning | None = None
     adversary: Adversary | None = None
+    guiding: Guiding = Guiding()
 
 
 class Recipe(NamedTuple):
@@ -162,7 +164,9 @@ def fake_score_phase(networks: Networks, inputs: PhaseInputs, recipe: Recipe) ->
     with torch.no_grad():
         x_g = _generated(networks, inputs, recipe)
     x_t = schedule.add_noise(x_g, eps, t)
-    (prediction,) = predict_guided(networks.fake_score, x_t, t, condition, networks.null, [kappa_1])
+    (prediction,) = predict_guided(
+        networks.fake_score, x_t, t, condition, networks.null, [kappa_1], networks.guiding
+    )
     weight = schedule.error_weight(t)
     losses, numbers = fake_score_loss(prediction, schedule.target(x_g, eps, t), weight), Numbers()
     if networks.adversary and (real := inputs.real):
@@ -185,7 +189,8 @@ def generator_phase(networks: Networks, inputs: PhaseInputs, recipe: Recipe) -> 
     x_t = schedule.add_noise(x_g, eps, t)
 
     def estimates(predict: Predict, *scales: float) -> list[Tensor]:
-        predictions = predict_guided(predict, x_t, t, condition, networks.null, scales)
+        guiding, null = networks.guiding, networks.null
+        predictions = predict_guided(predict, x_t, t, condition, null, scales, guiding)
         return [schedule.x0(prediction, x_t, t) for prediction in predictions]
 
     # The network that is evaluated last is differentiated first. So if the teacher's activations

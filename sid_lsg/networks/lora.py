@@ -22,6 +22,7 @@ from sid_lsg.options.lora import LoRA, check_options
 LORA_FOLDER = "lora"  # in an exported folder
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 
+_PEFT_FILE, _PEFT_PREFIX = "adapter_model.safetensors", "base_model.model"  # the names in peft
 _ADAPTER = "default"  # peft's name of a network's only adapter
 _HASHED = 4096  # numbers per weight that enter the fingerprint, at most
 
@@ -90,10 +91,20 @@ def adapt(network: nn.Module, options: LoRA, seed: int, option: str = "lora") ->
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         try:
-            copied.add_adapter(config, _ADAPTER)  # type: ignore[operator]
+            _add(copied, config)
         except ValueError as error:
             raise UsageError(f"--{option}.targets: {error}") from error
     return copied.eval()
+
+
+def _add(network: Any, config: Any) -> None:
+    """Add adapters to a network, also to PixArt's, which has no methods of diffusers for them."""
+    if hasattr(network, "add_adapter"):
+        network.add_adapter(config, _ADAPTER)
+    else:
+        from peft import inject_adapter_in_model
+
+        inject_adapter_in_model(config, network, _ADAPTER)
 
 
 def copy_trainable(network: nn.Module) -> nn.Module:
@@ -118,28 +129,46 @@ def merged(network: nn.Module) -> nn.Module:
         for p in network.parameters()
     }
     copied: Any = copy.deepcopy(network, own)
-    copied.fuse_lora()
-    copied.unload_lora()
+    _merge(copied)
     return copied.cpu().eval()
+
+
+def _merge(network: Any) -> None:
+    """Add the adapters to the weights of any network, and remove them."""
+    from diffusers.utils import recurse_remove_peft_layers
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in network.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+    recurse_remove_peft_layers(network)
+    del network.peft_config
 
 
 def save_lora(network: nn.Module, name: str, folder: str | Path) -> None:
     """Save a network's adapters for a diffusers pipeline's `load_lora_weights(folder)`.
 
     B is saved multiplied by alpha / rank: without a stored alpha, loaders use a scale of 1.
+    PixArt's pipelines have no such method: its adapters are saved for `PeftModel.from_pretrained`.
 
     Args:
         network: The network.
         name: Its name in the pipeline, `Teacher.network_name`.
         folder: Where to write.
     """
+    loads = hasattr(network, "load_lora_adapter")
+    prefix, file = (name, LORA_FILE) if loads else (_PEFT_PREFIX, _PEFT_FILE)
     weights = {}
     for key, value in adapters(network).items():
         factor = scale(network) if ".lora_B." in key else 1.0
         plain = (value.detach().float() * factor).cpu().contiguous()
-        weights[f"{name}.{key.replace(f'.{_ADAPTER}.', '.')}"] = plain
-    with replacing(Path(folder) / LORA_FILE) as temporary:
+        weights[f"{prefix}.{key.replace(f'.{_ADAPTER}.', '.')}"] = plain
+    with replacing(Path(folder) / file) as temporary:
         save_file(weights, temporary, metadata={"format": "pt"})
+    if not loads:
+        own: Any = copy.copy(network.peft_config[_ADAPTER])  # type: ignore[index]
+        own.lora_alpha, own.inference_mode = own.r, True
+        own.save_pretrained(str(folder))
 
 
 # ---------------------------------------------------------------------- resuming

@@ -33,6 +33,11 @@ class Guidance:
         eval_fake: kappa_2 and kappa_3, for the fake score in the generator's loss: one number for
             both, or two.
         eval_real: kappa_4, for the teacher in the generator's loss.
+        true_cfg: Whether scales apply to the difference from the null prompt's prediction
+            (classifier-free guidance). Only teachers with a guidance embedding, such as FLUX.1-dev,
+            can do without; that takes half the time.
+        embedded: Input of the guidance embedding of the fake score and the teacher: a number for
+            all of them, or null for each one's kappa, as in SiD-DiT. The generator gets 1.
     """
 
     preset: Preset = "lsg"
@@ -40,6 +45,8 @@ class Guidance:
     train_fake: float | None = None
     eval_fake: float | list[float] | None = None
     eval_real: float | None = None
+    true_cfg: bool = True
+    embedded: float | None = None
 
     def __post_init__(self) -> None:
         """Validate the scales.
@@ -52,7 +59,7 @@ class Guidance:
                 "--model.guidance.eval_fake takes one number or two (kappa_2 and kappa_3), got "
                 f"{self.eval_fake}."
             )
-        for name in ("scale", "train_fake", "eval_fake", "eval_real"):
+        for name in ("scale", "train_fake", "eval_fake", "eval_real", "embedded"):
             value = getattr(self, name)
             for number in value if isinstance(value, list) else [value]:
                 if number is not None and not math.isfinite(number):
@@ -60,6 +67,11 @@ class Guidance:
                         f"--model.guidance.{name} must be a finite number, got {number}; 1 means "
                         "no guidance."
                     )
+        if not self.true_cfg and self.embedded is not None:
+            raise UsageError(
+                "--model.guidance.true_cfg is false and --model.guidance.embedded is "
+                f"{self.embedded}, so the scales have no effect. Leave one of the two out."
+            )
         if self.preset == "none" and self.scale not in (None, 1):
             raise UsageError(
                 f"--model.guidance.scale is {self.scale}, but the preset 'none' has no guidance. "
@@ -76,6 +88,21 @@ class Guidance:
                 f"--model.guidance.scale is {found}, but the preset 'anti' needs a negative one. "
                 "Give for example --model.guidance.scale -0.5, or choose the preset zero."
             )
+
+    def check_teacher(self, embeds_guidance: bool) -> None:
+        """Reject options of the guidance embedding for a teacher without one.
+
+        Raises:
+            UsageError: If there is no embedding.
+        """
+        if embeds_guidance or (self.true_cfg and self.embedded is None):
+            return
+        name = "embedded" if self.true_cfg else "true_cfg"
+        value = self.embedded if self.true_cfg else "false"
+        raise UsageError(
+            f"--model.guidance.{name} is {value}, but this teacher has no guidance embedding. "
+            "Leave it out."
+        )
 
     @property
     def kappas(self) -> "Kappas":

@@ -156,10 +156,24 @@ class AssembledTeacher(Teacher):
     ) -> Tensor:
         """Call the network once, in the precision of its weights; its time keeps its dtype."""
         with self.precision_of(network) as dtype:
-            named = self.arguments(condition, dtype)
+            named = self.arguments(condition, dtype) | self.size_arguments(x_t, condition)
             time = self.schedule.network_time(t)
-            output = network(x_t.to(dtype), timestep=time, return_dict=False, **named)[0]
-            return output.to(x_t.dtype)
+            given = self.network_input(x_t.to(dtype))
+            output = network(given, timestep=time, return_dict=False, **named)[0]
+            return self.network_output(output, x_t).to(x_t.dtype)
+
+    def size_arguments(self, x_t: Tensor, condition: Conditioning) -> dict[str, Any]:
+        """Return arguments of the network that depend on the latents' size; by default none."""
+        return {}
+
+    def network_input(self, x_t: Tensor) -> Any:
+        """Return latents [B, C, H, W] as the network takes them; by default unchanged."""
+        return x_t
+
+    def network_output(self, output: Any, x_t: Tensor) -> Tensor:
+        """Return the network's output as a prediction at `x_t`; by default unchanged."""
+        found: Tensor = output
+        return found
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents with the autoencoder's scale and shift: float32, not clipped."""
@@ -168,6 +182,19 @@ class AssembledTeacher(Teacher):
     def encode_images(self, images: Tensor) -> Tensor:
         """Encode images, the inverse of `decode`; the mean of a posterior, not a sample."""
         return encode(self.vae, images)
+
+    def unpacked(self, latents: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return latents in the layout of the pipeline's scheduler as [B, C, H, W].
+
+        Args:
+            latents: The latents; by default they already are.
+            shape: (C, H, W).
+        """
+        return latents
+
+    def packed(self, latents: Tensor) -> Tensor:
+        """Return latents [B, C, H, W] in the layout of the pipeline's scheduler."""
+        return latents
 
     # ------------------------------------------------------------------ sampling the teacher
 
@@ -178,6 +205,14 @@ class AssembledTeacher(Teacher):
     @abstractmethod
     def reference_scheduler(self) -> Any:
         """Return the diffusers scheduler that `sample_reference` uses."""
+
+    def reference_guidance(self, scale: float) -> dict[str, Any]:
+        """Return the pipeline's arguments for a guidance scale."""
+        return {"guidance_scale": scale}
+
+    def pipeline_latents(self, output: Tensor) -> Tensor:
+        """Return what the pipeline returns as latents as [B, C, H, W]; by default unchanged."""
+        return output
 
     def reference_options(self) -> dict[str, Any]:
         """Return further arguments of the pipeline for `sample_reference`; by default the size."""
@@ -203,12 +238,12 @@ class AssembledTeacher(Teacher):
                 **_floats(given, dtype),
                 **{f"negative_{name}": value for name, value in _floats(null, dtype).items()},
                 num_inference_steps=num_steps,
-                guidance_scale=guidance,
+                **self.reference_guidance(guidance),
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 output_type="latent",
                 **self.reference_options(),
             ).images
-        return self.decode(latents)
+        return self.decode(self.pipeline_latents(latents))
 
 
 def _floats(values: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

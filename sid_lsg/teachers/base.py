@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sid_lsg.method.choices import Noise
 from sid_lsg.method.conditioning import Conditioning
+from sid_lsg.method.guidance import Rescale, sampling_evaluations
 from sid_lsg.method.sampling import denoiser, sample, seeded_noises
 from sid_lsg.method.schedule import Schedule
 
@@ -57,6 +58,8 @@ class Teacher(nn.Module, ABC):
         image_size: (H, W) of an image in pixels.
         max_sequence_length: Tokens of the text encoder whose length can be chosen; None if there is
             none.
+        embeds_guidance: Whether the networks take a guidance scale as an input, which conditioning
+            then has as `method.guidance.EMBEDDED`; 1 for generators.
         null_kind: "zeros" or "empty" (the empty prompt) if the null conditioning can be chosen.
         frozen_dtype: The dtype of frozen linear and convolution weights, if it differs from the
             other weights' (`memory.set_frozen_precision`).
@@ -76,6 +79,7 @@ class Teacher(nn.Module, ABC):
     frozen_dtype: torch.dtype | None = None
     max_sequence_length: int | None = None
     null_kind: str | None = None
+    embeds_guidance: bool = False
 
     # ------------------------------------------------------------------ loading
 
@@ -211,6 +215,15 @@ class Teacher(nn.Module, ABC):
         self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, guidance: float
     ) -> Tensor:
         """Sample images from the teacher itself in many steps, as `decode` returns them."""
+
+    @property
+    def rescale(self) -> Rescale | None:
+        """Return what the family's pipeline does to a guided prediction; None for nothing."""
+        return None
+
+    def sampling_evaluations(self, num_steps: int, guidance: float) -> int:
+        """Return the NFE of `sample_reference`; a guidance embedding needs no second pass."""
+        return sampling_evaluations(num_steps, 1.0 if self.embeds_guidance else guidance)
 
     # ------------------------------------------------------------------ diffusers
 

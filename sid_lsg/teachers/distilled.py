@@ -14,16 +14,23 @@ from sid_lsg.files.sources import locate
 from sid_lsg.messages.checks import beside
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.teachers.families import architecture_of
+from sid_lsg.teachers.layout import INDEX
 
 _SCHEDULERS = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "SiDScheduler")
-_WORDS = {"turbo", "lightning", "lcm", "schnell", "hypersd", "dmd2"}
+_WORDS = {"turbo", "lightning", "lcm", "schnell", "hypersd", "dmd", "dmd2"}
 _SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+_FLUX = "black-forest-labs/FLUX.1-dev"
 _BASES = {  # by a part of the distilled model's name
     "sd-turbo": "stabilityai/stable-diffusion-2-1",
     "sdxl": _SDXL,
     "lcm_dreamshaper_v7": "Lykon/dreamshaper-7",
     "stable-diffusion-3.5-large-turbo": "stabilityai/stable-diffusion-3.5-large",
-    "schnell": "black-forest-labs/FLUX.1-dev",
+    "schnell": _FLUX,
+    "klein-4b": "black-forest-labs/FLUX.2-klein-base-4B",
+    "klein-9b": "black-forest-labs/FLUX.2-klein-base-9B",
+    "qwen-image": "Qwen/Qwen-Image",
+    "z-image": "Tongyi-MAI/Z-Image",
+    "pixart": "PixArt-alpha/PixArt-XL-2-1024-MS",
 }
 _SD_BASES = {  # by the UNet's cross_attention_dim
     768: "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -40,8 +47,9 @@ def check_not_distilled(
 ) -> None:
     """Reject a model that was distilled into few steps before, from its configuration files alone.
 
-    Turbo, Lightning and LCM models are known by their names, their scheduler or their UNet's
-    guidance embedding. So are the generators that `export` writes.
+    Turbo, Lightning, LCM and DMD models are known by their names, their scheduler or their UNet's
+    guidance embedding; FLUX.1-schnell by its lack of one and its scheduler; FLUX.2-klein by its
+    index. So are the generators that `export` writes.
 
     Args:
         model: A folder in diffusers' layout, a Hub id, or another name of a teacher.
@@ -64,12 +72,15 @@ def check_not_distilled(
             where = subfolders or {}
             place = f"{where.get('scheduler', 'scheduler')}/scheduler_config.json"
             scheduler = read_json(source, place, revision) or {}
-            network = read_json(source, f"{where.get('unet', 'unet')}/config.json", revision) or {}
+            index = read_json(source, INDEX, revision) or {}
+            name = "transformer" if "transformer" in index else "unet"
+            network = read_json(source, f"{where.get(name, name)}/config.json", revision) or {}
         except (OSError, ValueError):
             return  # loading the part reports it
         reason = (
-            _by_scheduler(scheduler)
-            or _by_network(network)
+            _by_index(index)
+            or _by_scheduler(scheduler)
+            or _by_network(network, scheduler)
             or _by_name(str(network.get("_name_or_path", "")))
         )
     if not reason:
@@ -96,9 +107,17 @@ def _by_scheduler(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _by_network(config: Mapping[str, Any]) -> str | None:
+def _by_index(index: Mapping[str, Any]) -> str | None:
+    return "its index (is_distilled)" if index.get("is_distilled") is True else None
+
+
+def _by_network(config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> str | None:
     if (size := config.get("time_cond_proj_dim")) is not None:
         return f"the guidance embedding of its UNet (time_cond_proj_dim {size})"
+    flux = config.get("_class_name") == "FluxTransformer2DModel"
+    # Models whose guidance was distilled back have no embedding, but FLUX.1-dev's scheduler.
+    if flux and not config.get("guidance_embeds") and not scheduler.get("use_dynamic_shifting"):
+        return "its scheduler without dynamic shifting and its lack of a guidance embedding"
     return None
 
 
@@ -112,4 +131,6 @@ def _by_name(model: str) -> str | None:
 def _base(model: str, network: Mapping[str, Any]) -> str | None:
     name = Path(model).name.lower()
     known = (base for part, base in _BASES.items() if part in name)
+    if network.get("_class_name") == "FluxTransformer2DModel":
+        return next(known, _FLUX)
     return next(known, _SD_BASES.get(network.get("cross_attention_dim", 0)))

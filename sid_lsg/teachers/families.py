@@ -23,6 +23,9 @@ FAMILIES = {
     "StableDiffusion3Pipeline": "sid_lsg.teachers.sd3.SD3",
     "SanaPipeline": "sid_lsg.teachers.sana.Sana",
     "SanaSprintPipeline": "sid_lsg.teachers.sana.Sana",
+    "FluxPipeline": "sid_lsg.teachers.flux.Flux",
+    "PixArtSigmaPipeline": "sid_lsg.teachers.pixart.PixArtSigma",
+    "PixArtAlphaPipeline": "sid_lsg.teachers.pixart.PixArtAlpha",
 }
 """Families by the pipeline class in a model's `model_index.json`."""
 

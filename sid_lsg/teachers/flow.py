@@ -1,7 +1,7 @@
 """Base class of flow-matching teachers: a transformer, real times, diffusers' flow schedulers."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
 from torch import nn
@@ -10,11 +10,18 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.choices import Noise
 from sid_lsg.method.flow import TIMESTEPS, FlowSchedule
 from sid_lsg.teachers.assembled import AssembledTeacher
+from sid_lsg.teachers.layout import NUM_STEPS_KEY
 
 
 class FlowTeacher(AssembledTeacher):
-    """A latent flow-matching model with a transformer that predicts the velocity."""
+    """A latent flow-matching model with a transformer that predicts the velocity.
 
+    Attributes:
+        gives_times: Whether the family's pipeline gives its scheduler the times 1, 1 - 1 / K, ...
+            itself.
+    """
+
+    gives_times: ClassVar[bool] = False
     network_name = "transformer"
     pipeline_options: Mapping[str, Any] = {"guidance_scale": 1}
     logit_limit = 10.0  # SiD-DiT
@@ -40,6 +47,10 @@ class FlowTeacher(AssembledTeacher):
         """
         if (t_init, noise, self.schedule.shift) != (TIMESTEPS - 1, "fresh", 1.0):
             return None
+        if self.gives_times:
+            scheduler = FlowMatchLCMScheduler()
+            scheduler.register_to_config(**{NUM_STEPS_KEY: num_steps})
+            return scheduler
         return FlowMatchLCMScheduler(shift_terminal=1 / num_steps if num_steps > 1 else None)
 
 

@@ -11,6 +11,9 @@ from sid_lsg.messages.checks import beside
 from sid_lsg.messages.errors import UsageError
 
 INDEX = "model_index.json"
+NUM_STEPS_KEY = "_num_steps"
+"""In a generator's FlowMatchLCMScheduler, whose times do not show it: K, as exported."""
+
 # Parts that distinguish families.
 _DISTINGUISHING = ("unet", "transformer", "text_encoder_2", "text_encoder_3")
 

@@ -25,6 +25,7 @@ from sid_lsg.teachers.checks import Fields, names, refuse_problem
 from sid_lsg.teachers.fields import DC_VAE, GEMMA_TEXT
 from sid_lsg.teachers.flow import FlowTeacher, latent_side
 from sid_lsg.teachers.sana_architectures import ARCHITECTURES, INSTRUCTION_KEY
+from sid_lsg.teachers.text import MASKED, tokenize_masked
 from sid_lsg.teachers.untrained import Architecture
 
 BASE = "Efficient-Large-Model/Sana_1600M_1024px_diffusers"
@@ -35,7 +36,6 @@ _STOCK = {
 LENGTH: int = _STOCK["max_sequence_length"]
 """The number of tokens that the transformer attends to."""
 
-_TOKENS = ("input_ids", "attention_mask")
 _AT_ONCE = 16  # prompts; the soft-cap's attention stores all scores
 
 
@@ -157,7 +157,7 @@ class Sana(FlowTeacher):
             the last 299, and `encoder_attention_mask` [B, 300] int64, 0 for padding.
         """
         device = next(self.text_encoder.parameters()).device
-        ids, mask = (tokens[name].to(device, non_blocking=True) for name in _TOKENS)
+        ids, mask = (tokens[name].to(device, non_blocking=True) for name in MASKED)
         hidden = [
             _first_and_last(self.text_encoder(own, attention_mask=seen, use_cache=False)[0])
             for own, seen in zip(ids.split(_AT_ONCE), mask.split(_AT_ONCE), strict=True)
@@ -235,10 +235,7 @@ def _tokenize(
     tokenizer: PreTrainedTokenizerBase, instruction: str, prompts: Sequence[str]
 ) -> Tokens:
     texts, length = _texts(prompts, instruction, tokenizer)
-    tokens = tokenizer(
-        texts, padding="max_length", padding_side="right", max_length=length, truncation=True
-    )
-    return {name: torch.tensor(tokens[name]) for name in _TOKENS}
+    return tokenize_masked(tokenizer, texts, length)
 
 
 def _first_and_last(values: Tensor) -> Tensor:

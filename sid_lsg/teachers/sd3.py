@@ -30,19 +30,15 @@ from sid_lsg.teachers.base import Tokenize, Tokens
 from sid_lsg.teachers.checks import Fields, names
 from sid_lsg.teachers.fields import CLIP_TEXT, KL_VAE, T5_TEXT
 from sid_lsg.teachers.flow import FlowTeacher, latent_side
+from sid_lsg.teachers.lengths import ChosenLength
 from sid_lsg.teachers.sd3_architectures import ARCHITECTURES
 from sid_lsg.teachers.text import cut_off, penultimate, tokenize
 from sid_lsg.teachers.untrained import Architecture
 
 BASE = "stabilityai/stable-diffusion-3.5-medium"
-LENGTH_KEY = "max_sequence_length"
-"""In the configuration of the first tokenizer: tokens for T5, if not the pipeline's default."""
-
-_LENGTH = 256  # the default of StableDiffusion3Pipeline
-_MOST = 512  # what StableDiffusion3Pipeline accepts
 
 
-class SD3(FlowTeacher):
+class SD3(ChosenLength, FlowTeacher):
     """A model in the layout of Stable Diffusion 3: MMDiT, KL autoencoder, CLIP-L, CLIP-G, T5.
 
     T5 may be missing, as in the pipeline; its features are then zeros. T5 reads
@@ -66,6 +62,8 @@ class SD3(FlowTeacher):
     }
     optional = ("text_encoder_3", "tokenizer_3")
     hands_generator_on = False
+    usual_length = 256
+    least_length = 0
     fields: ClassVar[Mapping[str, Fields]] = {
         "transformer": Fields(
             names(
@@ -126,7 +124,6 @@ class SD3(FlowTeacher):
             self.missing_parts = self.optional
         found = {"tokenizer": tokenizer, "tokenizer_2": tokenizer_2, "tokenizer_3": tokenizer_3}
         self._tokenizers = {name: own for name, own in found.items() if own is not None}
-        self.pipeline_options = self._pipeline_options()
         self.scheduler_config = dict(scheduler.config)
         self.schedule = FlowSchedule()
         config, factor = transformer.config, vae_factor(vae)
@@ -152,23 +149,6 @@ class SD3(FlowTeacher):
     def tokenizers(self) -> dict[str, Any]:
         """Return the tokenizers: two of CLIP, and T5's if there is one."""
         return self._tokenizers
-
-    @property
-    def max_sequence_length(self) -> int:
-        """Return the number of tokens for T5, or of zeros in their place."""
-        return int(self._tokenizers["tokenizer"].init_kwargs.get(LENGTH_KEY, _LENGTH))
-
-    @max_sequence_length.setter
-    def max_sequence_length(self, length: int) -> None:
-        """Set the number of tokens for T5; exported folders keep it."""
-        assert 0 <= length <= _MOST
-        self._tokenizers["tokenizer"].init_kwargs[LENGTH_KEY] = length
-        self.pipeline_options = self._pipeline_options()
-
-    def _pipeline_options(self) -> dict[str, Any]:
-        """Return the pipeline's arguments for a generator, with the length if it is another."""
-        length = self.max_sequence_length
-        return {"guidance_scale": 1} | ({} if length == _LENGTH else {LENGTH_KEY: length})
 
     @property
     def tokenize(self) -> Tokenize:

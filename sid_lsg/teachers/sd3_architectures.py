@@ -9,6 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 from sid_lsg.teachers.untrained import (
     CLIP_G,
     CLIP_L,
+    T5_XXL,
     Architecture,
     Parts,
     autoencoder,
@@ -16,15 +17,6 @@ from sid_lsg.teachers.untrained import (
     tokenizer_for,
 )
 
-_T5 = {
-    "vocab_size": 32128,
-    "d_model": 4096,
-    "d_kv": 64,
-    "d_ff": 10240,
-    "num_layers": 24,
-    "num_heads": 64,
-    "feed_forward_proj": "gated-gelu",
-}
 _TRANSFORMER = {
     "sample_size": 128,
     "patch_size": 2,
@@ -54,7 +46,7 @@ def parts(
     """
     first = CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_L | clip_l))
     second = CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G | clip_g))
-    third = T5EncoderModel(T5Config(**_T5 | t5))
+    third = T5EncoderModel(T5Config(**T5_XXL | t5))
     return {
         "transformer": SD3Transformer2DModel(**_TRANSFORMER | transformer),
         "vae": autoencoder(

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 
+MASKED = ("input_ids", "attention_mask")
+"""The tokens of an encoder whose padding is masked."""
+
+
 class PromptEncoder(nn.Module):
     """A CLIP tokenizer and text encoder, used as in Stable Diffusion."""
 
@@ -65,6 +69,27 @@ def tokenize(
         return_attention_mask=False,
     )
     return {"input_ids": torch.tensor(tokens.input_ids)}
+
+
+def tokenize_masked(
+    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], length: int
+) -> dict[str, Tensor]:
+    """Turn prompts into `input_ids` and `attention_mask`, [B, L] int64, padded on the right.
+
+    Args:
+        tokenizer: The tokenizer.
+        prompts: B prompts.
+        length: L.
+    """
+    tokens = tokenizer(
+        list(prompts),
+        padding="max_length",
+        padding_side="right",
+        max_length=length,
+        truncation=True,
+        return_attention_mask=True,
+    )
+    return {name: torch.tensor(tokens[name]) for name in MASKED}
 
 
 def cut_off(tokenizer: "PreTrainedTokenizerBase", prompt: str, length: int | None = None) -> str:

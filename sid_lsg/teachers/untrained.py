@@ -34,6 +34,16 @@ CLIP_G = {
     "projection_dim": 1280,
 }
 
+T5_XXL = {
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}
+
 Parts = dict[str, Any]
 """Parts of a model by their subfolders: networks, tokenizers and a scheduler."""
 
@@ -133,12 +143,15 @@ def autoencoder(channels: tuple[int, ...] = (128, 256, 512, 512), **options: Any
     )
 
 
-def scheduler() -> DDPMScheduler:
-    """Make the scheduler of Stable Diffusion and SDXL."""
+def scheduler(**options: Any) -> DDPMScheduler:
+    """Make the scheduler of Stable Diffusion and SDXL.
+
+    Args:
+        options: Options that differ, such as the betas.
+    """
+    usual = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     with torch.device("cpu"):
-        return DDPMScheduler(
-            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
-        )
+        return DDPMScheduler(**usual | {"clip_sample": False} | options)
 
 
 def flow_scheduler(**options: Any) -> FlowMatchEulerDiscreteScheduler:

@@ -20,6 +20,7 @@ from sid_lsg.method.choices import Noise, StepTraining, Weighting
 from sid_lsg.method.conditioning import Conditioning, Predict, drop_prompts
 from sid_lsg.method.draws import REAL_IMAGES, Draws, Phase, draw, draw_steps
 from sid_lsg.method.ema import ema_beta
+from sid_lsg.method.guidance import Guiding
 from sid_lsg.method.phases import (
     FakeScoreOutput,
     GeneratorOutput,
@@ -189,6 +190,8 @@ class SiDLSG(AlternatingModule):
         where = loading.revision, loading.variant, loading.subfolders
         self.teacher: Teacher = load(teacher, *where, resolution)
         flow.set_times(self.teacher.schedule)
+        guidance.check_teacher(self.teacher.embeds_guidance)
+        self.guiding = Guiding(guidance.true_cfg, guidance.embedded, self.teacher.rescale)
         self.method = given.of_teacher(self.teacher.schedule)
         self.recipe = self.method.recipe(guidance.kappas, gradients.generator_scale)
         self.kappas, self.alpha, self.t_init = self.recipe.kappas, alpha, self.recipe.t_init
@@ -340,6 +343,7 @@ class SiDLSG(AlternatingModule):
             schedule=self.teacher.schedule,
             null=self.teacher.null_condition() if self.kappas.guided else None,
             adversary=self.discriminator,
+            guiding=self.guiding,
         )
 
     # ------------------------------------------------------------------ sampling

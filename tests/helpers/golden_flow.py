@@ -91,6 +91,15 @@ class GoldenFlow:
             clip = teacher.tokenizers["tokenizer"].model_max_length
             teacher.max_sequence_length = whole - clip
 
+    def resize(self, teacher: Any, entry: dict[str, Any]) -> None:
+        """Give a teacher the size and the length of text of a recorded call of its pipeline."""
+        height, width = entry["height"], entry["width"]
+        factor = teacher.image_size[0] // teacher.latent_shape[1]
+        teacher.image_size = height, width
+        teacher.latent_shape = (teacher.latent_shape[0], height // factor, width // factor)
+        if (length := entry.get("extra", {}).get("max_sequence_length")) is not None:
+            teacher.max_sequence_length = length
+
     def load(self, name: str, family: str, network: torch.nn.Module) -> None:
         network.load_state_dict(self.tensors(f"{family}_weights_{name}"))
 
@@ -115,7 +124,10 @@ def flattened(tree: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the tensors among a network's arguments, by their own names."""
     found: dict[str, Tensor] = {}
     for name, value in tree.items():
-        found |= flattened(value) if isinstance(value, Mapping) else {name: value}
+        if isinstance(value, Mapping):
+            found |= flattened(value)
+        elif value is not None:
+            found[name] = value
     return found
 
 

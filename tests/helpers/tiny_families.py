@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import FlowMatchLCMScheduler
+from diffusers.schedulers import scheduling_flow_match_lcm
+from peft import PeftModel
 from torch import Tensor
 
 from tests.helpers.paths import GOLDEN_FLOW
@@ -26,12 +28,14 @@ class TinyFamily:
         network: The file of an exported generator's weights.
         size: Pixels per side of an image.
         options: Options of `fit` that the family needs.
+        passes: NFE of a step of the guided teacher in its stock pipeline.
     """
 
     folder: Path
     network: str
     size: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    passes: int = 2
 
 
 FAMILIES = {
@@ -40,6 +44,8 @@ FAMILIES = {
         GOLDEN_FLOW / "pipelines" / "tiny_sdxl", "unet/diffusion_pytorch_model.safetensors", 64
     ),
     "sd3": TinyFamily(GOLDEN_FLOW / "pipelines" / "tiny_sd3", TRANSFORMER, 64),
+    "flux": TinyFamily(GOLDEN_FLOW / "pipelines" / "tiny_flux", TRANSFORMER, 64, passes=1),
+    "pixart": TinyFamily(GOLDEN_FLOW / "pipelines" / "tiny_pixart", TRANSFORMER, 64),
 }
 
 
@@ -72,7 +78,7 @@ def command(family: TinyFamily, folder: Path, **options: Any) -> list[str]:
         "health.every_n_images": 0,
         "progress.refresh_rate": 0,
     }
-    chosen |= family.options | {name.replace("__", "."): v for name, v in options.items()}
+    chosen |= dict(family.options) | {name.replace("__", "."): v for name, v in options.items()}
     return ["fit", *(f"--{name}={value}" for name, value in chosen.items())]
 
 
@@ -95,20 +101,46 @@ LEAN = {
 }
 
 
+def load_adapters(pipeline: Any, folder: Path) -> None:
+    """Load exported adapters into a stock pipeline; PixArt's need peft for it."""
+    if hasattr(pipeline, "load_lora_weights"):
+        pipeline.load_lora_weights(folder)
+    else:
+        pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, folder)
+
+
+class SameNoise(FlowMatchLCMScheduler):
+    """Draw noise as a teacher does; pipelines that hand no generator on use the global seed."""
+
+    def __init__(self, scheduler: Any, teacher: Any, generators: Sequence[torch.Generator]) -> None:
+        super().__init__(**{n: v for n, v in scheduler.config.items() if not n.startswith("_")})
+        self.teacher, self.generators = teacher, generators
+
+    def step(self, model_output: Tensor, *args: Any, **named: Any) -> Any:
+        shape = self.teacher.latent_shape
+
+        def draw(*_: Any, **__: Any) -> Tensor:
+            noise = torch.stack([torch.randn(shape, generator=g) for g in self.generators])
+            return self.teacher.packed(noise)
+
+        with patch.object(scheduling_flow_match_lcm, "randn_tensor", draw):
+            return super().step(model_output, *args, **named)
+
+
 def stock_latents(
-    pipeline: Any, num_steps: int, options: Mapping[str, Any], seeds: Sequence[int] = SEEDS
+    pipeline: Any, num_steps: int, teacher: Any, seeds: Sequence[int] = SEEDS
 ) -> Tensor:
-    """Sample a generator with its stock pipeline."""
+    """Sample a generator with its stock pipeline, with the noises that a teacher draws."""
     pipeline.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    if isinstance(pipeline, StableDiffusion3Pipeline):
-        # It does not hand its generators to the scheduler, which would use the global seed.
-        pipeline.scheduler.step = partial(pipeline.scheduler.step, generator=generators)
-    latents: Tensor = pipeline(
+    if not teacher.hands_generator_on and isinstance(pipeline.scheduler, FlowMatchLCMScheduler):
+        pipeline.scheduler = SameNoise(pipeline.scheduler, teacher, generators)
+    output: Tensor = pipeline(
         PROMPTS,
         num_inference_steps=num_steps,
         generator=generators,
         output_type="latent",
-        **options,
+        **teacher.pipeline_options,
     ).images
+    latents: Tensor = teacher.pipeline_latents(output)
     return latents

@@ -53,6 +53,16 @@ _ENCODER: dict[str, list[Any]] = {
     "a_new_field": ["on"],
     "quantization_config": [{"load_in_8bit": True}],
 }
+_T5: dict[str, list[Any]] = {
+    "vocab_size": [700, 100],
+    "d_model": [48],
+    "d_ff": [64],
+    "num_layers": [1, 3],
+    "num_heads": [3],
+    "add_cross_attention": [True],
+    "a_new_field": ["on"],
+    "quantization_config": [{"load_in_8bit": True}],
+}
 _VAE: dict[str, list[Any]] = {
     "latent_channels": [8],
     "in_channels": [4],
@@ -167,6 +177,48 @@ FAMILIES = {
         tokenizers=(),
         scheduler={},
         foreign={"transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL"},
+    ),
+    "tiny_flux": Parts(
+        GOLDEN_FLOW / "pipelines" / "tiny_flux",
+        networks={
+            "transformer": {
+                "in_channels": [384, 16],
+                "out_channels": [32],
+                "joint_attention_dim": [48],
+                "pooled_projection_dim": [48],
+                "num_layers": [2, 5],
+                "patch_size": [2],
+                "guidance_embeds": [False],
+                "axes_dims_rope": [[4, 4, 4]],
+                "a_new_field": [3],
+            },
+            "vae": _VAE | {"latents_mean": [[0.0] * 16]},
+        },
+        encoders={"text_encoder": _ENCODER, "text_encoder_2": _T5},
+        tokenizers=("tokenizer",),
+        scheduler={"_class_name": ["DDIMScheduler", "PNDMScheduler"]},
+        foreign={"transformer": "SD3Transformer2DModel", "vae": "AutoencoderTiny"},
+    ),
+    "tiny_pixart": Parts(
+        GOLDEN_FLOW / "pipelines" / "tiny_pixart",
+        networks={
+            "transformer": {
+                "in_channels": [8],
+                "out_channels": [16],
+                "caption_channels": [48],
+                "num_layers": [1, 5],
+                "norm_type": ["ada_norm", "unknown"],
+                "attention_type": ["gated"],
+                "patch_size": [4],
+                "use_additional_conditions": [True],
+                "a_new_field": [3],
+            },
+            "vae": _VAE | _UNSHIFTED,
+        },
+        encoders={"text_encoder": _T5},
+        tokenizers=(),
+        scheduler=_BETAS,
+        foreign={"transformer": "SD3Transformer2DModel", "vae": "AutoencoderTiny"},
     ),
 }
 """The folders to spoil; a further family is one entry."""

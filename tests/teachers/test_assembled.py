@@ -11,7 +11,10 @@ from sid_lsg.teachers import families
 from tests.helpers.paths import GOLDEN, GOLDEN_FLOW
 
 PIPELINES = GOLDEN_FLOW / "pipelines"
-FOLDERS = [GOLDEN / "tiny_sd", *(PIPELINES / f"tiny_{name}" for name in ("sdxl", "sd3", "sana"))]
+FOLDERS = [
+    GOLDEN / "tiny_sd",
+    *(PIPELINES / f"tiny_{name}" for name in ("sdxl", "sd3", "sana", "pixart")),
+]
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

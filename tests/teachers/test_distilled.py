@@ -13,6 +13,7 @@ from sid_lsg.teachers.distilled import check_not_distilled
 from sid_lsg.training.module import SiDLSG
 from tests.helpers.paths import GOLDEN, GOLDEN_FLOW
 
+FLUX, PIXART = (GOLDEN_FLOW / "pipelines" / f"tiny_{name}" for name in ("flux", "pixart"))
 SDXL, SD = GOLDEN_FLOW / "pipelines" / "tiny_sdxl", GOLDEN / "tiny_sd"
 BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 
@@ -107,6 +108,10 @@ def test_a_name_gives_a_model_away(tmp_path: Path, name: str, word: str) -> None
             "stabilityai/stable-diffusion-3.5-large",
         ),
         ("black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.1-dev"),
+        ("Tongyi-MAI/Z-Image-Turbo", "Tongyi-MAI/Z-Image"),
+        ("lightx2v/Qwen-Image-Lightning", "Qwen/Qwen-Image"),
+        ("PixArt-alpha/PixArt-LCM-XL-2-1024-MS", "PixArt-alpha/PixArt-XL-2-1024-MS"),
+        ("PixArt-alpha/PixArt-Alpha-DMD-XL-2-512x512", "PixArt-alpha/PixArt-XL-2-1024-MS"),
     ],
 )
 def test_hub_ids_are_known_without_a_network(
@@ -136,6 +141,40 @@ def test_known_base_models_need_no_network(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_original_name_in_a_configuration_counts(folder: Path) -> None:
     edit(folder / "unet/config.json", _name_or_path="someone/model-xl-turbo")
     assert "its name ('turbo' in 'model-xl-turbo')" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("whole", "spoilt", "values", "found"),
+    [
+        (PIXART, "scheduler/scheduler_config.json", {"_class_name": "LCMScheduler"}, "scheduler"),
+        (PIXART, "transformer/config.json", {"_name_or_path": "a/pixart-dmd"}, "its name ('dmd'"),
+        (PIXART, "model_index.json", {"is_distilled": True}, "its index (is_distilled)"),
+        (FLUX, "transformer/config.json", {"guidance_embeds": False}, None),
+        (FLUX, "scheduler/scheduler_config.json", {"use_dynamic_shifting": False}, None),
+    ],
+)
+def test_transformers_are_known_too(
+    tmp_path: Path, whole: Path, spoilt: str, values: dict[str, Any], found: str | None
+) -> None:
+    folder = shutil.copytree(
+        whole, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    check_not_distilled(str(folder))
+    edit(folder / spoilt, **values)
+    if found is None:
+        check_not_distilled(str(folder))
+    else:
+        assert found in refusal(folder)
+
+
+def test_a_model_like_flux_schnell_is_refused(tmp_path: Path) -> None:
+    """It has no guidance embedding, as models without it in which guidance was trained again."""
+    folder = shutil.copytree(
+        FLUX, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    edit(folder / "transformer/config.json", guidance_embeds=False)
+    edit(folder / "scheduler/scheduler_config.json", use_dynamic_shifting=False, shift=1.0)
+    assert refusal(folder).endswith("such as black-forest-labs/FLUX.1-dev.")
 
 
 @pytest.mark.parametrize("name", ["turbulence", "lightnings", "alchemy-hyper-real", "lcms"])
