@@ -110,13 +110,13 @@ class Export(RunCallback):
             save_pipeline(teacher, plain, folder, *settings)
             if adapters(network):
                 save_lora(network, teacher.network_name, folder / LORA_FOLDER)
-            facts = self._gather(trainer, module)
+            facts = self._gather(trainer, module, has_lora=bool(adapters(network)))
             write_card(folder, facts)
         return facts
 
-    def _gather(self, trainer: L.Trainer, module: Any) -> Facts:
-        """Collect the facts of the model card."""
-        known: dict[str, Any] = {"iterations": trainer.global_step}
+    def _gather(self, trainer: L.Trainer, module: Any, **known: Any) -> Facts:
+        """Collect the facts of the model card, and combine them with other known facts."""
+        known["iterations"] = trainer.global_step
         if config := config_of(trainer):
             known["config"] = config
             known["license"] = teacher_license(config["model"]["teacher"])

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -77,7 +78,7 @@ def export(
     from sid_lsg.checkpoints.opening import require_checkpoint
     from sid_lsg.commands.export_formats import check_format, save
     from sid_lsg.export.card import write_card
-    from sid_lsg.export.facts import facts_of, teacher_license
+    from sid_lsg.export.facts import EXAMPLE, facts_of, teacher_license
     from sid_lsg.export.hub import check_id, push
     from sid_lsg.generation.trained import load_trained
     from sid_lsg.networks.lora import LORA_FILE
@@ -118,6 +119,8 @@ def export(
         format=kind,
         file=LORA_FILE if kind == "lora" and layout == "diffusers" else f"{root.name}.safetensors",
         dtype=dtype,
+        has_lora=kind in ("diffusers", "network") and found.adapted is not None,
+        has_example=(grid := _grid(checkpoint)) is not None,
         **_history(checkpoint, found),
         **({"model": push_to_hub} if push_to_hub else {}),
     )
@@ -125,6 +128,8 @@ def export(
     with writing(root, "output"):
         with replacing(root) as temporary:
             save(found, temporary, facts, getattr(torch, dtype), layout)
+            if grid:
+                shutil.copyfile(grid, temporary / EXAMPLE)
             write_card(temporary, facts)
         for leftover in root.parent.glob(f".{glob.escape(root.name)}.*.tmp"):
             remove(leftover)  # of a killed command
@@ -161,6 +166,13 @@ def _is_export(root: Path) -> bool:
         return read_exported(locate(str(root))) is not None
     except (OSError, ValueError):
         return False
+
+
+def _grid(checkpoint: "OpenCheckpoint") -> Path | None:
+    """Return the run's image grid of exactly this checkpoint, if there is one."""
+    run = checkpoint.path.absolute().parent.parent
+    grid = run / "grids" / f"step-{checkpoint.iterations:07d}.png"
+    return grid if grid.is_file() else None
 
 
 def _history(checkpoint: "OpenCheckpoint", found: "Trained") -> dict[str, Any]:

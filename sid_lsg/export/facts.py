@@ -17,7 +17,7 @@ from sid_lsg.options.choices import Format
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.teachers.base import Teacher
 
-CARD = "README.md"
+CARD, EXAMPLE = "README.md", "example.png"
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Facts:
         model: Where readers find it: a Hub id if it is uploaded.
         file: The name of the file with the weights, for formats of one file.
         t_init: The generator's first timestep.
+        has_lora: Whether the folder also holds the generator as adapters, in `lora/`.
+        has_example: Whether the folder holds images of the generator, `example.png`.
     """
 
     num_steps: int
@@ -72,6 +74,8 @@ class Facts:
     model: str = PLACE
     file: str = "generator.safetensors"
     t_init: int = 0
+    has_lora: bool = False
+    has_example: bool = False
 
     @property
     def teacher(self) -> str:

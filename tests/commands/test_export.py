@@ -149,7 +149,8 @@ def test_a_unet_export_works_in_the_teachers_pipeline(
 ) -> None:
     folder = tmp_path / "unet"
     export(str(run), str(folder), format="unet", num_steps=num_steps)
-    assert {path.name for path in folder.iterdir()} == {"README.md", "scheduler", "unet"}
+    files = {path.name for path in folder.iterdir()}
+    assert files == {"README.md", "example.png", "scheduler", "unet"}
     code = snippet(folder).replace("path/to/the/teacher", str(run.parent / "tiny"))
     assert same(executed(code), picture(run, num_steps))
 

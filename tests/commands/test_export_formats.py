@@ -123,6 +123,21 @@ def test_an_earlier_export_is_replaced_by_another_format(run: Path, tmp_path: Pa
     assert {path.name for path in folder.iterdir()} == FILES | {"pytorch_lora_weights.safetensors"}
 
 
+def test_the_card_lists_the_files_and_shows_the_runs_images(run: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "run", symlinks=True))
+    (copied / "grids").mkdir()
+    for step in (1, 2):
+        Image.new("RGB", (4, 4), (step, 0, 0)).save(copied / "grids" / f"step-{step:07d}.png")
+    export(str(copied), str(tmp_path / "out"), format="network")
+    assert Image.open(tmp_path / "out" / "example.png").getpixel((0, 0)) == (2, 0, 0)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "(example.png)" in text
+    table = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `")]
+    assert {"| `unet/`", "| `scheduler/`", "| `lora/`"} <= {*table}
+    export(str(run), str(tmp_path / "plain"), format="lora")
+    assert "example.png" not in (tmp_path / "plain" / "README.md").read_text()
+
+
 def test_wrong_targets_end_in_one_message(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
     folder = str(tmp_path / "out")
     with pytest.raises(UsageError, match=r"--layout kohya: only --format lora has layouts"):
