@@ -74,7 +74,7 @@ def workflow(
     channels = teacher.latent_shape[0]
     empty = "EmptySD3LatentImage" if channels == 16 else "EmptyLatentImage"
     levels = ", ".join(f"{level:g}" for level in sigmas(teacher, t_init, num_steps))
-    return {
+    nodes = {
         "1": _node("CheckpointLoaderSimple", ckpt_name=name),
         "2": _node("CLIPTextEncode", text=_PROMPT, clip=["1", 1]),
         "3": _node(empty, width=width, height=height, batch_size=1),
@@ -93,6 +93,11 @@ def workflow(
         "9": _node("VAEDecode", samples=["8", 0], vae=["1", 2]),
         "10": _node("SaveImage", images=["9", 0], filename_prefix="sid-lsg"),
     }
+    if getattr(teacher, "embeds_guidance", False):  # generators get a scale of 1
+        scale = teacher.pipeline_options["guidance_scale"]
+        nodes["11"] = _node("FluxGuidance", conditioning=["2", 0], guidance=scale)
+        nodes["5"]["inputs"]["conditioning"] = ["11", 0]
+    return nodes
 
 
 def save_workflow(folder: Path, nodes: dict[str, dict[str, Any]]) -> None:

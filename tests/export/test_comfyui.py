@@ -72,19 +72,27 @@ def comfyui_denoiser(teacher: Teacher) -> Denoiser:
 
 @pytest.mark.parametrize("noise", ["fresh", "ddim"])
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
-@pytest.mark.parametrize("family", ["tiny_sd", "tiny_sdxl", "tiny_sd3"])
+@pytest.mark.parametrize("family", ["tiny_sd", "tiny_sdxl", "tiny_sd3", "tiny_flux"])
 @torch.no_grad()
 def test_the_workflow_samples_the_generator(
     family: str, num_steps: int, noise: Noise, tiny_sd: str
 ) -> None:
     folder = tiny_sd if family == "tiny_sd" else str(GOLDEN_FLOW / "pipelines" / family)
     teacher = families.load(folder)
-    t_init = 999 if family == "tiny_sd3" else 625
+    flow = family in ("tiny_sd3", "tiny_flux")
+    t_init = 999 if flow else 625
     nodes = workflow("g.safetensors", teacher, t_init, num_steps, noise)
     noises = seeded_noises(SEEDS, teacher.latent_shape, num_steps)
-    found = comfyui_sample(nodes, comfyui_denoiser(teacher), noises, family == "tiny_sd3")
+    found = comfyui_sample(nodes, comfyui_denoiser(teacher), noises, flow)
     ours = teacher.generate(teacher.network, PROMPTS, SEEDS, t_init, num_steps, noise)
     assert (found - ours).norm() / ours.norm() < 1e-4
+
+
+def test_flux_gets_its_guidance_from_a_node() -> None:
+    teacher = families.load(str(GOLDEN_FLOW / "pipelines" / "tiny_flux"))
+    nodes = workflow("g.safetensors", teacher, 999, 4, "fresh")
+    assert nodes["11"]["inputs"] == {"conditioning": ["2", 0], "guidance": 1.0}
+    assert nodes["5"]["inputs"]["conditioning"] == ["11", 0]
 
 
 def test_the_nodes_are_joined(tiny_sd: str) -> None:
