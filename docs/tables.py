@@ -193,6 +193,18 @@ def official_manner() -> str:
     return table([start, "with its garbage collection", "without"], rows)
 
 
+@named("busy machine")
+def busy_machine() -> str:
+    """Return the demo's speed beside busy programs, by how its threads wait."""
+    found = stored("benchmarks/busy_machine")
+    speeds, shares = found["images_per_s"], found["of_one_thread"]
+    rows = [
+        [name, *(f"{speeds[n][name]:.1f} ({shares[n][name]:.0%})" for n in speeds)]
+        for name in found["variables"]
+    ]
+    return table(["threads", *(f"{n} busy programs" for n in speeds)], rows)
+
+
 @named("gpu")
 def gpu() -> str:
     """Return the speeds of Stable Diffusion 1.5 on one H200."""

@@ -17,6 +17,7 @@ from sid_lsg import __doc__ as project
 from sid_lsg import __version__
 from sid_lsg.commands.table import COMMANDS, PROGRAM
 from sid_lsg.distributed.signals import NAMES, ending_on_signals, is_launched
+from sid_lsg.distributed.threads import watch_load
 from sid_lsg.files.config_files import check_config_files
 from sid_lsg.messages.console import fail, format_warning
 from sid_lsg.messages.errors import Interrupted, SharedError, TrainingStopped, UsageError
@@ -108,6 +109,7 @@ def _run(arguments: Sequence[str]) -> None:
 def _call(name: str, rest: Sequence[str], arguments: Sequence[str]) -> None:
     """Check the arguments, and call the command."""
     check_config_files(arguments)
+    watch_load()
     command = COMMANDS[name]
     module = import_module(f"sid_lsg.commands.{command.module}")
     function = getattr(module, command.module)

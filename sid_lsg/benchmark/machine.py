@@ -43,7 +43,7 @@ def threads(number: int) -> Iterator[None]:
 def describe(device: torch.device) -> dict[str, Any]:
     """Return the names of the device and the versions of the libraries."""
     about: dict[str, Any] = {
-        "device": _cpu(),
+        "device": processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -59,7 +59,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     return about
 
 
-def _cpu() -> str:
+def processor() -> str:
     """Return the operating system's name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
