@@ -16,7 +16,8 @@ from sid_lsg.checkpoints.opening import (
     open_checkpoint,
 )
 from sid_lsg.checkpoints.shards import MANIFEST
-from sid_lsg.files.weights import first_difference
+from sid_lsg.distributed.sharding import Pieces
+from sid_lsg.files.weights import first_difference, first_not_finite
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.lora import check_adapters_record, is_adapter
 
@@ -108,7 +109,8 @@ def check_resume(
         max_steps: Iterations of the whole run; -1 for no limit.
 
     Raises:
-        UsageError: If the checkpoint is of another model or batch size, or has more iterations.
+        UsageError: If the checkpoint is of another model or batch size, has more iterations, or
+            contains a number that is not finite.
     """
     check_weights(module.state_dict(), found.content["state_dict"])
     check_adapters_record(module, found.content)
@@ -117,6 +119,7 @@ def check_resume(
         found.content["optimizer_states"],
         found.content.get("optimizer_names"),
     )
+    check_finite(found.content, str(found.path))
     if 0 <= max_steps < found.iterations:
         raise UsageError(
             f"--trainer.max_steps is {max_steps}, but this checkpoint already has "
@@ -154,6 +157,29 @@ def check_weights(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Non
             f"--ckpt_path: {different.between('the file', f'this {kind}')}: it is of another "
             f"model. Give the {remedy} of its run, or another checkpoint."
         )
+
+
+def check_finite(content: Mapping[str, Any], path: str) -> None:
+    """Reject weights and optimizer states with NaN or infinity, by name.
+
+    Raises:
+        UsageError: For the first one.
+    """
+    places = {f"the weight {name!a}": value for name, value in content["state_dict"].items()}
+    for number, optimizer in enumerate(content["optimizer_states"], start=1):
+        for place, state in optimizer["state"].items():
+            places |= {
+                f"{name!r} of optimizer {number}'s weight {place}": value
+                for name, value in state.items()
+                if name in ELEMENTWISE
+            }
+    for name, value in places.items():
+        for part in value.parts if isinstance(value, Pieces) else [value]:
+            if isinstance(part, Tensor) and first_not_finite({name: part}):
+                raise UsageError(
+                    f"--ckpt_path: {name} in {path!r} is not finite: its training diverged, or the "
+                    "file is damaged. Give an earlier checkpoint."
+                )
 
 
 def _check_adapters(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

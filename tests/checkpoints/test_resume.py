@@ -9,8 +9,9 @@ import yaml
 
 from sid_lsg.callbacks import Checkpoint
 from sid_lsg.checkpoints.record import RECORD, SCHEMA
-from sid_lsg.checkpoints.resume import check_optimizers, open_resumed
+from sid_lsg.checkpoints.resume import check_finite, check_optimizers, open_resumed
 from sid_lsg.cli import main
+from sid_lsg.distributed.sharding import Pieces
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.optimizers.adam import AdamWithoutMomentum
 from tests.helpers.checkpoint_runs import change, contents, fit, load, refused
@@ -93,6 +94,51 @@ def test_optimizer_states_of_another_model_are_rejected(
     message = "optimizer 1 is AdamWithoutMomentum in the file and Adam here"
     with pytest.raises(UsageError, match=message):
         check_optimizers([other], [own.state_dict()], ["AdamWithoutMomentum"])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("place", ["generator", "fake_score", "ema", "exp_avg", "exp_avg_sq"])
+def test_a_checkpoint_with_a_number_that_is_not_finite_is_rejected(
+    run: Path, place: str, value: float
+) -> None:
+    """By name, in the weights and in the optimizers' states."""
+    found = open_resumed(str(run / "checkpoints/0000004.ckpt"), run)
+    assert found is not None
+    check_finite(found.content, "the file")
+    if place.startswith("exp"):
+        states: Any = found.content["optimizer_states"]
+        tensors, name, said = states[1]["state"][0], place, f"{place!r} of optimizer 2's weight 0"
+    else:
+        tensors = found.content["state_dict"]
+        name = next(name for name in tensors if name.startswith(f"{place}."))
+        said = f"the weight {name!r} in 'the file'"
+    whole = tensors[name]
+    broken = whole.clone()
+    broken[(-1,) * broken.dim()] = value
+    for stored in (broken, Pieces([whole[:1], broken[1:]])):  # in one file, or in shards
+        tensors[name] = stored
+        with pytest.raises(UsageError) as error:
+            check_finite(found.content, "the file")
+        assert str(error.value).startswith(f"--ckpt_path: {said}")
+        assert str(error.value).endswith("is damaged. Give an earlier checkpoint.")
+
+
+@pytest.mark.slow
+def test_fit_does_not_continue_from_weights_that_are_not_finite(
+    copied: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spoil(found: dict[str, Any]) -> None:
+        found["state_dict"]["fake_score.conv_in.bias"][0] = torch.nan
+
+    for name in ("last", "0000006"):
+        change((copied / f"checkpoints/{name}.ckpt").resolve(), spoil)
+    before = contents(copied)
+    for given in ("last", str(copied), str(copied / "checkpoints/0000006.ckpt")):
+        message = refused(
+            command, capsys, f"--ckpt_path={given}", "--data.batch_size=2", "--trainer.max_steps=8"
+        )
+        assert "--ckpt_path: the weight 'fake_score.conv_in.bias' in " in message
+    assert contents(copied) == before
 
 
 def test_ckpt_path_best_is_rejected(tmp_path: Path) -> None:

@@ -115,3 +115,13 @@ def test_unusable_checkpoints_are_rejected(run: Path, tiny_sd: str, tmp_path: Pa
     with (tmp_path / "cut.ckpt").open("r+b") as file:
         file.truncate(5000)
     assert "is truncated or corrupted" in refused(tmp_path / "cut.ckpt")
+
+    content = torch.load(last, map_location="cpu", weights_only=True)
+    name = next(name for name in content["state_dict"] if name.startswith("ema."))
+    for value in (torch.nan, torch.inf):
+        weight = content["state_dict"][name]
+        weight[(-1,) * weight.dim()] = value
+        torch.save(content, tmp_path / "nan.ckpt")
+        said = refused(tmp_path / "nan.ckpt")
+        assert f"{name.removeprefix('ema.')!r} of the generator in" in said
+        assert "is not finite. Give an earlier checkpoint" in said

@@ -146,6 +146,19 @@ def test_other_files_are_not_inception(tmp_path: Path) -> None:
             InceptionFeatures.from_file(str(tmp_path / name))
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_an_inception_with_weights_that_are_not_finite_is_rejected(
+    inception_file: Path, tmp_path: Path, value: float
+) -> None:
+    network = torch.jit.load(inception_file)
+    name, weight = [*network.layers.named_parameters()][-1]
+    with torch.no_grad():
+        weight.view(-1)[-1] = value
+    network.save(str(tmp_path / "damaged.pt"))
+    with pytest.raises(UsageError, match=rf"--inception: .*its weight {name} is not finite"):
+        InceptionFeatures.from_file(str(tmp_path / "damaged.pt"))
+
+
 def fetch_from(monkeypatch: pytest.MonkeyPatch, cache: Path, source: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
