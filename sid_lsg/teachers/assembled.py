@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from sid_lsg.files.loading import explained, load_network
 from sid_lsg.files.sources import ARCHITECTURE, locate
 from sid_lsg.method.conditioning import Conditioning, expand
-from sid_lsg.teachers.autoencoder import decode, encode
+from sid_lsg.teachers.autoencoder import decode, encode, foreign_scale
 from sid_lsg.teachers.base import Teacher
 from sid_lsg.teachers.checks import Fields, refuse_problem
 from sid_lsg.teachers.configs import config_problem
@@ -32,6 +33,7 @@ class AssembledTeacher(Teacher):
         optional: Parts that a model may lack; `__init__` then does not get them.
         fields: The configuration fields that the networks may have, by their subfolders.
         architectures: The family's untrained models.
+        vae_scale: `scaling_factor` of the family's published autoencoders; None if unknown.
     """
 
     family: ClassVar[str]
@@ -41,6 +43,7 @@ class AssembledTeacher(Teacher):
     optional: ClassVar[tuple[str, ...]] = ()
     fields: ClassVar[Mapping[str, Fields]] = {}
     architectures: ClassVar[Mapping[str, Architecture]] = {}
+    vae_scale: ClassVar[float | None] = None
     vae: Any
 
     @classmethod
@@ -73,7 +76,10 @@ class AssembledTeacher(Teacher):
                     part = load_part(cls.parts[name], source, where[name], revision, variant)
                     loaded[name] = part
             refuse_problem(tokenizers_problem(loaded), option, cls.family, cls.example)
-            return cls(**loaded, resolution=resolution, option=option)
+            made = cls(**loaded, resolution=resolution, option=option)
+        if cls.vae_scale and (doubt := foreign_scale(made.vae.config, cls.vae_scale)):
+            rank_zero_warn(f"--{option}: {doubt}.")
+        return made
 
     @classmethod
     def outline(

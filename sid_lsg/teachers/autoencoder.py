@@ -8,6 +8,15 @@ from torch import Tensor
 
 from sid_lsg.images.pixels import from_uint8
 
+_PUBLISHED = {
+    0.18215: "Stable Diffusion 1 and 2",
+    0.13025: "SDXL",
+    1.5305: "Stable Diffusion 3",
+    0.3611: "FLUX.1",
+    0.41407: "SANA",
+}
+"""The `scaling_factor` of published autoencoders; those with equal channels are interchangeable."""
+
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL | AutoencoderDC, latents: Tensor) -> Tensor:
@@ -42,6 +51,27 @@ def scale_and_shift(vae: AutoencoderKL | AutoencoderDC, like: Tensor) -> tuple[A
         return config.scaling_factor, config.get("shift_factor")
     mean, std = (like.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
     return config.scaling_factor / std, mean
+
+
+def foreign_scale(config: Any, own: float) -> str | None:
+    """Describe the scale of another family's autoencoder, whose weights have the same shapes.
+
+    Args:
+        config: The autoencoder's configuration.
+        own: The `scaling_factor` of the family's published models.
+
+    Returns:
+        A sentence without a period; None for the family's own scale, and for any other, which a
+        fine-tuned autoencoder may have.
+    """
+    found = config.get("scaling_factor")
+    owner = _PUBLISHED.get(found)
+    if found == own or owner is None:
+        return None
+    return (
+        f"the config of its vae has scaling_factor {found}, as {owner} has, not {own}: if it is "
+        "not this model's own autoencoder, colours and contrast will be wrong"
+    )
 
 
 def vae_factor(vae: AutoencoderKL) -> int:

@@ -56,6 +56,7 @@ class Flux(ChosenLength, PackedTeacher):
         "tokenizer_2": T5TokenizerFast,
         "scheduler": FlowMatchEulerDiscreteScheduler,
     }
+    vae_scale = 0.3611
     fields: ClassVar[Mapping[str, Fields]] = {
         "transformer": Fields(
             names(

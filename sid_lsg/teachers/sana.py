@@ -58,6 +58,7 @@ class Sana(FlowTeacher):
         # Also holds the configuration of the usual DPM-Solver++, see `reference_scheduler`.
         "scheduler": FlowMatchEulerDiscreteScheduler,
     }
+    vae_scale = 0.41407
     fields: ClassVar[Mapping[str, Fields]] = {
         "transformer": Fields(
             names(

@@ -64,6 +64,7 @@ class SD3(ChosenLength, FlowTeacher):
     hands_generator_on = False
     usual_length = 256
     least_length = 0
+    vae_scale = 1.5305
     fields: ClassVar[Mapping[str, Fields]] = {
         "transformer": Fields(
             names(

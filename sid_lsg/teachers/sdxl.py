@@ -45,6 +45,7 @@ class SDXL(UNetTeacher):
         "tokenizer_2": CLIPTokenizer,
         "scheduler": DDPMScheduler,
     }
+    vae_scale = 0.13025
     fields: ClassVar[Mapping[str, Fields]] = {
         "unet": UNET.but(addition_embed_type=("text_time",)),
         "vae": KL_VAE.but(latents_mean=(...,), latents_std=(...,)),

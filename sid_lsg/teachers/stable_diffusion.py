@@ -40,6 +40,7 @@ class StableDiffusion(UNetTeacher):
         "tokenizer": CLIPTokenizer,
         "scheduler": DDPMScheduler,
     }
+    vae_scale = 0.18215
     fields: ClassVar[Mapping[str, Fields]] = {
         "unet": UNET,
         "vae": KL_VAE,

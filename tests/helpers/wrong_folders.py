@@ -105,7 +105,13 @@ _UNSHIFTED = {"shift_factor": [0.1]}
 FAMILIES = {
     "tiny_sd": Parts(
         GOLDEN / "tiny_sd",
-        networks={"unet": _UNET, "vae": _VAE | _UNSHIFTED | {"latents_mean": [[0.0] * 4]}},
+        networks={
+            "unet": _UNET,
+            # The last scale is SDXL's.
+            "vae": _VAE
+            | _UNSHIFTED
+            | {"latents_mean": [[0.0] * 4], "scaling_factor": [0, None, "x", -1.0, 0.13025]},
+        },
         encoders={"text_encoder": _ENCODER},
         tokenizers=("tokenizer",),
         scheduler=_BETAS,

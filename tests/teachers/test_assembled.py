@@ -1,5 +1,7 @@
 """Teachers made of parts: sampling the teacher in any precision of its text encoders."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,31 @@ def test_sampling_stays_in_float32_with_16_bit_text_encoders(folder: Path) -> No
     assert not found.equal(expected)
     if folder.name != "tiny_sana":  # its features of random weights lose more in 16 bits
         assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_another_familys_autoencoder_is_told_by_its_scale(
+    folder: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Weights of equal shapes do not tell it. Any other scale may be a fine-tuned autoencoder's."""
+
+    def warned(scale: float) -> list[str]:
+        config["scaling_factor"] = scale
+        path.write_text(json.dumps(config))
+        recwarn.clear()
+        families.load(str(copied))
+        return [str(each.message) for each in recwarn if "scaling_factor" in str(each.message)]
+
+    copied = Path(shutil.copytree(folder, tmp_path / folder.name))
+    path = copied / "vae" / "config.json"
+    config = json.loads(path.read_text())
+    own = config["scaling_factor"]
+    assert warned(own) == warned(0.5) == []
+    for scale, owner in {0.18215: "Stable Diffusion 1 and 2", 1.5305: "Stable Diffusion 3"}.items():
+        said = (
+            f"--model.teacher: the config of its vae has scaling_factor {scale}, as {owner} has, "
+            f"not {own}: "
+        )
+        told = [message.startswith(said) for message in warned(scale)]
+        # PixArt-Alpha has Stable Diffusion's, and PixArt-Sigma SDXL's.
+        assert told == ([] if scale == own or "pixart" in folder.name else [True])
