@@ -50,7 +50,10 @@ def fit(
         progress: Title of a progress bar; by default there is none.
         trainer: Options of the Trainer, such as accelerator and precision.
     """
-    dataset = PromptDataset(_PROMPTS, batch_size, seed=0, tokenize=module.teacher.tokenize)
+    if module.drops_text and module.teacher.remembered is None:
+        module.teacher.encode_once(_PROMPTS)
+    tokenize = None if module.teacher.remembered else module.teacher.tokenize
+    dataset = PromptDataset(_PROMPTS, batch_size, seed=0, tokenize=tokenize)
     loader: TRAIN_DATALOADERS = StatelessDataLoader(
         dataset, batch_size=None, sampler=Iterations(lambda: 0, iterations)
     )

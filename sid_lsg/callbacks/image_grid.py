@@ -1,5 +1,6 @@
 """Draw images of the same prompts and seeds during the training."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ class ImageGrid(RunCallback):
             wanted = f"a list of 1 to {num_images} (--image_grid.num_images) prompts"
             refuse("image_grid.prompts", len(prompts), wanted)
         self.every_n_steps, self.num_images, self.prompts = every_n_steps, num_images, prompts
+
+    @property
+    def own_prompts(self) -> Sequence[str]:
+        """Return the chosen prompts."""
+        return self.prompts or ()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Draw the untrained generator; a continued run has drawn its start before."""

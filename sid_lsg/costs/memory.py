@@ -10,6 +10,7 @@ from sid_lsg.costs.evaluation import Meter, call_cost
 from sid_lsg.costs.plan import PlannedRun
 from sid_lsg.distributed.sharding import blocks
 from sid_lsg.networks.lora import trainable
+from sid_lsg.teachers.remembered import AT_ONCE
 from sid_lsg.training.optimizer_options import MakeOptimizer
 
 
@@ -28,7 +29,7 @@ def standing_bytes(run: PlannedRun) -> dict[str, int]:
         "generator": run.generator,
         "EMA": run.ema,
     }
-    found = {name: _stored([network], seen) // parts for name, network in networks.items()}
+    found = {name: _stored([network], seen, parts) for name, network in networks.items()}
     if plan.ema.device:
         found["EMA"] = 0
     others = [part for part in run.teacher.children() if part is not run.teacher.network]
@@ -104,7 +105,6 @@ def _other_bytes(run: PlannedRun) -> dict[str, int]:
     """
     plan, teacher = run.plan, run.teacher
     parts = plan.devices if plan.sharded else 1
-    _, text = call_cost(lambda: run.encode(plan.share))
     steps = [
         optimizer_bytes(make)[1] * _numbers(trainable(network)) / parts
         for network, make in (
@@ -112,8 +112,16 @@ def _other_bytes(run: PlannedRun) -> dict[str, int]:
             (run.generator, plan.optimizer_generator),
         )
     ]
-    gradients = standing_bytes(run)["gradients"]
-    found = {"text encoder": max(text - gradients, 0), "an optimizer's step": round(max(steps))}
+    standing = standing_bytes(run)
+    gradients = standing["gradients"]
+    found = {"an optimizer's step": round(max(steps))}
+    if plan.text.device is None:
+        _, text = call_cost(lambda: run.encode(plan.share))
+        found["text encoder"] = max(text - gradients, 0)
+    elif plan.text.device == "drop":  # before the optimizers have states
+        _, text = call_cost(lambda: run.encode(min(AT_ONCE, plan.share)))
+        text += _stored(teacher.text_parts.values(), set())
+        found["text encoders, at the start"] = max(text - gradients - standing["optimizers"], 0)
     if plan.images_at_once:
         latents = torch.empty(plan.images_at_once, *teacher.latent_shape, device="meta")
         _, decoding = call_cost(lambda: teacher.decode(latents))  # sampling them takes less
@@ -166,12 +174,19 @@ def _numbers(parameters: Iterable[nn.Parameter]) -> int:
     return sum(p.numel() for p in parameters)
 
 
-def _stored(networks: Iterable[nn.Module], seen: set[int]) -> int:
-    """Count the bytes of parameters and buffers that are not in `seen`, and add them to it."""
-    size = 0
+def _stored(networks: Iterable[nn.Module], seen: set[int], parts: int = 1) -> int:
+    """Count the bytes of parameters and buffers that are not in `seen`, and add them to it.
+
+    Args:
+        networks: The networks.
+        seen: Storages that are already counted.
+        parts: Devices over which the parameters are sharded; buffers are not.
+    """
+    sizes = [0, 0]
     for network in networks:
         for tensor in (*network.parameters(), *network.buffers()):
             storage = tensor.untyped_storage()
-            size += 0 if storage._cdata in seen else storage.nbytes()
+            if storage._cdata not in seen:
+                sizes[isinstance(tensor, nn.Parameter)] += storage.nbytes()
             seen.add(storage._cdata)
-    return size
+    return sizes[0] + sizes[1] // parts

@@ -11,6 +11,7 @@ from torch import nn
 from sid_lsg.costs.evaluation import Evaluation, Gradient, evaluation
 from sid_lsg.method.choices import StepTraining
 from sid_lsg.method.guidance import Guiding, Kappas
+from sid_lsg.networks.buffers import copied
 from sid_lsg.networks.lora import adapt, copy_trainable
 from sid_lsg.networks.memory import (
     checkpoint_gradients,
@@ -110,6 +111,8 @@ class PlannedRun:
         self.plan, self.teacher = plan, copy.deepcopy(teacher)
         self.known = {} if known is None else known
         set_text(plan.text, self.teacher)
+        if plan.text.device:
+            self.teacher.keep_text_apart()
         self.fake_score = self._start("fake_score", plan.lora.fake_score)
         self.generator = self._start("generator", plan.lora.generator)
         self.ema = copy_trainable(self.generator)
@@ -121,7 +124,7 @@ class PlannedRun:
     def _start(self, name: str, lora: LoRA | None) -> nn.Module:
         network = self.teacher.network
         if not lora or getattr(self.plan.init, name):  # adapters share the teacher's weights
-            network = copy.deepcopy(network)
+            network = copied(network)
         return adapt(network, lora, 0) if lora else network.requires_grad_(True)
 
     @property

@@ -217,6 +217,12 @@ class PromptDataModule(L.LightningDataModule):
         """The held-out prompts, or the training prompts if none are held out."""
         return self._heldout_prompts or self.train_prompts
 
+    def all_prompts(self) -> Iterator[str]:
+        """Yield the training prompts, the held-out prompts and the real images' captions."""
+        yield from self.train_prompts
+        yield from self._heldout_prompts
+        yield from self._real.captions if self._real else ()
+
     def setup(self, stage: str | None = None) -> None:
         """Open the prompt files and find the images, once; `stage` is ignored."""
         if len(self.train_prompts):
@@ -261,7 +267,7 @@ class PromptDataModule(L.LightningDataModule):
         teacher = getattr(module, "teacher", None)
         tokenize, real = None, None
         if teacher is not None:
-            tokenize = teacher.tokenize
+            tokenize = None if teacher.remembered else teacher.tokenize
             if self._real:
                 size = teacher.image_size
                 real = partial(self._real.batch, seed=self.seed, size=size, tokenize=tokenize)

@@ -151,12 +151,16 @@ def gather_root(network: nn.Module) -> None:
 
 
 def skeleton(network: nn.Module) -> nn.Module:
-    """Copy a network with weights on the meta device, since FSDP2 changes its class for good."""
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    empty = {
-        id(t): nn.Parameter(t.to("meta"), False) if isinstance(t, nn.Parameter) else t.clone()
-        for t in tensors.values()
-    }
+    """Copy a network without its state, since FSDP2 changes its class for good.
+
+    What the state dict holds is on the meta device; other buffers are copied.
+    """
+    empty: dict[int, Tensor] = {}
+    for tensor in network.state_dict(keep_vars=True).values():
+        nothing = tensor.to("meta")
+        empty[id(tensor)] = (
+            nn.Parameter(nothing, False) if isinstance(tensor, nn.Parameter) else nothing
+        )
     return copy.deepcopy(network, empty)
 
 

@@ -56,7 +56,7 @@ def save_pipeline(
     pipeline = teacher.pipeline(network, scheduler)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
-            setattr(pipeline, name, _converted(part, dtype))
+            setattr(pipeline, name, _converted(teacher.whole_part(name, part), dtype))
     pipeline.save_pretrained(folder, safe_serialization=True)
     _complete(folder, scheduler)
     for name, part in pipeline.components.items():

@@ -1,6 +1,5 @@
 """Initialise the trained networks from the teacher or from another network."""
 
-import copy
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from sid_lsg.files.loading import explained
 from sid_lsg.files.sources import SCHEDULER_CONFIG, locate, located
 from sid_lsg.files.weights import first_difference
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.networks.buffers import copied
 from sid_lsg.networks.lora import adapt
 from sid_lsg.options.lora import LoRA
 from sid_lsg.teachers.base import Teacher
@@ -39,7 +39,7 @@ def start(
     if adapters:
         network_seed = 2 * seed + (name == "generator")
         return adapt(network, adapters, network_seed, f"model.lora.{name}")
-    return (network if source else copy.deepcopy(network)).requires_grad_(True)
+    return (network if source else copied(network)).requires_grad_(True)
 
 
 def load_network(source: str, teacher: Teacher, option: str) -> nn.Module:

@@ -17,6 +17,7 @@ from torch import nn
 from sid_lsg.files.replacing import replacing
 from sid_lsg.files.weights import weights_hash
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.networks.buffers import copied
 from sid_lsg.options.lora import LoRA, check_options
 
 LORA_FOLDER = "lora"  # in an exported folder
@@ -85,16 +86,17 @@ def adapt(network: nn.Module, options: LoRA, seed: int, option: str = "lora") ->
                 f"such as {next((n for n in layers if n.endswith('to_q')), layers[-1])!r}."
             )
     network.requires_grad_(False)
-    copied = copy.deepcopy(network, {id(t): t for t in (*network.parameters(), *network.buffers())})
+    adapted: Any = copied(network, network.parameters())
     factors: dict[str, Any] = {"r": options.rank, "lora_alpha": options.alpha or options.rank}
     config = LoraConfig(**factors, target_modules=list(options.targets))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         try:
-            _add(copied, config)
+            _add(adapted, config)
         except ValueError as error:
             raise UsageError(f"--{option}.targets: {error}") from error
-    return copied.eval()
+    frozen: nn.Module = adapted.eval()
+    return frozen
 
 
 def _add(network: Any, config: Any) -> None:
@@ -109,8 +111,7 @@ def _add(network: Any, config: Any) -> None:
 
 def copy_trainable(network: nn.Module) -> nn.Module:
     """Copy a network with `requires_grad` off; the copy shares the base under adapters, if any."""
-    copied = copy.deepcopy(network, {id(p): p for p in base(network).values()})
-    return copied.requires_grad_(False)
+    return copied(network, base(network).values()).requires_grad_(False)
 
 
 # ---------------------------------------------------------------------- merging and saving
@@ -128,9 +129,9 @@ def merged(network: nn.Module) -> nn.Module:
         id(p): nn.Parameter(p.detach().to("cpu", torch.float32, copy=True), False)
         for p in network.parameters()
     }
-    copied: Any = copy.deepcopy(network, own)
-    _merge(copied)
-    return copied.cpu().eval()
+    alone: Any = copy.deepcopy(network, own)
+    _merge(alone)
+    return alone.cpu().eval()
 
 
 def _merge(network: Any) -> None:

@@ -15,7 +15,7 @@ from sid_lsg.teachers.autoencoder import decode, encode, foreign_scale
 from sid_lsg.teachers.base import Teacher
 from sid_lsg.teachers.checks import Fields, refuse_problem
 from sid_lsg.teachers.configs import config_problem
-from sid_lsg.teachers.layout import locate_parts, read_index
+from sid_lsg.teachers.layout import locate_parts
 from sid_lsg.teachers.tokenizers import tokenizers_problem
 from sid_lsg.teachers.untrained import Architecture, configured, untrained
 
@@ -38,7 +38,7 @@ class AssembledTeacher(Teacher):
 
     family: ClassVar[str]
     example: ClassVar[str | None] = None
-    pipeline_class: ClassVar[type]
+    pipeline_class: ClassVar[Any]
     parts: ClassVar[Mapping[str, type]]
     optional: ClassVar[tuple[str, ...]] = ()
     fields: ClassVar[Mapping[str, Fields]] = {}
@@ -60,13 +60,13 @@ class AssembledTeacher(Teacher):
 
         The arguments and errors are those of `families.load`.
         """
-        source, where = cls._locate(model, subfolders, option, revision)
+        source, where, index = cls._locate(model, subfolders, option, revision)
         remedy = (
             f"Give a folder in {cls.family}'s diffusers layout with safetensors weights, or a Hub "
             "id that this machine can reach."
         )
         cls.check_configs(model, where, revision, option)
-        loaded = cls.settings(read_index(locate(model), option, revision))
+        loaded = cls.settings(index)
         # Networks come last, since they take longest.
         order = sorted(where, key=lambda name: issubclass(cls.parts[name], nn.Module))
         # Under another default device, transformers would require `accelerate`.
@@ -76,10 +76,13 @@ class AssembledTeacher(Teacher):
                     part = load_part(cls.parts[name], source, where[name], revision, variant)
                     loaded[name] = part
             refuse_problem(tokenizers_problem(loaded), option, cls.family, cls.example)
-            made = cls(**loaded, resolution=resolution, option=option)
-        if cls.vae_scale and (doubt := foreign_scale(made.vae.config, cls.vae_scale)):
+            teacher = cls(**loaded, resolution=resolution, option=option)
+        if cls.vae_scale and (doubt := foreign_scale(teacher.vae.config, cls.vae_scale)):
             rank_zero_warn(f"--{option}: {doubt}.")
-        return made
+        teacher.load_again = lambda name: load_part(
+            cls.parts[name], source, where[name], revision, variant
+        )
+        return teacher
 
     @classmethod
     def outline(
@@ -91,13 +94,13 @@ class AssembledTeacher(Teacher):
         option: str = "model.teacher",
     ) -> Self:
         """Make the model of a folder or Hub id on the meta device, from its configuration files."""
-        source, where = cls._locate(model, subfolders, option, revision)
+        source, where, index = cls._locate(model, subfolders, option, revision)
         cls.check_configs(model, where, revision, option)
         names = ", ".join(cls.architectures)
         remedy = f"Give its folder, or {ARCHITECTURE}NAME with one of {names}."
         with explained(f"--{option}: could not read the configuration of {model!r}", remedy):
             parts = configured({n: cls.parts[n] for n in where}, source, where, revision)
-            parts |= cls.settings(read_index(locate(model), option, revision))
+            parts |= cls.settings(index)
         return cls(**parts, resolution=resolution, option=option).to("meta")
 
     @classmethod
@@ -111,8 +114,11 @@ class AssembledTeacher(Teacher):
     ) -> Self:
         """Make one of `architectures` with random weights, at its usual resolution by default."""
         device = device or torch.get_default_device()
-        parts = untrained(cls.architectures[name], device, seed)
-        return cls(**parts, resolution=resolution, option=option).to(device)
+        made = cls.architectures[name]
+        parts = untrained(made, device, seed)
+        teacher = cls(**parts, resolution=resolution, option=option).to(device)
+        teacher.load_again = lambda part: untrained(made, device, seed)[part]
+        return teacher
 
     @classmethod
     def settings(cls, index: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +150,7 @@ class AssembledTeacher(Teacher):
     @classmethod
     def _locate(
         cls, model: str, subfolders: Mapping[str, str] | None, option: str, revision: str | None
-    ) -> tuple[str, dict[str, str]]:
+    ) -> tuple[str, dict[str, str], dict[str, Any]]:
         names = cls.family, cls.pipeline_class.__name__
         parts = tuple(cls.parts)
         return locate_parts(
@@ -201,6 +207,19 @@ class AssembledTeacher(Teacher):
     def packed(self, latents: Tensor) -> Tensor:
         """Return latents [B, C, H, W] in the layout of the pipeline's scheduler."""
         return latents
+
+    # ------------------------------------------------------------------ diffusers
+
+    @abstractmethod
+    def other_parts(self) -> dict[str, Any]:
+        """Return the pipeline's parts besides network, scheduler, autoencoder and tokenizers."""
+
+    def pipeline(self, network: nn.Module, scheduler: Any) -> Any:
+        """Make a stock pipeline from a network, a scheduler and the teacher's other parts."""
+        own = {self.network_name: network, "scheduler": scheduler, "vae": self.vae}
+        pipeline = self.pipeline_class(**own | self.tokenizers | self.other_parts())
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
     # ------------------------------------------------------------------ sampling the teacher
 

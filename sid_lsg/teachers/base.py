@@ -5,7 +5,7 @@ flow-matching transformer), write a subclass in a new file and add a line to `fa
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, ClassVar, Protocol, Self
@@ -18,6 +18,7 @@ from sid_lsg.method.conditioning import Conditioning
 from sid_lsg.method.guidance import Rescale, sampling_evaluations
 from sid_lsg.method.sampling import denoiser, sample, seeded_noises
 from sid_lsg.method.schedule import Schedule
+from sid_lsg.teachers.remembered import Remembered
 
 Tokens = dict[str, Tensor]
 """A tokenizer's output: named tensors, with one row per prompt."""
@@ -63,6 +64,8 @@ class Teacher(nn.Module, ABC):
         null_kind: "zeros" or "empty" (the empty prompt) if the null conditioning can be chosen.
         frozen_dtype: The dtype of frozen linear and convolution weights, if it differs from the
             other weights' (`memory.set_frozen_precision`).
+        remembered: The conditioning of all prompts, after `encode_once`.
+        load_again: Loads a part by its name in `pipeline`.
     """
 
     network_name: ClassVar[str]
@@ -80,6 +83,8 @@ class Teacher(nn.Module, ABC):
     max_sequence_length: int | None = None
     null_kind: str | None = None
     embeds_guidance: bool = False
+    remembered: Remembered | None = None
+    load_again: Callable[[str], nn.Module] | None = None
 
     # ------------------------------------------------------------------ loading
 
@@ -294,8 +299,32 @@ class Teacher(nn.Module, ABC):
         return {name: value.to(device) for name, value in self.encode(tokens).items()}
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Turn prompts into conditioning on the device of the network."""
-        return self.condition_on(self.tokenize(prompts))
+        """Turn prompts into conditioning on the device of the network.
+
+        Raises:
+            UsageError: If the text encoders were dropped before a prompt was encoded.
+        """
+        if self.remembered is None:
+            return self.condition_on(self.tokenize(prompts))
+        device = next(self.network.parameters()).device
+        return {name: value.to(device) for name, value in self.remembered[prompts].items()}
+
+    def encode_once(self, prompts: Iterable[str]) -> None:
+        """Encode all prompts of a run, and drop the text encoders.
+
+        Raises:
+            UsageError: If there are too many prompts.
+        """
+        self.remembered = Remembered(prompts, self.encode_prompts)
+        self.keep_text_apart()
+        for part in self.text_parts.values():
+            part.to("meta")
+
+    def whole_part(self, name: str, part: nn.Module) -> nn.Module:
+        """Return a part of `pipeline`; load it again, in float32, if it was dropped."""
+        if next(part.parameters()).device.type != "meta" or self.load_again is None:
+            return part
+        return self.load_again(name)
 
     @property
     def text_parts(self) -> dict[str, nn.Module]:

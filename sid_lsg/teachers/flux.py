@@ -11,7 +11,7 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     CLIPTextModel,
     CLIPTokenizer,
@@ -181,18 +181,9 @@ class Flux(ChosenLength, PackedTeacher):
         """Return the scale of the guidance embedding, as usual; without it, that of true CFG."""
         return {"guidance_scale" if self.embeds_guidance else "true_cfg_scale": scale}
 
-    def pipeline(self, network: nn.Module, scheduler: Any) -> FluxPipeline:
-        """Make a stock pipeline from a transformer, a scheduler and the teacher's other parts."""
-        pipeline = FluxPipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            text_encoder_2=self.text_encoder_2,
-            **self._tokenizers,
-            transformer=network,
-            scheduler=scheduler,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+    def other_parts(self) -> dict[str, Any]:
+        """Return the text encoders."""
+        return {"text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2}
 
 
 def _tokenize(

@@ -59,7 +59,7 @@ def locate_parts(
     pipeline: str,
     revision: str | None = None,
     optional: Sequence[str] = (),
-) -> tuple[str, dict[str, str]]:
+) -> tuple[str, dict[str, str], dict[str, Any]]:
     """Find a model's parts, and check that it is in a family's layout.
 
     Args:
@@ -73,7 +73,7 @@ def locate_parts(
         optional: Parts that the model may lack.
 
     Returns:
-        The folder or Hub id, and each part's subfolder, of the parts that it has.
+        The folder or Hub id, the subfolder of each part that it has, and the model's index.
 
     Raises:
         UsageError: If the folder does not exist or is not in the family's layout.
@@ -97,7 +97,7 @@ def locate_parts(
         if not named and not _holds(source, index, name, where[name]):
             del where[name]
     _check_layout(source, where, option, family, index)
-    return source.location, where
+    return source.location, where, index
 
 
 def _holds(source: Source, index: Mapping[str, Any], name: str, path: str) -> bool:

@@ -188,17 +188,9 @@ class PixArtSigma(ChosenLength, DiffusionTeacher):
         """Return the exact size, and no negative prompt besides its embeddings."""
         return {"negative_prompt": None, **super().reference_options(), **_UNCHANGED}
 
-    def pipeline(self, network: nn.Module, scheduler: Any) -> Any:
-        """Make a stock pipeline from a transformer, a scheduler and the teacher's other parts."""
-        pipeline: Any = self.pipeline_class(
-            tokenizer=self.tokenizer,
-            text_encoder=self.text_encoder,
-            vae=self.vae,
-            transformer=network,
-            scheduler=scheduler,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+    def other_parts(self) -> dict[str, Any]:
+        """Return the text encoder."""
+        return {"text_encoder": self.text_encoder}
 
 
 class PixArtAlpha(PixArtSigma):

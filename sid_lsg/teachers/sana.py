@@ -13,7 +13,7 @@ from diffusers import (
     SanaPipeline,
     SanaTransformer2DModel,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Gemma2Model, GemmaTokenizerFast, PreTrainedTokenizerBase
 
 from sid_lsg.messages.checks import beside
@@ -205,17 +205,9 @@ class Sana(FlowTeacher):
         """Return the exact size; by default the pipeline resizes to one from a table."""
         return {**super().reference_options(), "use_resolution_binning": False}
 
-    def pipeline(self, network: nn.Module, scheduler: Any) -> SanaPipeline:
-        """Make a stock pipeline from a transformer, a scheduler and the teacher's other parts."""
-        pipeline = SanaPipeline(
-            tokenizer=self.tokenizer,
-            text_encoder=self.text_encoder,
-            vae=self.vae,
-            transformer=network,
-            scheduler=scheduler,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+    def other_parts(self) -> dict[str, Any]:
+        """Return the text encoder."""
+        return {"text_encoder": self.text_encoder}
 
 
 def _texts(

@@ -12,7 +12,7 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     CLIPTextModelWithProjection,
     CLIPTokenizer,
@@ -205,19 +205,14 @@ class SD3(ChosenLength, FlowTeacher):
             "pooled_prompt_embeds": condition["pooled_projections"],
         }
 
-    def pipeline(self, network: nn.Module, scheduler: Any) -> StableDiffusion3Pipeline:
-        """Make a stock pipeline from a transformer, a scheduler and the teacher's other parts."""
-        pipeline = StableDiffusion3Pipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            text_encoder_2=self.text_encoder_2,
-            text_encoder_3=self.text_encoder_3,
-            **{"tokenizer_3": None} | self._tokenizers,
-            transformer=network,
-            scheduler=scheduler,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+    def other_parts(self) -> dict[str, Any]:
+        """Return the text encoders; T5 and its tokenizer may be None."""
+        return {
+            "text_encoder": self.text_encoder,
+            "text_encoder_2": self.text_encoder_2,
+            "text_encoder_3": self.text_encoder_3,
+            "tokenizer_3": self._tokenizers.get("tokenizer_3"),
+        }
 
 
 def _tokenize(tokenizers: Mapping[str, Any], length: int, prompts: Sequence[str]) -> Tokens:

@@ -12,7 +12,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sid_lsg.method.conditioning import Conditioning
@@ -174,20 +174,14 @@ class SDXL(UNetTeacher):
         """Return an Euler scheduler, the one of SDXL's base model."""
         return EulerDiscreteScheduler.from_config(self.scheduler_config)
 
-    def pipeline(self, network: nn.Module, scheduler: Any) -> StableDiffusionXLPipeline:
-        """Make a stock pipeline from a UNet, a scheduler and the teacher's other parts."""
-        pipeline = StableDiffusionXLPipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            text_encoder_2=self.text_encoder_2,
-            **self._tokenizers,
-            unet=network,
-            scheduler=scheduler,
-            force_zeros_for_empty_prompt=self.null_kind == "zeros",
-            add_watermarker=False,  # of the images; by default if a package for it is installed
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+    def other_parts(self) -> dict[str, Any]:
+        """Return the text encoders, the null conditioning, and no watermark."""
+        return {
+            "text_encoder": self.text_encoder,
+            "text_encoder_2": self.text_encoder_2,
+            "force_zeros_for_empty_prompt": self.null_kind == "zeros",
+            "add_watermarker": False,  # of the images; by default if a package for it is installed
+        }
 
 
 def _tokenize(first: CLIPTokenizer, second: CLIPTokenizer, prompts: Sequence[str]) -> Tokens:

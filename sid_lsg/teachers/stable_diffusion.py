@@ -12,7 +12,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sid_lsg.method.conditioning import Conditioning
@@ -112,17 +112,11 @@ class StableDiffusion(UNetTeacher):
         """Return a DDIM scheduler."""
         return DDIMScheduler.from_config(self.scheduler_config, clip_sample=False)
 
-    def pipeline(self, network: nn.Module, scheduler: Any) -> StableDiffusionPipeline:
-        """Make a stock pipeline from a UNet, a scheduler and the teacher's other parts."""
-        pipeline = StableDiffusionPipeline(
-            vae=self.vae,
-            text_encoder=self.text.text_encoder,
-            tokenizer=self.text.tokenizer,
-            unet=network,
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+    def other_parts(self) -> dict[str, Any]:
+        """Return the text encoder, and no safety checker."""
+        return {
+            "text_encoder": self.text.text_encoder,
+            "safety_checker": None,
+            "feature_extractor": None,
+            "requires_safety_checker": False,
+        }

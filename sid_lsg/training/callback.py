@@ -1,6 +1,6 @@
 """Base classes of the callbacks: their hooks and what they offer to each other."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,11 @@ class RunCallback(L.Callback):
 
     def on_ended(self, trainer: L.Trainer) -> None:
         """Run last, after the `teardown` of all callbacks."""
+
+    @property
+    def own_prompts(self) -> Sequence[str]:
+        """Return the prompts that the callback samples besides those of the data module."""
+        return ()
 
     def summary(self) -> dict[str, Any]:
         """Return entries for the run's summary.json."""
@@ -122,3 +127,10 @@ def leaving(trainer: L.Trainer, sampler: Callable[..., Any]) -> Callable[..., An
 def run_callbacks(trainer: L.Trainer) -> list[RunCallback]:
     """Return the callbacks that are `RunCallback`s."""
     return [c for c in trainer.callbacks if isinstance(c, RunCallback)]
+
+
+def all_prompts(trainer: L.Trainer) -> Iterator[str]:
+    """Yield every prompt that a run may sample, with repetitions."""
+    yield from trainer.datamodule.all_prompts()
+    for callback in run_callbacks(trainer):
+        yield from callback.own_prompts

@@ -29,6 +29,7 @@ from sid_lsg.method.phases import (
     fake_score_phase,
     generator_phase,
 )
+from sid_lsg.networks.buffers import share_buffers
 from sid_lsg.networks.compilation import as_written, compile_blocks
 from sid_lsg.networks.initial import start
 from sid_lsg.networks.lora import copy_trainable, trainable
@@ -60,6 +61,7 @@ from sid_lsg.teachers.base import Teacher, Tokens
 from sid_lsg.teachers.distilled import check_not_distilled
 from sid_lsg.teachers.families import load
 from sid_lsg.training.alternating import AlternatingModule, frozen, trained_by
+from sid_lsg.training.callback import all_prompts
 from sid_lsg.training.discriminator import Discriminator, required
 from sid_lsg.training.ema import update_ema
 from sid_lsg.training.log import IterationLog
@@ -182,6 +184,7 @@ class SiDLSG(AlternatingModule):
             "model.lr_scheduler_generator": lr_scheduler_generator,
         }
         self.ema_options, self.clipping, self.compute = ema, gradients, compute
+        self.drops_text = text.device == "drop"
         self.recomputed = memory.recomputed
         self.seed = seed
         self.log_of_iterations = IterationLog()
@@ -224,13 +227,19 @@ class SiDLSG(AlternatingModule):
         check_ema_device(self.ema_options.device, self.ema)
 
     def on_fit_start(self) -> None:
-        """Enable TF32 if configured, and move the EMA to its device.
+        """Enable TF32 if configured, share buffers, move the EMA to its device, drop text encoders.
 
         Lightning has moved all networks to the accelerator before.
+
+        Raises:
+            UsageError: If there are too many prompts to encode them once.
         """
         allow_tf32(self.compute.tf32)
+        share_buffers(self.teacher.network, self.fake_score, self.generator, self.ema)
         if self.ema_options.device:
             self.ema.to(self.ema_options.device)
+        if self.drops_text and self.teacher.remembered is None:
+            self.teacher.encode_once(all_prompts(self.trainer))
 
     # ------------------------------------------------------------------ one iteration
 
@@ -309,7 +318,8 @@ class SiDLSG(AlternatingModule):
         )
 
     def _encode(self, prompts: Sequence[str], tokens: Tokens) -> Conditioning:
-        return self.teacher.condition_on(tokens or self.teacher.tokenize(prompts))
+        teacher = self.teacher
+        return teacher.condition_on(tokens) if tokens else teacher.encode_prompts(prompts)
 
     def _drop(self, condition: Conditioning, draws: Draws) -> Conditioning:
         if not self.kappas.drops_prompts:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sid_lsg.benchmark.runs import fit
+from sid_lsg.costs.compute import iteration_flops
 from sid_lsg.costs.memory import (
     largest_micro_batch,
     optimizer_bytes,
@@ -18,6 +19,7 @@ from sid_lsg.costs.memory import (
 from sid_lsg.costs.plan import Plan, PlannedRun
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.lora import LoRA
+from sid_lsg.options.text import Text, TextDevice
 from sid_lsg.options.training import EMA, Adapters, Memory
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from sid_lsg.training.module import SiDLSG
@@ -143,6 +145,19 @@ def test_image_decoding_counts_without_gradients(plan: Callable[..., PlannedRun]
     decoding = (many + standing["gradients"]) / 64
     assert 3 * 4 * 64**2 < decoding < 100 * 4 * 64**2
     assert elsewhere - many == standing["EMA"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "drop"])
+def test_text_encoders_elsewhere_take_no_memory(
+    plan: Callable[..., PlannedRun], device: TextDevice
+) -> None:
+    run, usual = plan(text=Text(device=device)), plan()
+    name = "VAE, text encoder"
+    text = sum(p.nbytes for part in run.teacher.text_parts.values() for p in part.parameters())
+    saved = standing_bytes(usual)[name] - standing_bytes(run)[name]
+    assert text <= saved < 1.01 * text
+    assert "text encoder" not in passing_bytes(run)
+    assert (iteration_flops(run)["text encoder"] == 0) == (device == "drop")
 
 
 def test_optimizer_states_are_measured() -> None:

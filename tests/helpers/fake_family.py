@@ -129,7 +129,7 @@ class FakeFamily(Teacher):
         resolution: int | None = None,
         option: str = "model.teacher",
     ) -> "FakeFamily":
-        source, where = locate_parts(
+        source, where, _ = locate_parts(
             model, PARTS, subfolders, option, "the fake family", "FakePipeline", revision
         )
         with explained(f"--{option}: could not load {model!r}", "Give a fake."):

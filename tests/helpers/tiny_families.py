@@ -97,6 +97,7 @@ LORA = {"model__lora__fake_score__rank": 2, "model__lora__generator__rank": 2}
 LEAN = {
     "model__memory__activations": "lean",
     "model__memory__checkpointing": "[fake_score, generator, teacher]",
+    "model__text__device": "drop",
     "model__micro_batch_size": 1,
 }
 

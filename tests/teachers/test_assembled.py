@@ -1,4 +1,4 @@
-"""Teachers made of parts: sampling the teacher in any precision of its text encoders."""
+"""Teachers made of parts: their text encoders in any precision, or dropped after encoding."""
 
 import json
 import shutil
@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from sid_lsg.export.folder import save_pipeline
+from sid_lsg.files.weights import first_difference
+from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.memory import set_text
 from sid_lsg.options.text import Text
 from sid_lsg.teachers import families
@@ -63,3 +66,38 @@ def test_another_familys_autoencoder_is_told_by_its_scale(
         told = [message.startswith(said) for message in warned(scale)]
         # PixArt-Alpha has Stable Diffusion's, and PixArt-Sigma SDXL's.
         assert told == ([] if scale == own or "pixart" in folder.name else [True])
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_dropped_text_encoders_change_nothing_and_are_exported(
+    folder: Path, tmp_path: Path
+) -> None:
+    prompts = ["a red cat", "two dogs", "the moon"]
+    teacher = families.load(str(folder))
+    expected = teacher.encode_prompts(prompts)
+    image = teacher.sample_reference(prompts[:1], [0], 1, 2.0)
+    teacher.encode_once(reversed([*prompts, *prompts]))
+    assert {p.device.type for part in teacher.text_parts.values() for p in part.parameters()} == {
+        "meta"
+    }
+    for name, value in teacher.encode_prompts(prompts).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+    found = teacher.sample_reference(prompts[:1], [0], 1, 2.0)
+    torch.testing.assert_close(found, image, rtol=1e-4, atol=1e-4)
+    with pytest.raises(UsageError, match="drop: 'the sun' is none of the run's prompts"):
+        teacher.encode_prompts(["the moon", "the sun"])
+    save_pipeline(teacher, teacher.network, tmp_path, 625)
+    whole, again = families.load(str(folder)), families.load(str(tmp_path))
+    for name, part in whole.text_parts.items():
+        before, after = part.state_dict(), again.text_parts[name].state_dict()
+        assert first_difference(after, before) is None
+        assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_too_many_prompts_to_remember_are_refused(
+    tiny_sd: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sid_lsg.teachers.remembered._MOST", 3 * 77 * 32 * 4)
+    teacher = families.load(tiny_sd)
+    with pytest.raises(UsageError, match=r"text.device drop: the features of more than \d prompts"):
+        teacher.encode_once(map(str, range(10_000_000)))
