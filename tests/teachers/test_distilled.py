@@ -1,6 +1,5 @@
 """A teacher that was distilled before is refused by what gives it away, before it is loaded."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,22 @@ from sid_lsg.commands.estimate import estimate
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.teachers.distilled import check_not_distilled
 from sid_lsg.training.module import SiDLSG
+from tests.helpers.model_folders import edit
 from tests.helpers.paths import GOLDEN, GOLDEN_FLOW
 
 FLUX, PIXART = (GOLDEN_FLOW / "pipelines" / f"tiny_{name}" for name in ("flux", "pixart"))
 SDXL, SD = GOLDEN_FLOW / "pipelines" / "tiny_sdxl", GOLDEN / "tiny_sd"
+SANA = GOLDEN_FLOW / "pipelines" / "tiny_sana"
+WEIGHTS = shutil.ignore_patterns("*.safetensors")
+SD35 = "stabilityai/stable-diffusion-3.5"
+SPRINT = "Efficient-Large-Model/{}_Sprint_{}B_1024px_teacher_diffusers"
 BASE = "stabilityai/stable-diffusion-xl-base-1.0"
-
-
-def edit(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 @pytest.fixture(params=[SDXL, SD], ids=["sdxl", "sd"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Return a model without weights: its files of configuration are enough."""
-    ignored = shutil.ignore_patterns("*.safetensors")
-    return Path(shutil.copytree(request.param, tmp_path / "model", ignore=ignored))
+    return Path(shutil.copytree(request.param, tmp_path / "model", ignore=WEIGHTS))
 
 
 def refusal(model: str | Path, **options: Any) -> str:
@@ -81,6 +80,17 @@ def test_a_guidance_embedding_gives_a_model_away(folder: Path) -> None:
     assert "the guidance embedding of its UNet (time_cond_proj_dim 256)" in refusal(folder)
 
 
+@pytest.mark.parametrize("width", [1152, 2240])
+def test_sprints_guidance_embedding_gives_it_away(tmp_path: Path, width: int) -> None:
+    folder = Path(shutil.copytree(SANA, tmp_path / "model", ignore=WEIGHTS))
+    check_not_distilled(str(folder))
+    edit(folder / "transformer/config.json", guidance_embeds=True, cross_attention_dim=width)
+    message = refusal(folder)
+    assert "the guidance embedding of its transformer (guidance_embeds)" in message
+    size = {1152: SPRINT.format("Sana", "0.6"), 2240: SPRINT.format("SANA", "1.6")}[width]
+    assert message.endswith(f"Give its base model, such as {size}.")
+
+
 @pytest.mark.parametrize(
     ("name", "word"),
     [
@@ -88,10 +98,11 @@ def test_a_guidance_embedding_gives_a_model_away(folder: Path) -> None:
         ("SDXL-Lightning", "lightning"),
         ("my_sdxl_lcm", "lcm"),
         ("Hyper-SD-sdxl", "hypersd"),
+        ("flash-sdxl", "flashsdxl"),
     ],
 )
 def test_a_name_gives_a_model_away(tmp_path: Path, name: str, word: str) -> None:
-    shutil.copytree(SDXL, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(SDXL, tmp_path / name, ignore=WEIGHTS)
     message = refusal(tmp_path / name)
     assert f"its name ({word!r} in {name!r})" in message
     assert message.endswith(f"Give its base model, such as {BASE}.")
@@ -103,10 +114,11 @@ def test_a_name_gives_a_model_away(tmp_path: Path, name: str, word: str) -> None
         ("stabilityai/sdxl-turbo", BASE),
         ("stabilityai/sd-turbo", "stabilityai/stable-diffusion-2-1"),
         ("SimianLuo/LCM_Dreamshaper_v7", "Lykon/dreamshaper-7"),
-        (
-            "stabilityai/stable-diffusion-3.5-large-turbo",
-            "stabilityai/stable-diffusion-3.5-large",
-        ),
+        ("stabilityai/stable-diffusion-3.5-large-turbo", f"{SD35}-large"),
+        ("tensorart/stable-diffusion-3.5-medium-turbo", f"{SD35}-medium"),
+        ("jasperai/flash-sd3", "stabilityai/stable-diffusion-3-medium-diffusers"),
+        ("Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers", SPRINT.format("Sana", "0.6")),
+        ("Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers", SPRINT.format("SANA", "1.6")),
         ("black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.1-dev"),
         ("Tongyi-MAI/Z-Image-Turbo", "Tongyi-MAI/Z-Image"),
         ("lightx2v/Qwen-Image-Lightning", "Qwen/Qwen-Image"),
@@ -156,9 +168,7 @@ def test_the_original_name_in_a_configuration_counts(folder: Path) -> None:
 def test_transformers_are_known_too(
     tmp_path: Path, whole: Path, spoilt: str, values: dict[str, Any], found: str | None
 ) -> None:
-    folder = shutil.copytree(
-        whole, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors")
-    )
+    folder = shutil.copytree(whole, tmp_path / "model", ignore=WEIGHTS)
     check_not_distilled(str(folder))
     edit(folder / spoilt, **values)
     if found is None:
@@ -169,17 +179,17 @@ def test_transformers_are_known_too(
 
 def test_a_model_like_flux_schnell_is_refused(tmp_path: Path) -> None:
     """It has no guidance embedding, as models without it in which guidance was trained again."""
-    folder = shutil.copytree(
-        FLUX, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors")
-    )
+    folder = shutil.copytree(FLUX, tmp_path / "model", ignore=WEIGHTS)
     edit(folder / "transformer/config.json", guidance_embeds=False)
     edit(folder / "scheduler/scheduler_config.json", use_dynamic_shifting=False, shift=1.0)
     assert refusal(folder).endswith("such as black-forest-labs/FLUX.1-dev.")
 
 
-@pytest.mark.parametrize("name", ["turbulence", "lightnings", "alchemy-hyper-real", "lcms"])
+@pytest.mark.parametrize(
+    "name", ["turbulence", "lightnings", "hyper-real", "lcms", "flash-light", "sprint_teacher"]
+)
 def test_other_names_are_accepted(tmp_path: Path, name: str) -> None:
-    shutil.copytree(SD, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(SD, tmp_path / name, ignore=WEIGHTS)
     check_not_distilled(str(tmp_path / name))
 
 
