@@ -21,6 +21,7 @@ from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.lora import LoRA
 from sid_lsg.options.training import Adapters, Compute, Memory
 from sid_lsg.training.module import SiDLSG
+from tests.helpers.tiny_families import FAMILIES
 
 
 @pytest.fixture(autouse=True)
@@ -71,10 +72,18 @@ EVERYTHING = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
-def test_a_compiled_run_equals_an_eager_one(small_sd: str, options: dict[str, object]) -> None:
-    plain, _ = trained(small_sd, **options)
-    compiled, programs = trained(small_sd, compute=Compute(compile=True), **options)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    # SDXL's blocks are of Stable Diffusion's classes.
+    [("sd", {}), ("sd", EVERYTHING), ("sana", {}), ("sd3", {})],
+    ids=["sd", "sd, everything", "sana", "sd3"],
+)
+def test_a_compiled_run_equals_an_eager_one(
+    small_sd: str, name: str, options: dict[str, object]
+) -> None:
+    teacher = str(FAMILIES[name].folder) if name in FAMILIES else small_sd
+    plain, _ = trained(teacher, **options)
+    compiled, programs = trained(teacher, compute=Compute(compile=True), **options)
     first, second = programs.counts
     # Five graphs per block: the generator with and without gradients, the fake score with
     # gradients for weights and for inputs, the teacher. Activation checkpointing adds one.

@@ -14,6 +14,7 @@ from sid_lsg.networks.memory import set_text
 from sid_lsg.options.text import Text
 from sid_lsg.teachers import families
 from tests.helpers.paths import GOLDEN, GOLDEN_FLOW
+from tests.helpers.tiny_families import FAMILIES
 
 PIPELINES = GOLDEN_FLOW / "pipelines"
 FOLDERS = [
@@ -68,7 +69,9 @@ def test_another_familys_autoencoder_is_told_by_its_scale(
         assert told == ([] if scale == own or "pixart" in folder.name else [True])
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder", [FOLDERS[0], *(one.folder for one in FAMILIES.values())], ids=lambda one: one.name
+)
 def test_dropped_text_encoders_change_nothing_and_are_exported(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 `tests.helpers.tiny_families` lists the families.
 """
 
+import io
 import json
 import signal
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sid_lsg.app.panels import take
 from sid_lsg.checkpoints.opening import require_checkpoint
 from sid_lsg.cli import main
 from sid_lsg.commands.estimate import estimate
@@ -27,6 +29,7 @@ from sid_lsg.generation.models import load_model
 from sid_lsg.generation.trained import Trained, load_trained
 from sid_lsg.images.pixels import to_uint8
 from tests.helpers import runs, strategy_runs
+from tests.helpers.images import photographs
 from tests.helpers.tiny_families import (
     EVERYTHING,
     FAMILIES,
@@ -117,8 +120,17 @@ def test_a_resumed_run_equals_an_undisturbed_one(
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
+DROPPED = EVERYTHING | {
+    "model__text__device": "drop",
+    "image_grid__every_n_steps": 1,
+    "image_grid__prompts": "[a new prompt]",
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"model__num_steps": 4}, LORA], ids=["4 steps", "LoRA"])
+@pytest.mark.parametrize(
+    "options", [{"model__num_steps": 4}, LORA | DROPPED], ids=["4 steps", "LoRA, no text encoders"]
+)
 def test_steps_and_adapters_are_independent(
     family: TinyFamily, tmp_path: Path, options: dict[str, Any]
 ) -> None:
@@ -126,6 +138,15 @@ def test_steps_and_adapters_are_independent(
     before = load_file(family.folder / family.network)
     moved = sum(float((value - before[name]).norm()) for name, value in found.items())
     assert moved > MOVED
+
+
+@pytest.mark.slow
+def test_real_images_change_the_generator(family: TinyFamily, run: Path, tmp_path: Path) -> None:
+    """The adversarial term reaches the generator's weights."""
+    real = {"data__real_images": photographs(tmp_path), "model__real_data__generator_weight": 1.0}
+    found, plain = weights(family, fit(family, tmp_path / "run", **real)), weights(family, run)
+    assert all(value.isfinite().all() for value in found.values())
+    assert sum(float((value - plain[name]).norm()) for name, value in found.items()) > MOVED
 
 
 def test_adapters_are_on_every_attention(family: TinyFamily, adapted: Path) -> None:
@@ -145,8 +166,9 @@ def test_adapters_are_on_every_attention(family: TinyFamily, adapted: Path) -> N
 # ---------------------------------------------------------------------- export
 
 
-@pytest.mark.parametrize("num_steps", [1, 4])
-@pytest.mark.parametrize("which", ["run", "adapted"])
+@pytest.mark.parametrize(
+    ("which", "num_steps"), [*(("run", steps) for steps in (1, 2, 3, 4)), ("adapted", 4)]
+)
 @pytest.mark.slow
 def test_stock_diffusers_samples_an_export(
     family: TinyFamily, request: pytest.FixtureRequest, tmp_path: Path, which: str, num_steps: int
@@ -189,7 +211,10 @@ def test_images_are_generated_and_scored(family: TinyFamily, run: Path, tmp_path
     model = load_model(str(run))
     expected = to_uint8(model.sample(PROMPTS[:1], [3]))[0].permute(1, 2, 0)
     shown = [np.asarray(Image.open(file)) for file in files if Image.open(file).size == size]
-    assert min(int(np.abs(image.astype(int) - expected.numpy()).max()) for image in shown) <= 1
+    shown.append(np.asarray(Image.open(io.BytesIO(take(model, PROMPTS[0], 3).png))))  # the app's
+    errors = [int(np.abs(image.astype(int) - expected.numpy()).max()) for image in shown]
+    assert min(errors[:-1]) <= 1
+    assert errors[-1] == 0
     evaluate(
         str(run), num_images=4, clip="package:demo/fashion/clip", protocol="fast",
         output=str(tmp_path / "out"), **common,

@@ -3,7 +3,6 @@
 `tests/method/test_parity_flow.py` compares its numbers with the official code's.
 """
 
-import json
 import pickle
 import shutil
 from pathlib import Path
@@ -14,10 +13,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
 
 from sid_lsg.generation.models import load_model
-from sid_lsg.messages.errors import UsageError
 from sid_lsg.teachers import families
 from sid_lsg.teachers.sana import Sana
 from tests.helpers.golden import error
+from tests.helpers.model_folders import edit, refusal
 from tests.helpers.paths import GOLDEN_FLOW
 
 FOLDER = GOLDEN_FLOW / "pipelines" / "tiny_sana"
@@ -41,16 +40,6 @@ def load(folder: Path, **options: Any) -> Sana:
     loaded = families.load(str(folder), **options)
     assert isinstance(loaded, Sana)
     return loaded
-
-
-def edit(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def refusal(model: str | Path, **options: Any) -> str:
-    with pytest.raises(UsageError) as caught:
-        families.load(str(model), **options)
-    return str(caught.value)
 
 
 # ---------------------------------------------------------------------- the stock pipeline

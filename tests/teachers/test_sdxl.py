@@ -1,6 +1,5 @@
 """An SDXL teacher: its calls equal the stock pipeline's; the errors for unusable folders."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from sid_lsg.options.text import Text
 from sid_lsg.teachers import families
 from sid_lsg.teachers.sdxl import SDXL
 from tests.helpers.golden import error
+from tests.helpers.model_folders import edit, refusal
 from tests.helpers.paths import GOLDEN_FLOW
 
 FOLDER = GOLDEN_FLOW / "pipelines" / "tiny_sdxl"
@@ -36,16 +36,6 @@ def teacher() -> SDXL:
 def folder(tmp_path: Path) -> Path:
     """Return a copy of the teacher's folder that a test may damage."""
     return Path(shutil.copytree(FOLDER, tmp_path / "model"))
-
-
-def edit(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def refusal(model: str | Path, **options: Any) -> str:
-    with pytest.raises(UsageError) as caught:
-        families.load(str(model), **options)
-    return str(caught.value)
 
 
 # ---------------------------------------------------------------------- the stock pipeline's calls

@@ -1,6 +1,5 @@
 """A Stable Diffusion teacher from a folder: its outputs, and the errors for unusable folders."""
 
-import json
 import pickle
 import shutil
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from sid_lsg.method.shapes import per_sample
 from sid_lsg.networks.memory import set_frozen_precision
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from tests.helpers.damage import Trap
+from tests.helpers.model_folders import edit
 
 V_SCHEDULER = {"scheduler": "../tiny_sd_v/scheduler"}
 WEIGHTS = {
@@ -82,10 +82,6 @@ def seen_by(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(network, "forward", counted)
     return sizes
-
-
-def edit(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def refusal(model: str | Path, **options: Any) -> str:
