@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +147,10 @@ class Metrics(Scorer):
             return
         if due(trainer, self.every_n_images):
             self.latest = {}
-            for model in generators(pl_module, self.num_steps):
-                scores = self._score(trainer, pl_module, model)
-                self.latest |= model.named(self._named(scores))
+            with pl_module.ema_on_device():
+                for model in generators(pl_module, self.num_steps):
+                    scores = self._score(trainer, pl_module, model)
+                    self.latest |= model.named(self._named(scores))
             log_now(trainer, self.latest)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -206,8 +208,9 @@ class Metrics(Scorer):
         own = generators(module, self.num_steps)
         self.latest = {}
         for model in (*compared, *own):
-            scores = self._score(trainer, module, model)
-            images = model.sampler(prompts, range(len(prompts)))
+            with module.ema_on_device() if model in own else nullcontext():
+                scores = self._score(trainer, module, model)
+                images = model.sampler(prompts, range(len(prompts)))
             rows.append(Row(model.name, scores, model.evaluations, images))
             found = self._named(scores)
             if model in own:

@@ -394,6 +394,10 @@ class SiDLSG(AlternatingModule):
         """Sample the teacher's network as a generator, the baseline of the training."""
         return self.teacher.decode(self.generate(prompts, seeds, None, self.teacher.network))
 
+    def ema_on_device(self) -> AbstractContextManager[nn.Module]:
+        """Return a context that keeps the EMA on the device, to sample several batches from it."""
+        return borrowed(self.ema, self.device)
+
     def averaged(self) -> AbstractContextManager[nn.Module]:
         """Return a context that yields the EMA with full weights on the first rank. Collective."""
         return self.full_parameters(self.ema)

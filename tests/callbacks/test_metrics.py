@@ -1,11 +1,14 @@
 """Scores during a run, and the comparison with the teacher at its end."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from sid_lsg.callbacks import Checkpoint, Metrics
 from sid_lsg.messages.errors import UsageError
@@ -102,8 +105,24 @@ def test_the_seconds_of_a_continued_run_include_all_its_training(
 
 
 def test_the_table_states_the_steps_of_the_generator(
-    small_sd: str, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_sd: str,
+    files: Files,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """And an EMA that is on the CPU moves once for each row, not for each batch."""
+    moved: list[nn.Module] = []
+    there: list[nn.Module] = []
+
+    @contextmanager
+    def noted(network: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+        moved.extend([] if network in there else [network])
+        there.append(network)
+        yield network
+        there.pop()
+
+    monkeypatch.setattr("sid_lsg.training.module.borrowed", noted)
     few = metrics(
         files,
         num_images=2,
@@ -112,7 +131,8 @@ def test_the_table_states_the_steps_of_the_generator(
         teacher_guidance=1.0,
         num_steps=[2, 3, 1],
     )
-    fit(small_sd, files, tmp_path, few, max_steps=1, num_steps=2)
+    module = fit(small_sd, files, tmp_path, few, max_steps=1, num_steps=2).module
+    assert moved.count(module.ema) == 3
     summary = json.loads((tmp_path / "summary.json").read_text())
     key = "{}evaluations_per_image{}"
     fid = FID.replace(str(NUM_IMAGES), "2")
