@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from sid_lsg.callbacks.instability import BASELINE, Instability
 from sid_lsg.callbacks.schedule import due, images_seen, log_now
+from sid_lsg.files.replacing import text_hash
 from sid_lsg.messages.checks import check_teacher_guidance, refuse
 from sid_lsg.messages.errors import TrainingStopped, UsageError
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.probe import Probe, below, choose_prompts, probe
+from sid_lsg.training.agreement import weights_digest
 from sid_lsg.training.callback import RunCallback, Saver, find, leaving
 
 Action = Literal["warn", "stop", "keep_good"]
@@ -140,6 +143,7 @@ class Health(RunCallback):
                 refuse(f"health.{name}_action", action, "warn, stop or keep_good")
         self.every_n_images = every_n_images
         self.features: CLIPFeatures | None = None
+        self.clip = clip
         if clip and every_n_images:
             self.features = CLIPFeatures.from_pretrained(clip, "health.clip")
         self.num_prompts, self.num_seeds, self.batch_size = num_prompts, num_seeds, batch_size
@@ -148,7 +152,7 @@ class Health(RunCallback):
         self.instability = Instability(spike, update_ratio, nonfinite, window)
         self._failed = dict.fromkeys(self.actions, 0)  # checks in a row that found it
         self._found: dict[str, str] = {}  # of an iteration whose probe is due
-        self._teacher: Probe | None = None
+        self._teacher: tuple[str, Probe] | None = None  # a digest of its settings, and its probe
         self._prompts: Sequence[str] = ()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -163,13 +167,22 @@ class Health(RunCallback):
                 raise UsageError(f"--health.{kind}_action: {action!r} needs checkpoints.")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the failures and earlier values; otherwise a failing run would look usual."""
-        past = self.instability.past()
-        return {"failed": dict(self._failed), "past": past, "found": self._found}
+        """Return the failures and earlier values, and the teacher's probe.
+
+        Without the failures and values, a failing run would look usual when it is continued.
+        """
+        return {
+            "failed": dict(self._failed),
+            "past": self.instability.past(),
+            "found": self._found,
+            "teacher": self._teacher and [self._teacher[0], [*self._teacher[1]]],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the failures and earlier values."""
+        """Restore the failures, the earlier values and the teacher's probe."""
         self._failed |= state_dict["failed"]
+        if teacher := state_dict.get("teacher"):
+            self._teacher = teacher[0], Probe(*teacher[1])
         self._found = state_dict.get("found", {})
         self.instability.recall(state_dict["past"])
 
@@ -220,7 +233,11 @@ class Health(RunCallback):
             self._checkpoint.mark_good(trainer)
 
     def _probe(self, trainer: L.Trainer, module: Any) -> dict[str, str]:
-        """Compare the generator with its teacher, log the ratios, and return what is wrong."""
+        """Compare the generator with its teacher, log the ratios, and return what is wrong.
+
+        Both are sampled in the precision of bf16-mixed if the training is. The teacher is sampled
+        once in a run, also if it is continued.
+        """
         assert self.features is not None
         guidance = self.teacher_guidance or module.kappas.sampling
 
@@ -228,10 +245,17 @@ class Health(RunCallback):
             return module.sample_teacher(prompts, seeds, self.teacher_steps, guidance)
 
         options = (self.features.to(module.device), self._prompts, self.num_seeds, self.batch_size)
-        self._teacher = self._teacher or probe(leaving(trainer, teacher), *options)
-        own = probe(leaving(trainer, module.sample_generator), *options)
+        half = trainer.precision == "bf16-mixed"
+        settings = [str(self.clip), f"{self.num_seeds} {self.teacher_steps} {guidance} {half}"]
+        settings += [weights_digest(module.teacher.network), *self._prompts]
+        digest = trainer.strategy.broadcast(text_hash(settings))
+        with trainer.precision_plugin.forward_context() if half else nullcontext():
+            if self._teacher is None or self._teacher[0] != digest:
+                self._teacher = digest, probe(leaving(trainer, teacher), *options)
+            with module.ema_on_device():
+                own = probe(leaving(trainer, module.sample_generator), *options)
         self.features.cpu()  # free the memory of the device
-        ratio = own.relative_to(self._teacher)
+        ratio = own.relative_to(self._teacher[1])
         values = {
             "health/diversity_within": ratio.within,
             "health/diversity_across": ratio.across,

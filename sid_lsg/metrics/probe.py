@@ -1,12 +1,14 @@
 """Diversity and alignment of a sampler, from a few prompts and seeds."""
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sid_lsg.distributed.processes import batches_of, gather, process
 from sid_lsg.metrics.evaluator import Sampler
 from sid_lsg.metrics.features import CLIPFeatures
 
@@ -39,7 +41,9 @@ def probe(
     num_seeds: int,
     batch_size: int,
 ) -> Probe:
-    """Sample every prompt with its own seeds, and measure diversity and alignment.
+    """Sample every prompt with its own seeds, and measure diversity and alignment. For all ranks.
+
+    The processes share the batches. All of them sample equally often, as a sharded network needs.
 
     Args:
         sampler: The sampler to measure.
@@ -49,10 +53,16 @@ def probe(
         batch_size: Images per batch.
     """
     texts = [prompt for prompt in prompts for _ in range(num_seeds)]
-    seeds = range(len(texts))
-    parts = [slice(i, i + batch_size) for i in seeds[::batch_size]]
-    images = [features.images(sampler(texts[part], seeds[part])) for part in parts]
-    return measure(torch.cat(images), features.texts(prompts))
+    batches, (rank, world) = batches_of(len(texts), batch_size), process()
+    images: list[tuple[int, Tensor]] = []
+    for turn in range(0, len(batches), world):
+        number = turn + rank
+        seeds = batches[number if number < len(batches) else 0]
+        found = features.images(sampler([texts[seed] for seed in seeds], seeds))
+        if number < len(batches):
+            images.append((number, found.cpu()))
+    whole = torch.cat([found for _, found in sorted(gather(images), key=itemgetter(0))])
+    return measure(whole, features.texts(prompts).cpu())
 
 
 def choose_prompts(prompts: Sequence[str], count: int) -> list[str]:

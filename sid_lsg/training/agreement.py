@@ -17,6 +17,7 @@ from torch import nn
 from sid_lsg.checkpoints.file import fingerprint
 from sid_lsg.checkpoints.opening import OpenCheckpoint
 from sid_lsg.distributed.processes import gather
+from sid_lsg.distributed.sharding import local
 from sid_lsg.messages.errors import SharedError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -98,10 +99,12 @@ def _digest(*texts: str) -> str:
 def weights_digest(network: nn.Module) -> str:
     """Return a digest of names, shapes and bits, cheap enough for billions of weights.
 
-    The bits are summed as integers, so the order of the sum does not matter.
+    The bits are summed as integers, so the order of the sum does not matter. Of a sharded network,
+    only this process's share counts.
     """
     facts = []
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-        bits = tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()])
+        tensor = local(tensor.detach())
+        bits = tensor.contiguous().view(_INTEGERS[tensor.element_size()])
         facts.append(f"{name} {tensor.dtype} {list(tensor.shape)} {int(bits.sum())}")
     return _digest(*facts)

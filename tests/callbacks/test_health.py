@@ -217,6 +217,81 @@ def test_a_probe_gives_every_image_a_different_seed(batch_size: int) -> None:
     assert found == pytest.approx((1, 1, 1 / 3, 5 / 9))
 
 
+@pytest.mark.parametrize(("world", "batch_size"), [(2, 2), (2, 4), (3, 9)])
+def test_processes_share_a_probe(
+    monkeypatch: pytest.MonkeyPatch, world: int, batch_size: int
+) -> None:
+    """All of them sample equally often, as a sharded network needs, and find the same."""
+    features = SimpleNamespace(images=lambda images: images, texts=lambda _: torch.eye(9)[::3])
+    calls: list[int] = []
+
+    def sampler(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        calls[-1] += 1
+        return torch.eye(9)[list(seeds)]
+
+    made: list[Any] = []
+    where = "sid_lsg.metrics.probe"
+    monkeypatch.setattr("sid_lsg.distributed.processes.process", lambda: (0, world))
+    monkeypatch.setattr(f"{where}.gather", lambda own: made.extend(own) or made)
+    monkeypatch.setattr(f"{where}.measure", lambda *found: found)
+    for rank in range(world):
+        calls.append(0)
+        monkeypatch.setattr(f"{where}.process", lambda rank=rank: (rank, world))
+        last: Any = probe(sampler, features, ["a", "b", "c"], 3, batch_size)  # type: ignore[arg-type]
+    values = measure(*last)  # of what all processes have gathered
+    assert values == pytest.approx((1, 1, 1 / 3, 5 / 9))
+    assert len({*calls}) == 1
+    assert len(made) * batch_size >= 9
+
+
+def test_a_continued_run_does_not_sample_the_teacher_again(
+    tiny: Callable[..., SiDLSG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    sample = SiDLSG.sample_teacher
+
+    def counted(module: SiDLSG, prompts: Any, seeds: Any, num_steps: int, guidance: float) -> Any:
+        steps.append(num_steps)
+        return sample(module, prompts, seeds, num_steps, guidance)
+
+    monkeypatch.setattr(SiDLSG, "sample_teacher", counted)
+    small = {"num_prompts": 2, "num_seeds": 2, "batch_size": 4}
+
+    def run(max_steps: int, teacher_steps: int, start: int | None = None) -> list[int]:
+        steps.clear()
+        path = str(tmp_path / f"checkpoints/{start:07d}.ckpt") if start else None
+        watch = health(**small, teacher_steps=teacher_steps)
+        saver = Checkpoint(every_n_steps=4, keep=-1)
+        tiny(watch, saver, module=SiDLSG, max_steps=max_steps, ckpt_path=path)
+        return [*steps]
+
+    assert run(6, 1) == [1]  # once for two probes
+    assert run(9, 1, start=6) == []
+    assert run(9, 2, start=6) == [2]  # of other settings
+
+
+@pytest.mark.slow
+def test_bfloat16_changes_no_verdict(tmp_path: Path) -> None:
+    """A run in bf16-mixed probes in bfloat16. The limits are 0.25 and 0.75."""
+    module = fit(tmp_path, max_steps=1)
+    watch = health()
+    prompts = choose_prompts(module.trainer.datamodule.heldout_prompts, watch.num_prompts)  # type: ignore[attr-defined]
+
+    def teacher(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        return module.sample_teacher(prompts, seeds, watch.teacher_steps, 1.0)
+
+    found = []
+    for half in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            reference, own = (
+                probe(sampler, watch.features, prompts, watch.num_seeds, watch.batch_size)  # type: ignore[arg-type]
+                for sampler in (teacher, module.sample_generator)
+            )
+        found.append(torch.tensor(own.relative_to(reference)))
+    print(found)
+    assert float((found[1] - found[0]).abs().max()) < 0.05
+
+
 def test_a_nan_ratio_is_below_any_limit() -> None:
     ratios = {"a": 0.5, "b": math.nan, "c": 0.2}
     assert below(0.25, ratios) == (
