@@ -11,7 +11,7 @@ import zlib
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import IO, Any, BinaryIO, NamedTuple, cast
+from typing import IO, Any, BinaryIO, NamedTuple, TypeVar, cast
 
 import torch
 
@@ -30,14 +30,28 @@ class Written(NamedTuple):
     crc32: int
 
 
-def save(content: Any, path: Path) -> Written:
+def save(content: Any, path: Path) -> None:
     """Write a file directly from the tensors, and flush it to the disk.
 
     Raises:
         OSError: If writing fails.
     """
+    _save(content, path, _Writer)
+
+
+def save_counted(content: Any, path: Path) -> Written:
+    """Write a file as `save` does, and return its length and CRC-32, which takes longer.
+
+    Raises:
+        OSError: If writing fails.
+    """
+    writer = _save(content, path, _CountingWriter)
+    return Written(writer.bytes, writer.crc32)
+
+
+def _save(content: Any, path: Path, kind: "type[_AnyWriter]") -> "_AnyWriter":
     with path.open("wb") as file:
-        writer = _Writer(file)
+        writer = kind(file)
         try:
             torch.save(content, cast(IO[bytes], writer))
         except RuntimeError:
@@ -46,7 +60,7 @@ def save(content: Any, path: Path) -> Written:
             raise writer.error from None
         file.flush()
         os.fsync(file.fileno())
-    return Written(writer.bytes, writer.crc32)
+    return writer
 
 
 class _Writer:
@@ -55,20 +69,31 @@ class _Writer:
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.error: OSError | None = None
-        self.bytes = self.crc32 = 0
 
     def write(self, data: Any) -> int:
         try:
-            count = self.file.write(data)
+            return self.file.write(data)
         except OSError as error:
             self.error = self.error or error
             raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+class _CountingWriter(_Writer):
+    """A file that also counts its bytes and computes their CRC-32."""
+
+    bytes = crc32 = 0
+
+    def write(self, data: Any) -> int:
+        count = super().write(data)
         self.bytes += count
         self.crc32 = zlib.crc32(data, self.crc32)
         return count
 
-    def flush(self) -> None:
-        self.file.flush()
+
+_AnyWriter = TypeVar("_AnyWriter", bound=_Writer)
 
 
 def sync(folder: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from sid_lsg.checkpoints.file import Damaged, Written, open_file, save, sync, verify_bytes
+from sid_lsg.checkpoints.file import Damaged, Written, open_file, save_counted, sync, verify_bytes
 from sid_lsg.distributed.processes import gather, process
 from sid_lsg.distributed.sharding import Pieces, local, whole
 from sid_lsg.files.replacing import remove, replacing
@@ -59,7 +59,7 @@ def save_shares(checkpoint: Mapping[str, Any], path: Path) -> None:
     folder = path.with_name(f".{path.name}.shards.tmp")  # the same name on all ranks
     _together(lambda: _make(folder) if rank == 0 else None)
     try:
-        files = _together(lambda: save(own, folder / _name(rank, world)))
+        files = _together(lambda: save_counted(own, folder / _name(rank, world)))
         if rank == 0:
             _write_manifest(folder, files)
             with replacing(path) as temporary:

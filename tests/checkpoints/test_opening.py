@@ -211,9 +211,14 @@ def test_generate_and_export_open_a_checkpoint_once(
 
 @pytest.mark.slow
 def test_fit_opens_the_resumed_checkpoint_once(
-    trained: list[str], directory: Path, count: Callable[..., tuple[Counter[str], Counter[str]]]
+    trained: list[str],
+    directory: Path,
+    count: Callable[..., tuple[Counter[str], Counter[str]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    last = count(*trained, "--trainer.max_steps=2", "--ckpt_path=last")
+    monkeypatch.chdir(directory.parent)
+    relative = f"--trainer.default_root_dir={directory.name}"
+    last = count(*trained, relative, "--trainer.max_steps=2", "--ckpt_path=last")
     assert last == (Counter({"0000001.ckpt": 1}),) * 2
     path = directory / "checkpoints/0000002.ckpt"
     named = count(*trained, "--trainer.max_steps=3", f"--ckpt_path={path}")

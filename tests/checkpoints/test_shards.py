@@ -18,7 +18,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sid_lsg.callbacks.retention import delete, keep_as, point
-from sid_lsg.checkpoints.file import save
+from sid_lsg.checkpoints.file import save_counted
 from sid_lsg.checkpoints.io import SafeCheckpointIO
 from sid_lsg.checkpoints.shards import (
     _make,
@@ -74,7 +74,7 @@ def write_folder(path: Path, step: int = 0, world: int = 3) -> Path:
     """Write a sharded checkpoint as `world` processes would."""
     _make(path)
     shares = [rows(content(step), rank, world) for rank in range(world)]
-    files = [save(own, path / _name(rank, world)) for rank, own in enumerate(shares)]
+    files = [save_counted(own, path / _name(rank, world)) for rank, own in enumerate(shares)]
     _write_manifest(path, files)
     return path
 
@@ -252,7 +252,7 @@ def test_damage_is_detected_and_skipped(folder: Path, harm: str, said: str) -> N
 def test_code_is_never_executed(folder: Path, tmp_path: Path) -> None:
     mark = tmp_path / "unpickled"
     shards = [folder / _name(rank, 3) for rank in range(3)]
-    files = [save(torch.load(path) | {"extra": Trap(mark)}, path) for path in shards]
+    files = [save_counted(torch.load(path) | {"extra": Trap(mark)}, path) for path in shards]
     _write_manifest(folder, files)
     assert "which is not plain data" in damage(folder)
     for path in shards:
@@ -318,7 +318,7 @@ def big(path: Path, mebibytes: int = 256) -> Tensor:
     weight = torch.rand(4, mebibytes << 16)
     state = content() | {"state_dict": {"weight": weight}}
     _make(path)
-    files = [save(rows(state, rank, 2), path / _name(rank, 2)) for rank in (0, 1)]
+    files = [save_counted(rows(state, rank, 2), path / _name(rank, 2)) for rank in (0, 1)]
     _write_manifest(path, files)
     torch.save(state, path.with_name("file"))
     return weight
