@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+import torch
 from tqdm import tqdm
 
 from sid_lsg.files.locks import held
@@ -45,6 +46,7 @@ class _Child:
     task: Task
     rest: Sequence[Task]
     number: int
+    slot: int  # place among the tasks at a time, which decides the device
     process: subprocess.Popen[bytes]
     started: float
     share: float = 0.0  # finished share of its work
@@ -117,7 +119,7 @@ def execute(
 
     Args:
         jobs: Lists of tasks.
-        processes: Number of tasks at a time.
+        processes: Number of tasks at a time, each on a CUDA device of its own if there are enough.
         threads: CPU threads per task; None leaves the number to torch.
         lock: The study's lock, which subprocesses inherit.
         finished: Called after each finished task.
@@ -129,13 +131,16 @@ def execute(
     failures: list[str] = []
     waiting = deque([task for task in job if not task.finished] for job in jobs)
     running: list[_Child] = []
+    names = cuda_devices()
     looked = 0.0
     try:
         while running or waiting:
             while waiting and len(running) < processes:
                 if job := waiting.popleft():
                     number = board.finished + len(running) + len(failures) + 1
-                    child = _start(job, number, threads, lock)
+                    slot = min({*range(processes)} - {child.slot for child in running})
+                    device = names[slot % len(names)] if names and processes > 1 else None
+                    child = _start(job, number, threads, lock, slot, device)
                     running.append(child)
                     board.tell(
                         f"[{number}/{board.count}] {child.task.title}{board.remaining(running)}"
@@ -178,7 +183,27 @@ def done_share(task: Task) -> float:
         return 0.0
 
 
-def _start(job: Sequence[Task], number: int, threads: int | None, lock: int) -> _Child:
+def cuda_devices() -> list[str]:
+    """Return the names of the CUDA devices that this process may use.
+
+    They are numbers, or the names of GPUs or MIG instances in CUDA_VISIBLE_DEVICES.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return [str(number) for number in range(torch.cuda.device_count())]
+    names = [name.strip() for name in given.split(",")]
+    end = next((place for place, name in enumerate(names) if name in ("", "-1")), len(names))
+    return names[:end]  # CUDA ignores the rest
+
+
+def _start(
+    job: Sequence[Task],
+    number: int,
+    threads: int | None,
+    lock: int,
+    slot: int,
+    device: str | None,
+) -> _Child:
     task, *rest = job
     before = done_share(task)
     if not task.folder.exists():
@@ -187,6 +212,8 @@ def _start(job: Sequence[Task], number: int, threads: int | None, lock: int) -> 
     environment = dict(os.environ)
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if device is not None and not _uses_several(task):
+        environment["CUDA_VISIBLE_DEVICES"] = device
     log: IO[bytes]
     with task.log.open("ab") as log:
         process = subprocess.Popen(
@@ -198,7 +225,13 @@ def _start(job: Sequence[Task], number: int, threads: int | None, lock: int) -> 
             pass_fds=[lock],
             start_new_session=True,  # so that only this process gets Ctrl-C; it ends the tasks
         )
-    return _Child(task, rest, number, process, time.monotonic(), before, before)
+    return _Child(task, rest, number, slot, process, time.monotonic(), before, before)
+
+
+def _uses_several(task: Task) -> bool:
+    """Return whether a task asks for more than one device."""
+    asked = task.settings.get("trainer.devices", task.options.get("trainer.devices", 1))
+    return str(asked) not in ("1", "-1", "auto", "None")
 
 
 def _failure(child: _Child) -> str:

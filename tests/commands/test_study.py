@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -370,6 +371,44 @@ def test_tasks_run_in_order_and_only_once(
         assert execute(todo, 2, 3, lock, lambda t: done.append("again")) == []
     assert "again" not in done
     assert (tmp_path / "a/said").read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("visible", "found", "processes", "used"),
+    [
+        (None, 2, 2, {"0", "1"}),
+        (None, 0, 2, {"unset"}),
+        ("3,5", 8, 2, {"3", "5"}),
+        ("MIG-aa,MIG-bb", 1, 2, {"MIG-aa", "MIG-bb"}),
+        ("GPU-cc", 1, 2, {"GPU-cc"}),
+        ("4,-1,6", 2, 2, {"4"}),
+        ("", 0, 2, {""}),
+        ("3,5", 2, 1, {"3,5"}),  # one run at a time may use all
+    ],
+)
+def test_runs_at_a_time_use_different_devices(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    visible: str | None,
+    found: int,
+    processes: int,
+    used: set[str],
+) -> None:
+    sees = 'echo "${CUDA_VISIBLE_DEVICES-unset}" > $2/device; sleep 0.1'
+    script(monkeypatch, tmp_path, f"{WRITES}; {sees}")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    whole = replace(at(tmp_path / "whole"), settings={"trainer.devices": 2})
+    todo = [[at(tmp_path / name)] for name in "abcd"]
+    with alone(tmp_path) as lock:
+        assert execute(todo, processes, None, lock, lambda _: None) == []
+        assert execute([[whole]], 2, None, lock, lambda _: None) == []
+    assert {(tmp_path / name / "device").read_text().strip() for name in "abcd"} == used
+    assert (tmp_path / "whole/device").read_text().strip() == (
+        visible or ("unset" if visible is None else "")
+    )
 
 
 def test_failures_are_reported_and_other_tasks_run(
