@@ -65,6 +65,7 @@ def write(trainer: L.Trainer, path: Path) -> str:
     try:
         for logger in trainer.loggers:
             logger.save()  # a resumed run needs the rows up to its checkpoint
+            what = what or getattr(logger, "unwritten", "")
     except (OSError, UsageError) as error:
         what = str(error)
     if what := trainer.strategy.broadcast(what):

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from sid_lsg.files.replacing import replacing, writing
+from sid_lsg.messages.errors import UsageError
 
-_STEP = "step"
+_STEP, _NAME = "step", "metrics.csv"
 
 
 class CSVLogger(LightningCSVLogger):
@@ -25,6 +26,9 @@ class CSVLogger(LightningCSVLogger):
     renamed. So only whole rows remain if the process is killed.
 
     A resumed run keeps the rows up to its first iteration and drops the rows that it repeats.
+
+    Attributes:
+        unwritten: Why the newest rows could not be written; "" if they are written.
     """
 
     def __init__(self, save_dir: str = ".", name: str = "", version: str = "") -> None:
@@ -38,6 +42,8 @@ class CSVLogger(LightningCSVLogger):
         super().__init__(save_dir, name, version)
         self._row: dict[str, Any] = {}  # of the newest iteration
         self._dirty = False  # True if `_row` has values that are not in the file
+        self.unwritten = ""
+        self._pending: list[dict[str, Any]] = []  # earlier rows that could not be written
         self._columns: list[str] = []  # of the file
         self._end = math.inf  # iteration of the file's last row; inf if unknown
         self._done = math.inf  # last iteration that is not repeated
@@ -58,6 +64,8 @@ class CSVLogger(LightningCSVLogger):
             step = int(self._row.get(_STEP, -1)) + 1
         if step != self._row.get(_STEP):
             self.save()
+            if self._dirty:
+                self._pending.append(self._row)
             earlier = self._read() if step <= min(self._end, self._done) else []
             self._row = next((row for row in earlier if int(row[_STEP]) == step), {})
         values = {key: value.item() if hasattr(value, "item") else value
@@ -67,48 +75,63 @@ class CSVLogger(LightningCSVLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the newest row.
+        """Write the newest row, and those before that could not be written.
 
-        Raises:
-            UsageError: If the file cannot be written, for example because the disk is full.
+        If the file cannot be written, for example because the disk is full, warn once and keep the
+        rows. They are written when there is room.
         """
         if not self._dirty:
             return
         end, self._end = self._end, math.inf  # unknown if writing fails
-        step = int(self._row[_STEP])
-        with writing(Path(self.log_dir), "trainer.default_root_dir"):
-            if step > end and self._row.keys() <= set(self._columns):
-                self._append()
-            else:
-                self._rewrite(step)
-        self._end, self._dirty = step, False
+        rows = [*self._pending, self._row]
+        known = set(self._columns)
+        try:
+            with writing(Path(self.log_dir), "trainer.default_root_dir"):
+                if int(rows[0][_STEP]) > end and all(row.keys() <= known for row in rows):
+                    self._append(rows)
+                else:
+                    self._rewrite(rows)
+        except UsageError as error:
+            if not self.unwritten:
+                rank_zero_warn(f"{error} The rows of {_NAME} are kept until then.")
+            self.unwritten = str(error)
+            return
+        self._end, self._dirty = int(self._row[_STEP]), False
+        self._pending, self.unwritten = [], ""
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write the last row."""
+        """Write the last row.
+
+        Raises:
+            UsageError: If a completed run's rows cannot be written.
+        """
         self.save()
+        if self.unwritten and status == "success":
+            raise UsageError(self.unwritten)
 
     def log_hyperparams(self, params: Any = None) -> None:
         """Do nothing: the run directory's `config.yaml` has the hyperparameters."""
 
     @property
     def _path(self) -> Path:
-        return Path(self.log_dir) / "metrics.csv"
+        return Path(self.log_dir) / _NAME
 
-    def _append(self) -> None:
+    def _append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         size = self._path.stat().st_size
         try:
             with self._path.open("ab", buffering=0) as file:
-                line = _lines([self._row], self._columns).encode()
-                if file.write(line) < len(line):  # one call: a kill does not split the row
+                lines = _lines(rows, self._columns).encode()
+                if file.write(lines) < len(lines):  # one call: a kill does not split a row
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
             os.truncate(self._path, size)
             raise
 
-    def _rewrite(self, step: int) -> None:
-        """Replace the file by the rows before this iteration and the newest row."""
-        rows = [row for row in self._read() if int(row[_STEP]) < step] + [self._row]
+    def _rewrite(self, new: Sequence[dict[str, Any]]) -> None:
+        """Replace the file by the rows before the new ones, and these."""
+        step = int(new[0][_STEP])
+        rows = [*(row for row in self._read() if int(row[_STEP]) < step), *new]
         self._columns = sorted(set().union(*rows, self._columns))
         for leftover in self._path.parent.glob(f".{self._path.name}.*.tmp"):
             leftover.unlink(missing_ok=True)  # left by a killed process

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pty
+import re
 import socket
 import subprocess
 import sys
@@ -141,7 +142,9 @@ def test_most_rows_are_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     rewritten: list[int] = []
     rewrite = CSVLogger._rewrite
     monkeypatch.setattr(
-        CSVLogger, "_rewrite", lambda self, step: (rewritten.append(step), rewrite(self, step))
+        CSVLogger,
+        "_rewrite",
+        lambda self, new: (rewritten.append(new[0]["step"]), rewrite(self, new)),
     )
     logger = CSVLogger(str(tmp_path))
     for step in range(1, 31):
@@ -171,14 +174,23 @@ def test_a_full_disk_loses_no_earlier_row(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "open", full)
-    logger.log_metrics({"loss": "b", column: "b"}, 3)
-    with pytest.raises(UsageError, match=r"--trainer\.default_root_dir.*No space left"):
-        logger.save()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in (3, 4):
+            logger.log_metrics({"loss": "b", column: "b"}, step)
+            logger.save()
+            logger.save()
+    (warning,) = caught
+    assert re.search(r"--trainer\.default_root_dir.*No space left", str(warning.message))
+    assert "No space left" in logger.unwritten  # so no checkpoint is saved without its rows
+    with pytest.raises(UsageError, match="No space left"):
+        logger.finalize("success")
     monkeypatch.undo()
     assert rows(tmp_path)[:2] == [(1, "a"), (2, "a")]
-    logger.log_metrics({"loss": "c"}, 4)  # the disk has space again
+    logger.log_metrics({"loss": "c"}, 5)  # the disk has space again
     logger.save()
-    assert rows(tmp_path) == [(1, "a"), (2, "a"), (3, "b"), (4, "c")]
+    assert logger.unwritten == ""
+    assert rows(tmp_path) == [(1, "a"), (2, "a"), (3, "b"), (4, "b"), (5, "c")]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
