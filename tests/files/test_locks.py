@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from jsonargparse import Namespace
 
+from sid_lsg.files import locks
 from sid_lsg.files.locks import check_free, held
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.training.run_directory import check_files
@@ -44,6 +47,31 @@ def test_a_held_folder_is_rejected_in_another_process(tmp_path: Path) -> None:
         check_free(tmp_path, _REFUSED)
     with held(tmp_path, _REFUSED):
         pass
+
+
+def test_a_lock_of_another_machine_is_tried_for_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A file server keeps the lock of a machine that has died for some time."""
+    monkeypatch.setattr(locks, "_PATIENCE", 0.5)
+    monkeypatch.setattr(locks, "_PERIOD", 0.1)
+    line, pipe = [sys.executable, "-c", _HOLD, str(tmp_path)], subprocess.PIPE
+    with subprocess.Popen(line, stdin=pipe, stdout=pipe) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"held\n"
+        file = tmp_path / ".lock"
+        assert file.read_text() == f"{socket.gethostname()} {process.pid}\n"
+        with pytest.raises(UsageError, match=f"in use. '{file}' is held by process {process.pid}"):
+            check_free(tmp_path, _REFUSED)
+        assert capfd.readouterr().err == ""
+        file.write_text("node7 42\n")
+        with pytest.raises(UsageError, match=f"'{file}' is held by process 42 on node7"):
+            check_free(tmp_path, _REFUSED)
+        assert capfd.readouterr().err.count("waiting up to 3 minutes for node7") == 1
+        monkeypatch.setattr(locks, "_PATIENCE", 60)
+        threading.Timer(0.3, process.kill).start()
+        with held(tmp_path, _REFUSED):
+            assert file.read_text() == f"{socket.gethostname()} {os.getpid()}\n"
 
 
 def test_file_systems_without_locks_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
