@@ -28,7 +28,7 @@ from sid_lsg.loggers.sweep import sweep_run
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.messages.quiet import hide_progress_bars
-from sid_lsg.networks.precision import allow_tf32
+from sid_lsg.networks.precision import allow_tf32, check_bf16
 from sid_lsg.options.real_data import RealData, check_real_data
 from sid_lsg.options.renamed import current_arguments
 from sid_lsg.options.short_names import named_loggers
@@ -154,12 +154,23 @@ class SiDCLI(LightningCLI):
         check_shards(self.model.new_optimizers(), strategy)
         self.model.configure_optimizers()  # also checks the schedules
         check_steps(optimizers_of(config.model), strategy.root_device)
+        check_bf16(strategy.root_device, self._in_bf16())
         if self.resumed is not None:
             check_resume(self.resumed, self.model, batch, self.trainer.max_steps)
             for callback in self.trainer.callbacks:
                 if isinstance(callback, Checkpoint):
                     callback.continue_from(self.resumed)
             self.resumed = None  # a deleted file occupies the disk while it is open
+
+    def _in_bf16(self) -> list[str]:
+        """Return the options that ask for bfloat16."""
+        config = self.config[self.subcommand]
+        asked = {
+            "trainer.precision": config.trainer.precision,
+            "model.memory.frozen_precision": config.model.memory.frozen_precision,
+            "model.text.precision": config.model.text.precision,
+        }
+        return [f"--{name} {value}" for name, value in asked.items() if "bf16" in str(value)]
 
     def fit(self, **options: Any) -> None:
         """Train in the run directory, which is locked for this run."""

@@ -18,6 +18,7 @@ from sid_lsg.metrics.manifold import kernel_distance, kth_distances, overlap
 from sid_lsg.metrics.protocol import EvaluationProtocol, clip_protocol
 from sid_lsg.metrics.scores import Mean, cosines, frechet_distance
 from sid_lsg.metrics.statistics import Collector, Statistics
+from sid_lsg.networks.precision import tf32
 
 if TYPE_CHECKING:
     from sid_lsg.metrics.preferences import Preference
@@ -166,6 +167,7 @@ class Evaluator:
                 network.to(device)
 
     @torch.no_grad()
+    @tf32(False)  # as the reference's features
     def _update(self, images: Sequence[Tensor], texts: Sequence[str] | None) -> None:
         features = self.collector.update(self.protocol.prepare(images))
         if texts is None:

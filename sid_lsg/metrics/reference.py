@@ -14,6 +14,7 @@ from sid_lsg.images.folder import ImageReader, list_images
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.protocol import EvaluationProtocol
 from sid_lsg.metrics.statistics import Collector, Statistics
+from sid_lsg.networks.precision import tf32
 
 
 def load_reference(
@@ -60,6 +61,7 @@ def load_reference(
     return statistics
 
 
+@tf32(False)  # whatever the run allows: statistics are stored and used by other runs
 def compute_statistics(
     files: list[Path],
     protocol: EvaluationProtocol,

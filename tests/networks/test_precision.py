@@ -9,7 +9,8 @@ import torch
 
 from sid_lsg.benchmark.runs import fit
 from sid_lsg.cli import main
-from sid_lsg.networks.precision import allow_tf32, tf32
+from sid_lsg.messages.errors import UsageError
+from sid_lsg.networks.precision import allow_tf32, check_bf16, tf32
 from sid_lsg.options.training import Compute
 from sid_lsg.training.module import SiDLSG
 
@@ -70,3 +71,21 @@ def test_tf32_changes_rounding_on_a_gpu() -> None:
     allow_tf32(True)
     if torch.cuda.get_device_capability() >= (8, 0):
         assert min(errors()) > 1e-5
+
+
+def test_bfloat16_is_rejected_where_a_card_only_emulates_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation  # as a T4 answers
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    cuda = torch.device("cuda", 0)
+    check_bf16(cuda, [])
+    check_bf16(torch.device("cpu"), ["--trainer.precision bf16-mixed"])
+    for option in ("--trainer.precision bf16-mixed", "--model.memory.frozen_precision bf16"):
+        with pytest.raises(UsageError, match=f"{option}: Tesla T4 has no bfloat16. Use "):
+            check_bf16(cuda, [option])
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    check_bf16(cuda, ["--trainer.precision bf16-mixed"])
