@@ -35,10 +35,11 @@ def check_parts(
         raise UsageError(f"--{option}: {problem}. Give {wanted}.")
 
 
-def _misfit(
-    unet: UNet2DConditionModel, vae: AutoencoderKL, features: int, scheduler: DDPMScheduler
-) -> str | None:
-    """Describe the first parts that do not fit together."""
+def channels_problem(unet: UNet2DConditionModel, vae: AutoencoderKL) -> str | None:
+    """Describe a UNet whose channels are not those of the autoencoder's latents; None if they are.
+
+    The pipelines call such a UNet, and fail or ignore a part of its output.
+    """
     channels = unet.config.in_channels, vae.config.latent_channels
     if channels[0] != channels[1]:
         return (
@@ -50,6 +51,15 @@ def _misfit(
             f"its UNet takes {channels[0]} channels and returns {unet.config.out_channels} "
             "(in_channels and out_channels: a model with a learned variance?)"
         )
+    return None
+
+
+def _misfit(
+    unet: UNet2DConditionModel, vae: AutoencoderKL, features: int, scheduler: DDPMScheduler
+) -> str | None:
+    """Describe the first parts that do not fit together."""
+    if problem := channels_problem(unet, vae):
+        return problem
     if unet.config.cross_attention_dim != features:
         return (
             f"its UNet attends to {unet.config.cross_attention_dim} features and its text encoder "

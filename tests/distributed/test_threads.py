@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sid_lsg.cli import main
+from sid_lsg.commands.table import COMMANDS
 from sid_lsg.distributed import threads
 from sid_lsg.distributed.threads import Load, Team, waited, watch_load
 
@@ -49,6 +51,16 @@ def test_the_users_settings_are_kept(
     watch_load()
     assert started == []
     assert os.environ[name] == value
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_watches_the_load(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("sid_lsg.cli.watch_load", lambda: calls.append(command))
+    monkeypatch.setattr("sid_lsg.cli.import_module", lambda name: object())
+    with pytest.raises(AttributeError):  # the command itself does not run
+        main([command])
+    assert calls == [command]
 
 
 def test_one_processor_is_not_watched(started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

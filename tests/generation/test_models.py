@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor
 
 from sid_lsg.export.exported import Exported
@@ -194,3 +199,15 @@ def test_a_missing_model_is_rejected(sampler: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UsageError, match=r"--model: .*nothing"):
         load_model("./nothing", sampler, 1, 0.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("field", "value"), [("out_channels", 8), ("in_channels", 9)])
+def test_a_unet_of_other_channels_than_the_latents_is_rejected(
+    small_sd: str, tmp_path: Path, field: str, value: int
+) -> None:
+    """Its weights fit its config, so that it loads; calling it would fail, or ignore an output."""
+    folder = Path(shutil.copytree(small_sd, tmp_path / "model"))
+    config = UNet2DConditionModel.load_config(folder / "unet")
+    UNet2DConditionModel.from_config(config, **{field: value}).save_pretrained(folder / "unet")
+    with pytest.raises(UsageError, match=rf"--model: .*its UNet takes .*{field}"):
+        load_model(str(folder), "pipeline", 1, 1.0)
