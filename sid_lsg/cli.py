@@ -22,6 +22,7 @@ from sid_lsg.files.config_files import check_config_files
 from sid_lsg.messages.console import fail, format_warning
 from sid_lsg.messages.errors import Interrupted, SharedError, TrainingStopped, UsageError
 from sid_lsg.messages.quiet import quiet_libraries
+from sid_lsg.messages.streams import keep_output
 
 _LAUNCHED = {"LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"}  # variables of launched processes
 
@@ -29,8 +30,10 @@ _LAUNCHED = {"LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"}  # variables of launched
 def start() -> None:
     """Run the command line as a program: `sid-lsg`, `python -m sid_lsg` or `python -m sid_lsg.cli`.
 
-    Before `main` handles Ctrl-C, the signal ends the program without a traceback.
+    Before `main` handles Ctrl-C, the signal ends the program without a traceback. Output that
+    cannot be written does not end it.
     """
+    keep_output()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if is_launched() and sys.argv[1:2] == ["fit"]:

@@ -247,12 +247,14 @@ class Interruption(Leaver):
             UsageError: Always.
         """
         failures = [failure for failure in gather([self._guard.failure]) if failure]
+        hint = "Correct or remove it, and continue with --ckpt_path last."
         try:
             saved = self._save(trainer)
-            what = f"The state is saved, {saved}." if saved else "Nothing was saved."
+            what = f"The state is saved, {saved}."
+            if not saved:
+                what, hint = "Nothing was saved.", "Correct or remove it."
         except UsageError as error:
             what = str(error)
-        hint = "Correct or remove it, and continue with --ckpt_path last."
         raise UsageError(f"{failures[0]} {what} {hint}")
 
     def _answer(self, requeuing: int, trainer: L.Trainer, saved: Path | None) -> None:
