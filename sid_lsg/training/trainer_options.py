@@ -6,6 +6,16 @@ from sid_lsg.messages.errors import UsageError
 
 STRATEGIES = ("auto", "ddp", "ddp_multi", "fsdp2", "fsdp2_sharded", "single_device")
 _CLASSES = ("DDPStrategy", "FSDP2Strategy", "SingleDeviceStrategy")
+_EMA = "The generator has an EMA: see --model.ema.halflife_images."
+# Lightning's callbacks that would change the method, or search without an end; and what to use.
+_CALLBACKS = {
+    "BatchSizeFinder": "`benchmark --benchmark.search true` finds the largest micro-batch.",
+    "LearningRateFinder": "Compare learning rates with the command `study`.",
+    "GradientAccumulationScheduler": "Accumulate with --model.micro_batch_size.",
+    "StochasticWeightAveraging": _EMA,
+    "WeightAveraging": _EMA,
+    "EMAWeightAveraging": _EMA,
+}
 
 
 def check_trainer(trainer: Any) -> None:
@@ -56,6 +66,13 @@ def check_trainer(trainer: Any) -> None:
             "option out. --checkpoint.keep 0 keeps only the newest checkpoint, and "
             "--checkpoint.every_n_steps sets how often one is saved."
         )
+    callbacks = trainer.get("callbacks") or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        name = str(callback.get("class_path", "")).rpartition(".")[2]
+        if remedy := _CALLBACKS.get(name):
+            raise UsageError(
+                f"--trainer.callbacks: {name} does not support two alternating optimizers. {remedy}"
+            )
     precision = str(trainer.get("precision"))
     if precision in ("bf16-true", "16-true"):
         raise UsageError(

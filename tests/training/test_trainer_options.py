@@ -9,6 +9,11 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.training.trainer_options import STRATEGIES, check_trainer
 
 
+def callbacks(*names: str) -> dict[str, Any]:
+    paths = [f"lightning.pytorch.callbacks.{name}" for name in names]
+    return {"callbacks": [Namespace(class_path=path, init_args=Namespace()) for path in paths]}
+
+
 def by_class(name: str) -> Namespace:
     return Namespace(class_path=f"lightning.pytorch.strategies.{name}", init_args=Namespace())
 
@@ -33,6 +38,13 @@ def by_class(name: str) -> Namespace:
         ({"strategy": by_class("ModelParallelStrategy")}, "is not supported", "fsdp2 shards"),
         ({"precision": "16-mixed", "strategy": "fsdp2"}, "16-mixed", "bf16-mixed"),
         ({"precision": "16-mixed", "strategy": "fsdp2_sharded"}, "16-mixed", "bf16-mixed"),
+        (callbacks("BatchSizeFinder"), "BatchSizeFinder does not", "--benchmark.search"),
+        ({"callbacks": callbacks("BatchSizeFinder")["callbacks"][0]}, "BatchSizeF", "--benchmark"),
+        (callbacks("Timer", "LearningRateFinder"), "LearningRateFinder does not", "`study`"),
+        (callbacks("GradientAccumulationScheduler"), "does not support", "--model.micro_batch"),
+        (callbacks("StochasticWeightAveraging"), "does not support", "--model.ema.halflife"),
+        (callbacks("WeightAveraging"), "does not support two", "--model.ema.halflife"),
+        (callbacks("EMAWeightAveraging"), "does not support two", "--model.ema.halflife"),
     ],
 )
 def test_options_that_alternating_optimizers_cannot_use_are_rejected(
@@ -57,6 +69,8 @@ def test_options_that_alternating_optimizers_cannot_use_are_rejected(
             "fast_dev_run": False,
         },
         {"accumulate_grad_batches": None, "precision": None, "strategy": "auto"},
+        {"callbacks": None},
+        callbacks("Timer", "ModelSummary", "LearningRateMonitor"),
         *({"precision": name} for name in ("32-true", "bf16-mixed", "16-mixed", "64-true", 32)),
         *({"strategy": name} for name in STRATEGIES),
         {"strategy": by_class("DDPStrategy")},
