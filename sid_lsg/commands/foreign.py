@@ -85,13 +85,17 @@ def _option(
         if _defined_in(path) & {*files}:
             return f"trainer.{name} {path.rpartition('.')[2]}"
     changed = [n for n, v in trainer.items() if v != defaults.get(n) and n != "callbacks"]
-    # By a quoted or assigned name, a name, or a value; given options before the others.
+    # By a quoted or assigned name, a name, the folder of the code, or a value; given options before
+    # the others.
     for pattern in (r"(`{0}`|\b{0}=)", r"\b{0}\b"):
         for name in [*changed, *trainer]:
             if re.search(pattern.format(name), str(error)):
                 return f"trainer.{name}"
+    folders = {file.parent.name for file in files}
     for name in changed:
-        if isinstance(value := trainer[name], str) and len(value) > 2 and value in str(error):
+        value, plurals = trainer[name], {f"{name}s", f"{name[:-1]}ies"}
+        quoted = isinstance(value, str) and len(value) > 2
+        if quoted and (plurals & folders or re.search(rf"\b{re.escape(value)}\b", str(error))):
             return f"trainer.{name} {value}"
     return f"trainer ({', '.join(changed)})" if changed else "trainer"
 

@@ -55,6 +55,11 @@ def check_trainer(trainer: Any) -> None:
             "--trainer.overfit_batches would change the order of the prompts. For a short trial, "
             "use --trainer.max_steps and a small prompts file."
         )
+    if trainer.get("limit_train_batches") == 0:
+        raise UsageError(
+            "--trainer.limit_train_batches 0 would train nothing. Set the length of a run with "
+            "--trainer.max_steps."
+        )
     if trainer.get("fast_dev_run"):
         raise UsageError(
             "--trainer.fast_dev_run would write neither the config nor the log. For a trial use "

@@ -53,6 +53,10 @@ def callback(name: str, **options: object) -> list[str]:
         (["--trainer.max_steps=-7"], "--trainer.max_steps: `max_steps` must be a non-negative"),
         (["--trainer.devices=0"], "--trainer.devices: `Trainer(devices='0')` value is not a"),
         (["--trainer.accelerator=mps"], "--trainer.accelerator"),
+        (["--trainer.accelerator=tpu"], "--trainer.accelerator tpu: Requirement 'torch_xla"),
+        (callback(f"{HERE}.Raising", hook="on_train_batch_start", step=0),
+         "--trainer.callbacks: Raising raised KeyError in on_train_batch_start, after iteration 0 "
+         "(test_foreign.py, line 31): 'key'. Nothing was saved. Correct or remove it."),
     ],
 )  # fmt: skip
 @pytest.mark.slow

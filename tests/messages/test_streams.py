@@ -45,7 +45,7 @@ def test_a_lost_stream_takes_everything() -> None:
     assert not stream.isatty()
     for _ in range(3):
         assert stream.write("a line\n") == 7
-        print("another", file=stream, flush=True)  # type: ignore[call-overload]
+        print("another", file=stream, flush=True)
         stream.writelines(["x", "y\n"])
     stream.close()
 
