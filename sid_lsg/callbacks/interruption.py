@@ -30,7 +30,8 @@ class Interruption(Leaver):
     more iteration, because exchanging signals without waiting for the devices takes one. A second
     Ctrl-C ends the program at once; the last checkpoint stays valid. At a signal to requeue the job
     (SLURM) a checkpoint is saved before Lightning handles the signal, between two iterations.
-    SIGHUP (a closed terminal) and, outside SLURM, SIGUSR1 end a run as SIGTERM does.
+    SIGHUP (a closed terminal), SIGUSR2, SIGXCPU (the limit of CPU time) and, outside SLURM, SIGUSR1
+    end a run as SIGTERM does.
 
     A run also ends in this way after a callback of another package has raised an error. Such an
     error after the last iteration is reported when the results are complete.

@@ -15,7 +15,10 @@ NAMES: dict[int, str] = {
     signal.SIGTERM: "SIGTERM",
     signal.SIGINT: "Ctrl-C",
     signal.SIGHUP: "SIGHUP (closed terminal)",
+    # Batch systems announce the end of a job's time by these.
     signal.SIGUSR1: "SIGUSR1",
+    signal.SIGUSR2: "SIGUSR2",
+    signal.SIGXCPU: "SIGXCPU (limit of CPU time)",
 }
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from sid_lsg.callbacks import Checkpoint, Interruption, interruption
 from sid_lsg.cli import main
 from sid_lsg.data.prompts import PromptDataModule
-from sid_lsg.distributed.signals import ending_on_signals
+from sid_lsg.distributed.signals import NAMES, ending_on_signals
 from sid_lsg.messages.errors import Interrupted
 from sid_lsg.training.bad_samples import Reading
 from sid_lsg.training.module import SiDLSG
@@ -74,7 +74,8 @@ def assert_saved(root: Path, said: str, name: str) -> int:
 @pytest.mark.parametrize(
     ("number", "name"),
     [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C"), (signal.SIGUSR1, "SIGUSR1"),
-     (signal.SIGHUP, "SIGHUP (closed terminal)")],
+     (signal.SIGHUP, "SIGHUP (closed terminal)"), (signal.SIGUSR2, "SIGUSR2"),
+     (signal.SIGXCPU, "SIGXCPU (limit of CPU time)")],
 )  # fmt: skip
 def test_a_signal_ends_a_run_between_iterations(
     arguments: list[str], tmp_path: Path, number: signal.Signals, name: str
@@ -388,8 +389,8 @@ def test_a_signal_during_the_setup_ends_the_run_at_once(
     assert not (root / "checkpoints/last.ckpt").exists() or saved_step(root)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
-def test_outside_training_a_signal_raises_with_its_status(number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", NAMES)
+def test_outside_training_a_signal_raises_with_its_status(number: int) -> None:
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(Interrupted) as end, ending_on_signals():
         signal.raise_signal(number)
