@@ -202,7 +202,8 @@ def test_a_run_stays_inside_its_directory(
     assert set(tmp_path.iterdir()) - before == {tmp_path / "here"}
     written = {path.name for path in (tmp_path / "here").iterdir()}
     assert written == {
-        ".lock", "config.yaml", "metrics.csv", "grids", "checkpoints", "generator", "summary.json",
+        ".job", ".lock", "config.yaml", "metrics.csv", "grids", "checkpoints", "generator",
+        "summary.json",
     }  # fmt: skip
     summary = json.loads((tmp_path / "here/summary.json").read_text())
     assert (summary["images_seen"], summary["export"]) == (2, "generator")

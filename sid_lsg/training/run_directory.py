@@ -23,6 +23,7 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.options.reading import read_yaml
 
 _OPTION = "trainer.default_root_dir"
+_JOB = ".job"  # names the job that wrote to the directory last
 _RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 # The parser cannot save a class's default that is a choice, such as that of Lightning's Timer.
@@ -35,7 +36,8 @@ def continue_restarted(config: Any) -> None:
     """Set --ckpt_path last for a job that SLURM or torchrun has restarted.
 
     The run's own checkpoints come before the one that the command names: that one would undo the
-    progress since the first start. Until the run has one, the command's is used.
+    progress since the first start. Until the run has one, the command's is used. The checkpoints of
+    an earlier job in the same directory are not its own.
 
     Args:
         config: The configuration of `fit`, changed in place.
@@ -43,7 +45,10 @@ def continue_restarted(config: Any) -> None:
     counts = (os.environ.get(name, "0") for name in _RESTARTS)
     if all(count == "0" for count in counts):
         return
-    folder = Path(config.trainer.default_root_dir, "checkpoints")
+    root = Path(config.trainer.default_root_dir)
+    if (before := _read_job(root)) and _job() not in ("", before):
+        return
+    folder = root / "checkpoints"
     given, own = config.get("ckpt_path"), any(folder.glob("*.ckpt"))
     if not given or (given != "last" and own):
         config.ckpt_path = "last"
@@ -137,7 +142,22 @@ def run_directory(root: Path, resumes: bool) -> Iterator[None]:
                 root.mkdir()
                 with lock.pop_all():  # the earlier run may be continued at the same time
                     lock.enter_context(held(root, _in_use(root)))
+            (root / _JOB).write_text(f"{_job() or '-'}\n")
         yield
+
+
+def _job() -> str:
+    """Return the name of the job of SLURM or torchrun; "" if there is none."""
+    torchrun = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # "none" without an option
+    return os.environ.get("SLURM_JOB_ID") or ("" if torchrun == "none" else torchrun)
+
+
+def _read_job(root: Path) -> str:
+    """Return the job that wrote to a run directory last; "" if it is unknown."""
+    try:
+        return (root / _JOB).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _in_use(root: Path) -> str:

@@ -59,7 +59,7 @@ def assert_saved(root: Path, said: str, name: str) -> int:
     step = saved_step(root)
     assert [int(row["step"]) for row in rows(root)] == list(range(1, step + 1))
     assert {path.name for path in root.iterdir()} == {
-        ".lock", "checkpoints", "config.yaml", "grids", "metrics.csv",
+        ".job", ".lock", "checkpoints", "config.yaml", "grids", "metrics.csv",
     }  # fmt: skip
     assert temporary(root) == []
     lines = [line for line in said.splitlines() if line.startswith("interrupted:")]

@@ -119,6 +119,32 @@ def test_a_restarted_job_continues_its_own_newest_checkpoint(
     assert config.ckpt_path == expected
 
 
+@pytest.mark.parametrize("earlier", [None, "41"])
+@pytest.mark.parametrize("job", ["SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"])
+def test_a_restarted_job_does_not_continue_an_earlier_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, earlier: str | None
+) -> None:
+    """A job may be restarted before it has moved the earlier run in its directory aside."""
+    root, config = tmp_path / "run", Namespace(ckpt_path=None)
+    config.trainer = Namespace(default_root_dir=str(root))
+    monkeypatch.delenv(job, raising=False)
+    if earlier:
+        monkeypatch.setenv(job, earlier)
+    with run_directory(root, resumes=False):
+        (root / "config.yaml").write_text("")
+        (root / "checkpoints").mkdir()
+        (root / "checkpoints/last.ckpt").write_text("")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setenv(job, "42")
+    continue_restarted(config)
+    assert config.ckpt_path is None
+    with run_directory(root, resumes=False):
+        assert (tmp_path / "run.1/checkpoints/last.ckpt").exists()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")  # its own directory now
+    continue_restarted(config)
+    assert config.ckpt_path == "last"
+
+
 @pytest.mark.parametrize("inside", [".", "run", "runs/x"])
 def test_a_directory_that_cannot_be_created_is_rejected(tmp_path: Path, inside: str) -> None:
     (tmp_path / "file").touch()
@@ -149,7 +175,7 @@ def begin(root: Path, ckpt_path: str | None = None) -> None:
 def test_the_directory_contains_the_configuration(tmp_path: Path) -> None:
     root = tmp_path / "runs" / "x"
     begin(root)
-    assert {path.name for path in root.iterdir()} == {"config.yaml", ".lock"}
+    assert {path.name for path in root.iterdir()} == {"config.yaml", ".job", ".lock"}
     assert "ckpt_path: null" in (root / "config.yaml").read_text()
 
 
@@ -204,7 +230,12 @@ def test_a_directory_without_a_run_is_not_moved(tmp_path: Path) -> None:
     root.mkdir()
     (root / "notes.txt").touch()
     begin(root)
-    assert sorted(path.name for path in root.iterdir()) == [".lock", "config.yaml", "notes.txt"]
+    assert sorted(path.name for path in root.iterdir()) == [
+        ".job",
+        ".lock",
+        "config.yaml",
+        "notes.txt",
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
