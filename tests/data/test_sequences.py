@@ -3,12 +3,14 @@
 import pickle
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sid_lsg.data import sequences
 from sid_lsg.data.sequences import Corpus, Lines, Packed, Without, _mapped
 from sid_lsg.messages.errors import UsageError
 
@@ -28,13 +30,20 @@ def reference(text: str) -> tuple[list[str], int]:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(text=st.lists(st.sampled_from(ALPHABET), max_size=24).map("".join), chunk=st.integers(1, 9))
-def test_lines_equal_the_reference_for_any_chunks(tmp_path: Path, text: str, chunk: int) -> None:
+@given(
+    text=st.lists(st.sampled_from(ALPHABET), max_size=24).map("".join),
+    chunk=st.integers(1, 9),
+    every=st.sampled_from([1, 2, 3, 64]),
+)
+def test_lines_equal_the_reference_for_any_chunks(
+    tmp_path: Path, text: str, chunk: int, every: int
+) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes(text.encode())
-    lines = Lines(path, chunk_bytes=chunk)
     prompts, blank = reference(text)
-    assert lines[:] == list(lines) == prompts
+    with patch.object(sequences, "_EVERY", every):
+        lines = Lines(path, chunk_bytes=chunk)
+        assert lines[:] == list(lines) == prompts
     assert lines.blank == blank
 
 
