@@ -11,7 +11,7 @@ from torch import Tensor
 from sid_lsg.images.pixels import comparison, save_png, to_pil
 from sid_lsg.loggers import log_images, log_table, warning_if_unwritten
 from sid_lsg.messages.words import steps
-from sid_lsg.metrics.evaluator import Sampler, Scores
+from sid_lsg.metrics.evaluator import Sampler
 
 _SHOWN = {"fid": "FID", "clip_score": "CLIP", "precision": "precision", "recall": "recall"}
 
@@ -31,10 +31,11 @@ class Contestant(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The scores and sample images of a contestant."""
+    """The scores, the sampling time and sample images of a contestant."""
 
     name: str
-    scores: Scores
+    scores: Mapping[str, float]
+    seconds_per_image: float
     evaluations: int
     images: Tensor
 
@@ -91,12 +92,12 @@ def save_and_log(
 
 def table(rows: Sequence[Row], num_images: int, protocol: str, guidance: float) -> str:
     """Format the scores as a table."""
-    shown = [name for name in _SHOWN if name in rows[0].scores.values]
+    shown = [name for name in _SHOWN if name in rows[0].scores]
     head = " " * 22 + "".join(f"{_SHOWN[name]:>10}" for name in shown)
     body = [
         f"{row.name:<22}"
-        + "".join(f"{row.scores.values[name]:>10.3f}" for name in shown)
-        + f"{row.scores.seconds_per_image:>10.4f}{row.evaluations:>6}"
+        + "".join(f"{row.scores[name]:>10.3f}" for name in shown)
+        + f"{row.seconds_per_image:>10.4f}{row.evaluations:>6}"
         for row in rows
     ]
     note = (

@@ -10,11 +10,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from sid_lsg.callbacks.instability import BASELINE, Instability
+from sid_lsg.callbacks.known_teacher import sampled_by_teacher
 from sid_lsg.callbacks.schedule import due, images_seen, log_now
 from sid_lsg.files.replacing import text_hash
 from sid_lsg.messages.checks import check_teacher_guidance, refuse
 from sid_lsg.messages.errors import TrainingStopped, UsageError
 from sid_lsg.metrics.features import CLIPFeatures
+from sid_lsg.metrics.kept_scores import Numbers, kept
 from sid_lsg.metrics.probe import Probe, below, choose_prompts, probe
 from sid_lsg.training.agreement import weights_digest
 from sid_lsg.training.callback import RunCallback, Saver, find, leaving
@@ -65,6 +67,7 @@ class Health(RunCallback):
         batch_size: int = 16,
         teacher_steps: int = 25,
         teacher_guidance: float | None = None,
+        reuse_teacher: bool = True,
         collapse: float = 0.25,
         collapse_action: Action = "warn",
         misalignment: float = 0.75,
@@ -94,6 +97,8 @@ class Health(RunCallback):
             teacher_steps: DDIM steps of the teacher.
             teacher_guidance: Guidance scale of the teacher, at least 1; by default kappa_4, or 1 if
                 kappa_4 is less.
+            reuse_teacher: Read the teacher's values, instead of computing them, if a run on this
+                machine has measured the same teacher with the same prompts and options.
             collapse: Smallest healthy diversity, within the prompts and across them, as a share of
                 the teacher's.
             collapse_action: Action for smaller diversity: warn, stop or keep_good.
@@ -148,6 +153,7 @@ class Health(RunCallback):
             self.features = CLIPFeatures.from_pretrained(clip, "health.clip")
         self.num_prompts, self.num_seeds, self.batch_size = num_prompts, num_seeds, batch_size
         self.teacher_steps, self.teacher_guidance = teacher_steps, teacher_guidance
+        self.reuse_teacher = reuse_teacher
         self.collapse, self.misalignment = collapse, misalignment
         self.instability = Instability(spike, update_ratio, nonfinite, window)
         self._failed = dict.fromkeys(self.actions, 0)  # checks in a row that found it
@@ -241,9 +247,6 @@ class Health(RunCallback):
         assert self.features is not None
         guidance = self.teacher_guidance or module.kappas.sampling
 
-        def teacher(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-            return module.sample_teacher(prompts, seeds, self.teacher_steps, guidance)
-
         options = (self.features.to(module.device), self._prompts, self.num_seeds, self.batch_size)
         half = trainer.precision == "bf16-mixed"
         settings = [str(self.clip), f"{self.num_seeds} {self.teacher_steps} {guidance} {half}"]
@@ -251,7 +254,7 @@ class Health(RunCallback):
         digest = trainer.strategy.broadcast(text_hash(settings))
         with trainer.precision_plugin.forward_context() if half else nullcontext():
             if self._teacher is None or self._teacher[0] != digest:
-                self._teacher = digest, probe(leaving(trainer, teacher), *options)
+                self._teacher = digest, self._probe_teacher(trainer, module, guidance)
             with module.ema_on_device():
                 own = probe(leaving(trainer, module.sample_generator), *options)
         self.features.cpu()  # free the memory of the device
@@ -269,6 +272,25 @@ class Health(RunCallback):
             "collapse": below(self.collapse, diversity),
             "misalignment": below(self.misalignment, alignment),
         }
+
+    def _probe_teacher(self, trainer: L.Trainer, module: Any, guidance: float) -> Probe:
+        """Measure the teacher, or return what another run measured."""
+        assert self.features is not None
+        features, steps = self.features, self.teacher_steps
+
+        def teacher(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+            return module.sample_teacher(prompts, seeds, steps, guidance)
+
+        def compute() -> Numbers:
+            options = (features, self._prompts, self.num_seeds, self.batch_size)
+            return probe(leaving(trainer, teacher), *options)._asdict()
+
+        texts = [prompt for prompt in self._prompts for _ in range(self.num_seeds)]
+        images = sampled_by_teacher(trainer, module, texts, steps, guidance)
+        if not self.reuse_teacher or images is None:
+            return Probe(**compute())
+        about = {**images, "num_seeds": self.num_seeds, "clip": features.identity}
+        return Probe(**kept(about, compute, "The teacher's diversity and alignment"))
 
     def _act(self, trainer: L.Trainer, found: dict[str, str]) -> None:
         """Warn about new failures, or end the run."""

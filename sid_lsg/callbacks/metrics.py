@@ -16,6 +16,7 @@ from sid_lsg.callbacks.comparison import (
     save_and_log,
     table,
 )
+from sid_lsg.callbacks.known_teacher import sampled_by_teacher
 from sid_lsg.callbacks.prompts import spread
 from sid_lsg.callbacks.schedule import due, images_seen, log_now
 from sid_lsg.distributed.processes import check_enough
@@ -24,8 +25,9 @@ from sid_lsg.files.sources import locate
 from sid_lsg.images.pixels import to_uint8
 from sid_lsg.messages.checks import check_teacher_guidance, refuse
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.metrics.evaluator import Evaluator, Scores
+from sid_lsg.metrics.evaluator import Evaluator
 from sid_lsg.metrics.features import CLIPFeatures
+from sid_lsg.metrics.kept_scores import SECONDS, Numbers, kept, scored
 from sid_lsg.metrics.protocol import EvaluationProtocol, load_protocol
 from sid_lsg.metrics.reference import load_reference
 from sid_lsg.metrics.statistics import Statistics
@@ -59,6 +61,7 @@ class Metrics(Scorer):
         num_steps: list[int] | None = None,
         teacher_steps: int = 25,
         teacher_guidance: float | None = None,
+        reuse_teacher: bool = True,
         num_pictured: int = 8,
     ) -> None:
         """Set what to compute and when.
@@ -83,6 +86,8 @@ class Metrics(Scorer):
             teacher_steps: Steps of the teacher in the final comparison.
             teacher_guidance: Guidance scale of the teacher in the final comparison, at least 1; by
                 default kappa_4, or 1 if kappa_4 is less.
+            reuse_teacher: Read the teacher's scores, instead of computing them, if a run on this
+                machine has scored the same teacher with the same prompts and options.
             num_pictured: Number of prompts in comparison.png.
         """
         for name, value, least in (
@@ -118,6 +123,7 @@ class Metrics(Scorer):
         self.num_images, self.batch_size = num_images, batch_size
         self.num_steps = num_steps or []
         self.teacher_steps, self.teacher_guidance = teacher_steps, teacher_guidance
+        self.reuse_teacher = reuse_teacher
         self.num_pictured = num_pictured
         self.evaluator: Evaluator | None = None
         self.latest: dict[str, float] = {}
@@ -149,7 +155,7 @@ class Metrics(Scorer):
             self.latest = {}
             with pl_module.ema_on_device():
                 for model in generators(pl_module, self.num_steps):
-                    scores = self._score(trainer, pl_module, model)
+                    scores, _ = self._score(trainer, pl_module, model)
                     self.latest |= model.named(self._named(scores))
             log_now(trainer, self.latest)
 
@@ -209,16 +215,19 @@ class Metrics(Scorer):
         self.latest = {}
         for model in (*compared, *own):
             with module.ema_on_device() if model in own else nullcontext():
-                scores = self._score(trainer, module, model)
+                if model is compared[0]:
+                    scores, seconds = self._score_teacher(trainer, module, model, guidance)
+                else:
+                    scores, seconds = self._score(trainer, module, model)
                 images = model.sampler(prompts, range(len(prompts)))
-            rows.append(Row(model.name, scores, model.evaluations, images))
+            rows.append(Row(model.name, scores, seconds, model.evaluations, images))
             found = self._named(scores)
             if model in own:
                 self.latest |= model.named(found)
             summary |= model.named(
                 found
                 | {
-                    "seconds_per_image": scores.seconds_per_image,
+                    "seconds_per_image": seconds,
                     "evaluations_per_image": model.evaluations,
                 }
             )
@@ -238,11 +247,31 @@ class Metrics(Scorer):
         texts = [self.clip_prefix + prompt for prompt in prompts]
         return [*self.clip.scores(to_uint8(row.images), texts)]
 
-    def _score(self, trainer: L.Trainer, module: Any, model: Contestant) -> Scores:
+    def _score_teacher(
+        self, trainer: L.Trainer, module: Any, model: Contestant, guidance: float
+    ) -> tuple[Numbers, float]:
+        """Return the teacher's scores and seconds per image, of an earlier run if there are any."""
+        assert self.evaluator is not None
+        prompts = trainer.datamodule.heldout_prompts
+        texts = [prompts[i % len(prompts)] for i in range(self.num_images)]
+        images = sampled_by_teacher(trainer, module, texts, self.teacher_steps, guidance)
+        if not self.reuse_teacher or images is None:
+            return self._score(trainer, module, model)
+
+        def compute() -> Numbers:
+            scores, seconds = self._score(trainer, module, model)
+            return scores | {SECONDS: seconds}
+
+        numbers = dict(kept(scored(images, self.evaluator), compute, "The teacher's scores"))
+        seconds = numbers.pop(SECONDS)
+        return numbers, seconds
+
+    def _score(self, trainer: L.Trainer, module: Any, model: Contestant) -> tuple[Numbers, float]:
+        """Return a contestant's scores and seconds per image."""
         assert self.evaluator is not None
         bar = trainer.progress_bar_callback
         show = bar is not None and bar.is_enabled and trainer.is_global_zero
-        return self.evaluator.of_sampler(
+        scores = self.evaluator.of_sampler(
             leaving(trainer, model.sampler),
             trainer.datamodule.heldout_prompts,
             self.num_images,
@@ -250,8 +279,9 @@ class Metrics(Scorer):
             module.device,
             model.name if show else None,
         )
+        return scores.values, scores.seconds_per_image
 
-    def _named(self, scores: Scores) -> dict[str, float]:
+    def _named(self, scores: Numbers) -> dict[str, float]:
         """Add the protocol and the number of images to the scores' names."""
         assert self.protocol is not None
-        return {self.protocol.key(n, self.num_images): value for n, value in scores.values.items()}
+        return {self.protocol.key(n, self.num_images): value for n, value in scores.items()}

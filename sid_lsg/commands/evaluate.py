@@ -1,5 +1,6 @@
 """`evaluate`: score a model or a folder of images, and write a report."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -118,6 +119,7 @@ def evaluate(
     from sid_lsg.generation.models import check_settings, load_model
     from sid_lsg.metrics.evaluator import Evaluator
     from sid_lsg.metrics.features import CLIPFeatures
+    from sid_lsg.metrics.kept_scores import SECONDS, keep, sampled, scored
     from sid_lsg.metrics.protocol import load_protocol
     from sid_lsg.metrics.reference import load_reference
     from sid_lsg.metrics.report import (
@@ -160,6 +162,7 @@ def evaluate(
         real = load_reference(reference, chain, "reference", batch_size, fabric.device, bar)
 
     evaluator = Evaluator(chain, clip_model, clip_prefix, real, preferences)
+    teacher: dict[str, Any] | None = None
     subject = given.first(count) if given else None
     captioned = subject.captions if subject else _repeated(texts or [], count)
     about = {
@@ -175,6 +178,12 @@ def evaluate(
         folder = ImageFolder(root / IMAGES, _requests(texts, count))
         source = load_model(model, sampler, num_steps, guidance, resolution, dtype, fabric.device)
         subject = _sample(source, texts, folder, batch_size, fabric, show)
+        if source.identity and fabric.is_global_zero:
+            precision = "32-true" if dtype == "float32" else dtype
+            teacher = sampled(
+                source.identity(captioned or []), captioned or [], source.about["num_steps"],
+                source.about["guidance"], fabric.device, precision,
+            )  # fmt: skip
         del source  # free its memory for the features
     scores = evaluator.of_folder(
         subject.paths,
@@ -184,6 +193,9 @@ def evaluate(
         "images" if images else "output",
         "scores" if show else None,
     )
+    if teacher:  # for the runs that compare their generator with it
+        seconds = subject.about["seconds_per_image"] or math.nan
+        keep(scored(teacher, evaluator), scores.values | {SECONDS: seconds})
     if fabric.is_global_zero:
         facts = subject.about | about
         with writing(root, "output"):

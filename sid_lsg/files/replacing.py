@@ -132,5 +132,7 @@ def text_hash(texts: Iterable[str]) -> str:
 
 
 def cache_folder() -> Path:
-    """Return the folder of cached files: $XDG_CACHE_HOME/sid_lsg."""
+    """Return the folder of cached files: $SID_LSG_CACHE, or $XDG_CACHE_HOME/sid_lsg."""
+    if chosen := os.environ.get("SID_LSG_CACHE"):
+        return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sid_lsg"

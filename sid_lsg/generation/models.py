@@ -21,6 +21,7 @@ from sid_lsg.options.choices import Precision, SamplerName
 from sid_lsg.options.flow import Flow
 from sid_lsg.teachers import families
 from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.identity import teacher_hash
 from sid_lsg.teachers.text import cut_off
 
 
@@ -34,12 +35,15 @@ class ImageModel:
         about: The model and its sampling settings, for reports and for continuing a folder.
         evaluations: NFE, network evaluations per image.
         cut_off: Returns the end of a prompt that is too long for the model; "" if none is.
+        identity: Returns the hash of all that a teacher's images of prompts depend on; None for
+            other models.
     """
 
     sample: Callable[[Sequence[str], Sequence[int]], Tensor]
     about: dict[str, Any]
     evaluations: int
     cut_off: Callable[[str], str]
+    identity: Callable[[Sequence[str]], str] | None = None
 
     def one_by_one(self) -> "ImageModel":
         """Return a model that samples in batches of one, so that images do not depend on the batch.
@@ -192,6 +196,7 @@ def _teacher(
         about | {"num_steps": steps, "guidance": scale},
         teacher.sampling_evaluations(steps, scale),
         teacher.cut_off,
+        partial(teacher_hash, teacher),
     )
 
 

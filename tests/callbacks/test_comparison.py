@@ -18,7 +18,7 @@ def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     scores: Any = None  # not drawn
-    rows = [Row(name, scores, 1, torch.zeros(1, 3, 8, 8)) for name in ("teacher", "SiD-LSG")]
+    rows = [Row(name, scores, 0.1, 1, torch.zeros(1, 3, 8, 8)) for name in ("teacher", "SiD-LSG")]
     trainer = Trainer(logger=False, default_root_dir=tmp_path, accelerator="cpu")
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.warns(UserWarning, match="comparison's images .*No space left on device"):

@@ -255,6 +255,7 @@ def test_a_continued_run_does_not_sample_the_teacher_again(
         return sample(module, prompts, seeds, num_steps, guidance)
 
     monkeypatch.setattr(SiDLSG, "sample_teacher", counted)
+    monkeypatch.setenv("SID_LSG_CACHE", str(tmp_path / "cache"))  # no other test has sampled it
     small = {"num_prompts": 2, "num_seeds": 2, "batch_size": 4}
 
     def run(max_steps: int, teacher_steps: int, start: int | None = None) -> list[int]:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from sid_lsg.callbacks import Checkpoint, Metrics
+from sid_lsg.callbacks import Checkpoint, Health, Metrics
+from sid_lsg.commands.evaluate import evaluate
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.evaluator import Evaluator
 from sid_lsg.metrics.features import CLIPFeatures
@@ -167,6 +168,46 @@ def test_the_comparison_runs_before_the_networks_leave_their_device(
     own = metrics(files, every_n_images=0)
     fit(small_sd, files, tmp_path, own, Checkpoint(), max_steps=1)
     assert list(dict.fromkeys(events)) == ["saved", "compared", "moved"]
+
+
+def test_the_teacher_is_scored_once_for_all_runs(
+    small_sd: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first command to need the scores computes them: `evaluate` or a run."""
+    monkeypatch.setenv("SID_LSG_CACHE", str(tmp_path / "cache"))
+    asked: list[int] = []
+    sample = SiDLSG.sample_teacher
+    monkeypatch.setattr(
+        SiDLSG,
+        "sample_teacher",
+        lambda self, prompts, *rest: asked.append(len(prompts)) or sample(self, prompts, *rest),  # type: ignore[func-returns-value]
+    )
+
+    def run(name: str, **options: Any) -> dict[str, float]:
+        asked.clear()
+        health = Health(files.clip, BATCH, num_prompts=2, num_seeds=2, teacher_steps=2)
+        own = metrics(files, every_n_images=0, **options)
+        fit(small_sd, files, tmp_path / name, own, health, Checkpoint(), max_steps=1)
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        return {key: value for key, value in summary.items() if key.startswith("teacher_")}
+
+    first = run("first")
+    assert sum(asked) == 4 + NUM_IMAGES + NUM_PICTURED
+    assert run("second") == first
+    assert sum(asked) == NUM_PICTURED
+    again = run("again", reuse_teacher=False)
+    assert sum(asked) == NUM_IMAGES + NUM_PICTURED
+    del first["teacher_seconds_per_image"], again["teacher_seconds_per_image"]
+    assert again == first
+    run("other steps", teacher_steps=4)
+    assert sum(asked) == NUM_IMAGES + NUM_PICTURED
+    evaluate(
+        small_sd, files.prompts, sampler="ddim", num_steps=3, guidance=1.5, protocol="fast",
+        clip=files.clip, clip_prefix="", reference=files.reference, num_images=NUM_IMAGES,
+        accelerator="cpu", output=str(tmp_path / "report"), progress=False,
+    )  # fmt: skip
+    run("evaluated before", teacher_steps=3)
+    assert sum(asked) == NUM_PICTURED
 
 
 @pytest.mark.parametrize("scale", [0.5, 0, -1, float("nan")])

@@ -160,6 +160,7 @@ def test_an_inception_with_weights_that_are_not_finite_is_rejected(
 
 
 def fetch_from(monkeypatch: pytest.MonkeyPatch, cache: Path, source: Path) -> None:
+    monkeypatch.delenv("SID_LSG_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(inception, "URL", source.as_uri())
