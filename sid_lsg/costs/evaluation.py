@@ -82,6 +82,8 @@ class AsOnCuda(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             named = (kwargs[name] for name in ("query", "key", "value") if name in kwargs)
             query, key, value = (*args, *named)[:3]
+            if (groups := query.shape[1] // key.shape[1]) > 1:  # grouped queries
+                key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
             fused = torch.ops.aten._scaled_dot_product_efficient_attention
             return fused(query, key, value, None, compute_log_sumexp=query.requires_grad)[0]
         return func(*args, **kwargs)

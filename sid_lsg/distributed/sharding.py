@@ -115,7 +115,9 @@ def _record_forward(network: nn.Module, _: Any, output: Any) -> None:
     """Record the autograd node of a forward pass's output, if the network is trained."""
     if torch._C._current_graph_task_id() != -1:
         return  # activation checkpointing repeats a recorded forward pass in the backward pass
-    node = (output[0] if isinstance(output, tuple) else output).grad_fn
+    while isinstance(output, tuple | list):  # Z-Image's network returns a list of images
+        output = output[0]
+    node = output.grad_fn
     if node is not None and any(p.requires_grad for p in network.parameters()):
         vars(network)["_forwards"].append(node)
 

@@ -161,7 +161,7 @@ def _sampled(num_steps: int, dtype: str, options: Mapping[str, Any]) -> list[str
     return [
         *move,
         "image = pipeline(",
-        f'    "{_PROMPT}",',
+        f'    prompt="{_PROMPT}",',  # of FLUX.2's pipeline, it is not the first argument
         f"    num_inference_steps={num_steps},",
         *(f"    {name}={value!r}," for name, value in options.items()),
         "    generator=torch.Generator().manual_seed(0),",

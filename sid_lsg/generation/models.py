@@ -213,7 +213,8 @@ def _pipeline(
     cut = partial(cut_off, tokenizer) if tokenizer else lambda prompt: ""
     settings = {"num_steps": steps, "guidance": scale}
     sample = pipelines.sampler(pipeline, steps, scale, about["resolution"], option)
-    return ImageModel(sample, about | settings, sampling_evaluations(steps, scale), cut)
+    guided = 1.0 if pipelines.embeds_guidance(pipeline) else scale  # one pass takes the scale
+    return ImageModel(sample, about | settings, sampling_evaluations(steps, guided), cut)
 
 
 def _required(

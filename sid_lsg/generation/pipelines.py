@@ -127,9 +127,9 @@ def sampler(
     def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         try:
             images = pipeline(
-                list(prompts),
+                prompt=list(prompts),
                 num_inference_steps=num_steps,
-                guidance_scale=guidance,
+                **guidance_arguments(pipeline, guidance, len(prompts)),
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 output_type="pt",
                 **size,
@@ -150,6 +150,26 @@ def sampler(
         return images.float() * 2 - 1
 
     return sample
+
+
+def guidance_arguments(pipeline: Any, scale: float, prompts: int) -> dict[str, Any]:
+    """Return a guidance scale as arguments of a pipeline, for which 0 and 1 mean none.
+
+    Z-Image's pipeline counts from 0. Qwen-Image's, and FLUX.1's with a network that takes no
+    guidance scale, guide by a negative prompt.
+    """
+    if type(pipeline).__name__ == "ZImagePipeline":
+        return {"guidance_scale": max(scale - 1, 0.0)}
+    true_cfg = "true_cfg_scale" in inspect.signature(pipeline.__call__).parameters
+    if not true_cfg or embeds_guidance(pipeline):
+        return {"guidance_scale": scale}
+    return {"true_cfg_scale": scale, "negative_prompt": [""] * prompts} if scale > 1 else {}
+
+
+def embeds_guidance(pipeline: Any) -> bool:
+    """Return whether the network of a pipeline takes the guidance scale as an input."""
+    config = getattr(families.network_of(pipeline), "config", {})
+    return bool(config.get("guidance_embeds"))
 
 
 def _size(pipeline: Any, resolution: int | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class FlowSchedule(Schedule):
         scale: Its standard deviation.
         shift: Shift of the generator's times towards noise; 1 leaves them as they are.
         time_factor: What t is multiplied by for the networks.
+        time_offset: What is added to it then.
     """
 
     # SiD-DiT's official code.
@@ -39,6 +40,7 @@ class FlowSchedule(Schedule):
         scale: float = 1.6,
         shift: float = 1.0,
         time_factor: float = 1000.0,
+        time_offset: float = 0.0,
     ) -> None:
         """Store the options; the defaults are SiD-DiT's.
 
@@ -46,11 +48,13 @@ class FlowSchedule(Schedule):
             location: Of the times at which the losses are evaluated. log 2 gives a median of 2/3.
             scale: Of the times at which the losses are evaluated.
             shift: Of the generator's times only (`use_sd3_shift` in the official code: 3).
-            time_factor: 1000 for networks that take 1000 t, 1 for those that take t.
+            time_factor: 1000 for networks that take 1000 t, 1 for those that take t, -1 for those
+                that take 1 - t.
+            time_offset: 1 for networks that take 1 - t.
         """
         super().__init__()
         self.location, self.scale, self.shift = location, scale, shift
-        self.time_factor = time_factor
+        self.time_factor, self.time_offset = time_factor, time_offset
 
     def __len__(self) -> int:
         return TIMESTEPS
@@ -94,5 +98,5 @@ class FlowSchedule(Schedule):
         return [self.shift * t / (1 + (self.shift - 1) * t) for t in times]
 
     def network_time(self, t: Tensor) -> Tensor:
-        """Return `time_factor` t."""
-        return self.time_factor * t
+        """Return `time_factor` t + `time_offset`."""
+        return self.time_factor * t + self.time_offset if self.time_offset else self.time_factor * t

@@ -171,8 +171,12 @@ class AssembledTeacher(Teacher):
             named = self.arguments(condition, dtype) | self.size_arguments(x_t, condition)
             time = self.schedule.network_time(t)
             given = self.network_input(x_t.to(dtype))
-            output = network(given, timestep=time, return_dict=False, **named)[0]
+            output = self.call(network, given, time, named)
             return self.network_output(output, x_t).to(x_t.dtype)
+
+    def call(self, network: nn.Module, given: Any, time: Tensor, named: Mapping[str, Any]) -> Any:
+        """Call the network with its input, time and other arguments."""
+        return network(given, timestep=time, return_dict=False, **named)[0]
 
     def size_arguments(self, x_t: Tensor, condition: Conditioning) -> dict[str, Any]:
         """Return arguments of the network that depend on the latents' size; by default none."""
@@ -224,8 +228,8 @@ class AssembledTeacher(Teacher):
     # ------------------------------------------------------------------ sampling the teacher
 
     @abstractmethod
-    def embeddings(self, condition: Conditioning) -> dict[str, Tensor]:
-        """Return conditioning as arguments of the pipeline."""
+    def embeddings(self, condition: Conditioning) -> dict[str, Any]:
+        """Return conditioning as arguments of the pipeline: tensors, or lists of tensors."""
 
     @abstractmethod
     def reference_scheduler(self) -> Any:
@@ -271,9 +275,15 @@ class AssembledTeacher(Teacher):
         return self.decode(self.pipeline_latents(latents))
 
 
-def _floats(values: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+def _floats(values: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """Convert features to a dtype, and leave masks as they are."""
-    return {n: v.to(dtype) if v.is_floating_point() else v for n, v in values.items()}
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, list):
+            return [convert(one) for one in value]
+        return value.to(dtype) if value.is_floating_point() else value
+
+    return {name: convert(value) for name, value in values.items()}
 
 
 class _Encoded(nn.Module):

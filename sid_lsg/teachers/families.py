@@ -24,6 +24,10 @@ FAMILIES = {
     "SanaPipeline": "sid_lsg.teachers.sana.Sana",
     "SanaSprintPipeline": "sid_lsg.teachers.sana.Sana",
     "FluxPipeline": "sid_lsg.teachers.flux.Flux",
+    "Flux2KleinPipeline": "sid_lsg.teachers.flux2.Flux2",
+    "Flux2Pipeline": "sid_lsg.teachers.flux2.Flux2",
+    "QwenImagePipeline": "sid_lsg.teachers.qwen_image.QwenImage",
+    "ZImagePipeline": "sid_lsg.teachers.z_image.ZImage",
     "PixArtSigmaPipeline": "sid_lsg.teachers.pixart.PixArtSigma",
     "PixArtAlphaPipeline": "sid_lsg.teachers.pixart.PixArtAlpha",
 }

@@ -125,3 +125,16 @@ GEMMA_TEXT = Fields(
     TRANSFORMERS.only,
 )
 """Gemma 2, read up to its last hidden states."""
+
+QWEN_TEXT = Fields(
+    TRANSFORMERS.free
+    | names(
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
+        "num_key_value_heads head_dim hidden_act max_position_embeddings initializer_range "
+        "rms_norm_eps pad_token_id bos_token_id eos_token_id rope_theta rope_parameters "
+        "rope_scaling attention_bias attention_dropout use_sliding_window sliding_window "
+        "max_window_layers layer_types"
+    ),
+    TRANSFORMERS.only,
+)
+"""Qwen 2.5 and 3, read as encoders of text."""

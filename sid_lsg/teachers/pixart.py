@@ -69,6 +69,7 @@ class PixArtSigma(ChosenLength, DiffusionTeacher):
     }
     architectures: ClassVar[Mapping[str, Architecture]] = SIGMA
     network_name = "transformer"
+    vae_scale = 0.13025
     usual_length = 300
     least_length = 1
     takes_size: ClassVar[bool] = False
@@ -200,6 +201,7 @@ class PixArtAlpha(PixArtSigma):
     example = "PixArt-alpha/PixArt-XL-2-1024-MS"
     pipeline_class = PixArtAlphaPipeline
     architectures: ClassVar[Mapping[str, Architecture]] = ALPHA
+    vae_scale = 0.18215
     usual_length = 120
     takes_size = True
 

@@ -1,7 +1,7 @@
 """Tokenize and encode prompts with CLIP, as Stable Diffusion does."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -72,24 +72,74 @@ def tokenize(
 
 
 def tokenize_masked(
-    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], length: int
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[str],
+    length: int,
+    side: str | None = None,
 ) -> dict[str, Tensor]:
-    """Turn prompts into `input_ids` and `attention_mask`, [B, L] int64, padded on the right.
+    """Turn prompts into `input_ids` and `attention_mask`, [B, L] int64.
 
     Args:
         tokenizer: The tokenizer.
         prompts: B prompts.
         length: L.
+        side: Where padding is put, by default on the right.
     """
     tokens = tokenizer(
         list(prompts),
         padding="max_length",
-        padding_side="right",
+        padding_side=side or "right",
         max_length=length,
         truncation=True,
         return_attention_mask=True,
     )
     return {name: torch.tensor(tokens[name]) for name in MASKED}
+
+
+def readable(mask: Tensor) -> "Tensor | dict[str, None]":
+    """Return a mask for a language model of transformers, which reads its values.
+
+    On the meta device, where tensors have none, return what stands for no masks.
+    """
+    return {"full_attention": None, "sliding_attention": None} if mask.is_meta else mask
+
+
+def chat(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], **options: Any) -> list[str]:
+    """Return prompts as the user's message of a chat, ready for a language model's answer.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        prompts: The prompts.
+        options: Arguments of the template, such as enable_thinking.
+    """
+    return [
+        str(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}],
+                tokenize=False,
+                add_generation_prompt=True,
+                **options,
+            )
+        )
+        for prompt in prompts
+    ]
+
+
+def chat_cut_off(tokenizer: "PreTrainedTokenizerBase", prompt: str, text: str, length: int) -> str:
+    """Return the end of a prompt that exceeds a length within the text that is tokenized.
+
+    Args:
+        tokenizer: The tokenizer.
+        prompt: The prompt.
+        text: The text, which has the prompt in it.
+        length: The number of tokens that are read.
+    """
+    tokens = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    if len(tokens.input_ids) <= length:
+        return ""
+    start = text.find(prompt)
+    read = int(tokens.offset_mapping[length][0]) - start
+    return prompt[max(read, 0) :].strip()
 
 
 def cut_off(tokenizer: "PreTrainedTokenizerBase", prompt: str, length: int | None = None) -> str:

@@ -44,6 +44,7 @@ def tokenizer_problem(
     Returns:
         A sentence without a period, or None.
     """
+    encoder = encoder.get_text_config()
     vocabulary = tokenizer.get_vocab()
     size = encoder.vocab_size
     ids = sorted(set(vocabulary.values()))

@@ -44,6 +44,28 @@ T5_XXL = {
     "feed_forward_proj": "gated-gelu",
 }
 
+QWEN3_4B: dict[str, Any] = {
+    "vocab_size": 151936,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+    "tie_word_embeddings": True,
+}
+QWEN3_SMALL: dict[str, Any] = {
+    "vocab_size": 50000,
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+}
+_CHAT = "{{ messages[0]['content'] }}"  # in place of a language model's template
+
 Parts = dict[str, Any]
 """Parts of a model by their subfolders: networks, tokenizers and a scheduler."""
 
@@ -122,8 +144,11 @@ def tokenizer_for(text_encoder: nn.Module, **options: Any) -> CLIPTokenizer:
         text_encoder: The text encoder.
         options: More options of the tokenizer.
     """
-    config: Any = text_encoder.config
+    encoder: Any = text_encoder
+    config = encoder.config.get_text_config()
     length = getattr(config, "max_position_embeddings", _LENGTH)
+    if config.model_type.startswith("qwen"):
+        options = {"chat_template": _CHAT, **options}
     return CLIPTokenizer.from_pretrained(resolve(_TOKENIZER), model_max_length=length, **options)
 
 
@@ -176,8 +201,9 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
             p.uniform_(-limit, limit, generator=generator)
         else:
             p.fill_(not name.endswith("bias"))
-    for buffer in network.buffers():  # CLIP's position ids, or an embedding of positions
+    for name, buffer in network.named_buffers():  # CLIP's position ids, an embedding of positions
         if buffer.is_floating_point():
-            buffer.fill_(not buffer.dim())  # Gemma's scale of embeddings is a scalar
+            # Gemma's scale of embeddings is a scalar; FLUX.2's autoencoder has a variance.
+            buffer.fill_(not buffer.dim() or name.endswith("running_var"))
         else:
             buffer.copy_(torch.arange(buffer.numel()).view_as(buffer))

@@ -35,7 +35,7 @@ def recorded(pipeline: Any, prompts: Sequence[str], **options: Any) -> tuple[lis
     pipeline.scheduler.step = keep
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(
-        list(prompts),
+        prompt=list(prompts),
         num_inference_steps=STEPS,
         generator=[torch.Generator().manual_seed(seed) for seed in range(len(prompts))],
         output_type="pt",

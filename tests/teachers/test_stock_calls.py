@@ -22,6 +22,7 @@ from sid_lsg.teachers import families
 from tests.helpers.golden import error
 from tests.helpers.paths import GOLDEN_FLOW
 from tests.helpers.stock_calls import recorded
+from tests.helpers.tiny_pipelines import tiny_pipeline
 
 PIPELINES = GOLDEN_FLOW / "pipelines"
 SAME = 2e-5  # relative L2
@@ -72,6 +73,14 @@ CALLS = {
     "flux_true_cfg": Call(
         flux_true_cfg,
         lambda scale: {"true_cfg_scale": scale, "negative_prompt": [""] * len(PROMPTS)},
+    ),
+    "flux2": Call(lambda _: tiny_pipeline("flux2")),
+    "qwen_image": Call(
+        lambda _: tiny_pipeline("qwen_image"),
+        lambda scale: {"true_cfg_scale": scale, "negative_prompt": [""] * len(PROMPTS)},
+    ),
+    "z_image": Call(
+        lambda _: tiny_pipeline("z_image"), lambda scale: {"guidance_scale": scale - 1}
     ),
     "pixart_sigma": Call(lambda _: PIPELINES / "tiny_pixart", options=PIXART),
     "pixart_alpha": Call(pixart_alpha, options=PIXART),
