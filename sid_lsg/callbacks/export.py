@@ -17,7 +17,8 @@ from sid_lsg.export.folder import save_pipeline
 from sid_lsg.files.replacing import replacing
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.networks.lora import LORA_FOLDER, adapters, merged, save_lora
+from sid_lsg.networks.adapted import adapters
+from sid_lsg.networks.lora import LORA_FOLDER, save_lora
 from sid_lsg.training.callback import RunCallback
 from sid_lsg.training.run_directory import config_of
 
@@ -105,9 +106,9 @@ class Export(RunCallback):
     def _save(self, trainer: L.Trainer, network: nn.Module, module: Any, name: str) -> Facts:
         """Save under a temporary name, then rename; return the facts of the model card."""
         with replacing(Path(trainer.default_root_dir, name)) as folder:
-            teacher, plain = module.teacher, merged(network)
+            teacher = module.teacher
             settings = module.t_init, module.num_steps, torch.float32, module.noise
-            save_pipeline(teacher, plain, folder, *settings)
+            save_pipeline(teacher, network, folder, *settings)
             if adapters(network):
                 save_lora(network, teacher.network_name, folder / LORA_FOLDER)
             facts = self._gather(trainer, module, has_lora=bool(adapters(network)))

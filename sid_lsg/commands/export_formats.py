@@ -102,7 +102,7 @@ def _save_lora(
     components = teacher.pipeline(teacher.network, scheduler).components
     weights = lora_weights(found.adapted, components, layout, teacher.network_name)
     folder.mkdir()
-    architecture = f"{architecture_of(found.adapted, components)}/lora"
+    architecture = f"{architecture_of(teacher.network, components)}/lora"
     typed = {key: value.to(dtype).contiguous() for key, value in weights.items()}
     save_file(typed, folder / facts.file, {"format": "pt", **modelspec(facts, architecture)})
     save_scheduler(scheduler, folder)

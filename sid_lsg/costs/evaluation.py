@@ -16,7 +16,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import flop_registry
 
 from sid_lsg.costs.allocations import Allocations
-from sid_lsg.networks.lora import trainable
 from sid_lsg.teachers.base import Teacher
 
 Gradient = Literal["weights", "inputs", "both"]
@@ -146,7 +145,7 @@ def evaluation(
         gradient: What the backward pass computes gradients for.
         half: The 16-bit dtype of mixed precision; None for float32.
     """
-    parameters = trainable(network)
+    parameters = [*network.parameters()]
     before = [p.requires_grad for p in parameters]
     for p in parameters:
         p.requires_grad_(gradient in ("weights", "both"))

@@ -9,7 +9,8 @@ from torch import nn
 from sid_lsg.costs.evaluation import Meter, call_cost
 from sid_lsg.costs.plan import PlannedRun
 from sid_lsg.distributed.sharding import blocks
-from sid_lsg.networks.lora import trainable
+from sid_lsg.networks.adapted import Adapted
+from sid_lsg.teachers.base import backbone
 from sid_lsg.teachers.remembered import AT_ONCE
 from sid_lsg.training.optimizer_options import MakeOptimizer
 
@@ -18,8 +19,9 @@ def standing_bytes(run: PlannedRun) -> dict[str, int]:
     """Count the bytes that are held during the whole run.
 
     One network has gradients at a time. In a sharded run each device holds a shard of the networks'
-    weights, gradients and optimizer states, and all of the text encoder and the VAE.
-    DistributedDataParallel holds a copy of both networks' gradients.
+    weights, gradients and optimizer states, and all of the adapters, the text encoder and the VAE.
+    Networks with adapters share one base. DistributedDataParallel holds a copy of both networks'
+    gradients.
     """
     plan, seen = run.plan, set[int]()
     parts = plan.devices if plan.sharded else 1
@@ -29,15 +31,18 @@ def standing_bytes(run: PlannedRun) -> dict[str, int]:
         "generator": run.generator,
         "EMA": run.ema,
     }
-    found = {name: _stored([network], seen, parts) for name, network in networks.items()}
+    found = {
+        name: _stored([backbone(network)], seen, parts) + _stored([network], seen)  # adapters
+        for name, network in networks.items()
+    }
     if plan.ema.device:
         found["EMA"] = 0
     others = [part for part in run.teacher.children() if part is not run.teacher.network]
     found["VAE, text encoder"] = _stored(others, seen)
-    trained = [_numbers(trainable(network)) for network in (run.fake_score, run.generator)]
-    found["gradients"] = 4 * max(trained) // parts
+    trained = [_trained(run, network) for network in (run.fake_score, run.generator)]
+    found["gradients"] = 4 * max(trained)
     held = [optimizer_bytes(make)[0] for make in (plan.optimizer_fake, plan.optimizer_generator)]
-    found["optimizers"] = round(trained[0] * held[0] + trained[1] * held[1]) // parts
+    found["optimizers"] = round(trained[0] * held[0] + trained[1] * held[1])
     if plan.devices > 1 and plan.strategy in ("auto", "ddp", "DDPStrategy"):
         found["copy of the gradients (ddp)"] = 4 * sum(trained)
     if plan.sharded:
@@ -51,11 +56,22 @@ def _gathered(run: PlannedRun) -> int:
     FSDP2 prefetches the next block while one computes. With several micro-batches or generator
     steps, all gradients of the network stay unsharded until the last backward pass.
     """
-    plan, network = run.plan, run.fake_score
-    two = sum(sorted(_numbers(block.parameters()) for block in blocks(network))[-2:])
+    plan, size = run.plan, 2 if run.plan.half else 4
+    base = backbone(run.fake_score)
+    two = sorted(_numbers(block.parameters()) for block in blocks(base))[-2:]
+    trained = [n for n in (run.fake_score, run.generator) if not isinstance(n, Adapted)]
+    if not trained:
+        stored = _stored(sorted(blocks(base), key=lambda b: _numbers(b.parameters()))[-2:], set())
+        return min(stored, size * sum(two))
     several = plan.share > plan.micro_batch_size or run.steps_with_gradient > 1
-    gradients = _numbers(trainable(network)) if several else two
-    return (2 if plan.half else 4) * two + 4 * gradients
+    gradients = _numbers(trained[0].parameters()) if several else sum(two)
+    return size * sum(two) + 4 * gradients
+
+
+def _trained(run: PlannedRun, network: nn.Module) -> int:
+    """Count the trained numbers of a network that each device holds."""
+    sharded = run.plan.sharded and not isinstance(network, Adapted)
+    return _numbers(network.parameters()) // (run.plan.devices if sharded else 1)
 
 
 def passing_bytes(run: PlannedRun, micro_batch_size: int | None = None) -> dict[str, int]:
@@ -104,9 +120,8 @@ def _other_bytes(run: PlannedRun) -> dict[str, int]:
     of the gradients count.
     """
     plan, teacher = run.plan, run.teacher
-    parts = plan.devices if plan.sharded else 1
     steps = [
-        optimizer_bytes(make)[1] * _numbers(trainable(network)) / parts
+        optimizer_bytes(make)[1] * _trained(run, network)
         for network, make in (
             (run.fake_score, plan.optimizer_fake),
             (run.generator, plan.optimizer_generator),

@@ -127,7 +127,7 @@ def levers(plan: Plan, checkpointing: bool = True) -> dict[str, dict[str, Any]]:
         found["--model.memory.frozen_precision bf16"] = {"memory.frozen_precision": "bf16"}
     if not (plan.ema.device or plan.sharded or plan.lora.generator):
         found["--model.ema.device cpu"] = {"ema.device": "cpu"}
-    if plan.devices > 1 and not (plan.sharded or plan.lora.generator or plan.lora.fake_score):
+    if plan.devices > 1 and not plan.sharded:
         changed = {"strategy": "fsdp2", "ema.device": None, "compute.compile": False}
         found["--trainer.strategy fsdp2 (not compiled)"] = changed
     return found

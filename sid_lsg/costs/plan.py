@@ -11,6 +11,7 @@ from torch import nn
 from sid_lsg.costs.evaluation import Evaluation, Gradient, evaluation
 from sid_lsg.method.choices import StepTraining
 from sid_lsg.method.guidance import Guiding, Kappas
+from sid_lsg.networks.adapted import Adapted
 from sid_lsg.networks.buffers import copied
 from sid_lsg.networks.lora import adapt, copy_trainable
 from sid_lsg.networks.memory import (
@@ -22,7 +23,7 @@ from sid_lsg.optimizers.adam import AdamWithoutMomentum
 from sid_lsg.options.lora import LoRA
 from sid_lsg.options.text import Text
 from sid_lsg.options.training import EMA, Adapters, Compute, InitialWeights, Memory
-from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.base import Teacher, backbone, linear_layers
 from sid_lsg.training.optimizer_options import MakeOptimizer
 
 
@@ -157,7 +158,7 @@ class PlannedRun:
     def evaluation(self, name: str, gradient: Gradient) -> Evaluation:
         """Count a forward and backward pass of `teacher`, `fake_score` or `generator`."""
         plan, network = self.plan, self.network(name)
-        half, dtype = plan.half, next(network.parameters()).dtype
+        half, dtype = plan.half, next(linear_layers(backbone(network))).weight.dtype
         lora = repr(getattr(plan.lora, name, None))
         if dtype == plan.frozen_half:
             half = dtype
@@ -166,9 +167,12 @@ class PlannedRun:
         key = (gradient, half, dtype, lora, name in plan.checkpointing)
         if key not in self.known:
             teacher = self.teacher
-            if dtype != next(network.parameters()).dtype:
+            if dtype != next(linear_layers(backbone(network))).weight.dtype:
                 # `nn.Module.to`, because diffusers' `to` gives a warning that does not apply here.
-                network = nn.Module.to(copy.deepcopy(network), dtype)
+                converted = nn.Module.to(copy.deepcopy(backbone(network)), dtype)
+                if isinstance(network, Adapted):
+                    converted = network.on_base(converted)
+                network = converted
                 teacher = copy.copy(teacher)
                 teacher.frozen_dtype = None  # the whole network has this dtype
             self.known[key] = evaluation(teacher, network, gradient, half)

@@ -8,6 +8,7 @@ equally often, and must take part whenever a whole tensor is assembled.
 import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -106,9 +107,39 @@ def shard(network: nn.Module, mesh: DeviceMesh, half: bool = False) -> None:
         p.data = p.data.contiguous()  # FSDP2 does not support channels-last
     for block in blocks(network):
         fully_shard(block, mesh=mesh, mp_policy=inner, reshard_after_forward=True)
+        block.register_forward_pre_hook(_gather_in_recomputation)
+        block.register_forward_hook(_free_in_recomputation)
     fully_shard(network, mesh=mesh, mp_policy=root, reshard_after_forward=True)
     vars(network)["_forwards"] = []
     network.register_forward_hook(_record_forward)
+
+
+_recomputations = 0
+
+
+@contextmanager
+def recomputation() -> Iterator[None]:
+    """Let the blocks of sharded networks be freed in a whole network's recomputation.
+
+    In a backward pass, FSDP2 leaves blocks gathered after their forward pass, for activation
+    checkpointing of single blocks. A recomputed network would be gathered whole.
+    """
+    global _recomputations
+    _recomputations += 1
+    try:
+        yield
+    finally:
+        _recomputations -= 1
+
+
+def _gather_in_recomputation(block: Any, *_: Any) -> None:
+    if _recomputations:
+        block.unshard()
+
+
+def _free_in_recomputation(block: Any, *_: Any) -> None:
+    if _recomputations:
+        block.reshard()
 
 
 def _record_forward(network: nn.Module, _: Any, output: Any) -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from sid_lsg.export.names import complete_tokenizer, rename_weights, write_json
-from sid_lsg.messages.errors import UsageError
+from sid_lsg.export.weights import overflow, save_weights
 from sid_lsg.method.choices import Noise
-from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.base import Teacher, backbone
 
 SCHEDULER_CLASS = "SiDScheduler"
 SCHEDULER_MODULE = "sid_lsg_scheduler"  # the file's name in a folder's scheduler/
@@ -36,6 +36,8 @@ def save_pipeline(
 ) -> None:
     """Save a generator and its teacher's other parts as the family's diffusers pipeline.
 
+    LoRA adapters are merged into the generator's weights.
+
     A one-step generator needs only classes of diffusers, if diffusers has a scheduler for it.
     Otherwise the source file of `SiDScheduler` is saved too; diffusers runs it under
     `trust_remote_code=True`.
@@ -53,11 +55,16 @@ def save_pipeline(
         UsageError: If a weight overflows the dtype.
     """
     folder, scheduler = Path(folder), make_scheduler(teacher, t_init, num_steps, noise)
-    pipeline = teacher.pipeline(network, scheduler)
+    pipeline = teacher.pipeline(backbone(network), scheduler)
     for name, part in pipeline.components.items():
-        if isinstance(part, nn.Module):
-            setattr(pipeline, name, _converted(teacher.whole_part(name, part), dtype))
-    pipeline.save_pretrained(folder, safe_serialization=True)
+        if name == teacher.network_name:
+            save_weights(network, folder / name, dtype)
+        elif isinstance(part, nn.Module):
+            whole = _converted(teacher.whole_part(name, part), dtype)
+            whole.save_pretrained(folder / name, safe_serialization=True)
+        elif part is not None:
+            part.save_pretrained(folder / name)
+    pipeline.save_config(folder)
     _complete(folder, scheduler)
     for name, part in pipeline.components.items():
         rename_weights(part, folder / name)
@@ -80,7 +87,7 @@ def save_network(
     """
     folder, scheduler = Path(folder), make_scheduler(teacher, t_init, num_steps, noise)
     name = teacher.network_name
-    _converted(network, dtype).save_pretrained(folder / name, safe_serialization=True)
+    save_weights(network, folder / name, dtype)
     save_scheduler(scheduler, folder)
 
 
@@ -114,10 +121,7 @@ def _converted(network: Any, dtype: torch.dtype) -> Any:
     converted = nn.Module.to(copy.deepcopy(network), dtype)
     for name, weight in converted.state_dict().items():
         if not weight.isfinite().all():
-            raise UsageError(
-                f"--dtype: the weight {name!r} is too large for {str(dtype).split('.')[-1]}. Use "
-                "bfloat16 or float32."
-            )
+            raise overflow(name, dtype)
     return converted
 
 

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from sid_lsg.export.original.layout import Layout, NoPlace
 from sid_lsg.export.single_file import original_of
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.networks.lora import adapters, is_adapter, scale
+from sid_lsg.networks.adapted import adapters
+from sid_lsg.networks.lora import scale
 from sid_lsg.options.choices import LoRALayout
+from sid_lsg.teachers.base import backbone
 
 
 class Adapter(NamedTuple):
@@ -55,23 +57,19 @@ def lora_weights(
         UsageError: If the family has no such names.
     """
     found = adapters_of(network)
-    is_unet = type(network).__name__ == "UNet2DConditionModel"
+    base: Any = backbone(network)
+    is_unet = type(base).__name__ == "UNet2DConditionModel"
     if layout == "diffusers" or (layout == "comfyui" and not is_unet):
         return _peft(found, name)
     if is_unet and components.get("text_encoder_2") is None:
         return _kohya(found)  # kohya names Stable Diffusion 1 and 2 as diffusers does
-    shapes = {
-        weight.replace(".base_layer.", "."): value.shape
-        for weight, value in network.state_dict().items()
-        if not is_adapter(weight)
-    }
+    shapes = {weight: value.shape for weight, value in base.state_dict().items()}
     try:
-        names = original_of(network, components).layout(network.config)
+        names = original_of(base, components).layout(base.config)
         return _kohya(_original(found, names, shapes))
     except (NoPlace, UsageError) as error:
         raise UsageError(
-            f"--layout {layout}: {type(network).__name__} has no names there. Use --layout "
-            "diffusers."
+            f"--layout {layout}: {type(base).__name__} has no names there. Use --layout diffusers."
         ) from error
 
 

@@ -87,7 +87,7 @@ def load_network(kind: Any, location: str | Path, **options: Any) -> Any:
             if names is not None:
                 check_weight_files(names, variant, bool(folder))
         raise
-    _check_report(report, _SPARE if hasattr(kind, "config_class") else None)
+    check_report(report, _SPARE if hasattr(kind, "config_class") else None)
     check_finite(network)
     return network
 
@@ -135,8 +135,12 @@ def check_finite(network: Any, dtype: str = "") -> None:
     )
 
 
-def _check_report(report: Mapping[str, Any], spare: re.Pattern[str] | None) -> None:
-    """Check that weights and configuration match, but for names that may be left over."""
+def check_report(report: Mapping[str, Any], spare: re.Pattern[str] | None = None) -> None:
+    """Check that weights and configuration match, but for names that may be left over.
+
+    Raises:
+        Unusable: For the first difference.
+    """
     for name, found, own in sorted(report.get("mismatched_keys") or ()):
         raise Unusable(
             f"its weight {name} is {list(found)} in the file, and {list(own)} by its {_CONFIG}"

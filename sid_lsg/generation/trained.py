@@ -11,8 +11,9 @@ from sid_lsg.files.weights import first_difference, first_not_finite
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.choices import Noise
 from sid_lsg.method.guidance import NO_GUIDANCE
+from sid_lsg.networks.adapted import adapters
 from sid_lsg.networks.initial import load_network
-from sid_lsg.networks.lora import adapt, adapters, merged
+from sid_lsg.networks.lora import adapt, merge
 from sid_lsg.networks.memory import set_text
 from sid_lsg.options.flow import Flow
 from sid_lsg.options.lora import LoRA
@@ -32,7 +33,7 @@ class Trained(NamedTuple):
         t_init: The generator's first timestep.
         num_steps: K of the training.
         record: The checkpoint's record: `schema`, `versions` and `config`.
-        adapted: The generator with unmerged LoRA adapters; None if it was trained without LoRA.
+        adapted: The LoRA adapters that are merged into `network`; None if it was trained without.
         noise: The noise of the generator's later steps.
     """
 
@@ -96,8 +97,8 @@ def load_trained(
             f"--{option}: {different.between(repr(path), 'the teacher')}: it was trained with "
             "another teacher. Give that one with `export --teacher`."
         )
-    network.load_state_dict(ema, strict=not lora)  # the base is not in the checkpoint
-    loaded.network = merged(network)
+    network.load_state_dict(ema)
+    loaded.network = merge(network)
     adapted = network if lora else None
     Flow.of(options).set_times(loaded.schedule)
     text = options.get("text") or {}

@@ -5,15 +5,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from sid_lsg.files import loading
-from sid_lsg.files.loading import explained
+from sid_lsg.files.loading import explained, read_json
 from sid_lsg.files.sources import SCHEDULER_CONFIG, locate, located
 from sid_lsg.files.weights import first_difference
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.buffers import copied
 from sid_lsg.networks.lora import adapt
 from sid_lsg.options.lora import LoRA
-from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.assembled import load_part
+from sid_lsg.teachers.base import Teacher, linear_layers
 
 # Fields of a network that may differ from the teacher's: its size, and how it is trained.
 _FREE = ("sample_size", "dropout", "upcast_attention")
@@ -25,7 +25,8 @@ def start(
     """Make a trainable network.
 
     Args:
-        teacher: The teacher, with weights in float32.
+        teacher: The teacher. Its linear and convolution weights may be in bfloat16 if all networks
+            have adapters; the weights of `source` are then loaded so too.
         name: The network's name in the options.
         source: Folder or Hub id of the initial weights; by default the teacher's weights.
         adapters: LoRA adapters to train. They share the teacher's weights if `source` is None. By
@@ -35,21 +36,27 @@ def start(
     Raises:
         UsageError: If `source` does not fit the teacher, or the network cannot have the adapters.
     """
-    network = load_network(source, teacher, f"model.init.{name}") if source else teacher.network
+    dtype = next(linear_layers(teacher.network)).weight.dtype
+    network = teacher.network
+    if source:
+        network = load_network(source, teacher, f"model.init.{name}", dtype)
     if adapters:
         network_seed = 2 * seed + (name == "generator")
         return adapt(network, adapters, network_seed, f"model.lora.{name}")
     return (network if source else copied(network)).requires_grad_(True)
 
 
-def load_network(source: str, teacher: Teacher, option: str) -> nn.Module:
-    """Load a network of the teacher's architecture in float32, from safetensors only.
+def load_network(
+    source: str, teacher: Teacher, option: str, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """Load a network of the teacher's architecture, from safetensors only.
 
     Args:
         source: Folder or Hub id of a model, for example an exported one, or the folder of a single
             network.
         teacher: The teacher that the network must fit.
         option: The option that named the network, for messages.
+        dtype: Dtype of linear and convolution weights; all others are float32.
 
     Raises:
         UsageError: If the network is missing, or its shapes or prediction type differ.
@@ -61,9 +68,7 @@ def load_network(source: str, teacher: Teacher, option: str) -> nn.Module:
         "can reach."
     )
     with explained(f"--{option}: could not load the network of {source!r}", remedy):
-        network = loading.load_network(
-            type(own), path, subfolder=subfolder, torch_dtype=torch.float32, low_cpu_mem_usage=False
-        )
+        network: Any = load_part(type(own), path, subfolder, dtype=dtype)
     _check_fit(network, teacher, source, option)
     if subfolder:
         _check_prediction(teacher, source, option)
@@ -119,7 +124,7 @@ def _fields(network: Any) -> dict[str, Any]:
 def _check_prediction(teacher: Teacher, source: str, option: str) -> None:
     """Compare the prediction types, which the weights' shapes do not show."""
     try:
-        config = loading.read_json(locate(source), SCHEDULER_CONFIG)
+        config = read_json(locate(source), SCHEDULER_CONFIG)
     except (OSError, ValueError):
         config = None
     if config is None:  # a network without a scheduler

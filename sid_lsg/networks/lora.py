@@ -1,34 +1,33 @@
-"""LoRA: train small adapters of a network's frozen weights.
+"""LoRA: train small adapters of a network's frozen weights (Hu et al., arXiv 2106.09685).
 
-An adapter of rank r adds (alpha / r) B A to a layer's weight. Networks with the same base share its
-tensors, so three of them take little more memory than one. `trainable` lists the weights of a
-network that are trained, averaged and saved: its adapters, or all weights if it has none.
+An adapter of rank r adds (alpha / r) B A to a layer's weight. Networks with adapters share one
+base (`networks.adapted`), and their parameters are the adapters: they alone are trained, averaged
+and saved.
 """
 
-import copy
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from sid_lsg.files.replacing import replacing
 from sid_lsg.files.weights import weights_hash
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.networks.adapted import Adapted, adapters, shared_base, without_changes
 from sid_lsg.networks.buffers import copied
 from sid_lsg.options.lora import LoRA, check_options
+from sid_lsg.teachers.base import backbone
 
 LORA_FOLDER = "lora"  # in an exported folder
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 
 _PEFT_FILE, _PEFT_PREFIX = "adapter_model.safetensors", "base_model.model"  # the names in peft
-_ADAPTER = "default"  # peft's name of a network's only adapter
+_PEFT_CONFIG = "adapter_config.json"
 _HASHED = 4096  # numbers per weight that enter the fingerprint, at most
-
-
-# ---------------------------------------------------------------------- adapters and base
 
 
 def is_adapter(name: str) -> bool:
@@ -36,114 +35,90 @@ def is_adapter(name: str) -> bool:
     return ".lora_" in name
 
 
-def adapters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Return a network's adapter weights by name; empty if it has no adapters."""
-    return {name: p for name, p in network.named_parameters() if is_adapter(name)}
-
-
-def trainable(network: nn.Module) -> list[nn.Parameter]:
-    """Return the weights that are trained and averaged, whatever their `requires_grad`.
-
-    The adapters of a network that has some, else all weights.
-    """
-    named = dict(network.named_parameters())
-    return [p for name, p in named.items() if is_adapter(name)] or [*named.values()]
-
-
-def base(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the frozen weights under a network's adapters; empty if it has no adapters."""
-    named = dict(network.named_parameters())
-    own = adapters(network)
-    return {name: p for name, p in named.items() if name not in own} if own else {}
-
-
 # ---------------------------------------------------------------------- adding adapters
 
 
-def adapt(network: nn.Module, options: LoRA, seed: int, option: str = "lora") -> nn.Module:
-    """Copy a diffusers network and add adapters; the copy shares the network's weights.
+def adapt(network: nn.Module, options: LoRA, seed: int, option: str = "lora") -> Adapted:
+    """Return a network that is a diffusers network with adapters.
 
-    A is random and B is zero, so the copy initially computes the same as the network. The global
-    random state is not changed.
+    A is random and B is zero, so it initially computes the same. The global random state is not
+    changed.
 
     Args:
-        network: The base, which is frozen in place.
+        network: The base, which is frozen in place. Several sets of adapters may share it.
         options: The adapters.
         seed: Seed of A.
         option: The option to name in an error.
 
     Raises:
-        UsageError: If peft is not installed, or the network has no such layers.
+        UsageError: If the network has no such layers, or they cannot have adapters.
     """
     check_options(option, options)
-    from peft import LoraConfig
-
-    layers = [name for name, _ in network.named_modules()]
+    layers = dict(network.named_modules())
+    chosen: list[str] = []
     for target in options.targets:
-        if not any(f".{name}".endswith(f".{target}") for name in layers):
+        found = [name for name in layers if f".{name}".endswith(f".{target}")]
+        if not found:
+            others = [*layers]
             raise UsageError(
                 f"--{option}.targets: no layer's name ends with {target!r}. Give suffixes of names "
-                f"such as {next((n for n in layers if n.endswith('to_q')), layers[-1])!r}."
+                f"such as {next((n for n in others if n.endswith('to_q')), others[-1])!r}."
             )
-    network.requires_grad_(False)
-    adapted: Any = copied(network, network.parameters())
-    factors: dict[str, Any] = {"r": options.rank, "lora_alpha": options.alpha or options.rank}
-    config = LoraConfig(**factors, target_modules=list(options.targets))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        try:
-            _add(adapted, config)
-        except ValueError as error:
-            raise UsageError(f"--{option}.targets: {error}") from error
-    frozen: nn.Module = adapted.eval()
-    return frozen
+        for name in found:
+            _check_layer(name, layers[name], option)
+        chosen += found
+    return Adapted(network, [name for name in layers if name in {*chosen}], options, seed)
 
 
-def _add(network: Any, config: Any) -> None:
-    """Add adapters to a network, also to PixArt's, which has no methods of diffusers for them."""
-    if hasattr(network, "add_adapter"):
-        network.add_adapter(config, _ADAPTER)
-    else:
-        from peft import inject_adapter_in_model
-
-        inject_adapter_in_model(config, network, _ADAPTER)
+def _check_layer(name: str, layer: nn.Module, option: str) -> None:
+    """Reject a layer that cannot have adapters."""
+    grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1
+    if grouped or not isinstance(layer, nn.Linear | nn.Conv2d):
+        kind = f"{'grouped ' if grouped else ''}{type(layer).__name__}"
+        raise UsageError(
+            f"--{option}.targets: {name!r} is a {kind}, and only linear and convolution layers "
+            "without groups can have adapters. Give suffixes of such layers' names."
+        )
 
 
 def copy_trainable(network: nn.Module) -> nn.Module:
     """Copy a network with `requires_grad` off; the copy shares the base under adapters, if any."""
-    return copied(network, base(network).values()).requires_grad_(False)
+    if isinstance(network, Adapted):
+        return network.on_base(network.base).requires_grad_(False)
+    return copied(network).requires_grad_(False)
 
 
 # ---------------------------------------------------------------------- merging and saving
 
 
 @torch.no_grad()
-def merged(network: nn.Module) -> nn.Module:
-    """Return a copy with the adapters merged into its weights, on the CPU in float32.
+def merged_weight(network: nn.Module, name: str, value: Tensor) -> Tensor:
+    """Return a weight of a network with its adapters merged, on the CPU in float32.
 
-    Its weights have the base's names. A network without adapters is returned unchanged.
+    Args:
+        network: The network.
+        name: The weight's name in the base.
+        value: The base's weight.
     """
-    if not adapters(network):
-        return network
-    own = {
-        id(p): nn.Parameter(p.detach().to("cpu", torch.float32, copy=True), False)
-        for p in network.parameters()
-    }
-    alone: Any = copy.deepcopy(network, own)
-    _merge(alone)
-    return alone.cpu().eval()
+    layer, _, kind = name.rpartition(".")
+    adapter = network.by_layer.get(layer) if isinstance(network, Adapted) else None
+    whole = value.detach().cpu().float()
+    return whole if adapter is None or kind != "weight" else whole + adapter.change().cpu()
 
 
-def _merge(network: Any) -> None:
-    """Add the adapters to the weights of any network, and remove them."""
-    from diffusers.utils import recurse_remove_peft_layers
-    from peft.tuners.tuners_utils import BaseTunerLayer
+@torch.no_grad()
+def merge(network: nn.Module) -> nn.Module:
+    """Merge a network's adapters into its base's weights in place, and return the base.
 
-    for module in network.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-    recurse_remove_peft_layers(network)
-    del network.peft_config
+    The base then has no adapters, and no other network may share it. A network without adapters is
+    returned unchanged.
+    """
+    if isinstance(network, Adapted):
+        for name, adapter in network.by_layer.items():
+            weight: Any = network.base.get_submodule(name).weight
+            weight += adapter.change()
+        without_changes(network.base)
+    return backbone(network)
 
 
 def save_lora(network: nn.Module, name: str, folder: str | Path) -> None:
@@ -157,19 +132,20 @@ def save_lora(network: nn.Module, name: str, folder: str | Path) -> None:
         name: Its name in the pipeline, `Teacher.network_name`.
         folder: Where to write.
     """
-    loads = hasattr(network, "load_lora_adapter")
+    loads = hasattr(backbone(network), "load_lora_adapter")
     prefix, file = (name, LORA_FILE) if loads else (_PEFT_PREFIX, _PEFT_FILE)
     weights = {}
     for key, value in adapters(network).items():
         factor = scale(network) if ".lora_B." in key else 1.0
         plain = (value.detach().float() * factor).cpu().contiguous()
-        weights[f"{prefix}.{key.replace(f'.{_ADAPTER}.', '.')}"] = plain
+        weights[f"{prefix}.{key.replace('.default.', '.')}"] = plain
     with replacing(Path(folder) / file) as temporary:
         save_file(weights, temporary, metadata={"format": "pt"})
-    if not loads:
-        own: Any = copy.copy(network.peft_config[_ADAPTER])  # type: ignore[index]
-        own.lora_alpha, own.inference_mode = own.r, True
-        own.save_pretrained(str(folder))
+    if not loads and isinstance(network, Adapted):
+        rank = len(next(iter(network.by_layer.values())).factors[0])
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "inference_mode": True}
+        own = json.dumps(config | {"target_modules": [*network.by_layer]}, indent=2)
+        (Path(folder) / _PEFT_CONFIG).write_text(own + "\n", encoding="utf-8")
 
 
 # ---------------------------------------------------------------------- resuming
@@ -177,20 +153,27 @@ def save_lora(network: nn.Module, name: str, folder: str | Path) -> None:
 
 def scale(network: nn.Module) -> float:
     """Return alpha / rank of a network's adapters; 1 if it has none."""
-    config: Any = getattr(network, "peft_config", {}).get(_ADAPTER)
-    return config.lora_alpha / config.r if config else 1.0
+    return next(iter(network.by_layer.values())).scale if isinstance(network, Adapted) else 1.0
 
 
 def base_hash(network: nn.Module) -> str | None:
     """Return a fingerprint of the weights under a network's adapters; None if it has none.
 
-    It hashes some numbers of each weight, rounded to bfloat16, since the base may be stored so.
+    It is computed once, before the base is sharded. It hashes some numbers of each weight, rounded
+    to bfloat16, since the base may be stored so, under peft's names.
     """
-    some = {}
-    for name, p in base(network).items():
-        flat = p.detach().flatten()
-        some[name] = flat[:: flat.numel() // _HASHED + 1].bfloat16()
-    return weights_hash(some) if some else None
+    if not isinstance(network, Adapted):
+        return None
+    known, layers = shared_base(network.base).hashes, tuple(network.by_layer)
+    if layers not in known:
+        some = {}
+        for name, p in network.base.named_parameters():
+            layer, _, kind = name.rpartition(".")
+            own = f"{layer}.base_layer.{kind}" if layer in network.by_layer else name
+            flat = p.detach().flatten()
+            some[own] = flat[:: flat.numel() // _HASHED + 1].bfloat16()
+        known[layers] = weights_hash(some)
+    return known[layers]
 
 
 def adapters_record(module: nn.Module) -> dict[str, Any]:

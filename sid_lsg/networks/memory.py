@@ -1,7 +1,7 @@
 """Options that save memory at the cost of precision or time, per network."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -9,12 +9,30 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from sid_lsg.distributed.sharding import is_sharded
+from sid_lsg.distributed.sharding import is_sharded, recomputation
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.networks.lora import adapters, base
-from sid_lsg.options.text import Text
-from sid_lsg.options.training import EMADevice, FrozenPrecision
-from sid_lsg.teachers.base import Teacher, linear_layers
+from sid_lsg.networks.adapted import adapters, enable_checkpointing
+from sid_lsg.options.text import Text, TextPrecision
+from sid_lsg.options.training import Adapters, EMADevice, FrozenPrecision
+from sid_lsg.teachers.base import Dtypes, Teacher, backbone, linear_layers
+
+
+def loaded_dtypes(frozen: FrozenPrecision, lora: Adapters, text: TextPrecision) -> Dtypes:
+    """Return the dtypes in which a teacher's weights can be loaded.
+
+    Networks whose weights are all trained start from copies in float32. Under adapters of both
+    networks there are none, and frozen weights never need to exist in float32.
+
+    Args:
+        frozen: Precision of frozen weights.
+        lora: The adapters.
+        text: Precision of the text encoders.
+    """
+    both = lora.fake_score is not None and lora.generator is not None
+    return Dtypes(
+        torch.bfloat16 if frozen == "bf16" and both else torch.float32,
+        torch.bfloat16 if text == "bf16" else torch.float32,
+    )
 
 
 def set_frozen_precision(
@@ -22,20 +40,17 @@ def set_frozen_precision(
 ) -> None:
     """Store the frozen linear and convolution weights in bfloat16 if `precision` is bf16.
 
-    These are the teacher's weights and those under the networks' adapters, which may be the
-    teacher's. Their layers compute in bfloat16: bf16-mixed would round the weights to the same bits
-    in every forward pass. Norms stay in float32, as in mixed precision. The VAE and the text
-    encoder, which are small and exported, stay in float32.
+    These are the teacher's weights and those of other bases of networks with adapters. Their layers
+    compute in bfloat16: bf16-mixed would round the weights to the same bits in every forward pass.
+    Norms stay in float32, as in mixed precision. The VAE and the text encoder, which are small and
+    exported, stay in float32.
     """
     if precision == "bf16":
         teacher.frozen_dtype = torch.bfloat16
-        own = teacher.network.parameters()
-        stored = {id(p) for p in (*own, *(p for n in networks for p in base(n).values()))}
-        for network in (teacher.network, *networks):
-            for p in (
-                p for layer in linear_layers(network) for p in layer.parameters(recurse=False)
-            ):
-                if id(p) in stored:  # frozen
+        bases = [backbone(network) for network in networks if adapters(network)]
+        for frozen in (teacher.network, *bases):
+            for layer in linear_layers(frozen):
+                for p in layer.parameters(recurse=False):
                     p.data = p.data.to(torch.bfloat16)
 
 
@@ -80,13 +95,13 @@ def checkpoint_gradients(networks: Mapping[str, nn.Module], names: Sequence[str]
         UsageError: If one does not support checkpointing.
     """
     for name in names:
-        network: Any = networks[name]
+        network = backbone(networks[name])
         if not can_checkpoint(network):
             raise UsageError(
                 f"--model.memory.checkpointing: {type(network).__name__} does not support "
                 "it. Leave the option out, and lower --model.micro_batch_size."
             )
-        network.enable_gradient_checkpointing()
+        enable_checkpointing(networks[name])
 
 
 def can_checkpoint(network: nn.Module) -> bool:
@@ -110,9 +125,16 @@ def check_ema_device(device: EMADevice | None, ema: nn.Module) -> None:
 def recompute(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a function in activation checkpointing.
 
-    The recomputed numbers are the same, so gradients are bitwise equal.
+    The recomputed numbers are the same, so gradients are bitwise equal. A sharded network frees its
+    blocks in the recomputation, as in any other forward pass.
     """
-    return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
+    return partial(
+        checkpoint,
+        function,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), recomputation()),
+    )
 
 
 @contextmanager

@@ -2,10 +2,8 @@
 
 import math
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 
 from sid_lsg.messages.checks import refuse
-from sid_lsg.messages.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -25,14 +23,14 @@ class LoRA:
 
 
 def check_options(option: str, adapters: LoRA | None) -> None:
-    """Validate LoRA options, if given, and that peft is installed.
+    """Validate LoRA options, if given.
 
     Args:
         option: Name of their option, for error messages.
         adapters: The options; None for a network without adapters.
 
     Raises:
-        UsageError: If a value is out of range or peft is not installed.
+        UsageError: If a value is out of range.
     """
     if adapters is None:
         return
@@ -42,5 +40,3 @@ def check_options(option: str, adapters: LoRA | None) -> None:
         refuse(f"{option}.alpha", adapters.alpha, "a positive number")
     if not adapters.targets:
         refuse(f"{option}.targets", adapters.targets, "suffixes of layers' names")
-    if find_spec("peft") is None:
-        raise UsageError(f"--{option} needs peft: pip install 'sid-lsg[lora]'.")

@@ -52,7 +52,7 @@ class InitialWeights:
 
 @dataclass(frozen=True)
 class Adapters:
-    """Train only LoRA adapters of a network. Needs peft.
+    """Train only LoRA adapters of a network, on the teacher's frozen weights, which are held once.
 
     Args:
         fake_score: Adapters of the fake score, for example {rank: 64}; by default all its weights
@@ -67,7 +67,7 @@ class Adapters:
         """Validate both networks' adapters.
 
         Raises:
-            UsageError: If a value is out of range or peft is not installed.
+            UsageError: If a value is out of range.
         """
         check_options("model.lora.fake_score", self.fake_score)
         check_options("model.lora.generator", self.generator)
@@ -77,7 +77,7 @@ class Adapters:
         """Read the options from the `lora` section of a configuration.
 
         Raises:
-            UsageError: If a value is out of range or peft is not installed.
+            UsageError: If a value is out of range.
         """
         return cls(**{name: LoRA(**own) if own else None for name, own in section.items()})
 
@@ -121,9 +121,10 @@ class Memory:
             more). The results are equal.
         checkpointing: Networks with activation checkpointing, which recompute their activations
             block by block in the backward pass. For example [fake_score, generator, teacher].
-        frozen_precision: Precision of the teacher's linear and convolution weights: 32, or bf16 for
-            half the memory. In bf16-mixed the results are equal (except with fsdp2). In 32-true the
-            teacher then computes as in bf16-mixed.
+        frozen_precision: Precision of the frozen linear and convolution weights, which are the
+            teacher's and those under LoRA adapters: 32, or bf16 for half the memory. In bf16-mixed
+            the results are equal (except with fsdp2). In 32-true the teacher then computes as in
+            bf16-mixed. If both networks have adapters, the weights are loaded straight in bf16.
     """
 
     activations: Activations = "fast"

@@ -5,14 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
+from diffusers import ModelMixin
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from sid_lsg.files.loading import explained, load_network
 from sid_lsg.files.sources import ARCHITECTURE, locate
+from sid_lsg.files.weight_by_weight import load_weight_by_weight
 from sid_lsg.method.conditioning import Conditioning, expand
 from sid_lsg.teachers.autoencoder import decode, encode, foreign_scale
-from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.base import FLOAT32, Dtypes, Teacher, linear_layers
 from sid_lsg.teachers.checks import Fields, refuse_problem
 from sid_lsg.teachers.configs import config_problem
 from sid_lsg.teachers.layout import locate_parts
@@ -55,6 +57,7 @@ class AssembledTeacher(Teacher):
         subfolders: Mapping[str, str] | None = None,
         resolution: int | None = None,
         option: str = "model.teacher",
+        dtypes: Dtypes = FLOAT32,
     ) -> Self:
         """Load a folder or Hub id in the family's layout.
 
@@ -73,8 +76,8 @@ class AssembledTeacher(Teacher):
         with torch.device("cpu"):
             for name in order:
                 with explained(f"--{option}: could not load the {name} of {model!r}", remedy):
-                    part = load_part(cls.parts[name], source, where[name], revision, variant)
-                    loaded[name] = part
+                    found = cls.parts[name], source, where[name], revision, variant
+                    loaded[name] = load_part(*found, cls._dtype(name, dtypes))
             refuse_problem(tokenizers_problem(loaded), option, cls.family, cls.example)
             teacher = cls(**loaded, resolution=resolution, option=option)
         if cls.vae_scale and (doubt := foreign_scale(teacher.vae.config, cls.vae_scale)):
@@ -111,14 +114,21 @@ class AssembledTeacher(Teacher):
         resolution: int | None = None,
         seed: int = 0,
         option: str = "model.teacher",
+        dtype: torch.dtype = torch.float32,
     ) -> Self:
         """Make one of `architectures` with random weights, at its usual resolution by default."""
         device = device or torch.get_default_device()
-        made = cls.architectures[name]
-        parts = untrained(made, device, seed)
+        made, dtypes = cls.architectures[name], {cls.network_name: dtype}
+        parts = untrained(made, device, seed, dtypes)
         teacher = cls(**parts, resolution=resolution, option=option).to(device)
         teacher.load_again = lambda part: untrained(made, device, seed)[part]
         return teacher
+
+    @classmethod
+    def _dtype(cls, part: str, dtypes: Dtypes) -> torch.dtype:
+        """Return the dtype in which a part is loaded."""
+        text = dtypes.text if part.startswith("text_encoder") else torch.float32
+        return dtypes.network if part == cls.network_name else text
 
     @classmethod
     def settings(cls, index: Mapping[str, Any]) -> dict[str, Any]:
@@ -299,22 +309,32 @@ class _Encoded(nn.Module):
 
 
 def load_part(
-    kind: Any, source: str, subfolder: str, revision: str | None, variant: str | None
+    kind: Any,
+    source: str,
+    subfolder: str | None,
+    revision: str | None = None,
+    variant: str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """Load a network in float32, a tokenizer or a scheduler.
+    """Load a network, a tokenizer or a scheduler.
 
     Args:
         kind: Its class in diffusers or transformers.
         source: The model's folder or Hub id.
-        subfolder: The part's subfolder.
+        subfolder: The part's subfolder; None if `source` is its folder.
         revision: Branch, tag or commit on the Hub.
         variant: Variant of the weight files.
+        dtype: Dtype of a text encoder, or of a diffusers network's linear and convolution weights,
+            whose other weights are float32.
     """
+    if dtype != torch.float32 and issubclass(kind, ModelMixin):
+        place = locate(source), subfolder or "", dtype, linear_layers, revision, variant
+        return load_weight_by_weight(kind, *place)
     where = {"subfolder": subfolder, "revision": revision}
     if not issubclass(kind, nn.Module):
         return kind.from_pretrained(source, **where)
-    options: dict[str, Any] = {"dtype": torch.float32}
-    if kind.__module__.startswith("diffusers"):
+    options: dict[str, Any] = {"dtype": dtype}
+    if issubclass(kind, ModelMixin):
         # Without the second argument, diffusers warns if `accelerate` is not installed.
         options = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
     return load_network(kind, source, **where, variant=variant, **options)

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,30 @@ Tokens = dict[str, Tensor]
 Tokenize = Callable[[Sequence[str]], Tokens]
 
 
+class Dtypes(NamedTuple):
+    """Dtypes in which a teacher's weights are loaded, without a copy in another one.
+
+    Attributes:
+        network: Of the network's linear and convolution layers; its other weights are float32.
+        text: Of the text encoders.
+    """
+
+    network: torch.dtype = torch.float32
+    text: torch.dtype = torch.float32
+
+
+FLOAT32 = Dtypes()
+
+
 def linear_layers(module: nn.Module) -> Iterator[nn.Linear | nn.Conv2d]:
     """Yield the linear and convolution layers, which mixed precision runs in 16 bits."""
     return (layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d))
+
+
+def backbone(network: nn.Module) -> nn.Module:
+    """Return the network whose layers compute: the base of one with adapters, else itself."""
+    base: nn.Module = getattr(network, "base", network)
+    return base
 
 
 class Architecture(Protocol):
@@ -98,8 +119,9 @@ class Teacher(nn.Module, ABC):
         subfolders: Mapping[str, str] | None = None,
         resolution: int | None = None,
         option: str = "model.teacher",
+        dtypes: Dtypes = FLOAT32,
     ) -> Self:
-        """Load a folder or Hub id of the family in float32, from safetensors only.
+        """Load a folder or Hub id of the family, from safetensors only.
 
         The arguments and errors are those of `families.load`.
         """
@@ -147,6 +169,7 @@ class Teacher(nn.Module, ABC):
         resolution: int | None = None,
         seed: int = 0,
         option: str = "model.teacher",
+        dtype: torch.dtype = torch.float32,
     ) -> Self:
         """Make one of the family's architectures with random weights; nothing is downloaded.
 
@@ -157,6 +180,7 @@ class Teacher(nn.Module, ABC):
             resolution: Pixels per side of an image.
             seed: Seed of the weights. The global random state does not change.
             option: The option that named the model, for messages.
+            dtype: Dtype of the network's linear and convolution weights; others are float32.
 
         Raises:
             UsageError: If the architecture cannot take the resolution.
@@ -284,7 +308,7 @@ class Teacher(nn.Module, ABC):
 
         If only the linear and convolution weights have 16 bits, this is mixed precision.
         """
-        weight = next(linear_layers(network)).weight
+        weight = next(linear_layers(backbone(network))).weight
         if weight.dtype != self.frozen_dtype:
             yield weight.dtype
             return

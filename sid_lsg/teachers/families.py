@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import nn
 
 from sid_lsg.files.sources import ARCHITECTURE, locate
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.base import FLOAT32, Dtypes, Teacher
 from sid_lsg.teachers.layout import read_index
 
 FAMILIES = {
@@ -44,8 +45,9 @@ def load(
     subfolders: Mapping[str, str] | None = None,
     resolution: int | None = None,
     option: str = "model.teacher",
+    dtypes: Dtypes = FLOAT32,
 ) -> Teacher:
-    """Load a model as a teacher, in float32, from safetensors only.
+    """Load a model as a teacher from safetensors only.
 
     Args:
         model: A folder in diffusers' layout, a Hub id, `package:...` for a folder inside this
@@ -55,14 +57,16 @@ def load(
         subfolders: Subfolders of the parts that are not in a subfolder with the part's name.
         resolution: Pixels per side of an image; by default the model's.
         option: The option that named the model, for messages.
+        option: The option that named the model, for messages.
+        dtypes: Dtypes of the weights.
 
     Raises:
         UsageError: If the model does not exist, or no family can read it.
     """
     if locate(model).kind == "architecture":
-        return _build(model, None, resolution, option)
+        return _build(model, None, resolution, option, dtypes.network)
     family = family_of(model, option, revision)
-    return family.from_pretrained(model, revision, variant, subfolders, resolution, option)
+    return family.from_pretrained(model, revision, variant, subfolders, resolution, option, dtypes)
 
 
 def outline(
@@ -127,12 +131,18 @@ def network_of(pipeline: Any) -> nn.Module | None:
     return next((network for network in found if network is not None), None)
 
 
-def _build(model: str, device: str | None, resolution: int | None, option: str) -> Teacher:
+def _build(
+    model: str,
+    device: str | None,
+    resolution: int | None,
+    option: str,
+    dtype: torch.dtype = torch.float32,
+) -> Teacher:
     name = model.removeprefix(ARCHITECTURE)
     known: list[str] = []
     for family in _families():
         if name in family.architectures:
-            return family.build(name, device, resolution, option=option)
+            return family.build(name, device, resolution, option=option, dtype=dtype)
         known += family.architectures
     raise UsageError(
         f"--{option}: there is no architecture {name!r}. Choose one of {', '.join(known)}."

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from sid_lsg.files.sources import resolve
+from sid_lsg.teachers.base import linear_layers
 
 _TOKENIZER = "package:demo/fashion/tokenizer"
 _LENGTH = 512  # of text encoders without positions, such as T5
@@ -83,16 +84,25 @@ class Architecture:
     hub_ids: tuple[str, ...] = ()
 
 
-def untrained(architecture: Architecture, device: str | torch.device, seed: int) -> Parts:
+def untrained(
+    architecture: Architecture,
+    device: str | torch.device,
+    seed: int,
+    dtypes: Mapping[str, torch.dtype] | None = None,
+) -> Parts:
     """Make the parts of an architecture with random weights; nothing is downloaded.
 
     Args:
         architecture: The architecture.
         device: Device of the weights; on "meta" they have only shapes.
         seed: Seed of the weights. The global random state does not change.
+        dtypes: Dtypes of parts' linear and convolution weights; by default float32.
     """
     with torch.device("meta"):  # skips the libraries' initialisation, which is slow
         parts = architecture.make()
+    for name, dtype in (dtypes or {}).items():
+        for layer in linear_layers(parts[name]):
+            layer.to(dtype)
     if torch.device(device).type != "meta":
         generator = torch.Generator(device).manual_seed(seed)
         for part in parts.values():

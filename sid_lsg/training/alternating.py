@@ -18,10 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sid_lsg.checkpoints.resume import ELEMENTWISE, check_weights
 from sid_lsg.distributed.sharding import is_sharded, match_memory_format, reduce_in_backward
-from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs
-from sid_lsg.networks.lora import adapters, adapters_record, check_adapters_record, is_adapter
+from sid_lsg.networks.lora import adapters_record, check_adapters_record
 from sid_lsg.options.training import Gradients
+from sid_lsg.teachers.base import backbone
 from sid_lsg.training.bad_samples import Reading, count, replace_bad
 from sid_lsg.training.callback import run_callbacks
 from sid_lsg.training.gradients import (
@@ -216,24 +216,20 @@ class AlternatingModule(L.LightningModule):
     def shard(self, *networks: nn.Module) -> None:
         """Shard networks if the strategy is fsdp2.
 
-        Raises:
-            UsageError: If a network has LoRA adapters: networks share their base weights.
+        A base that networks with LoRA adapters share is sharded once. Adapters are small, and each
+        process holds all of them.
         """
         if isinstance(strategy := self.trainer.strategy, FSDP2Strategy):
-            if any(adapters(network) for network in networks):
-                raise UsageError(
-                    "--trainer.strategy fsdp2 cannot shard the weights that networks with LoRA "
-                    "adapters share. Choose ddp_multi, or leave --model.lora out."
-                )
+            adapters_record(self)  # fingerprints the bases while each process has all weights
             for network in networks:
-                strategy.shard(network)
+                strategy.shard(backbone(network))
 
     def full_parameters(self, network: nn.Module) -> AbstractContextManager[nn.Module]:
         """Return a context that yields a network with full weights on the first rank. Collective.
 
         It yields the network itself, or a copy on the CPU if the network is sharded.
         """
-        if is_sharded(network):
+        if is_sharded(backbone(network)):
             return self.trainer.strategy.full_parameters(network)
         return nullcontext(network)
 
@@ -268,10 +264,8 @@ def _drop_frozen(
 ) -> None:
     """Remove frozen weights from a state dict; they are loaded from the teacher's files."""
     frozen = tuple(prefix + name for name in module.frozen)
-    adapted = tuple(f"{prefix}{name}." for name, net in module.named_children() if adapters(net))
-    for name in list(state_dict):
-        if name.startswith(frozen) or (name.startswith(adapted) and not is_adapter(name)):
-            del state_dict[name]
+    for name in [name for name in state_dict if name.startswith(frozen)]:
+        del state_dict[name]
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from sid_lsg.data.real_images import RealBatch
 from sid_lsg.distributed.sharding import gather_root
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.conditioning import Conditioning
+from sid_lsg.networks.adapted import runs
 from sid_lsg.options.real_data import NO_IMAGES, RealData
-from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.base import Teacher, backbone
 
 
 def required(real: RealBatch | None) -> RealBatch:
@@ -39,10 +40,11 @@ class Discriminator:
         self.limit, self.encode = teacher.logit_limit, teacher.encode_images
         self._teacher, self._fake_score = teacher, fake_score
         self._features: Tensor | None = None
-        end = teacher.end_of_encoder(fake_score)
+        end = teacher.end_of_encoder(backbone(fake_score))
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            if module is end:  # a copy of the network has this hook too
+            # A copy of the network has this hook too, and so do networks that share a base with it.
+            if module is end and runs(fake_score):
                 self._features = output[0] if isinstance(output, tuple) else output
 
         end.register_forward_hook(keep)
@@ -50,7 +52,7 @@ class Discriminator:
     def features(self, x_t: Tensor, t: Tensor, condition: Conditioning) -> Tensor:
         """Run the fake score, and return its features [B, C, h, w] or [B, tokens, C]."""
         self._teacher.predict(self._fake_score, x_t, t, condition)
-        gather_root(self._fake_score)
+        gather_root(backbone(self._fake_score))
         return self.latest(len(x_t))
 
     def latest(self, size: int) -> Tensor:

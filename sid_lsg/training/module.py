@@ -29,14 +29,16 @@ from sid_lsg.method.phases import (
     fake_score_phase,
     generator_phase,
 )
+from sid_lsg.networks.adapted import adapters
 from sid_lsg.networks.buffers import share_buffers
 from sid_lsg.networks.compilation import as_written, compile_blocks
 from sid_lsg.networks.initial import start
-from sid_lsg.networks.lora import copy_trainable, trainable
+from sid_lsg.networks.lora import copy_trainable
 from sid_lsg.networks.memory import (
     borrowed,
     check_ema_device,
     checkpoint_gradients,
+    loaded_dtypes,
     recompute,
     set_frozen_precision,
     set_text,
@@ -57,7 +59,7 @@ from sid_lsg.options.training import (
     Loading,
     Memory,
 )
-from sid_lsg.teachers.base import Teacher, Tokens
+from sid_lsg.teachers.base import Teacher, Tokens, backbone
 from sid_lsg.teachers.distilled import check_not_distilled
 from sid_lsg.teachers.families import load
 from sid_lsg.training.alternating import AlternatingModule, frozen, trained_by
@@ -73,7 +75,7 @@ from sid_lsg.training.update import together
 class SiDLSG(AlternatingModule):
     """Guided Score identity Distillation of a text-to-image diffusion model (arXiv 2406.01561)."""
 
-    frozen = ("teacher.",)
+    frozen = ("teacher.", "bases.")
 
     def __init__(
         self,
@@ -191,7 +193,8 @@ class SiDLSG(AlternatingModule):
 
         check_not_distilled(teacher, loading.revision, loading.subfolders)
         where = loading.revision, loading.variant, loading.subfolders
-        self.teacher: Teacher = load(teacher, *where, resolution)
+        dtypes = loaded_dtypes(memory.frozen_precision, lora, text.precision)
+        self.teacher: Teacher = load(teacher, *where, resolution, dtypes=dtypes)
         flow.set_times(self.teacher.schedule)
         guidance.check_teacher(self.teacher.embeds_guidance)
         self.guiding = Guiding(guidance.true_cfg, guidance.embedded, self.teacher.rescale)
@@ -212,6 +215,9 @@ class SiDLSG(AlternatingModule):
             Discriminator(real_data, self.teacher, self.fake_score) if real_data else None
         )
         set_frozen_precision(memory.frozen_precision, self.teacher, *networks.values())
+        # Bases of adapters that are not the teacher's network, which the teacher holds.
+        bases = [backbone(network) for network in networks.values() if adapters(network)]
+        self.bases = nn.ModuleList(base for base in bases if base is not self.teacher.network)
 
     def chosen(self) -> dict[str, Any]:
         """Return the options that were left out and are the teacher's, by their dotted names."""
@@ -223,7 +229,8 @@ class SiDLSG(AlternatingModule):
         """Shard the networks with fsdp2, and compile them if that is configured."""
         self.shard(self.teacher.network, self.fake_score, self.generator, self.ema)
         if self.compute.compile:
-            compile_blocks(self.teacher.network, self.fake_score, self.generator)
+            networks = (self.teacher.network, self.fake_score, self.generator)
+            compile_blocks(*dict.fromkeys(map(backbone, networks)))
         check_ema_device(self.ema_options.device, self.ema)
 
     def on_fit_start(self) -> None:
@@ -418,7 +425,7 @@ class SiDLSG(AlternatingModule):
             UsageError: If an optimizer cannot be created.
         """
         return [
-            make_optimizer(make, trainable(network), f"model.optimizer_{name}")
+            make_optimizer(make, [*network.parameters()], f"model.optimizer_{name}")
             for name, make, network in (
                 ("fake", self.optimizer_fake, self.fake_score),
                 ("generator", self.optimizer_generator, self.generator),
@@ -431,7 +438,7 @@ class SiDLSG(AlternatingModule):
         Raises:
             UsageError: If an optimizer or a schedule cannot be created.
         """
-        self._averages = trainable(self.ema)
+        self._averages = [*self.ema.parameters()]
         optimizers = self.new_optimizers()
         self.remember_options(optimizers)
         if not any(self.schedules.values()):

@@ -19,6 +19,8 @@ from sid_lsg.checkpoints.io import SafeCheckpointIO
 from sid_lsg.checkpoints.opening import open_checkpoint
 from sid_lsg.checkpoints.shards import save_shares, share
 from sid_lsg.distributed.sharding import is_sharded, shard, shard_like, skeleton, whole
+from sid_lsg.networks.adapted import Adapted
+from sid_lsg.teachers.base import backbone
 
 
 class MultiNetDDPStrategy(DDPStrategy):
@@ -80,11 +82,16 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
     def shard(self, network: nn.Module) -> None:
-        """Shard a network, unless it is sharded already."""
+        """Shard a network, unless it is sharded already.
+
+        A network that is stored in bfloat16 keeps its dtypes: it computes under autocast
+        (`Teacher.precision_of`).
+        """
         if is_sharded(network):
             return
         plain = skeleton(network)
-        shard(network, self.device_mesh["data_parallel"], self._half)
+        half = self._half and all(p.dtype != torch.bfloat16 for p in network.parameters())
+        shard(network, self.device_mesh["data_parallel"], half)
         self._skeletons[network] = plain
 
     @contextmanager
@@ -93,10 +100,11 @@ class FSDP2Strategy(ModelParallelStrategy):
 
         On the other processes the copy has no data.
         """
-        state = self._gather(network.state_dict())
-        copied = skeleton(self._skeletons[network])
+        base = backbone(network)
+        state = self._gather(base.state_dict())
+        copied = skeleton(self._skeletons[base])
         copied.load_state_dict(state, strict=self.is_global_zero, assign=True)
-        yield copied.eval()
+        yield (network.on_base(copied) if isinstance(network, Adapted) else copied).eval()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return the part of the module's state that this process saves."""

@@ -127,6 +127,37 @@ def test_sharding_divides_trained_weights(plan: Callable[..., PlannedRun]) -> No
     assert copied["copy of the gradients (ddp)"] == 2 * whole["gradients"]
 
 
+@pytest.mark.parametrize("strategy", ["auto", "ddp", "ddp_multi", "fsdp2", "fsdp2_sharded"])
+@pytest.mark.parametrize("frozen", ["32", "bf16"])
+def test_networks_with_adapters_share_one_base(
+    plan: Callable[..., PlannedRun], strategy: str, frozen: Any
+) -> None:
+    """Sharding divides the base; each device holds all adapters with what trains them."""
+    lora, devices = Adapters(LoRA(4), LoRA(2)), 1 if strategy == "auto" else 8
+    options = {"lora": lora, "memory": Memory(frozen_precision=frozen)}
+    whole, own = (
+        standing_bytes(plan()),
+        standing_bytes(plan(strategy=strategy, devices=devices, **options)),
+    )
+    base = whole["teacher"] / (devices if "fsdp2" in strategy else 1)
+    if frozen == "32":
+        assert own["teacher"] == pytest.approx(base, abs=8)
+    else:
+        assert 0.5 * base < own["teacher"] < 0.6 * base
+    run = plan(**options)
+    sizes = [
+        4 * sum(p.numel() for p in net.parameters()) for net in (run.fake_score, run.generator)
+    ]
+    assert sizes[0] == 2 * sizes[1] < 0.1 * whole["teacher"]
+    assert [own[name] for name in ("fake score", "generator", "EMA")] == [*sizes, sizes[1]]
+    assert own["gradients"] == sizes[0]
+    assert own["optimizers"] == sum(sizes)  # Adam without the first moment
+    assert own.get("copy of the gradients (ddp)", 0) == (sum(sizes) if strategy == "ddp" else 0)
+    gathered = own.get("gathered blocks (fsdp2)", 0)
+    assert gathered < whole["teacher"]
+    assert bool(gathered) == ("fsdp2" in strategy)
+
+
 def test_the_largest_micro_batch_fits_and_divides(plan: Callable[..., PlannedRun]) -> None:
     run = plan()
     room = total_bytes(run, 8)

@@ -12,8 +12,10 @@ from torch import Tensor
 from sid_lsg.export.lora_file import adapters_of, lora_weights
 from sid_lsg.export.single_file import original_of
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.networks.lora import adapt, adapters, merged
+from sid_lsg.networks.adapted import adapters
+from sid_lsg.networks.lora import adapt
 from sid_lsg.options.lora import LoRA
+from tests.helpers.modules import merged
 from tests.helpers.paths import GOLDEN_FLOW
 
 PIPELINES = GOLDEN_FLOW / "pipelines"
@@ -60,7 +62,7 @@ def test_kohyas_rule_gives_the_merged_weights(family: str, tiny_sd: str) -> None
     expected = merged(network).state_dict()
     base = (getattr(pipeline, "unet", None) or pipeline.transformer).state_dict()
     if family != "tiny_sd":
-        layout = original_of(network, pipeline.components).layout(network.config)
+        layout = original_of(network.base, pipeline.components).layout(network.base.config)
 
         def original(state: dict[str, Tensor]) -> dict[str, Tensor]:
             return {

@@ -13,7 +13,7 @@ from sid_lsg.cli import main
 from sid_lsg.commands.export import export
 from sid_lsg.generation.trained import load_trained
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.networks.lora import adapters
+from sid_lsg.networks.adapted import adapters
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 LORA = "lora/pytorch_lora_weights.safetensors"

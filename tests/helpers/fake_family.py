@@ -19,7 +19,7 @@ from sid_lsg.files.loading import explained, load_network
 from sid_lsg.images.pixels import from_uint8
 from sid_lsg.method.conditioning import Conditioning, expand
 from sid_lsg.method.flow import FlowSchedule
-from sid_lsg.teachers.base import Teacher, Tokenize, Tokens
+from sid_lsg.teachers.base import FLOAT32, Dtypes, Teacher, Tokenize, Tokens
 from sid_lsg.teachers.layout import locate_parts
 
 REGISTERED = "tests.helpers.fake_family.FakeFamily"
@@ -128,6 +128,7 @@ class FakeFamily(Teacher):
         subfolders: Mapping[str, str] | None = None,
         resolution: int | None = None,
         option: str = "model.teacher",
+        dtypes: Dtypes = FLOAT32,
     ) -> "FakeFamily":
         source, where, _ = locate_parts(
             model, PARTS, subfolders, option, "the fake family", "FakePipeline", revision

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from sid_lsg.data.prompts import PromptDataModule
 from sid_lsg.export.folder import save_pipeline
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.networks.lora import adapters, base, merged
+from sid_lsg.networks.adapted import adapters
 from sid_lsg.options.lora import LoRA
 from sid_lsg.options.training import Adapters, InitialWeights, Loading, Memory
+from sid_lsg.teachers.base import backbone
 from sid_lsg.training.module import SiDLSG
+from tests.helpers.modules import merged
 from tests.helpers.paths import GOLDEN
 
 PROMPTS = ["a red cat", "two dogs running", "a blue bird", "the moon"]
@@ -131,7 +133,7 @@ def test_adapters_train_on_the_weights_of_a_folder(
         assert is_other(merged(network), other)
     module = fit(**options)
     for network in (module.fake_score, module.generator, module.ema):
-        frozen = {n.replace(".base_layer.", "."): p for n, p in base(network).items()}
+        frozen = dict(backbone(network).named_parameters())
         assert frozen.keys() == other.keys()
         assert all(torch.equal(p, other[name]) for name, p in frozen.items())
         assert not is_other(merged(network), other)
@@ -139,9 +141,9 @@ def test_adapters_train_on_the_weights_of_a_folder(
     places = [
         {p.data_ptr() for p in of}
         for of in (
-            base(module.generator).values(),
-            base(module.ema).values(),
-            base(module.fake_score).values(),
+            backbone(module.generator).parameters(),
+            backbone(module.ema).parameters(),
+            backbone(module.fake_score).parameters(),
             module.teacher.network.parameters(),
         )
     ]
@@ -150,7 +152,7 @@ def test_adapters_train_on_the_weights_of_a_folder(
     assert not (places[0] | places[2]) & places[3]
     half = make(tiny_sd, **options, memory=Memory(frozen_precision="bf16"))
     for network in (half.fake_score, half.generator, half.ema):
-        assert {p.dtype for p in base(network).values() if p.dim() > 1} == {torch.bfloat16}
+        assert {p.dtype for p in backbone(network).parameters() if p.dim() > 1} == {torch.bfloat16}
         assert all(p.dtype == torch.float32 for p in adapters(network).values())
 
 

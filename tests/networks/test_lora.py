@@ -1,12 +1,10 @@
 """LoRA adapters on shared weights: training, checkpoints, errors and export to diffusers."""
 
-import json
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -25,22 +23,15 @@ from sid_lsg.data.prompts import PromptBatch, PromptDataModule
 from sid_lsg.export.folder import save_pipeline
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.draws import Phase
-from sid_lsg.networks.lora import (
-    LORA_FILE,
-    adapt,
-    adapters,
-    base,
-    merged,
-    save_lora,
-    trainable,
-)
+from sid_lsg.networks.adapted import Adapted, adapters
+from sid_lsg.networks.lora import LORA_FILE, adapt, save_lora
 from sid_lsg.options.lora import LoRA
 from sid_lsg.options.training import EMA, Adapters, InitialWeights, Memory
+from sid_lsg.teachers.base import backbone
 from sid_lsg.training.alternating import frozen
 from sid_lsg.training.ema import update_ema
 from sid_lsg.training.module import SiDLSG
-from sid_lsg.training.strategies import FSDP2Strategy, register_strategies
-from tests.helpers import forked
+from tests.helpers.modules import merged
 
 PROMPTS = ["a red cat", "two dogs running", "a blue bird", "the moon"]
 SEEDS = [5, 0, 2**40, 1]
@@ -125,28 +116,29 @@ def test_networks_start_as_the_teacher_and_share_its_tensors(small_sd: str) -> N
     images = call(plain, plain.ema)
     for network, rank in ((module.fake_score, 4), (module.generator, 2), (module.ema, 2)):
         assert torch.equal(call(module, network), images)
-        assert places(base(network).values()) == own
+        assert places(backbone(network).parameters()) == own
         assert len(adapters(network)) == 48
         assert min(min(p.shape) for p in adapters(network).values()) == rank
-        assert own.isdisjoint(places(trainable(network)))
-        assert all(p.dtype == torch.float32 for p in trainable(network))
+        assert own.isdisjoint(places(network.parameters()))
+        assert all(p.dtype == torch.float32 for p in network.parameters())
     for network in (module.fake_score, module.generator):
-        assert {p for p in network.parameters() if p.requires_grad} == {*trainable(network)}
+        assert {p for p in network.parameters() if p.requires_grad} == {*network.parameters()}
     assert not any(p.requires_grad for p in module.ema.parameters())
-    assert places(trainable(module.ema)).isdisjoint(places(trainable(module.generator)))
+    assert places(module.ema.parameters()).isdisjoint(places(module.generator.parameters()))
     assert sum(m.training for m in module.generator.modules()) == 0
     again, other = make(small_sd, **BOTH), make(small_sd, **BOTH, seed=1)
     for name, value in module.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
         assert torch.equal(value, other.state_dict()[name]) == (".lora_B." in name)
     equal = make(small_sd, lora=Adapters(LoRA(2), LoRA(2)))
-    assert not torch.equal(trainable(equal.fake_score)[0], trainable(equal.generator)[0])
+    factors = [next(network.parameters()) for network in (equal.fake_score, equal.generator)]
+    assert not torch.equal(*factors)
 
 
 def test_without_adapters_all_weights_are_trained(small_sd: str) -> None:
     module = make(small_sd, lora=Adapters(LoRA(4)))
-    assert trainable(module.generator) == [*module.generator.parameters()]
-    assert base(module.generator) == adapters(module.generator) == {}
+    assert backbone(module.generator) is module.generator
+    assert adapters(module.generator) == {}
     assert merged(module.generator) is module.generator
     assert places(module.generator.parameters()).isdisjoint(places(module.teacher.parameters()))
     assert all(p.requires_grad for p in module.generator.parameters())
@@ -157,7 +149,7 @@ def test_moving_and_casting_keep_the_tensors_shared(small_sd: str) -> None:
     own = places(module.teacher.network.parameters())
     for network in (module.fake_score, module.generator, module.ema):
         assert next(network.parameters()).dtype == torch.float64
-        assert places(base(network).values()) == own
+        assert places(backbone(network).parameters()) == own
 
 
 @pytest.mark.gpu
@@ -165,7 +157,7 @@ def test_moving_to_a_gpu_keeps_the_tensors_shared(small_sd: str) -> None:
     module = make(small_sd, **BOTH).cuda()
     own = places(module.teacher.network.parameters())
     for network in (module.fake_score, module.generator, module.ema):
-        assert places(base(network).values()) == own
+        assert places(backbone(network).parameters()) == own
         assert all(p.is_cuda for p in network.parameters())
 
 
@@ -177,7 +169,7 @@ def gradients(module: SiDLSG, phase: Phase, network: nn.Module) -> dict[str, Ten
     if phase is Phase.FAKE_SCORE:
         module.fake_score_phase(inputs).loss.backward()
     else:
-        with frozen(trainable(module.fake_score)):
+        with frozen([*module.fake_score.parameters()]):
             module.generator_phase(inputs).loss.backward()
     assert all(p.grad is None for p in module.teacher.parameters())
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
@@ -235,9 +227,9 @@ def test_a_bf16_base_keeps_float32_adapters(small_sd: str, fit: Fit) -> None:
     module = fit(memory=Memory(frozen_precision="bf16"))
     own = places(module.teacher.network.parameters())
     for network in (module.fake_score, module.generator, module.ema):
-        assert places(base(network).values()) == own
-        assert {p.dtype for p in base(network).values() if p.dim() > 1} == {torch.bfloat16}
-        assert all(p.dtype == torch.float32 for p in trainable(network))
+        assert places(backbone(network).parameters()) == own
+        assert {p.dtype for p in backbone(network).parameters() if p.dim() > 1} == {torch.bfloat16}
+        assert all(p.dtype == torch.float32 for p in network.parameters())
     assert merged(module.ema).dtype == torch.float32
     assert module.generate(PROMPTS, SEEDS).dtype == torch.float32
 
@@ -256,32 +248,33 @@ def test_training_changes_only_trainable_weights(
     for name, value in module.teacher.network.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert torch.equal(call(module, module.teacher.network), call(start, start.teacher.network))
-    own = places(module.teacher.network.parameters())
     for name in ("fake_score", "generator", "ema"):
         network = getattr(module, name)
-        pairs = zip(trainable(network), trainable(getattr(start, name)), strict=True)
+        pairs = zip(network.parameters(), getattr(start, name).parameters(), strict=True)
         assert all(not torch.equal(*pair) for pair in pairs)
-        assert places(base(network).values()) in (own, set())  # Lightning has moved the module
-        assert all(p.grad is None and not p.requires_grad for p in base(network).values())
+        if isinstance(network, Adapted):
+            assert network.base is module.teacher.network
+    assert all(p.grad is None and not p.requires_grad for p in module.teacher.parameters())
     for optimizer, network in zip(
         module.trainer.optimizers, (module.fake_score, module.generator), strict=True
     ):
-        assert optimizer.param_groups[0]["params"] == trainable(network)
-        assert optimizer.state.keys() == set(trainable(network))
-        assert all(p.requires_grad for p in trainable(network))
+        assert optimizer.param_groups[0]["params"] == [*network.parameters()]
+        assert optimizer.state.keys() == {*network.parameters()}
+        assert all(p.requires_grad for p in network.parameters())
 
 
 def test_the_ema_covers_only_the_adapters(small_sd: str) -> None:
     module = make(small_sd, **BOTH)
-    old = [p.clone() for p in trainable(stir(module.ema, 1))]
-    frozen = {name: p.clone() for name, p in base(module.ema).items()}
-    written = [p._version for p in base(module.ema).values()]
-    update_ema(trainable(module.ema), trainable(stir(module.generator)), 0.75)
-    assert [p._version for p in base(module.ema).values()] == written
-    for average, before, now in zip(trainable(module.ema), old, trainable(module.generator),
-                                    strict=True):  # fmt: skip
-        torch.testing.assert_close(average, 0.75 * before + 0.25 * now)
-    assert all(torch.equal(p, frozen[name]) for name, p in base(module.ema).items())
+    base = module.teacher.network
+    old = [p.clone() for p in stir(module.ema, 1).parameters()]
+    before = {name: (p.clone(), p._version) for name, p in base.named_parameters()}
+    now = [*stir(module.generator).parameters()]
+    update_ema([*module.ema.parameters()], now, 0.75)
+    for average, start, end in zip(module.ema.parameters(), old, now, strict=True):
+        torch.testing.assert_close(average, 0.75 * start + 0.25 * end)
+    for name, p in base.named_parameters():
+        assert torch.equal(p, before[name][0])
+        assert p._version == before[name][1]
 
 
 @pytest.mark.slow
@@ -517,7 +510,7 @@ def test_adapters_without_effect_are_rejected(name: str, options: Any, message: 
     [
         ("to_x", "no layer's name ends with 'to_x'.*to_q'"),
         ("o_q", "no layer's name ends with 'o_q'"),
-        ("norm1", "--model.lora.generator.targets: Target module.*not supported"),
+        ("norm1", "--model.lora.generator.targets: .*norm1' is a LayerNorm, and only linear"),
     ],
 )
 def test_layers_that_cannot_have_adapters_are_rejected(
@@ -527,80 +520,14 @@ def test_layers_that_cannot_have_adapters_are_rejected(
         make(small_sd, lora=Adapters(generator=LoRA(4, targets=["to_q", target])))
 
 
-def test_missing_peft_names_the_extra(small_sd: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(small_sd)
+def test_training_adapters_needs_no_peft(
+    small_sd: str, fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    make(small_sd)
-    with pytest.raises(
-        UsageError, match=r"--model.lora.fake_score .*pip install 'sid-lsg\[lora\]'"
-    ):
-        make(small_sd, lora=Adapters(LoRA(4)))
+    assert merged(fit(1).ema)
 
 
-def test_a_shared_base_cannot_be_moved_or_sharded(small_sd: str) -> None:
+def test_adapters_cannot_be_kept_apart_from_their_base(small_sd: str) -> None:
     with pytest.raises(UsageError, match="--model.ema.device cpu: .*Leave the option out"):
         make(small_sd, lora=Adapters(generator=LoRA(4)), ema=EMA(device="cpu"))
     make(small_sd, lora=Adapters(LoRA(4)), ema=EMA(device="cpu"))
-    module = make(small_sd, lora=Adapters(LoRA(4)))
-    trainer: Any = SimpleNamespace(strategy=FSDP2Strategy())
-    module._fabric = None
-    module.__class__ = type("Of", (SiDLSG,), {"trainer": trainer})
-    with pytest.raises(UsageError, match="--trainer.strategy fsdp2 .*ddp_multi"):
-        module.configure_model()
-
-
-# ---------------------------------------------------------------------- several processes
-
-
-def train_in_processes(root: str, small_sd: str, *strategies: str) -> None:
-    """Train 3 iterations with each strategy and save the state; run by the processes below."""
-
-    def sgd(parameters: Any) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, lr=1e-3)
-
-    register_strategies()
-    for strategy in strategies:
-        options: dict[str, Any] = {"optimizer_fake": sgd, "optimizer_generator": sgd}
-        module = make(small_sd, **BOTH, **options, micro_batch_size=1, prompt_dropout=0.0)
-        if strategy != "auto":
-            options = {"strategy": strategy, "devices": 2}
-        trainer = trainer_of(Path(root), 3, **({} if strategy == "auto" else options))
-        trainer.fit(module, PromptDataModule(f"{root}/prompts.txt", batch_size=4, num_workers=0))
-        own = places(module.teacher.network.parameters())
-        shared = [places(base(net).values()) == own for net in (module.generator, module.ema)]
-        if trainer.is_global_zero:
-            torch.save((module.state_dict(), all(shared)), f"{root}/{strategy}.pt")
-            report = sum(p.numel() for p in module.parameters())
-            Path(root, f"{strategy}.json").write_text(json.dumps(report))
-
-
-@pytest.fixture(scope="module")
-def several(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train in one process, and in two that are started as torchrun does."""
-    folder = tmp_path_factory.mktemp("several")
-    (folder / "prompts.txt").write_text("\n".join(f"a {n} {t}" for n in "abcd" for t in PROMPTS))
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(forked.free_port())}
-    two = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
-    jobs: list[tuple[list[str], dict[str, str]]] = [([str(folder), small_sd, "auto"], common)]
-    for rank in "01":
-        own = common | two | {"RANK": rank, "LOCAL_RANK": rank}
-        jobs.append(([str(folder), small_sd, "ddp", "ddp_multi"], own))
-    forked.all_end_well(train_in_processes, jobs, folder, seconds=300)
-    return folder
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_multi"])
-def test_two_processes_train_the_same_adapters_as_one(
-    several: Path, small_sd: str, strategy: str
-) -> None:
-    ours, shared = torch.load(several / f"{strategy}.pt", weights_only=True)
-    theirs, _ = torch.load(several / "auto.pt", weights_only=True)
-    start = make(small_sd, **BOTH).state_dict()
-    assert shared
-    for network in ("fake_score", "generator", "ema"):
-        a, b, c = (
-            torch.cat([v.flatten() for k, v in state.items() if k.startswith(f"{network}.")])
-            for state in (ours, theirs, start)
-        )
-        assert relative(a, b) < 1e-6
-        assert relative(a - c, b - c) < 1e-3  # relative to the distance moved

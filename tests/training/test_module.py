@@ -17,7 +17,6 @@ from sid_lsg.export.folder import save_pipeline
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.draws import Phase
 from sid_lsg.method.phases import PhaseInputs
-from sid_lsg.networks.lora import trainable
 from sid_lsg.networks.memory import borrowed
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.lora import LoRA
@@ -337,7 +336,7 @@ def test_bad_samples_do_not_change_the_gradients_of_good_ones(small_sd: str) -> 
         module.generator_phase(chosen).loss.backward()
         return torch.cat([p.grad.flatten() for p in module.generator.parameters()])
 
-    with frozen(trainable(module.fake_score)):
+    with frozen([*module.fake_score.parameters()]):
         alone = sum(gradient(inputs.select(slice(i, i + 1))) for i in (0, 2))
         inputs.draws.noises[0][1] = float("nan")
         replaced = replace_bad(inputs, good)
@@ -464,7 +463,7 @@ def test_the_ema_on_the_cpu_equals_that_on_a_gpu(small_sd: str) -> None:
     for module in made:
         module.on_fit_start()
         part_from_teacher(module.generator.cpu())
-        update_ema(trainable(module.ema), trainable(module.generator.cuda()), 0.5)
+        update_ema([*module.ema.parameters()], [*module.generator.cuda().parameters()], 0.5)
     there, here = made
     assert next(here.ema.parameters()).device.type == "cpu"
     torch.testing.assert_close(weights(here.ema), weights(there.ema).cpu())
