@@ -126,22 +126,25 @@ def fit() -> str:
 @named("large teachers")
 def large_teachers() -> str:
     """Return what `estimate` counts for the configs in configs/teacher/."""
+    cases = [("all weights", "h100", number) for number in (1, 8, 64)]
+    cases += [("LoRA", gpu, 1) for gpu in ("h100", "3090")]
+    counted = stored("estimates/teachers")
     rows = []
-    for name in sorted(path.stem for path in (REPOSITORY / "configs/teacher").glob("*.yaml")):
-        for suffix, device, trained in (
-            ("8x80", "8 x 80 GB, fsdp2", "all weights"),
-            ("lora_80", "80 GB", "LoRA"),
-            ("lora_24", "24 GB", "LoRA"),
-        ):
-            if not (RESULTS / f"estimates/{name}_{suffix}.json").exists():
+    for name, side in dict.fromkeys((row["config"], row["resolution"]) for row in counted):
+        cells = []
+        for case in cases:
+            wanted = (name, side, *case)
+            keys = ("config", "resolution", "trained", "gpu", "gpus")
+            row = next((row for row in counted if tuple(map(row.get, keys)) == wanted), None)
+            if row is None:
+                cells.append("")
                 continue
-            counted = stored(f"estimates/{name}_{suffix}")
-            first, images = counted["options"][0], counted["batch_size"] * counted["iterations"]
-            size, gib = str(counted["micro_batch_size"]), f"{first['memory_gib']:.1f}"
-            hours = f"{first['hours'] / images * 1e6:.0f}"
-            rows.append([f"`teacher/{name}.yaml`", trained, device, size, gib, hours])
-    header = ["config", "trained", "devices", "micro-batch", "GiB on each", "hours per 1 M images"]
-    return table(header, rows)
+            hours = row["hours"] / row["batch_size"] / row["iterations"] * 1e6
+            fits = row["memory_gib"] < row["usable_gib"]
+            cells.append(f"{row['memory_gib']:.1f} ({hours:.0f} h)" if fits else "too much")
+        rows.append([f"`teacher/{name}.yaml`", str(side), *cells])
+    devices = ["1 x 80 GB", "8 x 80 GB", "64 x 80 GB", "LoRA, 80 GB", "LoRA, 24 GB"]
+    return table(["config", "px", *devices], rows)
 
 
 @named("speed")

@@ -12,7 +12,10 @@ from sid_lsg.teachers.families import architecture_of
 from tests.helpers.paths import CONFIGS, REPOSITORY
 
 TEACHERS = sorted((CONFIGS / "teacher").glob("*.yaml"))
-ESTIMATES = REPOSITORY / "results" / "estimates"
+ESTIMATES: list[dict[str, Any]] = json.loads(
+    (REPOSITORY / "results" / "estimates" / "teachers.json").read_text()
+)
+CASES = [("all weights", 8), ("LoRA", 1)]  # in the headers
 each_config = pytest.mark.parametrize("path", TEACHERS, ids=lambda path: path.stem)
 
 
@@ -21,40 +24,47 @@ def header(path: Path) -> str:
     return " ".join(line.removeprefix("#").strip() for line in lines)
 
 
-def stored(path: Path, suffix: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((ESTIMATES / f"{path.stem}_{suffix}.json").read_text())
+def stored(path: Path, trained: str, gpus: int) -> dict[str, Any]:
+    """Return the estimate of a config as it is, on GPUs with 80 GB."""
+    resolution = yaml.safe_load(path.read_text())["model"]["resolution"]
+    wanted = (path.stem, resolution, trained, "h100", gpus)
+    keys = ("config", "resolution", "trained", "gpu", "gpus")
+    (found,) = (row for row in ESTIMATES if tuple(row[key] for key in keys) == wanted)
     return found
 
 
 @each_config
 @pytest.mark.parametrize(
-    ("suffix", "pattern"),
+    ("case", "pattern"),
     [
-        ("8x80", r"all weights on eight H100s with 80 GB: ([\d.]+) GiB on each, (\d+) hours"),
-        ("lora_80", r"adapters on one: ([\d.]+) GiB, (\d+) hours"),
+        (
+            CASES[0],
+            r"all weights on eight H100s with 80 GB: ([\d.]+) GiB on each, (\d+) hours",
+        ),
+        (CASES[1], r"adapters on one: ([\d.]+) GiB, (\d+) hours"),
     ],
 )
-def test_headers_state_what_estimate_counted(path: Path, suffix: str, pattern: str) -> None:
-    counted = stored(path, suffix)
+def test_headers_state_what_estimate_counted(
+    path: Path, case: tuple[str, int], pattern: str
+) -> None:
+    counted = stored(path, *case)
     said = re.search(pattern, header(path))
     assert said, header(path)
-    first = counted["options"][0]
-    assert said[1] == f"{first['memory_gib']:.1f}"
-    assert said[2] == f"{first['hours']:.0f}"
-    assert first["memory_gib"] < counted["usable_gib"]
+    assert said[1] == f"{counted['memory_gib']:.1f}"
+    assert said[2] == f"{counted['hours']:.0f}"
+    assert counted["memory_gib"] < counted["usable_gib"]
 
 
 @each_config
 def test_the_estimates_are_of_the_configs_options(path: Path) -> None:
     config = yaml.safe_load(path.read_text())
-    for suffix, gpus in (("8x80", 8), ("lora_80", 1)):
-        counted = stored(path, suffix)
+    for case in CASES:
+        counted = stored(path, *case)
         assert counted["teacher"] == config["model"]["teacher"]
         assert counted["batch_size"] == config["data"]["batch_size"]
         assert counted["micro_batch_size"] == config["model"]["micro_batch_size"]
         assert counted["iterations"] == config["trainer"]["max_steps"]
         assert counted["precision"] == config["trainer"]["precision"]
-        assert counted["gpus"] == gpus
 
 
 @each_config
