@@ -1,21 +1,11 @@
 """Buffers, such as tables of positions, are stored once for a teacher's network and its copies."""
 
-import pytest
 import torch
 from torch import nn
 
 from sid_lsg.networks.buffers import share_buffers
-from sid_lsg.options.lora import LoRA
-from sid_lsg.options.training import Adapters
 from sid_lsg.training.module import SiDLSG
 from tests.helpers.tiny_families import FAMILIES
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["full", "lora"])
-def networks(request: pytest.FixtureRequest) -> list[nn.Module]:
-    adapters = LoRA(rank=2) if request.param else None
-    module = SiDLSG(str(FAMILIES["sd3"].folder), lora=Adapters(adapters, adapters))
-    return [module.teacher.network, module.fake_score, module.generator, module.ema]
 
 
 def places(networks: list[nn.Module]) -> list[int]:
@@ -23,7 +13,9 @@ def places(networks: list[nn.Module]) -> list[int]:
     return [buffer.data_ptr() for network in networks for buffer in network.buffers()]
 
 
-def test_copies_share_buffers_and_share_them_again_after_a_move(networks: list[nn.Module]) -> None:
+def test_copies_share_buffers_and_share_them_again_after_a_move() -> None:
+    module = SiDLSG(str(FAMILIES["sd3"].folder))
+    networks = [module.teacher.network, module.fake_score, module.generator, module.ema]
     assert len(places(networks)) == 4
     assert len(set(places(networks))) == 1
     for network in networks:
