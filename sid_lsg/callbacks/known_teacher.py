@@ -23,9 +23,10 @@ def sampled_by_teacher(
         guidance: Its guidance scale.
 
     Returns:
-        The description; None if the teacher's weights are spread over processes.
+        The description; None if the teacher's weights are spread over processes, or its text
+        encoders were dropped.
     """
-    if is_sharded(module.teacher.network):
+    if is_sharded(module.teacher.network) or module.teacher.remembered is not None:
         return None
     identity = teacher_hash(module.teacher, prompts)
     precision = str(trainer.precision)
