@@ -65,8 +65,7 @@ def test_another_familys_autoencoder_is_told_by_its_scale(
             f"not {own}: "
         )
         told = [message.startswith(said) for message in warned(scale)]
-        # PixArt-Alpha has Stable Diffusion's, and PixArt-Sigma SDXL's.
-        assert told == ([] if scale == own or "pixart" in folder.name else [True])
+        assert told == ([] if scale == own else [True])
 
 
 @pytest.mark.parametrize(
