@@ -30,7 +30,7 @@ from sid_lsg.teachers.checks import Fields, names, refuse_problem
 from sid_lsg.teachers.fields import CLIP_TEXT, KL_VAE, T5_TEXT
 from sid_lsg.teachers.flux_architectures import ARCHITECTURES
 from sid_lsg.teachers.lengths import ChosenLength
-from sid_lsg.teachers.packing import PATCH, grid
+from sid_lsg.teachers.packing import PATCH, axes_problem, grid
 from sid_lsg.teachers.text import cut_off, tokenize
 from sid_lsg.teachers.unsized import PackedTeacher
 from sid_lsg.teachers.untrained import Architecture
@@ -217,4 +217,4 @@ def _problem(
             f"its transformer takes {config.pooled_projection_dim} pooled features and its "
             f"text_encoder outputs {clip.config.hidden_size}"
         )
-    return None
+    return axes_problem(config)

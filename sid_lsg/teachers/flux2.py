@@ -26,7 +26,7 @@ from sid_lsg.teachers.fields import QWEN_TEXT
 from sid_lsg.teachers.flux2_architectures import ARCHITECTURES
 from sid_lsg.teachers.layout import read_index
 from sid_lsg.teachers.lengths import ChosenLength
-from sid_lsg.teachers.packing import PATCH, grid
+from sid_lsg.teachers.packing import PATCH, axes_problem, grid
 from sid_lsg.teachers.text import MASKED, chat, chat_cut_off, readable, tokenize_masked
 from sid_lsg.teachers.unsized import UnsizedTeacher
 from sid_lsg.teachers.untrained import Architecture
@@ -263,4 +263,4 @@ def _problem(config: Any, vae: AutoencoderKLFlux2, text: Any) -> str | None:
         )
     if text.num_hidden_layers < LAYERS[-1]:
         return f"its text encoder has {text.num_hidden_layers} layers, fewer than {LAYERS[-1]}"
-    return None
+    return axes_problem(config)

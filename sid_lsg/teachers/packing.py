@@ -1,6 +1,7 @@
 """Pack latents into tokens of 2 x 2 patches, as FLUX's and Qwen-Image's networks take them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,14 @@ def unpack(tokens: Tensor, shape: Sequence[int]) -> Tensor:
     rows, columns = height // PATCH, width // PATCH
     split = tokens.reshape(len(tokens), rows, columns, channels, PATCH, PATCH)
     return split.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), channels, height, width)
+
+
+def axes_problem(config: Any) -> str | None:
+    """Describe positions that do not fill the heads of a network's attention, if they do not."""
+    axes, head = config.axes_dims_rope, config.attention_head_dim
+    if sum(axes) == head:
+        return None
+    return f"its transformer has axes_dims_rope {list(axes)}, whose sum is not {head}"
 
 
 def grid(height: int, width: int, like: Tensor, axes: int = 3) -> Tensor:

@@ -27,7 +27,7 @@ from sid_lsg.teachers.base import Tokenize, Tokens
 from sid_lsg.teachers.checks import Fields, names, refuse_problem
 from sid_lsg.teachers.fields import QWEN_TEXT
 from sid_lsg.teachers.lengths import ChosenLength
-from sid_lsg.teachers.packing import PATCH, pack, unpack
+from sid_lsg.teachers.packing import PATCH, axes_problem, pack, unpack
 from sid_lsg.teachers.qwen_image_architectures import ARCHITECTURES
 from sid_lsg.teachers.text import MASKED, chat_cut_off, tokenize_masked
 from sid_lsg.teachers.unsized import PackedTeacher
@@ -248,4 +248,4 @@ def _problem(config: Any, vae: AutoencoderKLQwenImage, text: Any) -> str | None:
         )
     if {len(vae.config.latents_mean), len(vae.config.latents_std)} != {latents}:
         return f"its VAE has not {latents} means and deviations (latents_mean, latents_std)"
-    return None
+    return axes_problem(config)
