@@ -11,7 +11,8 @@ from sid_lsg.export.facts import Facts
 from sid_lsg.export.folder import make_scheduler, save_network, save_pipeline, save_scheduler
 from sid_lsg.export.lora_file import lora_weights
 from sid_lsg.export.modelspec import modelspec
-from sid_lsg.export.single_file import architecture_of, original_of, save_single_file
+from sid_lsg.export.original.models import ORIGINALS, original
+from sid_lsg.export.single_file import save_single_file
 from sid_lsg.generation.trained import Trained
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.lora import LORA_FOLDER, save_lora
@@ -72,20 +73,24 @@ def check_format(found: Trained, facts: Facts) -> None:
                 "format, or train with --model.lora.generator.rank."
             )
         case "single-file" | "comfyui":
-            scheduler = make_scheduler(teacher, found.t_init, steps, found.noise)
-            original_of(teacher.network, teacher.pipeline(teacher.network, scheduler).components)
+            model = original(teacher.original_layout)
             if facts.format == "comfyui":
+                if model.autoencoder is None:
+                    raise UsageError(
+                        "--format comfyui: there is no workflow for this family yet, whose text "
+                        "encoders and autoencoder are files of their own. Use --format single-file."
+                    )
                 workflow(facts.file, teacher, found.t_init, steps, found.noise)
 
 
 def _save_one_file(found: Trained, folder: Path, facts: Facts, dtype: torch.dtype) -> None:
     teacher = found.teacher
-    how = teacher, found.t_init, facts.num_steps, found.noise
-    scheduler = make_scheduler(*how)
+    model = original(teacher.original_layout)
+    scheduler = make_scheduler(teacher, found.t_init, facts.num_steps, found.noise)
     components = teacher.pipeline(teacher.network, scheduler).components
     folder.mkdir()
-    spec = modelspec(facts, architecture_of(teacher.network, components))
-    save_single_file(folder / facts.file, teacher.network, components, dtype, spec)
+    spec = modelspec(facts, model.architecture)
+    save_single_file(folder / facts.file, model, teacher.network, components, dtype, spec)
     save_scheduler(scheduler, folder)
     if facts.format == "comfyui":
         save_workflow(
@@ -98,14 +103,15 @@ def _save_lora(
 ) -> None:
     assert found.adapted is not None  # `check_format`
     teacher = found.teacher
-    scheduler = make_scheduler(teacher, found.t_init, facts.num_steps, found.noise)
-    components = teacher.pipeline(teacher.network, scheduler).components
-    weights = lora_weights(found.adapted, components, layout, teacher.network_name)
+    model = ORIGINALS.get(teacher.original_layout or "")
+    weights = lora_weights(found.adapted, model, layout, teacher.network_name)
     folder.mkdir()
-    architecture = f"{architecture_of(teacher.network, components)}/lora"
+    architecture = model.architecture if model else type(teacher.network).__name__
     typed = {key: value.to(dtype).contiguous() for key, value in weights.items()}
-    save_file(typed, folder / facts.file, {"format": "pt", **modelspec(facts, architecture)})
-    save_scheduler(scheduler, folder)
+    save_file(
+        typed, folder / facts.file, {"format": "pt", **modelspec(facts, f"{architecture}/lora")}
+    )
+    save_scheduler(make_scheduler(teacher, found.t_init, facts.num_steps, found.noise), folder)
 
 
 def _save_graph(found: Trained, folder: Path, facts: Facts) -> None:

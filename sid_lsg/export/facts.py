@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import ModelCard, hf_hub_download
 
 from sid_lsg.export.folder import make_scheduler
+from sid_lsg.export.original.models import ORIGINALS
 from sid_lsg.export.snippets import PLACE
 from sid_lsg.files.sources import ARCHITECTURE, PREFIX, locate
 from sid_lsg.messages.words import steps
@@ -48,6 +49,7 @@ class Facts:
         model: Where readers find it: a Hub id if it is uploaded.
         file: The name of the file with the weights, for formats of one file.
         t_init: The generator's first timestep.
+        alone: Whether a single file holds the network alone.
         has_lora: Whether the folder also holds the generator as adapters, in `lora/`.
         has_example: Whether the folder holds images of the generator, `example.png`.
     """
@@ -74,6 +76,7 @@ class Facts:
     model: str = PLACE
     file: str = "generator.safetensors"
     t_init: int = 0
+    alone: bool = False
     has_lora: bool = False
     has_example: bool = False
 
@@ -118,6 +121,7 @@ def facts_of(
     """
     tokenizers = [*teacher.tokenizers.values()]
     scheduler = make_scheduler(teacher, t_init, num_steps, noise)
+    model = ORIGINALS.get(teacher.original_layout or "")
     tokens = None
     if len(tokenizers) == 1:
         (own,) = tokenizers
@@ -134,6 +138,7 @@ def facts_of(
         pipeline_options=teacher.pipeline_options,
         missing_parts=teacher.missing_parts,
         t_init=t_init,
+        alone=bool(model and model.autoencoder is None),
         global_noise=num_steps > 1 and noise == "fresh" and not teacher.hands_generator_on,
         **known,
     )

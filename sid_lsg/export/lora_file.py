@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sid_lsg.export.original.layout import Layout, NoPlace
-from sid_lsg.export.single_file import original_of
+from sid_lsg.export.original.models import Original
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.adapted import adapters
 from sid_lsg.networks.lora import scale
@@ -42,34 +42,36 @@ def adapters_of(network: nn.Module) -> dict[str, Adapter]:
 
 
 def lora_weights(
-    network: Any, components: Mapping[str, Any], layout: LoRALayout, name: str
+    network: Any, model: Original | None, layout: LoRALayout, name: str
 ) -> dict[str, Tensor]:
     """Return the tensors of a LoRA file.
 
     Args:
         network: The network with adapters.
-        components: The pipeline's components, for the family.
-        layout: diffusers: for `load_lora_weights`. kohya: for A1111 and Forge. comfyui: kohya's
-            for a UNet, and diffusers' for a transformer.
+        model: How the original code stores the model; None if no tool reads that.
+        layout: diffusers: for `load_lora_weights`. kohya: for A1111 and Forge. comfyui: the one of
+            the two that ComfyUI reads.
         name: The network's name in the pipeline.
 
     Raises:
         UsageError: If the family has no such names.
     """
     found = adapters_of(network)
-    base: Any = backbone(network)
-    is_unet = type(base).__name__ == "UNet2DConditionModel"
-    if layout == "diffusers" or (layout == "comfyui" and not is_unet):
+    chosen = layout
+    if layout == "comfyui":
+        chosen = model.comfyui_lora if model else "diffusers"
+    if chosen == "diffusers":
         return _peft(found, name)
-    if is_unet and components.get("text_encoder_2") is None:
-        return _kohya(found)  # kohya names Stable Diffusion 1 and 2 as diffusers does
+    if model and model.lora_names == "diffusers":
+        return _kohya(found)
+    base: Any = backbone(network)
     shapes = {weight: value.shape for weight, value in base.state_dict().items()}
     try:
-        names = original_of(base, components).layout(base.config)
+        names = model.layout(base.config) if model else Layout(())
         return _kohya(_original(found, names, shapes))
-    except (NoPlace, UsageError) as error:
+    except NoPlace as error:
         raise UsageError(
-            f"--layout {layout}: {type(base).__name__} has no names there. Use --layout diffusers."
+            f"--layout {layout}: this family has no names there. Use --layout diffusers."
         ) from error
 
 

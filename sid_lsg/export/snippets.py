@@ -33,14 +33,22 @@ def network_snippet(
     dtype: str,
     options: Mapping[str, Any],
     missing: Sequence[str] = (),
+    file: str | None = None,
 ) -> str:
-    """Return code that puts a network and its scheduler into the teacher's pipeline."""
+    """Return code that puts a network and its scheduler into the teacher's pipeline.
+
+    The network is in its own folder, or in a single file.
+    """
     name, kind = network
     imports, found = _scheduler(model, scheduler, "DiffusionPipeline", kind)
     typed = _typed(dtype)
+    load = f'{name} = {kind}.from_pretrained("{model}", subfolder="{name}"{typed})'
+    if file:
+        where = f'"{_file(model, file)}", config="{teacher}", subfolder="{name}"{typed}'
+        load = f"{name} = {kind}.from_single_file(\n    {where}\n)"
     body = [
         *found,
-        f'{name} = {kind}.from_pretrained("{model}", subfolder="{name}"{typed})',
+        load,
         f'scheduler = {scheduler}.from_pretrained("{model}", subfolder="scheduler")',
         "pipeline = DiffusionPipeline.from_pretrained(",
         f'    "{teacher}", {name}={name}, scheduler=scheduler{typed}{_none(missing)}',

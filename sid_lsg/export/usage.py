@@ -33,6 +33,8 @@ def use(facts: Facts) -> str:
     how = facts.scheduler, facts.num_steps, facts.dtype, *call
     if facts.format == "diffusers":
         code = snippets.pipeline_snippet(facts.model, *how)
+    elif facts.format == "single-file" and facts.alone:
+        code = snippets.network_snippet(facts.model, teacher, facts.network, *how, facts.file)
     elif facts.format in ("single-file", "comfyui"):
         code = snippets.single_file_snippet(
             facts.model, facts.file, teacher, facts.pipeline, *how[:-1]
@@ -70,9 +72,10 @@ def use(facts: Facts) -> str:
 
 
 def _one_file(facts: Facts) -> str:
+    parts = "" if facts.alone else ", the autoencoder and the text encoders"
     return (
-        f"`{facts.file}` holds the {facts.network[0]}, the autoencoder and the text encoders under "
-        "their original names. Sample without guidance (CFG 1), without a negative prompt, from "
+        f"`{facts.file}` holds the {facts.network[0]}{parts} under the original names. Sample "
+        "without guidance (CFG 1), without a negative prompt, from "
         f"timestep {facts.t_init}. Tools that always start at timestep 999 make other images."
     )
 
@@ -81,7 +84,7 @@ def _files(facts: Facts) -> str:
     """Return a table of the folder's files and what reads them."""
     network = facts.network[0]
     noise = {"`scheduler/`": "the generator's noise levels, for diffusers"}
-    one = {f"`{facts.file}`": f"the {network}, autoencoder and text encoders, originally named"}
+    one = {f"`{facts.file}`": "the weights under their original names"}
     rows = {
         "diffusers": {"`model_index.json` and its folders": f"`{facts.pipeline}` of diffusers"},
         "network": {f"`{network}/`": f"`{facts.network[1]}` of diffusers", **noise},

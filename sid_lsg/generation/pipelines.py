@@ -40,9 +40,7 @@ def load(model: str, dtype: torch.dtype, resolution: int | None, option: str) ->
         UsageError: If the pipeline cannot be loaded, is not text-to-image, or does not accept the
             resolution.
     """
-    from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
-
-    from sid_lsg.teachers.unet_parts import channels_problem
+    from diffusers import DiffusionPipeline
 
     what = f"--{option}: could not load a diffusers pipeline from {model!r}"
     source = located(model, option, "Give a folder in diffusers' layout, or a Hub id.")
@@ -63,11 +61,8 @@ def load(model: str, dtype: torch.dtype, resolution: int | None, option: str) ->
         for name, part in pipeline.components.items():
             if isinstance(part, nn.Module) and name not in parts:
                 check_finite(part)
-    unet, vae = (pipeline.components.get(name) for name in ("unet", "vae"))
-    problem = tokenizers_problem(pipeline.components)
-    if isinstance(unet, UNet2DConditionModel) and isinstance(vae, AutoencoderKL):
-        problem = problem or channels_problem(unet, vae)
-    if problem:
+    parts = pipeline.components
+    if problem := tokenizers_problem(parts) or families.channels_problem(parts):
         raise UsageError(f"{what} ({problem}). Give a complete text-to-image model.")
     multiple = math.lcm(_MULTIPLE, getattr(pipeline, "vae_scale_factor", 1))
     if resolution is not None and resolution % multiple:

@@ -70,6 +70,8 @@ class Teacher(nn.Module, ABC):
         pipeline_options: Arguments of the family's pipeline that sample a generator without
             guidance.
         missing_parts: Parts of the family's pipeline that this model lacks.
+        original_layout: How the original code stores the model, by its name in
+            `export.original.models`; None if no tool reads one file of it.
         hands_generator_on: Whether the family's pipeline hands its random generator to the
             scheduler; else the noise of the steps after the first follows PyTorch's global seed.
         logit_limit: Limit of the discriminator's logits (`method.adversarial`); None for no limit.
@@ -93,6 +95,7 @@ class Teacher(nn.Module, ABC):
     architectures: ClassVar[Mapping[str, Architecture]] = {}
     pipeline_options: Mapping[str, Any] = {"guidance_scale": 0}
     missing_parts: Sequence[str] = ()
+    original_layout: str | None = None
     logit_limit: ClassVar[float | None] = None
     hands_generator_on: ClassVar[bool] = True
     network: nn.Module

@@ -125,6 +125,18 @@ def check_configs(model: str, index: Mapping[str, Any], option: str) -> None:
         _import(FAMILIES[kind]).check_configs(model, option=option, index=index)
 
 
+def channels_problem(components: Mapping[str, Any]) -> str | None:
+    """Describe a pipeline's network whose channels are not those of its latents, or None."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    from sid_lsg.teachers import unet_parts
+
+    unet, vae = (components.get(name) for name in ("unet", "vae"))
+    if isinstance(unet, UNet2DConditionModel) and isinstance(vae, AutoencoderKL):
+        return unet_parts.channels_problem(unet, vae)
+    return None
+
+
 def network_of(pipeline: Any) -> nn.Module | None:
     """Return the denoising network of any diffusers pipeline, or None."""
     found = (getattr(pipeline, name, None) for name in _NETWORKS)

@@ -45,6 +45,7 @@ class Flux(ChosenLength, PackedTeacher):
     """
 
     family = "FLUX.1"
+    original_layout = "flux"
     example = "black-forest-labs/FLUX.1-dev"
     pipeline_class = FluxPipeline
     parts: ClassVar[Mapping[str, type]] = {

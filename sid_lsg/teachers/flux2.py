@@ -43,6 +43,7 @@ class Flux2(ChosenLength, UnsizedTeacher):
     """
 
     family = "FLUX.2-klein"
+    original_layout = "flux2"
     example = "black-forest-labs/FLUX.2-klein-base-4B"
     pipeline_class = Flux2KleinPipeline
     parts: ClassVar[Mapping[str, type]] = {

@@ -41,6 +41,7 @@ class QwenImage(ChosenLength, PackedTeacher):
     """
 
     family = "Qwen-Image"
+    original_layout = "qwen-image"
     example = "Qwen/Qwen-Image"
     pipeline_class = QwenImagePipeline
     parts: ClassVar[Mapping[str, type]] = {

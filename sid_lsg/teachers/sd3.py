@@ -47,6 +47,7 @@ class SD3(ChosenLength, FlowTeacher):
     """
 
     family = "Stable Diffusion 3"
+    original_layout = "sd3"
     example = BASE
     pipeline_class = StableDiffusion3Pipeline
     parts: ClassVar[Mapping[str, type]] = {

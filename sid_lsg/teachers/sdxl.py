@@ -34,6 +34,7 @@ class SDXL(UNetTeacher):
     """A model in SDXL's layout: UNet, KL autoencoder, two CLIP text encoders."""
 
     family = "SDXL"
+    original_layout = "sdxl"
     example = BASE
     pipeline_class = StableDiffusionXLPipeline
     parts: ClassVar[Mapping[str, type]] = {

@@ -79,6 +79,8 @@ class StableDiffusion(UNetTeacher):
         features = text_encoder.config.hidden_size
         check_parts(unet, vae, features, scheduler, option, problem, wanted)
         super().__init__(unet, vae, scheduler, resolution, option)
+        second = unet.config.use_linear_projection
+        self.original_layout = "stable-diffusion-2" if second else "stable-diffusion-1"
         self.text = PromptEncoder(tokenizer, text_encoder)
         self.freeze()
 

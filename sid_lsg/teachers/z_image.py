@@ -38,6 +38,7 @@ class ZImage(ChosenLength, UnsizedTeacher):
     """
 
     family = "Z-Image"
+    original_layout = "z-image"
     example = "Tongyi-MAI/Z-Image"
     pipeline_class = ZImagePipeline
     parts: ClassVar[Mapping[str, type]] = {

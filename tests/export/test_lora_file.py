@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sid_lsg.export.lora_file import adapters_of, lora_weights
-from sid_lsg.export.single_file import original_of
+from sid_lsg.export.original.models import ORIGINALS
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.adapted import adapters
 from sid_lsg.networks.lora import adapt
@@ -38,6 +38,11 @@ def targets_of(family: str) -> list[str]:
     return TARGETS if family in ("tiny_sd3", "tiny_flux") else TARGETS[:3]
 
 
+def model_of(family: str) -> Any:
+    names = {"tiny_sd": "stable-diffusion-1"}
+    return ORIGINALS.get(names.get(family, family.removeprefix("tiny_")))
+
+
 def folder_of(family: str, tiny_sd: str) -> str:
     return tiny_sd if family == "tiny_sd" else str(PIPELINES / family)
 
@@ -58,11 +63,11 @@ def applied(weights: dict[str, Tensor], base: dict[str, Tensor]) -> dict[str, Te
 @pytest.mark.parametrize("family", ["tiny_sd", "tiny_sdxl", "tiny_sd3", "tiny_flux"])
 def test_kohyas_rule_gives_the_merged_weights(family: str, tiny_sd: str) -> None:
     pipeline, network = adapted(folder_of(family, tiny_sd), targets_of(family))
-    weights = lora_weights(network, pipeline.components, "kohya", "unet")
+    weights = lora_weights(network, model_of(family), "kohya", "unet")
     expected = merged(network).state_dict()
     base = (getattr(pipeline, "unet", None) or pipeline.transformer).state_dict()
     if family != "tiny_sd":
-        layout = original_of(network.base, pipeline.components).layout(network.base.config)
+        layout = model_of(family).layout(network.base.config)
 
         def original(state: dict[str, Tensor]) -> dict[str, Tensor]:
             return {
@@ -85,7 +90,7 @@ def test_diffusers_loads_the_file(family: str, layout: Any, tiny_sd: str, tmp_pa
         pytest.skip("diffusers reads kohya's names only at FLUX's own width, and not SD3's")
     pipeline, network = adapted(folder_of(family, tiny_sd), targets_of(family))
     name = "unet" if hasattr(pipeline, "unet") else "transformer"
-    weights = lora_weights(network, pipeline.components, layout, name)
+    weights = lora_weights(network, model_of(family), layout, name)
     save_file(
         {key: value.contiguous() for key, value in weights.items()}, tmp_path / "l.safetensors"
     )
@@ -99,10 +104,10 @@ def test_diffusers_loads_the_file(family: str, layout: Any, tiny_sd: str, tmp_pa
 
 
 def test_families_without_kohyas_names_are_refused() -> None:
-    pipeline, network = adapted(str(PIPELINES / "tiny_sana"), ["to_q"])
-    with pytest.raises(UsageError, match=r"--layout kohya: SanaTransformer2DModel has no names"):
-        lora_weights(network, pipeline.components, "kohya", "transformer")
-    assert lora_weights(network, pipeline.components, "comfyui", "transformer")
+    _, network = adapted(str(PIPELINES / "tiny_sana"), ["to_q"])
+    with pytest.raises(UsageError, match=r"--layout kohya: this family has no names there"):
+        lora_weights(network, None, "kohya", "transformer")
+    assert lora_weights(network, None, "comfyui", "transformer")
 
 
 def test_adapters_keep_their_rank_and_alpha(tiny_sd: str) -> None:

@@ -10,12 +10,15 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DiffusionPipeline,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImageTransformer2DModel,
 )
 from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 from safetensors import safe_open
@@ -24,9 +27,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from sid_lsg.export.original import transformers
 from sid_lsg.export.original.layout import Layout, NoPlace
+from sid_lsg.export.original.models import ORIGINALS, original
 from sid_lsg.export.single_file import save_single_file
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.teachers import families
 from tests.helpers.paths import GOLDEN_FLOW
+from tests.helpers.tiny_families import FAMILIES as TINY
 
 PIPELINES = GOLDEN_FLOW / "pipelines"
 # Each text encoder has its own width: diffusers tells two of them apart by it.
@@ -38,8 +44,8 @@ def remade(kind: Any, part: Any, **changes: Any) -> Any:
     return kind.from_config({**part.config, **changes})
 
 
-def text_encoder(kind: Any, part: nn.Module, **changes: Any) -> Any:
-    return kind(CLIPTextConfig(**{**part.config.to_dict(), **changes})).eval()  # type: ignore[operator]
+def text_encoder(kind: Any, part: Any, **changes: Any) -> Any:
+    return kind(CLIPTextConfig(**{**part.config.to_dict(), **changes})).eval()
 
 
 def stable_diffusion_1(tiny_sd: str) -> Any:
@@ -77,8 +83,8 @@ def stable_diffusion_3(_: str) -> Any:
 
 
 FAMILIES: dict[str, Callable[[str], Any]] = {
-    "stable_diffusion_1": stable_diffusion_1,
-    "stable_diffusion_2": stable_diffusion_2,
+    "stable-diffusion-1": stable_diffusion_1,
+    "stable-diffusion-2": stable_diffusion_2,
     "sdxl": stable_diffusion_xl,
     "sd3": stable_diffusion_3,
 }
@@ -88,8 +94,9 @@ def network_of(pipeline: Any) -> Any:
     return getattr(pipeline, "unet", None) or pipeline.transformer
 
 
-def save(pipeline: Any, path: Path, dtype: torch.dtype = torch.float32) -> Path:
-    save_single_file(path, network_of(pipeline), pipeline.components, dtype, {"title": "tiny"})
+def save(pipeline: Any, path: Path, layout: str | None, dtype: torch.dtype = torch.float32) -> Path:
+    parts = network_of(pipeline), pipeline.components
+    save_single_file(path, original(layout), *parts, dtype, {"title": "tiny"})
     return path
 
 
@@ -97,7 +104,7 @@ def save(pipeline: Any, path: Path, dtype: torch.dtype = torch.float32) -> Path:
 def test_diffusers_reads_every_weight_back(family: str, tiny_sd: str, tmp_path: Path) -> None:
     pipeline = FAMILIES[family](tiny_sd)
     pipeline.save_pretrained(tmp_path / "folder")
-    path = save(pipeline, tmp_path / "one.safetensors")
+    path = save(pipeline, tmp_path / "one.safetensors", family)
     read = type(pipeline).from_single_file(str(path), config=str(tmp_path / "folder"))
     networks = 0
     for name, part in pipeline.components.items():
@@ -129,7 +136,7 @@ def test_a_file_has_one_dtype_and_its_metadata(
     tiny_sd: str, tmp_path: Path, dtype: torch.dtype
 ) -> None:
     pipeline = stable_diffusion_1(tiny_sd)
-    path = save(pipeline, tmp_path / "one.safetensors", dtype)
+    path = save(pipeline, tmp_path / "one.safetensors", "stable-diffusion-1", dtype)
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"format": "pt", "title": "tiny"}
         assert {file.get_tensor(key).dtype for key in file.keys()} == {dtype}  # noqa: SIM118
@@ -141,14 +148,16 @@ def test_a_weight_that_overflows_is_named(tiny_sd: str, tmp_path: Path) -> None:
     pipeline = stable_diffusion_1(tiny_sd)
     pipeline.unet.conv_out.weight.data[0] = 1e6
     with pytest.raises(UsageError, match=r"--dtype: the weight 'out\.2\.weight' is too large"):
-        save(pipeline, tmp_path / "one.safetensors", torch.float16)
+        save(pipeline, tmp_path / "one.safetensors", "stable-diffusion-1", torch.float16)
 
 
-def test_families_without_a_layout_are_refused(tmp_path: Path) -> None:
-    pipeline = DiffusionPipeline.from_pretrained(PIPELINES / "tiny_sana")
-    with pytest.raises(UsageError, match=r"--format: SanaTransformer2DModel has no layout"):
-        save(pipeline, tmp_path / "one.safetensors")
-    assert not list(tmp_path.iterdir())
+def test_families_know_their_layout(tiny_sd: str) -> None:
+    found = {name: families.load(str(TINY[name].folder)).original_layout for name in TINY}
+    assert {name for name, layout in found.items() if layout is None} == {"sana", "pixart"}
+    assert {*filter(None, found.values())} | {*FAMILIES} == {*ORIGINALS}
+    assert families.load(tiny_sd).original_layout == "stable-diffusion-1"
+    with pytest.raises(UsageError, match=r"--format: no tool reads one file of this family"):
+        original(None)
 
 
 def test_flux_is_read_back_at_its_own_width() -> None:
@@ -168,18 +177,37 @@ def test_flux_is_read_back_at_its_own_width() -> None:
         half[: len(half) // 2] = 1
         weights[f"norm_out.linear.{kind}"] = half
     layout = transformers.flux(network.config)
-    original = {
+    converted = {
         name: layout.change(name, torch.cat([weights[source] for source in sources]))
         for name, sources in layout.names(weights).items()
     }
-    read = convert_flux_transformer_checkpoint_to_diffusers(original)
+    read = convert_flux_transformer_checkpoint_to_diffusers(converted)
     assert read.keys() == weights.keys()
     assert all(torch.equal(read[name], value) for name, value in weights.items())
 
 
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("flux2", Flux2Transformer2DModel),
+        ("z_image", ZImageTransformer2DModel),
+        ("qwen_image", QwenImageTransformer2DModel),
+    ],
+)
+def test_transformers_are_read_back_alone(family: str, kind: Any, tmp_path: Path) -> None:
+    pipeline = DiffusionPipeline.from_pretrained(TINY[family].folder)
+    path = save(pipeline, tmp_path / "one.safetensors", family.replace("_", "-"))
+    read = kind.from_single_file(
+        str(path), config=str(TINY[family].folder), subfolder="transformer"
+    ).state_dict()
+    expected = pipeline.transformer.state_dict()
+    assert read.keys() == expected.keys()
+    assert all(torch.equal(read[name], value) for name, value in expected.items())
+
+
 def test_the_autoencoder_is_read_alone(tiny_sd: str, tmp_path: Path) -> None:
     pipeline = stable_diffusion_1(tiny_sd)
-    path = save(pipeline, tmp_path / "one.safetensors")
+    path = save(pipeline, tmp_path / "one.safetensors", "stable-diffusion-1")
     read = AutoencoderKL.from_single_file(str(path), config=tiny_sd, subfolder="vae")
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert torch.equal(read.encode(image).latent_dist.mean, pipeline.vae.encode(image)[0].mean)

@@ -159,7 +159,7 @@ def test_the_export_is_a_pipeline_with_the_same_samples(
 def test_only_the_network_can_be_exported(run: Path, tmp_path: Path) -> None:
     export(str(run), str(tmp_path / "out"), format="network", license="mit")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "README.md", "scheduler", "transformer",
+        "README.md", "example.png", "scheduler", "transformer",
     }  # fmt: skip
     card = (tmp_path / "out" / "README.md").read_text()
     assert 'transformer = FakeTransformer.from_pretrained("path/to' in card
@@ -308,6 +308,7 @@ def test_only_one_file_knows_the_families() -> None:
     package = Path(families.__file__).parents[1]
     # The demo and the official code's files are themselves Stable Diffusion.
     official = {package / "checkpoints" / name for name in ("official.py", "module_pickle.py")}
+    official |= {*(package / "export" / "original").iterdir()}  # each is of one original code
     for path in {*package.rglob("*.py")} - official:
         if path.relative_to(package).parts[0] in {"teachers", "demo"}:
             continue

@@ -1,4 +1,4 @@
 """Name a model's weights as its original code does, for software that reads single files.
 
-May import messages.
+May import options and messages.
 """

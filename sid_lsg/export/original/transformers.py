@@ -1,4 +1,4 @@
-"""The transformers of SD3 and FLUX as the original codes name them."""
+"""Transformers as their original codes name them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,17 @@ from typing import Any
 from sid_lsg.export.original.layout import Layout, Rules, swap_halves
 
 _QKV = (("q", 0), ("k", 1), ("v", 2))
+_DOUBLE_ATTENTION: Rules = (  # of FLUX's blocks with separate weights for image and text
+    (r"^transformer_blocks\.", "double_blocks."),
+    *((rf"\.attn\.to_{part}\.", f".img_attn.qkv#{i}.") for part, i in _QKV),
+    *((rf"\.attn\.add_{part}_proj\.", f".txt_attn.qkv#{i}.") for part, i in _QKV),
+    (r"\.attn\.norm_q\.weight$", ".img_attn.norm.query_norm.scale"),
+    (r"\.attn\.norm_k\.weight$", ".img_attn.norm.key_norm.scale"),
+    (r"\.attn\.norm_added_q\.weight$", ".txt_attn.norm.query_norm.scale"),
+    (r"\.attn\.norm_added_k\.weight$", ".txt_attn.norm.key_norm.scale"),
+    (r"\.attn\.to_out\.0\.", ".img_attn.proj."),
+    (r"\.attn\.to_add_out\.", ".txt_attn.proj."),
+)
 
 
 def sd3(config: Mapping[str, Any]) -> Layout:
@@ -74,15 +85,7 @@ def flux(config: Mapping[str, Any]) -> Layout:
         (rf"{single}norm\.linear\.", r"single_blocks.\1.modulation.lin."),
         (rf"{single}attn\.norm_q\.weight$", r"single_blocks.\1.norm.query_norm.scale"),
         (rf"{single}attn\.norm_k\.weight$", r"single_blocks.\1.norm.key_norm.scale"),
-        (r"^transformer_blocks\.", "double_blocks."),
-        *((rf"\.attn\.to_{part}\.", f".img_attn.qkv#{i}.") for part, i in _QKV),
-        *((rf"\.attn\.add_{part}_proj\.", f".txt_attn.qkv#{i}.") for part, i in _QKV),
-        (r"\.attn\.norm_q\.weight$", ".img_attn.norm.query_norm.scale"),
-        (r"\.attn\.norm_k\.weight$", ".img_attn.norm.key_norm.scale"),
-        (r"\.attn\.norm_added_q\.weight$", ".txt_attn.norm.query_norm.scale"),
-        (r"\.attn\.norm_added_k\.weight$", ".txt_attn.norm.key_norm.scale"),
-        (r"\.attn\.to_out\.0\.", ".img_attn.proj."),
-        (r"\.attn\.to_add_out\.", ".txt_attn.proj."),
+        *_DOUBLE_ATTENTION,
         (r"\.norm1\.linear\.", ".img_mod.lin."),
         (r"\.norm1_context\.linear\.", ".txt_mod.lin."),
         (r"\.ff\.net\.0\.proj\.", ".img_mlp.0."),
@@ -91,3 +94,62 @@ def flux(config: Mapping[str, Any]) -> Layout:
         (r"\.ff_context\.net\.2\.", ".txt_mlp.2."),
     )
     return Layout(rules, {r"^final_layer\.adaLN_modulation\.": swap_halves})
+
+
+def flux2(config: Mapping[str, Any]) -> Layout:
+    """Return the original names of a `Flux2Transformer2DModel`.
+
+    Args:
+        config: The transformer's configuration.
+    """
+    del config  # the names do not depend on it
+    single = r"^single_blocks\.(\d+)\."
+    rules: Rules = (
+        (r"^x_embedder\.", "img_in."),
+        (r"^context_embedder\.", "txt_in."),
+        (r"^time_guidance_embed\.timestep_embedder\.", "time_in."),
+        (r"^time_guidance_embed\.guidance_embedder\.", "guidance_in."),
+        (r"_in\.linear_1\.", "_in.in_layer."),
+        (r"_in\.linear_2\.", "_in.out_layer."),
+        (r"^((?:double|single)_stream_modulation\w*)\.linear\.", r"\1.lin."),
+        (r"^norm_out\.linear\.", "final_layer.adaLN_modulation.1."),
+        (r"^proj_out\.", "final_layer.linear."),
+        (r"^single_transformer_blocks\.", "single_blocks."),
+        (rf"{single}attn\.to_qkv_mlp_proj\.", r"single_blocks.\1.linear1."),
+        (rf"{single}attn\.to_out\.", r"single_blocks.\1.linear2."),
+        (rf"{single}attn\.norm_q\.weight$", r"single_blocks.\1.norm.query_norm.scale"),
+        (rf"{single}attn\.norm_k\.weight$", r"single_blocks.\1.norm.key_norm.scale"),
+        *_DOUBLE_ATTENTION,
+        (r"\.ff\.linear_in\.", ".img_mlp.0."),
+        (r"\.ff\.linear_out\.", ".img_mlp.2."),
+        (r"\.ff_context\.linear_in\.", ".txt_mlp.0."),
+        (r"\.ff_context\.linear_out\.", ".txt_mlp.2."),
+    )
+    return Layout(rules, {r"^final_layer\.adaLN_modulation\.": swap_halves})
+
+
+def z_image(config: Mapping[str, Any]) -> Layout:
+    """Return the original names of a `ZImageTransformer2DModel`.
+
+    Args:
+        config: The transformer's configuration.
+    """
+    (patch,), (frames,) = config["all_patch_size"], config["all_f_patch_size"]
+    rules: Rules = (
+        (r"", ""),  # most names are the same
+        (rf"^all_(final_layer|x_embedder)\.{patch}-{frames}\.", r"\1."),
+        *((rf"\.attention\.to_{part}\.", f".attention.qkv#{i}.") for part, i in _QKV),
+        (r"\.attention\.to_out\.0\.", ".attention.out."),
+        (r"\.attention\.norm_([qk])\.", r".attention.\1_norm."),
+    )
+    return Layout(rules)
+
+
+def qwen_image(config: Mapping[str, Any]) -> Layout:
+    """Return the original names of a `QwenImageTransformer2DModel`, which diffusers keeps.
+
+    Args:
+        config: The transformer's configuration.
+    """
+    del config  # the names do not depend on it
+    return Layout(((r"", ""),))
