@@ -7,7 +7,7 @@ example of a later release, has to be null. The weights' shapes do not show eith
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sid_lsg.messages.errors import UsageError
@@ -22,18 +22,20 @@ class Fields:
             shapes depend on them.
         only: Accepted values of fields that change how a network must be called.
         positive: Fields that must be positive numbers.
+        foreign: Values that tell another family's network of the same shapes, and whose it is.
     """
 
     free: frozenset[str]
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     positive: frozenset[str] = frozenset()
+    foreign: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
 
     def but(self, **only: tuple[Any, ...]) -> "Fields":
         """Return the fields with other accepted values; `...` accepts any value."""
         values = {name: found for name, found in only.items() if found != (...,)}
         free = self.free - values.keys() | (only.keys() - values.keys())
         kept = {name: found for name, found in self.only.items() if name not in only}
-        return Fields(free, kept | values, self.positive)
+        return replace(self, free=free, only=kept | values)
 
     def problem(self, config: Mapping[str, Any], part: str) -> str | None:
         """Describe the first field that a network of this configuration cannot have.
@@ -45,6 +47,9 @@ class Fields:
         for name, value in config.items():
             if name.startswith("_") or name in self.free:
                 continue
+            for one, owner in self.foreign.get(name, {}).items():
+                if value == one:
+                    return f"its {part} is {owner} ({name} {value!r})"
             if name in self.positive:
                 if not _is_positive(value):
                     return f"the config of its {part} has {name} {value!r}, not a positive number"

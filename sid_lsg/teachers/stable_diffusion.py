@@ -1,6 +1,7 @@
 """Stable Diffusion 1 and 2 as teachers: UNet, KL autoencoder, one CLIP text encoder."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -25,7 +26,7 @@ from sid_lsg.teachers.unet import UNetTeacher
 from sid_lsg.teachers.unet_parts import check_parts
 from sid_lsg.teachers.untrained import Architecture
 
-_XL_SCALE = 0.13025  # of Stable Diffusion XL's VAE, whose weights have the same shapes
+_FOREIGN = {"scaling_factor": {0.13025: "Stable Diffusion XL's"}}  # of an autoencoder
 
 
 class StableDiffusion(UNetTeacher):
@@ -43,7 +44,7 @@ class StableDiffusion(UNetTeacher):
     vae_scale = 0.18215
     fields: ClassVar[Mapping[str, Fields]] = {
         "unet": UNET,
-        "vae": KL_VAE,
+        "vae": replace(KL_VAE, foreign=_FOREIGN),
         "text_encoder": CLIP_TEXT,
     }
     architectures: ClassVar[Mapping[str, Architecture]] = ARCHITECTURES
@@ -72,12 +73,9 @@ class StableDiffusion(UNetTeacher):
         Raises:
             UsageError: If the parts are not Stable Diffusion's, or cannot take the resolution.
         """
-        problem = None
-        if vae.config.scaling_factor == _XL_SCALE:
-            problem = f"its VAE is Stable Diffusion XL's (scaling_factor {_XL_SCALE})"
         wanted = "a text-to-image model of Stable Diffusion 1 or 2"
         features = text_encoder.config.hidden_size
-        check_parts(unet, vae, features, scheduler, option, problem, wanted)
+        check_parts(unet, vae, features, scheduler, option, None, wanted)
         super().__init__(unet, vae, scheduler, resolution, option)
         second = unet.config.use_linear_projection
         self.original_layout = "stable-diffusion-2" if second else "stable-diffusion-1"

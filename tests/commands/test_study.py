@@ -251,7 +251,7 @@ def test_arguments_are_parsed_back_to_the_options(tmp_path: Path) -> None:
     config = read(arguments([DEMO], options))
     assert config.model.guidance.as_dict() == {
         "preset": "lsg", "scale": None, "train_fake": None, "eval_fake": [1.5, 1],
-        "eval_real": None,
+        "eval_real": None, "true_cfg": True, "embedded": None,
     }  # fmt: skip
     assert config.model.optimizer_fake.init_args.lr == 1e-05
     assert config.data.prompts == ["a.txt", "b, c.txt"]

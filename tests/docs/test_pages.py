@@ -24,7 +24,7 @@ from tests.helpers.paths import REPOSITORY
 each_page = pytest.mark.parametrize("page", PAGES, ids=name)
 
 # Of other programs.
-OTHERS = {"--golden", "--nodes", "--signal", "--max", "--shutdown", "--kill"}
+OTHERS = {"--golden", "--nodes", "--signal", "--max", "--shutdown", "--kill", "--cpus"}
 OFFICIAL = {  # of the official codes
     "--sd_model", "--tmin", "--tmax", "--init_timestep", "--num_steps", "--cfg_train_fake",
     "--cfg_eval_fake", "--cfg_eval_real", "--alpha", "--batch", "--lr", "--glr", "--ema",

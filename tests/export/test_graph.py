@@ -215,6 +215,7 @@ def test_the_command_writes_a_checked_graph(
     monkeypatch.setattr(opening, lambda _: None)
     monkeypatch.setattr("sid_lsg.generation.trained.load_trained", lambda *_: loaded)
     monkeypatch.setattr("sid_lsg.commands.export._history", lambda *_: {})
+    monkeypatch.setattr("sid_lsg.commands.export._grid", lambda _: None)
     monkeypatch.setattr("sid_lsg.export.card.write_card", lambda *_: None)
     monkeypatch.setattr(
         sid_lsg.export.graph, "save_graph", lambda _, out, *__: shutil.copytree(folder, out)

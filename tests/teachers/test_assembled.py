@@ -77,14 +77,14 @@ def test_dropped_text_encoders_change_nothing_and_are_exported(
     prompts = ["a red cat", "two dogs", "the moon"]
     teacher = families.load(str(folder))
     expected = teacher.encode_prompts(prompts)
-    image = teacher.sample_reference(prompts[:1], [0], 1, 2.0)
+    image = teacher.sample_reference(prompts[:1], [0], 2, 2.0)
     teacher.encode_once(reversed([*prompts, *prompts]))
     assert {p.device.type for part in teacher.text_parts.values() for p in part.parameters()} == {
         "meta"
     }
     for name, value in teacher.encode_prompts(prompts).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
-    found = teacher.sample_reference(prompts[:1], [0], 1, 2.0)
+    found = teacher.sample_reference(prompts[:1], [0], 2, 2.0)
     torch.testing.assert_close(found, image, rtol=1e-4, atol=1e-4)
     with pytest.raises(UsageError, match="drop: 'the sun' is none of the run's prompts"):
         teacher.encode_prompts(["the moon", "the sun"])
