@@ -47,6 +47,8 @@ class AssembledTeacher(Teacher):
     architectures: ClassVar[Mapping[str, Architecture]] = {}
     vae_scale: ClassVar[float | None] = None
     vae: Any
+    text_encoder: Any
+    tokenizer: Any
 
     @classmethod
     def from_pretrained(
@@ -224,9 +226,17 @@ class AssembledTeacher(Teacher):
 
     # ------------------------------------------------------------------ diffusers
 
-    @abstractmethod
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """Return the tokenizers by subfolder; by default the one."""
+        return {"tokenizer": self.tokenizer}
+
     def other_parts(self) -> dict[str, Any]:
-        """Return the pipeline's parts besides network, scheduler, autoencoder and tokenizers."""
+        """Return the pipeline's parts besides network, scheduler, autoencoder and tokenizers.
+
+        By default the one text encoder.
+        """
+        return {"text_encoder": self.text_encoder}
 
     def pipeline(self, network: nn.Module, scheduler: Any) -> Any:
         """Make a stock pipeline from a network, a scheduler and the teacher's other parts."""

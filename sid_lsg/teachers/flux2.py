@@ -137,11 +137,6 @@ class Flux2(ChosenLength, UnsizedTeacher):
     # ------------------------------------------------------------------ text
 
     @property
-    def tokenizers(self) -> dict[str, Any]:
-        """Return the tokenizer."""
-        return {"tokenizer": self.tokenizer}
-
-    @property
     def tokenize(self) -> Tokenize:
         """Return a function from prompts to `input_ids` and `attention_mask`, [B, L]."""
         return partial(_tokenize, self.tokenizer, self.max_sequence_length)
@@ -229,10 +224,6 @@ class Flux2(ChosenLength, UnsizedTeacher):
     def embeddings(self, condition: Conditioning) -> dict[str, Tensor]:
         """Return `prompt_embeds`."""
         return {"prompt_embeds": condition["encoder_hidden_states"]}
-
-    def other_parts(self) -> dict[str, Any]:
-        """Return the text encoder."""
-        return {"text_encoder": self.text_encoder}
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:

@@ -121,11 +121,6 @@ class PixArtSigma(ChosenLength, DiffusionTeacher):
     # ------------------------------------------------------------------ text
 
     @property
-    def tokenizers(self) -> dict[str, Any]:
-        """Return the tokenizer."""
-        return {"tokenizer": self.tokenizer}
-
-    @property
     def tokenize(self) -> Tokenize:
         """Return a function from prompts to `input_ids` and `attention_mask`, [B, L]."""
         return partial(_tokenize, self.tokenizer, self.max_sequence_length)
@@ -188,10 +183,6 @@ class PixArtSigma(ChosenLength, DiffusionTeacher):
     def reference_options(self) -> dict[str, Any]:
         """Return the exact size, and no negative prompt besides its embeddings."""
         return {"negative_prompt": None, **super().reference_options(), **_UNCHANGED}
-
-    def other_parts(self) -> dict[str, Any]:
-        """Return the text encoder."""
-        return {"text_encoder": self.text_encoder}
 
 
 class PixArtAlpha(PixArtSigma):

@@ -119,11 +119,6 @@ class QwenImage(ChosenLength, PackedTeacher):
     # ------------------------------------------------------------------ text
 
     @property
-    def tokenizers(self) -> dict[str, Any]:
-        """Return the tokenizer."""
-        return {"tokenizer": self.tokenizer}
-
-    @property
     def tokenize(self) -> Tokenize:
         """Return a function from prompts to `input_ids` and `attention_mask`, [B, 34 + L]."""
         return partial(_tokenize, self.tokenizer, self.max_sequence_length)
@@ -207,10 +202,6 @@ class QwenImage(ChosenLength, PackedTeacher):
     def reference_guidance(self, scale: float) -> dict[str, Any]:
         """Return the scale of true CFG."""
         return {"true_cfg_scale": scale}
-
-    def other_parts(self) -> dict[str, Any]:
-        """Return the text encoder."""
-        return {"text_encoder": self.text_encoder}
 
 
 @cache

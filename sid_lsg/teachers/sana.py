@@ -134,11 +134,6 @@ class Sana(FlowTeacher):
     # ------------------------------------------------------------------ text
 
     @property
-    def tokenizers(self) -> dict[str, Any]:
-        """Return the tokenizer."""
-        return {"tokenizer": self.tokenizer}
-
-    @property
     def instruction(self) -> list[str]:
         """Return the lines in front of a prompt."""
         found = self.tokenizer.init_kwargs.get(INSTRUCTION_KEY, _STOCK[INSTRUCTION_KEY])
@@ -204,10 +199,6 @@ class Sana(FlowTeacher):
     def _size_options(self) -> dict[str, Any]:
         """Return the exact size; by default the pipeline resizes to one from a table."""
         return {**super().reference_options(), "use_resolution_binning": False}
-
-    def other_parts(self) -> dict[str, Any]:
-        """Return the text encoder."""
-        return {"text_encoder": self.text_encoder}
 
 
 def _texts(

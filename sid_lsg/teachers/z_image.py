@@ -109,11 +109,6 @@ class ZImage(ChosenLength, UnsizedTeacher):
     # ------------------------------------------------------------------ text
 
     @property
-    def tokenizers(self) -> dict[str, Any]:
-        """Return the tokenizer."""
-        return {"tokenizer": self.tokenizer}
-
-    @property
     def tokenize(self) -> Tokenize:
         """Return a function from prompts to `input_ids` and `attention_mask`, [B, L]."""
         return partial(_tokenize, self.tokenizer, self.max_sequence_length)
@@ -175,10 +170,6 @@ class ZImage(ChosenLength, UnsizedTeacher):
     def reference_guidance(self, scale: float) -> dict[str, Any]:
         """Return the pipeline's scale, which is 0 without guidance."""
         return {"guidance_scale": scale - 1}
-
-    def other_parts(self) -> dict[str, Any]:
-        """Return the text encoder."""
-        return {"text_encoder": self.text_encoder}
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
