@@ -6,6 +6,21 @@ from typing import Any
 from sid_lsg.export.original.layout import Layout, Rules, swap_halves
 
 _QKV = (("q", 0), ("k", 1), ("v", 2))
+_SINGLE = r"^single_blocks\.(\d+)\."
+_FLUX: Rules = (  # of FLUX.1 and FLUX.2; single blocks come before `_DOUBLE_ATTENTION`
+    (r"^time_(?:text|guidance)_embed\.timestep_embedder\.", "time_in."),
+    (r"^time_(?:text|guidance)_embed\.guidance_embedder\.", "guidance_in."),
+    (r"^time_text_embed\.text_embedder\.", "vector_in."),
+    (r"_in\.linear_1\.", "_in.in_layer."),
+    (r"_in\.linear_2\.", "_in.out_layer."),
+    (r"^context_embedder\.", "txt_in."),
+    (r"^x_embedder\.", "img_in."),
+    (r"^norm_out\.linear\.", "final_layer.adaLN_modulation.1."),
+    (r"^proj_out\.", "final_layer.linear."),
+    (r"^single_transformer_blocks\.", "single_blocks."),
+    (rf"{_SINGLE}attn\.norm_q\.weight$", r"single_blocks.\1.norm.query_norm.scale"),
+    (rf"{_SINGLE}attn\.norm_k\.weight$", r"single_blocks.\1.norm.key_norm.scale"),
+)
 _DOUBLE_ATTENTION: Rules = (  # of FLUX's blocks with separate weights for image and text
     (r"^transformer_blocks\.", "double_blocks."),
     *((rf"\.attn\.to_{part}\.", f".img_attn.qkv#{i}.") for part, i in _QKV),
@@ -67,24 +82,12 @@ def flux(config: Mapping[str, Any]) -> Layout:
         config: The transformer's configuration.
     """
     del config  # the names do not depend on it
-    single = r"^single_blocks\.(\d+)\."
     rules: Rules = (
-        (r"^time_text_embed\.timestep_embedder\.", "time_in."),
-        (r"^time_text_embed\.text_embedder\.", "vector_in."),
-        (r"^time_text_embed\.guidance_embedder\.", "guidance_in."),
-        (r"_in\.linear_1\.", "_in.in_layer."),
-        (r"_in\.linear_2\.", "_in.out_layer."),
-        (r"^context_embedder\.", "txt_in."),
-        (r"^x_embedder\.", "img_in."),
-        (r"^norm_out\.linear\.", "final_layer.adaLN_modulation.1."),
-        (r"^proj_out\.", "final_layer.linear."),
-        (r"^single_transformer_blocks\.", "single_blocks."),
-        *((rf"{single}attn\.to_{part}\.", rf"single_blocks.\1.linear1#{i}.") for part, i in _QKV),
-        (rf"{single}proj_mlp\.", r"single_blocks.\1.linear1#3."),
-        (rf"{single}proj_out\.", r"single_blocks.\1.linear2."),
-        (rf"{single}norm\.linear\.", r"single_blocks.\1.modulation.lin."),
-        (rf"{single}attn\.norm_q\.weight$", r"single_blocks.\1.norm.query_norm.scale"),
-        (rf"{single}attn\.norm_k\.weight$", r"single_blocks.\1.norm.key_norm.scale"),
+        *_FLUX,
+        *((rf"{_SINGLE}attn\.to_{part}\.", rf"single_blocks.\1.linear1#{i}.") for part, i in _QKV),
+        (rf"{_SINGLE}proj_mlp\.", r"single_blocks.\1.linear1#3."),
+        (rf"{_SINGLE}proj_out\.", r"single_blocks.\1.linear2."),
+        (rf"{_SINGLE}norm\.linear\.", r"single_blocks.\1.modulation.lin."),
         *_DOUBLE_ATTENTION,
         (r"\.norm1\.linear\.", ".img_mod.lin."),
         (r"\.norm1_context\.linear\.", ".txt_mod.lin."),
@@ -103,22 +106,11 @@ def flux2(config: Mapping[str, Any]) -> Layout:
         config: The transformer's configuration.
     """
     del config  # the names do not depend on it
-    single = r"^single_blocks\.(\d+)\."
     rules: Rules = (
-        (r"^x_embedder\.", "img_in."),
-        (r"^context_embedder\.", "txt_in."),
-        (r"^time_guidance_embed\.timestep_embedder\.", "time_in."),
-        (r"^time_guidance_embed\.guidance_embedder\.", "guidance_in."),
-        (r"_in\.linear_1\.", "_in.in_layer."),
-        (r"_in\.linear_2\.", "_in.out_layer."),
+        *_FLUX,
         (r"^((?:double|single)_stream_modulation\w*)\.linear\.", r"\1.lin."),
-        (r"^norm_out\.linear\.", "final_layer.adaLN_modulation.1."),
-        (r"^proj_out\.", "final_layer.linear."),
-        (r"^single_transformer_blocks\.", "single_blocks."),
-        (rf"{single}attn\.to_qkv_mlp_proj\.", r"single_blocks.\1.linear1."),
-        (rf"{single}attn\.to_out\.", r"single_blocks.\1.linear2."),
-        (rf"{single}attn\.norm_q\.weight$", r"single_blocks.\1.norm.query_norm.scale"),
-        (rf"{single}attn\.norm_k\.weight$", r"single_blocks.\1.norm.key_norm.scale"),
+        (rf"{_SINGLE}attn\.to_qkv_mlp_proj\.", r"single_blocks.\1.linear1."),
+        (rf"{_SINGLE}attn\.to_out\.", r"single_blocks.\1.linear2."),
         *_DOUBLE_ATTENTION,
         (r"\.ff\.linear_in\.", ".img_mlp.0."),
         (r"\.ff\.linear_out\.", ".img_mlp.2."),
