@@ -12,6 +12,8 @@ from typing import Any
 
 from transformers import CLIPTextModel
 
+from sid_lsg.files.streaming import encoded
+
 _PREFIX = "text_model."
 _WEIGHTS = "model.safetensors"
 _TOKEN = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
@@ -33,11 +35,9 @@ def rename_weights(component: Any, folder: Path) -> None:
         if all(name.startswith((_PREFIX, "__")) for name in header):
             return
         named = {_earlier(name): entry for name, entry in header.items()}
-        text = json.dumps(named, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
         temporary = path.with_suffix(".tmp")
         with temporary.open("wb") as new:
-            new.write(len(text).to_bytes(8, "little") + text)
+            new.write(encoded(named))
             shutil.copyfileobj(old, new, 1 << 24)
     temporary.replace(path)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sid_lsg.export.original import latent_diffusion
 from sid_lsg.export.original.layout import Layout, NoPlace
 from sid_lsg.export.original.models import Original
+from sid_lsg.export.weights import overflow
 from sid_lsg.files.streaming import Pending, write_safetensors
 from sid_lsg.messages.errors import UsageError
 
@@ -89,10 +90,7 @@ def _maker(
         joined = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
         made = layout.change(name, joined).to(kept).contiguous()
         if made.is_floating_point() and not made.is_meta and not made.isfinite().all():
-            raise UsageError(
-                f"--dtype: the weight {name!r} is too large for {str(dtype).split('.')[-1]}. Use "
-                "bfloat16 or float32."
-            )
+            raise overflow(name, dtype)
         return made
 
     return kept, tuple(make([tensor.to("meta") for tensor in tensors]).shape), make

@@ -47,10 +47,15 @@ def write_safetensors(path: Path, tensors: Iterable[Pending], metadata: Mapping[
     for name, dtype, shape, _ in ordered:
         start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
         header[name] = {"dtype": _TYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(encoded(header))
         for one in ordered:
             made = one.make().detach().cpu().contiguous()
             file.write(made.flatten().view(torch.uint8).numpy().data)
+
+
+def encoded(header: Mapping[str, object]) -> bytes:
+    """Return a header of a safetensors file with its length, padded to a multiple of 8 bytes."""
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
