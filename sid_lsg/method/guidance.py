@@ -16,7 +16,7 @@ Rescale = Callable[[Tensor, Tensor], Tensor]
 
 
 class Guiding(NamedTuple):
-    """How a network is guided at a scale kappa.
+    """Settings of guidance at a scale kappa.
 
     Attributes:
         true_cfg: Whether by the null prompt's prediction (classifier-free guidance).

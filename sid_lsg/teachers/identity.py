@@ -1,4 +1,4 @@
-"""What a teacher's images depend on, as a hash."""
+"""Hash what a teacher's images depend on."""
 
 import json
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What the Hub answers becomes one message: what is wrong, and what to do."""
+"""Each answer of the Hub becomes one message, with what is wrong and what to do."""
 
 from collections.abc import Callable, Iterator
 from importlib import import_module

@@ -14,7 +14,7 @@ TOKEN = "hf_" + "a" * 34
 
 @dataclass
 class FakeHub:
-    """What the Hub holds, and how it fails.
+    """The contents of a Hub, and its failures.
 
     Attributes:
         url: Its address.

@@ -30,7 +30,7 @@ PROMPTS = ["A red Cat ", "two dogs running and jumping, " * 40]
 
 
 class Call(NamedTuple):
-    """How a family's stock pipeline is called.
+    """Arguments of a family's stock pipeline.
 
     Attributes:
         folder: Makes or finds the model.

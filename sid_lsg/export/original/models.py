@@ -1,4 +1,4 @@
-"""How the original codes store whole models, by a teacher's `original_layout`."""
+"""Describe how the original codes store whole models, by a teacher's `original_layout`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from sid_lsg.options.choices import LoRALayout
 
 @dataclass(frozen=True)
 class Original:
-    """How a family's original code stores a model.
+    """Describe how a family's original code stores a model.
 
     Attributes:
         architecture: The name in the file's `modelspec.architecture`.
