@@ -31,6 +31,7 @@ COMMANDS = {
     "import-official": Command("import_official", "convert a checkpoint of the official code"),
     "evaluate": Command("evaluate", "score a model or a folder of images, and write a report"),
     "prepare-coco": Command("prepare_coco", "create COCO's caption list and reference statistics"),
+    "prompts": Command("prompts", "collect the captions of a data set as prompts, and filter them"),
     "study": Command(
         "study",
         "run a grid of fits and compare their scores in tables and plots",

@@ -6,6 +6,7 @@ SamplerName = Literal["auto", "generator", "ddim", "pipeline"]
 Precision = Literal["float32", "bfloat16", "float16"]
 ProtocolName = Literal["clean256", "clip", "fast"]
 Format = Literal["diffusers", "network", "onnx", "single-file", "comfyui", "lora"]
+PromptLanguage = Literal["any", "latin", "english"]
 LoRALayout = Literal["diffusers", "kohya", "comfyui"]
 MeasuredPrecision = Literal["config", "fp32", "tf32", "bf16", "bf16-compile"]
 MemoryUse = Literal[
