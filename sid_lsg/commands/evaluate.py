@@ -5,10 +5,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sid_lsg.commands.evaluate_export import export_images
 from sid_lsg.files.replacing import check_writable, text_hash, writing
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.options.choices import PAPER_CLIP, PAPER_PREFIX, Precision, ProtocolName, SamplerName
+from sid_lsg.options.choices import (
+    PAPER_CLIP,
+    PAPER_PREFIX,
+    BenchmarkName,
+    Precision,
+    ProtocolName,
+    SamplerName,
+)
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -44,6 +52,7 @@ def evaluate(
     image_reward_tokenizer: str | None = None,
     compare: str | list[str] = [],  # noqa: B006 (read only; what --help shows)
     name: str | None = None,
+    export: BenchmarkName | None = None,
     accelerator: str = "auto",
     devices: int = 1,
     num_nodes: int = 1,
@@ -97,6 +106,9 @@ def evaluate(
             the Hub.
         compare: Folder or folders of other reports to add to the table.
         name: Name of the images in the table; by default the name of the model or folder.
+        export: Write the images of a benchmark's own --prompts as its official scorer reads them,
+            and compute no scores: `geneval`, `dpg`, `hpsv2` or `t2i-compbench`. The images go to
+            images/, and the scorer's folder beside it has the benchmark's name.
         accelerator: auto, cpu, gpu, ...
         devices: Number of devices per machine, which share the images.
         num_nodes: Number of machines.
@@ -105,6 +117,9 @@ def evaluate(
     Raises:
         UsageError: If the options do not go together, or a model or file cannot be used.
     """
+    if export:
+        export_images(evaluate, locals())
+        return
     _check(model, prompts, images, num_images, batch_size)
     sampling = {"num_steps": num_steps, "guidance": guidance, "resolution": resolution}
     for_model = {option: value is not None for option, value in sampling.items()}

@@ -95,7 +95,7 @@ def generate(
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     fabric = launch(accelerator, devices, num_nodes)
     source = load_model(model, sampler, num_steps, guidance, resolution, dtype, fabric.device)
-    _warn_of_cuts(source, requests)
+    warn_of_cuts(source, requests)
     made = folder.write(
         source.one_by_one() if exact else source,
         {
@@ -175,7 +175,7 @@ def _requests(
     ]
 
 
-def _warn_of_cuts(source: "ImageModel", requests: "Sequence[ImageRequest]") -> None:
+def warn_of_cuts(source: "ImageModel", requests: "Sequence[ImageRequest]") -> None:
     """Warn about parts of long prompts that the model does not see."""
     from lightning.pytorch.utilities import rank_zero_warn
 
