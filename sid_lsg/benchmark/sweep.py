@@ -54,6 +54,7 @@ def _check_comparable(model: Any) -> None:
     refused = {
         "num_steps": model.num_steps != 1,
         "fake_steps": model.fake_steps != 1,
+        "objective": model.objective != "sid",
         "weighting": model.weighting not in (None, "sid", "sid_legacy"),
         "guidance.scale": 0 in kappas,  # one pass here, two there
         "guidance.eval_fake": kappas.eval_fake_2 != kappas.eval_fake_3,

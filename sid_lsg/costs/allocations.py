@@ -35,12 +35,16 @@ class Allocations(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run an operation and record the memory of the new tensors that it returns."""
-        out = func(*args, **(kwargs or {}))
+        out = self.run(func, args, kwargs or {})
         given = {_key(t) for t in tensors((args, kwargs))}
         for tensor in tensors(out):
             if _key(tensor) not in given:
                 self.note(tensor, ACTIVATIONS)
         return out
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation."""
+        return func(*args, **kwargs)
 
     def note(self, tensor: Tensor, category: str) -> None:
         """Assign a tensor's memory to a category."""

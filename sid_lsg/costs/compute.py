@@ -22,7 +22,9 @@ def iteration_flops(run: PlannedRun) -> dict[str, float]:
     """
     plan, (fake_1, fake_2, real) = run.plan, run.evaluations
     trained = run.evaluation("fake_score", "weights")
-    fake, teacher = (run.evaluation(name, "inputs") for name in ("fake_score", "teacher"))
+    fake, teacher = (
+        run.evaluation(name, run.through_networks) for name in ("fake_score", "teacher")
+    )
     first = run.evaluation("generator", "weights")
     backward, repeats = first.backward, plan.fake_steps
     if run.steps_with_gradient > 1:  # later steps also backpropagate to earlier ones
@@ -86,8 +88,12 @@ def launching_seconds(run: PlannedRun) -> float:
         "teacher": run.evaluated("teacher"),
     }
     # Real images count as a full backward pass, although they need only the network's encoder.
-    backward = {"fake_score": forward["fake_score"], "teacher": 1}
-    backward["generator"] = run.steps_with_gradient
+    through = run.through_networks != "none"
+    backward = {
+        "fake_score": forward["fake_score"] - 1 + through,
+        "teacher": int(through),
+        "generator": run.steps_with_gradient,
+    }
     seconds = 0.0
     for name, passes in forward.items():
         checkpointed = backward[name] if name in plan.checkpointing else 0

@@ -16,10 +16,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import flop_registry
 
 from sid_lsg.costs.allocations import Allocations
+from sid_lsg.costs.repeated import Repeated
 from sid_lsg.teachers.base import Teacher
 
-Gradient = Literal["weights", "inputs", "both"]
-"""Names what the backward pass computes gradients for."""
+Gradient = Literal["weights", "inputs", "both", "none"]
+"""Names what the backward pass computes gradients for; with "none" there is no backward pass."""
 
 
 # ---------------------------------------------------------------------- measuring
@@ -33,9 +34,15 @@ class Meter(Allocations):
             counts as two.
     """
 
+    _repeated = Repeated()  # shared, since passes repeat each other's operations
+
     def __init__(self) -> None:
         super().__init__()
         self.flops = 0.0
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation, or allocate the results of one that was run before."""
+        return self._repeated.run(func, args, kwargs)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -170,9 +177,12 @@ def _passes(
     x_t = torch.empty(samples, *teacher.latent_shape, device="meta")
     x_t.requires_grad_(gradient in ("inputs", "both"))
     t = torch.empty(samples, dtype=teacher.schedule.time_dtype, device="meta")
-    with AsOnCuda(half), Meter() as meter:
+    graph = gradient != "none"
+    with torch.set_grad_enabled(graph), AsOnCuda(half), Meter() as meter:
         out = teacher.predict(network, x_t, t, condition)
         forward, kept = meter.flops, sum(meter.live.values())
+        if not graph:
+            return forward, 0.0, kept, meter.peak_of_all
         # Start from an edge: tensor functions such as `out.backward` switch `AsOnCuda` off, and
         # activation checkpointing recomputes the forward pass in here.
         edge = torch.autograd.graph.get_gradient_edge(out)

@@ -95,7 +95,9 @@ def _phase_bytes(run: PlannedRun, size: int) -> dict[str, int]:
     plan = run.plan
     fake_1, fake_2, real = (size * times for times in run.evaluations)
     trained = run.evaluation("fake_score", "weights")
-    fake, teacher = (run.evaluation(name, "inputs") for name in ("fake_score", "teacher"))
+    fake, teacher = (
+        run.evaluation(name, run.through_networks) for name in ("fake_score", "teacher")
+    )
     graphs = run.steps_with_gradient
     generator = run.evaluation("generator", "weights" if graphs == 1 else "both")
     stored = run.evaluated("generator") == 1

@@ -51,6 +51,7 @@ def plan_of(config: Any, gpus: int | None = None) -> Plan:
         num_steps=method.num_steps,
         step_training=method.step_training,
         fake_steps=method.fake_steps,
+        objective=method.objective,
         optimizer_fake=optimizers["model.optimizer_fake"],
         optimizer_generator=optimizers["model.optimizer_generator"],
         lora=Adapters.of(model.lora.as_dict()),

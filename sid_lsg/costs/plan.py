@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sid_lsg.costs.evaluation import Evaluation, Gradient, evaluation
-from sid_lsg.method.choices import StepTraining
+from sid_lsg.method.choices import Objective, StepTraining
 from sid_lsg.method.guidance import Guiding, Kappas
 from sid_lsg.networks.adapted import Adapted
 from sid_lsg.networks.buffers import copied
@@ -34,6 +34,7 @@ class Plan:
     Attributes:
         step_training: The generator's steps that gradients flow through; by default the teacher's.
         fake_steps: Optimizer steps of the fake score per iteration.
+        objective: The generator's loss.
         devices: Number of devices on all machines; divides the batch.
         images_at_once: Largest number of images sampled and decoded at a time.
         real_data: Whether phase 1 also runs the fake score on real images.
@@ -46,6 +47,7 @@ class Plan:
     num_steps: int = 1
     step_training: StepTraining | None = None
     fake_steps: int = 1
+    objective: Objective = "sid"
     optimizer_fake: MakeOptimizer = AdamWithoutMomentum
     optimizer_generator: MakeOptimizer = AdamWithoutMomentum
     init: InitialWeights = field(default_factory=InitialWeights)
@@ -155,6 +157,11 @@ class PlannedRun:
         network: nn.Module = self.teacher.network if name == "teacher" else getattr(self, name)
         return network
 
+    @property
+    def through_networks(self) -> Gradient:
+        """What phase 2 computes gradients for in the fake score and the teacher."""
+        return "inputs" if self.plan.objective == "sid" else "none"
+
     def evaluation(self, name: str, gradient: Gradient) -> Evaluation:
         """Count a forward and backward pass of `teacher`, `fake_score` or `generator`."""
         plan, network = self.plan, self.network(name)
@@ -180,7 +187,8 @@ class PlannedRun:
 
     def evaluated(self, name: str) -> int:
         """Return the forward passes of `teacher` or `generator` in phase 2: 2 if recomputed."""
-        return 1 + (name in self.plan.memory.recomputed)
+        kept = name == "teacher" and self.through_networks == "none"
+        return 1 + (name in self.plan.memory.recomputed and not kept)
 
     def encode(self, prompts: int) -> None:
         """Encode a number of prompts."""

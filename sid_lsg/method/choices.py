@@ -8,6 +8,9 @@ Noise = Literal["fresh", "fixed", "ddim"]
 StepTraining = Literal["all", "last"]
 """The steps of the generator that gradients flow through."""
 
+Objective = Literal["sid", "dmd"]
+"""The generator's loss: score identity distillation, or distribution matching for comparison."""
+
 Weighting = Literal[
     "sid",
     "sid_legacy",

@@ -69,6 +69,27 @@ def generator_loss(
     return terms.sum(dim=each_sample(terms))
 
 
+def matching_loss(x_g: Tensor, y_real: Tensor, y_fake: Tensor, weight: Tensor) -> Tensor:
+    """Return the distribution matching loss of the generator (DMD, arXiv 2311.18828, eq. 7).
+
+        1/2 sum over C, H, W of  (x_g - stop_gradient(x_g - (y_fake - y_real) / w))^2
+
+    Its gradient for x_g is (y_fake - y_real) / w, that of the reverse KL divergence. None flows
+    through the networks. DMD also has a regression or an adversarial term; this is for comparison.
+
+    Args:
+        x_g: The generator's latents.
+        y_real: The teacher's guided x_0-estimate at x_t (kappa_4).
+        y_fake: The fake score's (kappa_2).
+        weight: [B] w, `generator_weight`.
+
+    Returns:
+        [B] loss of each sample.
+    """
+    target = (x_g - (y_fake - y_real) / per_sample(weight, x_g)).detach()
+    return 0.5 * (x_g - target).square().sum(dim=each_sample(x_g))
+
+
 def mean_over_batch(losses: Tensor, batch_size: int, counted: Tensor | None = None) -> Tensor:
     """Return a micro-batch's share of the mean loss over the batch (METHOD.md, one iteration).
 

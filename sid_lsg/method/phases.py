@@ -16,13 +16,14 @@ from sid_lsg.method.adversarial import (
     fake_score_term,
     generator_term,
 )
-from sid_lsg.method.choices import Noise, StepTraining, Weighting
+from sid_lsg.method.choices import Noise, Objective, StepTraining, Weighting
 from sid_lsg.method.conditioning import Conditioning, Predict, expand, select
 from sid_lsg.method.draws import Draws
 from sid_lsg.method.guidance import Guiding, Kappas, predict_guided
 from sid_lsg.method.objective import (
     fake_score_loss,
     generator_loss,
+    matching_loss,
     mean_over_batch,
 )
 from sid_lsg.method.sampling import denoiser, sample
@@ -64,6 +65,7 @@ class Recipe(NamedTuple):
         alpha: Weight of the second term of the generator's loss.
         weighting: Weighting of the generator's loss.
         generator_scale: Factor of the generator's loss (`lsg` in the official code).
+        objective: The generator's loss: `sid`, or `dmd`.
     """
 
     kappas: Kappas
@@ -74,6 +76,7 @@ class Recipe(NamedTuple):
     alpha: float = 1.0
     weighting: Weighting = "sid"
     generator_scale: float = 1.0
+    objective: Objective = "sid"
 
 
 class PhaseInputs(NamedTuple):
@@ -181,12 +184,14 @@ def fake_score_phase(networks: Networks, inputs: PhaseInputs, recipe: Recipe) ->
 def generator_phase(networks: Networks, inputs: PhaseInputs, recipe: Recipe) -> GeneratorOutput:
     """Evaluate phase 2: the score identity loss of the generator (METHOD.md, phase 2).
 
-    Gradients reach x_g directly, and through the fake score and the teacher.
+    Gradients reach x_g directly, and through the fake score and the teacher. With the objective
+    `dmd` they reach it directly only.
     """
     schedule, condition, (_, eps, t, _) = networks.schedule, inputs.condition, inputs.draws
     kappas = recipe.kappas
     x_g = _generated(networks, inputs, recipe)
-    x_t = schedule.add_noise(x_g, eps, t)
+    through_networks = recipe.objective == "sid"
+    x_t = schedule.add_noise(x_g if through_networks else x_g.detach(), eps, t)
 
     def estimates(predict: Predict, *scales: float) -> list[Tensor]:
         guiding, null = networks.guiding, networks.null
@@ -198,7 +203,10 @@ def generator_phase(networks: Networks, inputs: PhaseInputs, recipe: Recipe) -> 
     (y_real,) = estimates(networks.teacher, kappas.eval_real)
     y_fake_2, y_fake_3 = estimates(networks.fake_score, kappas.eval_fake_2, kappas.eval_fake_3)
     weight = loss_divisor(recipe.weighting, schedule, t, x_g, y_real)
-    losses = generator_loss(x_g, y_real, y_fake_2, y_fake_3, weight, recipe.alpha)
+    if through_networks:
+        losses = generator_loss(x_g, y_real, y_fake_2, y_fake_3, weight, recipe.alpha)
+    else:
+        losses = matching_loss(x_g, y_real, y_fake_2, weight)
     numbers = Numbers()
     if networks.adversary:
         term, numbers = generator_term(networks.adversary, x_g, weight)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.method.choices import Noise, StepTraining, Weighting
+from sid_lsg.method.choices import Noise, Objective, StepTraining, Weighting
 
 if TYPE_CHECKING:
     from sid_lsg.method.guidance import Kappas
@@ -34,6 +34,7 @@ class Method:
         noise: The noise of the generator's later steps.
         weighting: Weighting of the generator's loss.
         fake_steps: Optimizer steps of the fake score per step of the generator.
+        objective: The generator's loss.
     """
 
     alpha: float = 1.0
@@ -47,6 +48,7 @@ class Method:
     noise: Noise = "fresh"
     weighting: Weighting | None = None
     fake_steps: int = 1
+    objective: Objective = "sid"
 
     def __post_init__(self) -> None:
         """Validate the values that do not depend on the teacher.
@@ -72,6 +74,7 @@ class Method:
             ("step_training", get_args(StepTraining)),
             ("noise", get_args(Noise)),
             ("weighting", get_args(Weighting)),
+            ("objective", get_args(Objective)),
         ):
             if (value := getattr(self, name)) not in (None, *choices):
                 refuse(f"model.{name}", value, f"one of {', '.join(choices)}")
@@ -125,6 +128,7 @@ class Method:
             self.alpha,
             self.weighting or "sid",
             generator_scale,
+            self.objective,
         )
 
     def _check_generator(self, timesteps: int) -> None:

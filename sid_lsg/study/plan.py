@@ -64,7 +64,8 @@ class Run:
         model = self.config.model
         real_data, last = model.real_data is not None, model.step_training == "last"
         steps = model.num_steps
-        each = evaluations_per_image(self.kappas, steps, real_data, last, model.fake_steps)
+        through = model.objective == "sid"
+        each = evaluations_per_image(self.kappas, steps, real_data, last, model.fake_steps, through)
         return round(self.images * each)
 
     @property
@@ -80,6 +81,7 @@ def evaluations_per_image(
     real_data: bool = False,
     only_last: bool = False,
     fake_steps: int = 1,
+    through_networks: bool = True,
 ) -> float:
     """Count the network evaluations of an iteration per image, in units of one forward pass.
 
@@ -93,12 +95,13 @@ def evaluations_per_image(
         real_data: Whether phase 1 also runs the fake score on real images.
         only_last: Whether gradients flow through the generator's last step alone.
         fake_steps: Optimizer steps of the fake score.
+        through_networks: Whether phase 2 backpropagates through the fake score and the teacher.
     """
     fake_1, fake_23, real = kappas.evaluations
     run, trained = (((1 + num_steps) / 2), 1) if only_last else (num_steps, num_steps)
     # An evaluation that backpropagates to its input and its weights: 2 more, the first step 1 more.
     phase_1 = run + 3 * fake_1 + 2 * real_data
-    return fake_steps * phase_1 + run + 2 * trained + 2 * fake_23 + 2 * real
+    return fake_steps * phase_1 + run + 2 * trained + (1 + through_networks) * (fake_23 + real)
 
 
 def plan(study: Study, read: Read, prompt_files: set[str]) -> list[Run]:

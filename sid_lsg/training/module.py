@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sid_lsg.data.prompts import PromptBatch
 from sid_lsg.method.adversarial import RealSamples
-from sid_lsg.method.choices import Noise, StepTraining, Weighting
+from sid_lsg.method.choices import Noise, Objective, StepTraining, Weighting
 from sid_lsg.method.conditioning import Conditioning, Predict, drop_prompts
 from sid_lsg.method.draws import REAL_IMAGES, Draws, Phase, draw, draw_steps
 from sid_lsg.method.ema import ema_beta
@@ -84,6 +84,7 @@ class SiDLSG(AlternatingModule):
         resolution: int | None = None,
         guidance: Guidance = Guidance(),  # noqa: B008
         alpha: float = Method.alpha,
+        objective: Objective = Method.objective,
         weighting: Weighting | None = None,
         t_init: int | None = None,
         tmin: int = Method.tmin,
@@ -120,6 +121,8 @@ class SiDLSG(AlternatingModule):
             resolution: Side of the images in pixels; by default the teacher's.
             guidance: Guidance scales kappa_1..kappa_4.
             alpha: Weight of the second term of the generator's loss; 1 in the paper's runs.
+            objective: The generator's loss. sid: score identity distillation. dmd: the distribution
+                matching of DMD without its other terms, for comparison.
             weighting: Weighting of the generator's loss. sid divides it by the mean of |x_g -
                 y_real|; the others are functions of the time. By default sid, and 1_minus_sigma for
                 flow-matching teachers.
@@ -178,6 +181,7 @@ class SiDLSG(AlternatingModule):
             noise,
             weighting,
             fake_steps,
+            objective,
         )
         self.micro_batch_size = micro_batch_size
         self.optimizer_fake, self.optimizer_generator = optimizer_fake, optimizer_generator

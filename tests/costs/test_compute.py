@@ -43,6 +43,8 @@ def test_flops_follow_the_method(tiny_sd: str, monkeypatch: pytest.MonkeyPatch) 
     assert units(memory=Memory("balanced")) == pytest.approx(20, rel=0.01)
     assert units(memory=Memory("lean")) == pytest.approx(21, rel=0.01)
     assert units(num_steps=2) == pytest.approx(22, rel=0.01)
+    for mode in ("fast", "balanced"):  # nothing to recompute
+        assert units(memory=Memory(mode), objective="dmd") == pytest.approx(14, rel=0.01)
 
 
 @pytest.mark.slow

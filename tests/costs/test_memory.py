@@ -115,6 +115,7 @@ def test_each_mode_saves_the_activations_of_one_network(plan: Callable[..., Plan
     assert fast - balanced == teacher
     assert balanced - lean == generator
     assert lean < 0.6 * fast
+    assert passing_bytes(plan(objective="dmd"))["phase 2"] < lean
 
 
 def test_sharding_divides_trained_weights(plan: Callable[..., PlannedRun]) -> None:

@@ -154,6 +154,26 @@ def test_both_phases_equal_a_loop_over_samples(
 
 
 @pytest.mark.parametrize("name", list(SCHEDULES))
+def test_distribution_matching_reaches_x_g_only(name: str) -> None:
+    """DMD (arXiv 2311.18828, eq. 7): dL/dtheta = sum of (y_fake - y_real) / w * dx_g/dtheta."""
+    networks, (generator, fake, teacher) = made(name)
+    given, recipe = inputs(name, (4, 3, 3)), Recipe(KAPPAS, T_INIT[name], alpha=1.2)
+    output = generator_phase(networks, given, recipe._replace(objective="dmd"))
+    identity = generator_phase(networks, given, recipe)
+    for field in ("x_g", "y_real", "y_fake_2", "weight"):
+        torch.testing.assert_close(getattr(output, field), getattr(identity, field))
+    w = (output.x_g - output.y_real).abs().mean(dim=(1, 2, 3)).view(-1, 1, 1, 1)
+    direction = ((output.y_fake_2 - output.y_real) / w).detach()
+    torch.testing.assert_close(output.losses, direction.square().sum(dim=(1, 2, 3)) / 2)
+    expected = gradient((direction * output.x_g).sum() / B, generator)
+    torch.testing.assert_close(gradient(output.loss, generator), expected)
+    unused = torch.autograd.grad(
+        output.loss, [fake.weights, teacher.weights], allow_unused=True, retain_graph=True
+    )
+    assert unused == (None, None)
+
+
+@pytest.mark.parametrize("name", list(SCHEDULES))
 def test_micro_batches_sum_to_the_batch_and_excluded_samples_keep_the_divisor(name: str) -> None:
     networks, (generator, fake, _) = made(name)
     given = inputs(name, (4, 3, 3))

@@ -76,6 +76,7 @@ def test_a_configuration_of_an_earlier_run_has_the_former_defaults() -> None:
         ({"step_training": "first"}, "--model.step_training must be one of all, last"),
         ({"noise": "new"}, "--model.noise must be one of fresh, fixed, ddim"),
         ({"weighting": "x"}, f"--model.weighting must be one of {', '.join(WEIGHTINGS)}"),
+        ({"objective": "gan"}, "--model.objective must be one of sid, dmd"),
         ({"fake_steps": 0}, "--model.fake_steps must be 1 to 1000"),
     ],
 )
