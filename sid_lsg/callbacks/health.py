@@ -18,6 +18,7 @@ from sid_lsg.messages.errors import TrainingStopped, UsageError
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.kept_scores import Numbers, kept
 from sid_lsg.metrics.probe import Probe, below, choose_prompts, probe
+from sid_lsg.teachers.checks import check_steps
 from sid_lsg.training.agreement import weights_digest
 from sid_lsg.training.callback import RunCallback, Saver, find, leaving
 
@@ -161,12 +162,15 @@ class Health(RunCallback):
         self._teacher: tuple[str, Probe] | None = None  # a digest of its settings, and its probe
         self._prompts: Sequence[str] = ()
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Find the callback that saves checkpoints, which stopping needs.
 
         Raises:
-            UsageError: If there is none.
+            UsageError: If there is none, or the teacher cannot be sampled in `teacher_steps`.
         """
+        if self.features is not None:
+            config = pl_module.teacher.scheduler_config
+            check_steps(config, self.teacher_steps, "health.teacher_steps")
         self._checkpoint = find(trainer, Saver)
         for kind, action in self.actions.items():
             if action != "warn" and self._checkpoint is None:

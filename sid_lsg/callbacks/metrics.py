@@ -32,6 +32,7 @@ from sid_lsg.metrics.protocol import EvaluationProtocol, load_protocol
 from sid_lsg.metrics.reference import load_reference
 from sid_lsg.metrics.statistics import Statistics
 from sid_lsg.options.choices import PAPER_PREFIX, ProtocolName
+from sid_lsg.teachers.checks import check_steps
 from sid_lsg.training.callback import Scorer, leaving, run_callbacks
 
 
@@ -135,6 +136,7 @@ class Metrics(Scorer):
         if self.protocol is None:
             return
         check_enough(self.num_images, "metrics.num_images")
+        check_steps(pl_module.teacher.scheduler_config, self.teacher_steps, "metrics.teacher_steps")
         if self.reference_folder:
             device = trainer.strategy.root_device
             self.reference = load_reference(

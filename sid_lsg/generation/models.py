@@ -21,6 +21,7 @@ from sid_lsg.options.choices import Precision, SamplerName
 from sid_lsg.options.flow import Flow
 from sid_lsg.teachers import families
 from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.checks import check_steps
 from sid_lsg.teachers.identity import teacher_hash
 from sid_lsg.teachers.text import cut_off
 
@@ -191,6 +192,7 @@ def _teacher(
     teacher: Teacher, about: dict[str, Any], num_steps: int | None, guidance: float | None
 ) -> ImageModel:
     steps, scale = _required(about, num_steps, guidance, len(teacher.schedule))
+    check_steps(teacher.scheduler_config, steps, "num_steps")
     return ImageModel(
         lambda prompts, seeds: teacher.sample_reference(prompts, seeds, steps, scale),
         about | {"num_steps": steps, "guidance": scale},
@@ -209,6 +211,7 @@ def _pipeline(
 ) -> ImageModel:
     timesteps = pipeline.scheduler.config.get("num_train_timesteps")
     steps, scale = _required(about, num_steps, guidance, timesteps)
+    check_steps(pipeline.scheduler.config, steps, "num_steps")
     tokenizer = getattr(pipeline, "tokenizer", None)
     cut = partial(cut_off, tokenizer) if tokenizer else lambda prompt: ""
     settings = {"num_steps": steps, "guidance": scale}

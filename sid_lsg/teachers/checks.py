@@ -72,6 +72,27 @@ def names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+def check_steps(scheduler_config: Mapping[str, Any], num_steps: int, option: str) -> None:
+    """Reject one step with a scheduler whose last time is given.
+
+    diffusers stretches the times from 1 to `shift_terminal` by 1 minus the last of them. A single
+    time would be 0 / 0.
+
+    Args:
+        scheduler_config: The configuration of a scheduler of diffusers.
+        num_steps: The number of steps.
+        option: The option that gave it, for the message.
+
+    Raises:
+        UsageError: If one step is not possible.
+    """
+    if num_steps == 1 and (last := scheduler_config.get("shift_terminal")):
+        raise UsageError(
+            f"--{option} is 1, but the model's scheduler ends at the time {last:g} "
+            "(shift_terminal), for which it needs two steps. Use at least 2."
+        )
+
+
 def refuse_problem(problem: str | None, option: str, family: str, example: str | None) -> None:
     """Raise the error for a model that a family cannot use, if there is a problem.
 
