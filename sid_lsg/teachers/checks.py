@@ -22,12 +22,14 @@ class Fields:
             shapes depend on them.
         only: Accepted values of fields that change how a network must be called.
         positive: Fields that must be positive numbers.
+        numbers: Fields that must be lists of finite numbers.
         foreign: Values that tell another family's network of the same shapes, and whose it is.
     """
 
     free: frozenset[str]
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     positive: frozenset[str] = frozenset()
+    numbers: frozenset[str] = frozenset()
     foreign: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
 
     def but(self, **only: tuple[Any, ...]) -> "Fields":
@@ -54,6 +56,10 @@ class Fields:
                 if not _is_positive(value):
                     return f"the config of its {part} has {name} {value!r}, not a positive number"
                 continue
+            if name in self.numbers:
+                if not isinstance(value, list) or not all(_is_finite(number) for number in value):
+                    return f"the config of its {part} has {name} {value!r}, not a list of numbers"
+                continue
             accepted = self.only.get(name, (None,))
             if not any(value is one or value == one for one in accepted):
                 wanted = " or ".join("null" if one is None else repr(one) for one in accepted)
@@ -62,9 +68,13 @@ class Fields:
         return None
 
 
-def _is_positive(value: object) -> bool:
+def _is_finite(value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 < value < math.inf  # type: ignore[operator]
+    return number and -math.inf < value < math.inf  # type: ignore[operator]
+
+
+def _is_positive(value: object) -> bool:
+    return _is_finite(value) and value > 0  # type: ignore[operator]
 
 
 def names(text: str) -> frozenset[str]:

@@ -62,7 +62,9 @@ def config_problem(
         return f"its {name} cannot be used: {problem}"
     except ValueError as error:
         return f"the {file} of its {name} cannot be read ({error})"
-    return None if fields is None else fields.problem(config.get("text_config") or config, name)
+    if fields is None:
+        return None
+    return fields.problem(config, name) or fields.problem(config.get("text_config") or {}, name)
 
 
 def _scheduler_problem(config: Mapping[str, Any], name: str, kind: type) -> str | None:

@@ -1,5 +1,7 @@
 """The configuration fields of networks that several families have."""
 
+from dataclasses import replace
+
 from sid_lsg.teachers.checks import Fields, names
 
 _OFF = (None, False)
@@ -138,3 +140,13 @@ QWEN_TEXT = Fields(
     TRANSFORMERS.only,
 )
 """Qwen 2.5 and 3, read as encoders of text."""
+
+QWEN_VL = replace(
+    QWEN_TEXT,
+    free=QWEN_TEXT.free
+    | names(
+        "text_config vision_config image_token_id video_token_id vision_token_id "
+        "vision_start_token_id vision_end_token_id"
+    ),
+)
+"""Qwen 2.5 VL, read as an encoder of text; also the fields of its `text_config`."""

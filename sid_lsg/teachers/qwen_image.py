@@ -25,7 +25,7 @@ from sid_lsg.method.flow import FlowSchedule
 from sid_lsg.method.guidance import Rescale
 from sid_lsg.teachers.base import Tokenize, Tokens
 from sid_lsg.teachers.checks import Fields, names, refuse_problem
-from sid_lsg.teachers.fields import QWEN_TEXT
+from sid_lsg.teachers.fields import QWEN_VL
 from sid_lsg.teachers.lengths import ChosenLength
 from sid_lsg.teachers.packing import PATCH, axes_problem, pack, unpack
 from sid_lsg.teachers.qwen_image_architectures import ARCHITECTURES
@@ -65,13 +65,11 @@ class QwenImage(ChosenLength, PackedTeacher):
             },
         ),
         "vae": Fields(
-            names(
-                "base_dim z_dim dim_mult num_res_blocks attn_scales temperal_downsample dropout "
-                "latents_mean latents_std"
-            ),
+            names("base_dim z_dim dim_mult num_res_blocks attn_scales temperal_downsample dropout"),
             {"input_channels": (3,)},
+            numbers=names("latents_mean latents_std"),
         ),
-        "text_encoder": QWEN_TEXT,
+        "text_encoder": QWEN_VL,
     }
     architectures: ClassVar[Mapping[str, Architecture]] = ARCHITECTURES
     usual_length = 512

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.paths import GOLDEN, GOLDEN_FLOW
+from tests.helpers.tiny_pipelines import tiny_pipeline
 
 Spoil = Callable[[Path], None]
 
@@ -26,20 +28,31 @@ class Parts(NamedTuple):
     """Describe what to spoil in a family's folders.
 
     Attributes:
-        folder: The whole folder.
+        make: Finds or makes the whole folder.
         networks: Networks of diffusers, with config fields and the wrong values to try.
         encoders: Text encoders, with config fields and the wrong values to try.
-        tokenizers: Tokenizers, by their text encoder.
+        tokenizers: Tokenizers of CLIP, by their text encoder.
         scheduler: Fields of the scheduler's config, and the wrong values to try.
         foreign: Config of a network of another family, and the networks that it replaces.
+        others: Tokenizers of other kinds, of one file.
     """
 
-    folder: Path
+    make: Callable[[], Path]
     networks: dict[str, dict[str, list[Any]]]
     encoders: dict[str, dict[str, list[Any]]]
     tokenizers: tuple[str, ...]
     scheduler: dict[str, list[Any]]
     foreign: dict[str, str]
+    others: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Return the whole folder."""
+        return self.make()
+
+
+def _recorded(name: str) -> Callable[[], Path]:
+    return lambda: GOLDEN_FLOW / "pipelines" / name
 
 
 _ENCODER: dict[str, list[Any]] = {
@@ -101,10 +114,23 @@ _BETAS: dict[str, list[Any]] = {
     "num_train_timesteps": [0],
 }
 _UNSHIFTED = {"shift_factor": [0.1]}
+_FLOW: dict[str, list[Any]] = {"_class_name": ["DDIMScheduler", "PNDMScheduler"]}
+_QWEN: dict[str, list[Any]] = {
+    "vocab_size": [700, 100],
+    "hidden_size": [48],
+    "intermediate_size": [48],
+    "num_hidden_layers": [1],
+    "num_key_value_heads": [2],
+    "head_dim": [4],
+    "eos_token_id": [7],
+    "add_cross_attention": [True],
+    "a_new_field": ["on"],
+    "quantization_config": [{"load_in_8bit": True}],
+}
 
 FAMILIES = {
     "tiny_sd": Parts(
-        GOLDEN / "tiny_sd",
+        lambda: GOLDEN / "tiny_sd",
         networks={
             "unet": _UNET,
             # The last scale is SDXL's.
@@ -118,7 +144,7 @@ FAMILIES = {
         foreign={"unet": "SD3Transformer2DModel", "vae": "AutoencoderTiny"},
     ),
     "tiny_sdxl": Parts(
-        GOLDEN_FLOW / "pipelines" / "tiny_sdxl",
+        _recorded("tiny_sdxl"),
         networks={
             "unet": _UNET
             | {"addition_embed_type": [None, "image"], "addition_time_embed_dim": [7]},
@@ -130,7 +156,7 @@ FAMILIES = {
         foreign={"unet": "SD3Transformer2DModel", "vae": "AutoencoderTiny"},
     ),
     "tiny_sd3": Parts(
-        GOLDEN_FLOW / "pipelines" / "tiny_sd3",
+        _recorded("tiny_sd3"),
         networks={
             "transformer": {
                 "in_channels": [8],
@@ -148,11 +174,11 @@ FAMILIES = {
         },
         encoders={"text_encoder": _ENCODER, "text_encoder_2": _ENCODER | {"projection_dim": [48]}},
         tokenizers=("tokenizer", "tokenizer_2"),
-        scheduler={"_class_name": ["DDIMScheduler", "PNDMScheduler"]},
+        scheduler=_FLOW,
         foreign={"transformer": "UNet2DConditionModel", "vae": "AutoencoderTiny"},
     ),
     "tiny_sana": Parts(
-        GOLDEN_FLOW / "pipelines" / "tiny_sana",
+        _recorded("tiny_sana"),
         networks={
             "transformer": {
                 "in_channels": [9],
@@ -185,7 +211,7 @@ FAMILIES = {
         foreign={"transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL"},
     ),
     "tiny_flux": Parts(
-        GOLDEN_FLOW / "pipelines" / "tiny_flux",
+        _recorded("tiny_flux"),
         networks={
             "transformer": {
                 "in_channels": [384, 16],
@@ -202,11 +228,11 @@ FAMILIES = {
         },
         encoders={"text_encoder": _ENCODER, "text_encoder_2": _T5},
         tokenizers=("tokenizer",),
-        scheduler={"_class_name": ["DDIMScheduler", "PNDMScheduler"]},
+        scheduler=_FLOW,
         foreign={"transformer": "SD3Transformer2DModel", "vae": "AutoencoderTiny"},
     ),
     "tiny_pixart": Parts(
-        GOLDEN_FLOW / "pipelines" / "tiny_pixart",
+        _recorded("tiny_pixart"),
         networks={
             "transformer": {
                 "in_channels": [8],
@@ -225,6 +251,93 @@ FAMILIES = {
         tokenizers=(),
         scheduler=_BETAS,
         foreign={"transformer": "SD3Transformer2DModel", "vae": "AutoencoderTiny"},
+    ),
+    "flux2": Parts(
+        partial(tiny_pipeline, "flux2"),
+        networks={
+            "transformer": {
+                "in_channels": [8],
+                "out_channels": [32],
+                "joint_attention_dim": [32],
+                "num_layers": [2],
+                "num_single_layers": [0, 3],
+                "patch_size": [2],
+                "guidance_embeds": [True],
+                "axes_dims_rope": [[4, 4, 4]],
+                "a_new_field": [3],
+            },
+            "vae": {name: _VAE[name] for name in _VAE if name != "scaling_factor"}
+            | {"patch_size": [[1, 1]], "batch_norm_eps": [0, None, "x"]},
+        },
+        encoders={"text_encoder": _QWEN | {"num_hidden_layers": [20, 40]}},
+        tokenizers=(),
+        scheduler=_FLOW,
+        foreign={"transformer": "FluxTransformer2DModel", "vae": "AutoencoderKL"},
+        others=("tokenizer",),
+    ),
+    "qwen_image": Parts(
+        partial(tiny_pipeline, "qwen_image"),
+        networks={
+            "transformer": {
+                "in_channels": [8],
+                "out_channels": [8],
+                "joint_attention_dim": [32],
+                "num_layers": [1, 5],
+                "patch_size": [1],
+                "guidance_embeds": [True],
+                "axes_dims_rope": [[4, 4, 4]],
+                "zero_cond_t": [True],
+                "use_additional_t_cond": [True],
+                "use_layer3d_rope": [True],
+                "a_new_field": [3],
+            },
+            "vae": {
+                "z_dim": [8],
+                "base_dim": [16],
+                "input_channels": [4],
+                "dim_mult": [[1, 1], None],
+                "num_res_blocks": [2],
+                "latents_mean": [[0.0], None],
+                "latents_std": [[1.0] * 16, "wide"],
+                "a_new_field": [True],
+            },
+        },
+        encoders={
+            "text_encoder": {
+                **{f"text_config.{name}": _QWEN[name] for name in _QWEN if name != "head_dim"},
+                "add_cross_attention": [True],
+                "a_new_field": ["on"],
+                "quantization_config": [{"load_in_8bit": True}],
+            }
+        },
+        tokenizers=(),
+        scheduler=_FLOW,
+        foreign={"transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL"},
+        others=("tokenizer",),
+    ),
+    "z_image": Parts(
+        partial(tiny_pipeline, "z_image"),
+        networks={
+            "transformer": {
+                "in_channels": [8],
+                "dim": [64],
+                "n_layers": [1, 5],
+                "n_refiner_layers": [2],
+                "n_heads": [3],
+                "cap_feat_dim": [32],
+                "all_patch_size": [[4], [2, 4]],
+                "all_f_patch_size": [[2]],
+                "axes_dims": [[4, 4, 4]],
+                "siglip_feat_dim": [16],
+                "a_new_field": [3],
+            },
+            "vae": _VAE | {"latents_mean": [[0.0] * 4]},
+        },
+        encoders={"text_encoder": _QWEN},
+        tokenizers=(),
+        scheduler=_FLOW,
+        foreign={"transformer": "FluxTransformer2DModel", "vae": "AutoencoderTiny"},
+        others=("tokenizer",),
     ),
 }
 """The folders to spoil; a further family is one entry."""
@@ -268,12 +381,18 @@ def wrong_folders(parts: Parts) -> Iterator[Wrong]:
     yield Wrong("an empty scheduler", _write("scheduler/scheduler_config.json", ""), "scheduler")
     for name in parts.tokenizers:
         yield from _wrong_tokenizers(name)
+    for name in parts.others:
+        yield Wrong(f"{name} removed", _remove(name), name)
+        yield Wrong(f"{name} without its file", _remove(f"{name}/tokenizer.json"), name)
+        yield Wrong(f"{name} with an empty file", _write(f"{name}/tokenizer.json", ""), name)
+        yield Wrong(f"{name} cut", _cut(Path(name) / "tokenizer.json", 900), name)
+        yield Wrong(f"{name} without pad_token", _edit(_config(name), "pad_token", None), name)
     yield Wrong("an empty index", _write("model_index.json", ""), "model_index.json")
     yield Wrong("an index without a pipeline", _write("model_index.json", "{}"), "")
 
 
 def _wrong_tokenizers(name: str) -> Iterator[Wrong]:
-    config = f"{name}/tokenizer_config.json"
+    config = _config(name)
     yield Wrong(f"{name} removed", _remove(name), name)
     yield Wrong(f"{name} without vocab.json", _remove(f"{name}/vocab.json"), name)
     yield Wrong(f"{name} without merges.txt", _remove(f"{name}/merges.txt"), name)
@@ -285,6 +404,10 @@ def _wrong_tokenizers(name: str) -> Iterator[Wrong]:
     yield Wrong(f"{name} of no length", _edit(config, "model_max_length", None), name)
     for field, text in {"eos_token": "<|startoftext|>", "pad_token": "<pad>"}.items():
         yield Wrong(f"{name}.{field}={text}", _edit_special(name, field, text), name)
+
+
+def _config(tokenizer: str) -> str:
+    return f"{tokenizer}/tokenizer_config.json"
 
 
 def _remove(path: str) -> Spoil:
@@ -301,8 +424,12 @@ def _write(path: str, text: str) -> Spoil:
 
 def _edit(path: str, field: str, value: Any) -> Spoil:
     def spoil(folder: Path) -> None:
-        config = json.loads((folder / path).read_text())
-        (folder / path).write_text(json.dumps(config | {field: value}))
+        config = part = json.loads((folder / path).read_text())
+        *groups, name = field.split(".")
+        for group in groups:
+            part = part[group]
+        part[name] = value
+        (folder / path).write_text(json.dumps(config))
 
     return spoil
 
@@ -365,7 +492,7 @@ def _add_token(path: str) -> Spoil:
 
 
 def _with_nan(weights: dict[str, torch.Tensor]) -> None:
-    next(iter(weights.values())).view(-1)[0] = torch.nan
+    next(value for value in weights.values() if value.is_floating_point()).view(-1)[0] = torch.nan
 
 
 def _with_infinity(weights: dict[str, torch.Tensor]) -> None:
