@@ -60,8 +60,9 @@ def evaluate(
 ) -> None:
     """Score a model, or any folder of images, and write a report.
 
-    Writes report.json, report.md, samples.png and (with a reference) alignment.png to the output
-    folder, and a model's images to its images/. The same command continues after an interruption.
+    Writes report.json, .md, .csv and .html, the scores of each image (images.csv), samples.png and
+    (with a reference) alignment.png to the output folder, and a model's images to its images/. The
+    same command continues after an interruption.
 
     Args:
         model: The model to sample: an exported folder, any diffusers folder, or a Hub id.
@@ -104,7 +105,8 @@ def evaluate(
             hf:THUDM/ImageReward/ImageReward.pt to download it. By default this score is left out.
         image_reward_tokenizer: Folder or Hub id of ImageReward's tokenizer; by default BERT's on
             the Hub.
-        compare: Folder or folders of other reports to add to the table.
+        compare: Folder or folders of other reports to add to the tables and the page. Without
+            --model and --images, only these are compared.
         name: Name of the images in the table; by default the name of the model or folder.
         export: Write the images of a benchmark's own --prompts as its official scorer reads them,
             and compute no scores: `geneval`, `dpg`, `hpsv2` or `t2i-compbench`. The images go to
@@ -120,6 +122,9 @@ def evaluate(
     if export:
         export_images(evaluate, locals())
         return
+    if compare and not (model or images or prompts):
+        _compare(compare, output)
+        return
     _check(model, prompts, images, num_images, batch_size)
     sampling = {"num_steps": num_steps, "guidance": guidance, "resolution": resolution}
     for_model = {option: value is not None for option, value in sampling.items()}
@@ -132,13 +137,13 @@ def evaluate(
     from sid_lsg.distributed.processes import check_enough, launch
     from sid_lsg.generation.folder import ImageFolder
     from sid_lsg.generation.models import check_settings, load_model
+    from sid_lsg.metrics.compared import IMAGES
     from sid_lsg.metrics.evaluator import Evaluator
     from sid_lsg.metrics.features import CLIPFeatures
     from sid_lsg.metrics.kept_scores import SECONDS, keep, sampled, scored
     from sid_lsg.metrics.protocol import load_protocol
     from sid_lsg.metrics.reference import load_reference
     from sid_lsg.metrics.report import (
-        IMAGES,
         check_comparable,
         check_free_of_others,
         read_report,
@@ -152,8 +157,7 @@ def evaluate(
     if images and Path(images).expanduser().resolve() == root.resolve():
         raise UsageError(f"--output: {output!r} is the folder of --images. Choose another folder.")
     check_writable(root, "output")
-    compared = [compare] if isinstance(compare, str) else compare
-    others = [read_report(folder) for folder in compared]
+    others = [read_report(folder) for folder in _listed(compare)]
     texts = _prompts(prompts, column) if prompts else None
     given = _given(images, captions, column) if images else None
     fabric = launch(accelerator, devices, num_nodes)
@@ -186,7 +190,7 @@ def evaluate(
         "prompts_sha256": text_hash(captioned) if captioned else None,
     }
     for other in others:  # before the work
-        check_comparable(about | scored_by(evaluator), other)
+        check_comparable(about | scored_by(evaluator), other.content)
     if subject is None:
         assert model
         assert texts
@@ -227,6 +231,29 @@ class Subject(NamedTuple):
     def first(self, count: int) -> "Subject":
         """Return the first `count` images."""
         return Subject(self.paths[:count], self.captions and self.captions[:count], self.about)
+
+
+def _compare(compare: str | list[str], output: str) -> None:
+    """Write the tables and the page of earlier reports."""
+    from sid_lsg.metrics.report import (
+        check_comparable,
+        check_free_of_others,
+        read_report,
+        write_comparison,
+    )
+
+    root = Path(output).expanduser()
+    check_free_of_others(root)
+    results = [read_report(folder) for folder in _listed(compare)]
+    for other in results[1:]:
+        check_comparable(results[0].content, other.content)
+    check_writable(root, "output")
+    with writing(root, "output"):
+        write_comparison(root, results)
+
+
+def _listed(compare: str | list[str]) -> list[str]:
+    return [compare] if isinstance(compare, str) else compare
 
 
 def _check(

@@ -46,7 +46,7 @@ def export_images(command: Callable[..., None], options: Mapping[str, Any]) -> N
     from sid_lsg.generation.folder import ImageFolder
     from sid_lsg.generation.models import check_settings, load_model
     from sid_lsg.images.folder import MANIFEST
-    from sid_lsg.metrics.report import IMAGES
+    from sid_lsg.metrics.compared import IMAGES
 
     sampling = (options["sampler"], options["num_steps"], options["guidance"])
     check_settings(*sampling)

@@ -28,7 +28,10 @@ SHEET, MANIFEST = "contact_sheet.png", "images.json"
 # count as images.
 _DRAWN = {SHEET: MANIFEST, "samples.png": "report.json", "alignment.png": "report.json"}
 
-_ABOUT = {MANIFEST, "images.npz", "report.json", "report.md"}  # what commands write beside them
+# What commands write beside them.
+_ABOUT = {MANIFEST, "images.npz", "images.csv"} | {
+    f"report.{kind}" for kind in ("json", "md", "csv", "html")
+}
 _PREVIEWS = {"@eaDir", "__MACOSX", "$RECYCLE.BIN"}  # folders that systems make
 
 

@@ -36,11 +36,13 @@ class Scores(NamedTuple):
         values: Scores by name, without protocol (`fid`, `clip_score`, ...).
         statistics: Statistics of the scored images.
         seconds_per_image: Sampling time per image on this process; NaN for a folder.
+        each: The scores that every image has, in the order of the images.
     """
 
     values: dict[str, float]
     statistics: Statistics
     seconds_per_image: float
+    each: dict[str, list[float]]
 
 
 class Evaluator:
@@ -127,7 +129,7 @@ class Evaluator:
                 f"{bad} of {num_images} sampled images are not finite. They are scored after "
                 "conversion to 8 bits, which turns NaN into black."
             )
-        return self._compute(seconds / max(sampled, 1))  # this process may have sampled none
+        return self._compute(seconds / max(sampled, 1), batches)  # it may have sampled none
 
     def of_folder(
         self,
@@ -156,7 +158,7 @@ class Evaluator:
         for places, images in reader.read(share_of(len(paths), batch_size), progress):
             self._update(images, None if texts is None else [texts[i] for i in places])
         reader.check(option)
-        return self._compute(float("nan"))
+        return self._compute(float("nan"), batches_of(len(paths), batch_size))
 
     def _reset(self, device: torch.device | str) -> None:
         self.collector.reset(device)
@@ -181,7 +183,7 @@ class Evaluator:
             for some, words in _batches_by_size(images, texts):
                 self.means[preference.name].update(preference.score(some, words))
 
-    def _compute(self, seconds_per_image: float) -> Scores:
+    def _compute(self, seconds_per_image: float, batches: Sequence[range]) -> Scores:
         statistics = self.collector.compute()
         values: dict[str, float] = {}
         if self.reference is not None:
@@ -198,9 +200,24 @@ class Evaluator:
         if int(self.clip_score.count):
             values["clip_score"] = float(self.clip_score.compute())
         values |= {name: float(mean.compute()) for name, mean in self.means.items()}
+        means = {"clip_score": self.clip_score, **self.means}
+        each = {name: _in_order(mean.values, batches) for name, mean in means.items()}
         # Free the device memory for training.
         self._reset("cpu")
-        return Scores(values, statistics, seconds_per_image)
+        return Scores(
+            values,
+            statistics,
+            seconds_per_image,
+            {name: kept for name, kept in each.items() if kept},
+        )
+
+
+def _in_order(values: Sequence[Tensor], batches: Sequence[range]) -> list[float]:
+    """Return the values of all processes, which share the batches, in the order of the images."""
+    found = gather([float(value) for some in values for value in some])
+    world = process()[1]
+    places = [i for rank in range(world) for batch in batches[rank::world] for i in batch]
+    return [value for _, value in sorted(zip(places, found, strict=True))] if found else []
 
 
 def _batches_by_size(

@@ -16,14 +16,26 @@ from sid_lsg.files.replacing import replacing
 from sid_lsg.images.folder import MANIFEST, read_image
 from sid_lsg.images.pixels import comparison, from_uint8, save_png
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.messages.words import table
 from sid_lsg.metrics.alignment import ImageSet, draw, neighbour_distances, report
+from sid_lsg.metrics.compared import (
+    COMPARED,
+    EACH,
+    IMAGES,
+    REPORT,
+    Result,
+    distinct_names,
+    load,
+    markdown_tables,
+    read_result,
+    write_csv,
+)
 from sid_lsg.metrics.evaluator import K_NEAREST, Evaluator, Scores
+from sid_lsg.metrics.page import write_page
 from sid_lsg.metrics.statistics import Statistics
 
-IMAGES, REPORT = "images", "report.json"
-_FILES = (REPORT, "report.md", "samples.png", "alignment.png")
-_UNREADABLE = (OSError, ValueError, TypeError)
+TABLE, PAGE = "report.csv", "report.html"
+_FILES = (REPORT, "report.md", TABLE, PAGE, EACH, "samples.png", "alignment.png")
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError)
 PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "numpy", "pillow")
 NUM_SAMPLES = 8
 # Fields that must be equal for two reports to share a table.
@@ -37,9 +49,9 @@ def write_report(
     paths: Sequence[Path],
     captions: Sequence[str] | None,
     about: dict[str, Any],
-    others: Sequence[dict[str, Any]],
+    others: Sequence[Result],
 ) -> None:
-    """Write report.json, report.md, samples.png and, with a reference, alignment.png.
+    """Write the report as report.json, .md, .csv and .html, the scores of each image, and figures.
 
     Args:
         root: Output folder.
@@ -65,14 +77,39 @@ def write_report(
         distances = neighbour_distances(generated.features, real.features)
         content["alignment"] = report(generated, real, distances)
         save_png(draw(generated, real, distances), root / "alignment.png")
-    save_png(_samples(paths, captions, content, others), root / "samples.png")
+    each = {protocol.key(name, count): values for name, values in scores.each.items()}
+    own = Result(content, paths, captions or [], each)
+    save_png(_samples(own, others), root / "samples.png")
+    scored = _write_tables(root, [*others, own])
+    own.save(root)
+    with replacing(root / "report.md") as temporary:
+        temporary.write_text(_markdown(content, scored), encoding="utf-8")
+    print(f"\n{scored}\n\nReport and images: {root}; page: {root / PAGE}")
+
+
+def write_comparison(root: Path, results: Sequence[Result]) -> None:
+    """Write the tables and the page of reports alone.
+
+    Args:
+        root: Output folder.
+        results: The reports; `check_comparable` must have accepted them.
+    """
+    scored = _write_tables(root, results)
+    content = {COMPARED: [one.content for one in results], "scores": {}}
     with replacing(root / REPORT) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False)
         temporary.write_text(f"{text}\n", encoding="utf-8")
-    scored = markdown_table([*others, content])
     with replacing(root / "report.md") as temporary:
-        temporary.write_text(_markdown(content, scored), encoding="utf-8")
-    print(f"\n{scored}\n\nReport and images: {root}")
+        names = ", ".join(one.name for one in results)
+        temporary.write_text(f"# {names}\n\n{scored}\n", encoding="utf-8")
+    print(f"\n{scored}\n\nReport: {root}; page: {root / PAGE}")
+
+
+def _write_tables(root: Path, results: Sequence[Result]) -> str:
+    """Write the table as .csv and the page; return the tables as Markdown."""
+    write_csv(results, root / TABLE)
+    write_page(results, root / PAGE)
+    return markdown_tables(results)
 
 
 def check_free_of_others(root: Path) -> None:
@@ -90,7 +127,7 @@ def check_free_of_others(root: Path) -> None:
         )
 
 
-def read_report(folder: str) -> dict[str, Any]:
+def read_report(folder: str) -> Result:
     """Read an earlier report.
 
     Raises:
@@ -99,7 +136,7 @@ def read_report(folder: str) -> dict[str, Any]:
     path = Path(folder).expanduser()
     path = path / REPORT if path.is_dir() else path
     try:
-        return _load(path)
+        return read_result(path)
     except _UNREADABLE as error:
         raise UsageError(
             f"--compare: {folder!r} is not a report folder ({error}). Give the --output folder "
@@ -107,16 +144,9 @@ def read_report(folder: str) -> dict[str, Any]:
         ) from error
 
 
-def _load(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if "scores" not in content:
-        raise ValueError("it has no scores")
-    return content
-
-
 def _is_report(path: Path) -> bool:
     try:
-        return bool(_load(path))
+        return bool(load(path))
     except _UNREADABLE:
         return False
 
@@ -150,27 +180,10 @@ def check_comparable(own: dict[str, Any], other: dict[str, Any]) -> None:
             )
 
 
-def markdown_table(reports: Sequence[dict[str, Any]]) -> str:
-    """Format the scores of reports as a Markdown table, one row per report."""
-    keys = list(reports[-1]["scores"])
-    rows = []
-    for content in reports:
-        values = [_number(content["scores"].get(key)) for key in keys]
-        cost = [_number(content.get(f"{name}_per_image")) for name in ("evaluations", "seconds")]
-        rows.append([content["name"], *values, *cost])
-    return table(["", *keys, "NFE", "s/image"], rows)
-
-
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that compute the scores."""
     found = {name: version(name) for name in PACKAGES}
     return {"sid_lsg": __version__, "python": platform.python_version()} | found
-
-
-def _number(value: float | int | None) -> str:
-    if value is None:
-        return "-"
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def _image_set(statistics: Statistics) -> ImageSet:
@@ -191,28 +204,23 @@ def _clip(evaluator: Evaluator) -> dict[str, Any] | None:
     return {"prefix": evaluator.clip_prefix, "chain": chain, **evaluator.clip.identity}
 
 
-def _samples(
-    paths: Sequence[Path],
-    captions: Sequence[str] | None,
-    content: dict[str, Any],
-    others: Sequence[dict[str, Any]],
-) -> Any:
+def _samples(own: Result, others: Sequence[Result]) -> Any:
     """Show a few images, below the same images of the compared reports if their shapes match."""
-    number = min(NUM_SAMPLES, len(paths))
-    chosen = [i * len(paths) // number for i in range(number)]
-    rows = {content["name"]: _read([paths[i] for i in chosen])}
-    for other in others:
-        files = [Path(other["images"], paths[i].name) for i in chosen]
+    number = min(NUM_SAMPLES, len(own.files))
+    chosen = [i * len(own.files) // number for i in range(number)]
+    shown = _read([own.files[i] for i in chosen])
+    rows: dict[str, Tensor] = {}
+    for name, result in zip(distinct_names([*others, own]), [*others, own], strict=True):
+        files = [_file(result, own.files[i].name, i) for i in chosen]
         if all(file.is_file() for file in files):
-            images = _read(files)
-            if images.shape == rows[content["name"]].shape:
-                name = other["name"]
-                while (
-                    name in rows
-                ):  # names may repeat: the default is the folder's, such as `generator`
-                    name += "'"
-                rows = {name: images} | rows
-    return comparison(rows, [captions[i] if captions else paths[i].name for i in chosen])
+            images = shown if result is own else _read(files)
+            rows |= {name: images} if images.shape == shown.shape else {}
+    return comparison(rows, [own.prompts[i] if own.prompts else own.files[i].name for i in chosen])
+
+
+def _file(other: Result, name: str, place: int) -> Path:
+    """Return an image of a report; those of earlier versions name no files."""
+    return other.files[place] if other.files else Path(other.content["images"], name)
 
 
 def _read(paths: Sequence[Path]) -> Tensor:

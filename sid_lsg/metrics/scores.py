@@ -26,20 +26,23 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 class Mean(Metric):
-    """The mean of values, accumulated in float64."""
+    """The mean of values, accumulated in float64; the values are kept."""
 
     full_state_update = False
     higher_is_better = True
     total: Tensor
     count: Tensor
+    values: list[Tensor]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.add_state("values", [], dist_reduce_fx="cat")
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, values: Tensor) -> None:
         """Add values [B]."""
+        self.values.append(values.double().cpu())
         self.total += values.double().sum()
         self.count += len(values)
 

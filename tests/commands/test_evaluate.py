@@ -1,5 +1,6 @@
 """The command `evaluate`: reports of models and folders, interruptions, repeats and errors."""
 
+import csv
 import json
 import re
 import resource
@@ -74,6 +75,11 @@ def report(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "report.json").read_text())
 
 
+def read_table(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return [*csv.reader(file)][1:]
+
+
 def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     """Run a command that must end with one error message; return the message."""
     with pytest.raises(SystemExit) as end:
@@ -109,7 +115,8 @@ def test_evaluating_a_model_writes_report_and_images(
     assert alignment.keys() >= {"features", "neighbours", "pixels"}
 
     assert sorted(path.name for path in out.iterdir()) == [
-        "alignment.png", "images", "report.json", "report.md", "samples.png",
+        "alignment.png", "images", "images.csv", "report.csv", "report.html", "report.json",
+        "report.md", "samples.png",
     ]  # fmt: skip
     for name in ("alignment.png", "samples.png"):
         Image.open(out / name).verify()
@@ -321,6 +328,10 @@ def test_two_processes_report_as_one(files: Files, tmp_path: Path) -> None:
     said = forked.all_end_well(main, [([line], rank) for rank in forked.ranks(2)], tmp_path)
     one, two = (report(tmp_path / name) for name in ("one", "two"))
     assert two["scores"] == pytest.approx(one["scores"], rel=1e-5)
+    ones, twos = (read_table(tmp_path / name / "images.csv") for name in ("one", "two"))
+    for ours, theirs in zip(ones, twos, strict=True):
+        assert ours[:2] == theirs[:2]  # the image and its prompt
+        assert [*map(float, theirs[2:])] == pytest.approx([*map(float, ours[2:])], rel=1e-3)
     for path in (tmp_path / "one" / "images").glob("*.png"):
         ours, theirs = (
             np.asarray(Image.open(tmp_path / name / "images" / path.name)).astype(int)
