@@ -214,7 +214,7 @@ class Evaluator:
 
 def _in_order(values: Sequence[Tensor], batches: Sequence[range]) -> list[float]:
     """Return the values of all processes, which share the batches, in the order of the images."""
-    found = gather([float(value) for some in values for value in some])
+    found = gather([value for some in values for value in some.tolist()])
     world = process()[1]
     places = [i for rank in range(world) for batch in batches[rank::world] for i in batch]
     return [value for _, value in sorted(zip(places, found, strict=True))] if found else []

@@ -17,13 +17,16 @@ _SIDE = 320  # pixels of an image on the page, at most
 _LOSSLESS = 128  # up to this side images are PNG, which shows their pixels
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; color: #222; background: #fff; }
+.wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
+td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 .row { display: flex; gap: .6rem; overflow-x: auto; }
 figure { margin: 0; } figcaption { font-size: 13px; color: #666; }
 img { width: 256px; image-rendering: auto; } img.small { image-rendering: pixelated; }
 h2 { font-size: 16px; font-weight: 600; margin: 1.6rem 0 .4rem; }
+h2 small { font-weight: 400; color: #666; }
 """
 
 
@@ -35,7 +38,7 @@ def write_page(results: Sequence[Result], path: Path) -> None:
         path: The page.
     """
     names = list(distinct_names(results))
-    title = escape(" - ".join(names))
+    title = escape(names[0] if len(names) == 1 else f"Comparison of {len(names)} models")
     parts = [
         "<!doctype html>",
         f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
@@ -54,10 +57,10 @@ def write_page(results: Sequence[Result], path: Path) -> None:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     if not rows:
         return
-    yield "<table>"
+    yield '<div class="wide"><table>'
     for tag, cells in [("th", head), *(("td", row) for row in rows)]:
         yield "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-    yield "</table>"
+    yield "</table></div>"
 
 
 def _gallery(results: Sequence[Result], names: Sequence[str]) -> Iterator[str]:
@@ -65,14 +68,15 @@ def _gallery(results: Sequence[Result], names: Sequence[str]) -> Iterator[str]:
     shown = [(one, name) for one, name in zip(results, names, strict=True) if one.files]
     count = min((len(one.files) for one, _ in shown), default=0)
     for place in (i * count // min(SHOWN, count) for i in range(min(SHOWN, count))):
-        text = next((one.prompts[place] for one, _ in shown if one.prompts), f"image {place}")
+        text = next((one.prompts[place] for one, _ in shown if one.prompts), "")
         figures = [
             f"<figure>{image}<figcaption>{escape(name)}</figcaption></figure>"
             for one, name in shown
             if (image := _image(one.files[place], text))
         ]
         if figures:
-            yield f'<h2>{escape(text)}</h2><div class="row">{"".join(figures)}</div>'
+            yield f"<h2>{escape(text)} <small>image {place}</small></h2>"
+            yield f'<div class="row">{"".join(figures)}</div>'
 
 
 def _image(path: Path, text: str) -> str:
@@ -87,4 +91,4 @@ def _image(path: Path, text: str) -> str:
     image.save(content, "PNG" if small else "JPEG", **({} if small else {"quality": 90}))
     data = base64.b64encode(content.getvalue()).decode()
     kind, style = ("png", ' class="small"') if small else ("jpeg", "")
-    return f'<img{style} alt="{escape(text)}" src="data:image/{kind};base64,{data}">'
+    return f'<img{style} alt="{escape(text or path.name)}" src="data:image/{kind};base64,{data}">'

@@ -26,7 +26,11 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 class Mean(Metric):
-    """The mean of values, accumulated in float64; the values are kept."""
+    """The mean of values, accumulated in float64.
+
+    Attributes:
+        values: This process's values, in the order in which they were added.
+    """
 
     full_state_update = False
     higher_is_better = True
@@ -36,15 +40,20 @@ class Mean(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("values", [], dist_reduce_fx="cat")
+        self.values = []  # no state, which every computation would gather
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, values: Tensor) -> None:
         """Add values [B]."""
-        self.values.append(values.double().cpu())
+        self.values.append(values.double())
         self.total += values.double().sum()
         self.count += len(values)
+
+    def reset(self) -> None:
+        """Forget all values."""
+        super().reset()
+        self.values = []
 
     def compute(self) -> Tensor:
         """Return the mean."""

@@ -167,7 +167,8 @@ def test_the_page_shows_all_models_side_by_side_without_a_network(reports: Repor
     page = Page(path)
     assert not page.open
     assert not page.kinds & {"script", "link", "b", "i", "iframe"}  # names and prompts are text
-    assert page.texts["h2"] == reports.captions
+    assert [text.strip() for text in page.texts["h2"]] == reports.captions
+    assert page.texts["small"] == [f"image {place}" for place in range(NUM_IMAGES)]
     assert page.texts["figcaption"] == NAMES * NUM_IMAGES
     assert [alt for alt, _ in page.images] == [text for text in reports.captions for _ in NAMES]
     for place in (0, 5):
