@@ -170,7 +170,8 @@ class SiDCLI(LightningCLI):
             "model.memory.frozen_precision": config.model.memory.frozen_precision,
             "model.text.precision": config.model.text.precision,
         }
-        return [f"--{name} {value}" for name, value in asked.items() if "bf16" in str(value)]
+        in_16_bits = ("bf16", "int8")  # int8: all but the linear layers
+        return [f"--{n} {v}" for n, v in asked.items() if any(one in str(v) for one in in_16_bits)]
 
     def fit(self, **options: Any) -> None:
         """Train in the run directory, which is locked for this run."""

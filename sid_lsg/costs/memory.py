@@ -1,10 +1,11 @@
 """Bytes of a run on each device, by part."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from sid_lsg.costs.evaluation import Meter, call_cost
 from sid_lsg.costs.plan import PlannedRun
@@ -39,6 +40,8 @@ def standing_bytes(run: PlannedRun) -> dict[str, int]:
         found["EMA"] = 0
     others = [part for part in run.teacher.children() if part is not run.teacher.network]
     found["VAE, text encoder"] = _stored(others, seen)
+    if plan.text.device is None:
+        found["VAE, text encoder"] -= _rounded_off(run)
     trained = [_trained(run, network) for network in (run.fake_score, run.generator)]
     found["gradients"] = 4 * max(trained)
     held = [optimizer_bytes(make)[0] for make in (plan.optimizer_fake, plan.optimizer_generator)]
@@ -137,7 +140,7 @@ def _other_bytes(run: PlannedRun) -> dict[str, int]:
         found["text encoder"] = max(text - gradients, 0)
     elif plan.text.device == "drop":  # before the optimizers have states
         _, text = call_cost(lambda: run.encode(min(AT_ONCE, plan.share)))
-        text += _stored(teacher.text_parts.values(), set())
+        text += _stored(teacher.text_parts.values(), set()) - _rounded_off(run)
         found["text encoders, at the start"] = max(text - gradients - standing["optimizers"], 0)
     if plan.images_at_once:
         latents = torch.empty(plan.images_at_once, *teacher.latent_shape, device="meta")
@@ -185,6 +188,34 @@ def optimizer_bytes(make: MakeOptimizer) -> tuple[float, float]:
     states = [s for s in optimizer.state[p].values() if torch.is_tensor(s) and s.numel() > 1]
     held = sum(s.untyped_storage().nbytes() for s in states)
     return held / p.numel(), meter.peak_of_all / p.numel()
+
+
+def _rounded_off(run: PlannedRun) -> int:
+    """Count the bytes by which int8 text encoders are smaller than bfloat16 ones.
+
+    A linear layer has a byte per weight and a float32 scale per row. As in transformers, the last
+    layer, a head of words, and the layers that a class keeps in float32 are not rounded.
+    """
+    if run.plan.text.precision != "int8":
+        return 0
+    saved = 0
+    for model in (one for part in run.teacher.text_parts.values() for one in _encoders(part)):
+        kept, head = {*(model._keep_in_fp32_modules or ())}, model.get_output_embeddings()
+        last = [name for name, _ in model.named_parameters()][-1].rpartition(".")[0]
+        for name, layer in model.named_modules():
+            rounded = isinstance(layer, nn.Linear) and layer is not head and name != last
+            if rounded and not kept.intersection(name.split(".")):
+                saved += layer.weight.numel() - 4 * len(layer.weight)
+    return saved
+
+
+def _encoders(part: nn.Module) -> Iterator[PreTrainedModel]:
+    """Yield the text encoders in a part of a teacher, which it may wrap."""
+    if isinstance(part, PreTrainedModel):
+        yield part
+        return
+    for child in part.children():
+        yield from _encoders(child)
 
 
 def _numbers(parameters: Iterable[nn.Parameter]) -> int:

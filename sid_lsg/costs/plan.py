@@ -113,7 +113,9 @@ class PlannedRun:
         """
         self.plan, self.teacher = plan, copy.deepcopy(teacher)
         self.known = {} if known is None else known
-        set_text(plan.text, self.teacher)
+        # 8-bit weights are counted in `costs.memory`: the meta device cannot compute with them.
+        eight = plan.text.precision == "int8"
+        set_text(replace(plan.text, precision="bf16") if eight else plan.text, self.teacher)
         if plan.text.device:
             self.teacher.keep_text_apart()
         self.fake_score = self._start("fake_score", plan.lora.fake_score)

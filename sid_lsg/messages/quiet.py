@@ -21,6 +21,8 @@ _WARNINGS = (
 _RECORDS = {
     # diffusers imports bitsandbytes if it is installed.
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    # Of every layer of a text encoder in 8 bits, whose inputs are bfloat16.
+    "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
     # An advertisement.
     "lightning.pytorch.utilities.rank_zero": "\N{ELECTRIC LIGHT BULB} Tip: For seamless cloud",
 }  # logger: the start of the message

@@ -14,7 +14,7 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.adapted import adapters, enable_checkpointing
 from sid_lsg.options.text import Text, TextPrecision
 from sid_lsg.options.training import Adapters, EMADevice, FrozenPrecision
-from sid_lsg.teachers.base import Dtypes, Teacher, backbone, linear_layers
+from sid_lsg.teachers.base import Dtypes, Teacher, backbone, in_8_bits, linear_layers
 
 
 def loaded_dtypes(frozen: FrozenPrecision, lora: Adapters, text: TextPrecision) -> Dtypes:
@@ -31,7 +31,7 @@ def loaded_dtypes(frozen: FrozenPrecision, lora: Adapters, text: TextPrecision) 
     both = lora.fake_score is not None and lora.generator is not None
     return Dtypes(
         torch.bfloat16 if frozen == "bf16" and both else torch.float32,
-        torch.bfloat16 if text == "bf16" else torch.float32,
+        {"bf16": torch.bfloat16, "int8": torch.int8}.get(text, torch.float32),
     )
 
 
@@ -74,9 +74,14 @@ def set_text(text: Text, teacher: Teacher) -> None:
                 "teacher's prompts have a fixed length. Leave it out."
             )
         teacher.max_sequence_length = text.max_sequence_length
-    if text.precision == "bf16":
-        for part in teacher.text_parts.values():
+    for part in teacher.text_parts.values():
+        if text.precision == "bf16":
             part.to(torch.bfloat16)
+        elif text.precision == "int8" and not in_8_bits(part):
+            raise UsageError(
+                "--model.text.precision int8: this teacher has random weights, which are not "
+                "rounded. Use bf16."
+            )
     if text.device == "cpu":
         teacher.keep_text_apart()
 

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from sid_lsg.messages.checks import refuse
 
-TextPrecision = Literal["32", "bf16"]
+TextPrecision = Literal["32", "bf16", "int8"]
 TextDevice = Literal["cpu", "drop"]
 Null = Literal["zeros", "empty"]
 
@@ -15,8 +15,9 @@ class Text:
     """The teacher's text encoders.
 
     Args:
-        precision: Precision of their weights: 32, or bf16 for half the memory. T5-XXL takes 18 GiB
-            or 9.
+        precision: Precision of their weights: 32, bf16 for half the memory, or int8 for about a
+            quarter. T5-XXL takes 18 GiB, 9, or 6. int8 needs bitsandbytes and accelerate (extra
+            eight-bit), which round the weights of linear layers to 8 bits; others are in bfloat16.
         device: cpu keeps them in CPU memory and encodes prompts there. drop encodes all prompts of
             the run before the training, keeps the features in CPU memory (up to 16 GiB; a prompt
             takes 5.3 MiB with Stable Diffusion 3, 2.6 with SANA and 0.6 with SDXL, half of that in
@@ -39,7 +40,7 @@ class Text:
             UsageError: For the first value out of range.
         """
         if self.precision not in get_args(TextPrecision):
-            refuse("model.text.precision", self.precision, "32 or bf16")
+            refuse("model.text.precision", self.precision, "32, bf16 or int8")
         if self.device not in (None, *get_args(TextDevice)):
             refuse("model.text.device", self.device, "cpu, drop or null")
         length = self.max_sequence_length

@@ -2,16 +2,19 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import ModelMixin
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
 
 from sid_lsg.files.loading import explained, load_network
 from sid_lsg.files.sources import ARCHITECTURE, locate
 from sid_lsg.files.weight_by_weight import load_weight_by_weight
+from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.conditioning import Conditioning, expand
 from sid_lsg.teachers.autoencoder import decode, encode, foreign_scale
 from sid_lsg.teachers.base import FLOAT32, Dtypes, Teacher, linear_layers
@@ -335,7 +338,11 @@ def load_part(
         revision: Branch, tag or commit on the Hub.
         variant: Variant of the weight files.
         dtype: Dtype of a text encoder, or of a diffusers network's linear and convolution weights,
-            whose other weights are float32.
+            whose other weights are float32. int8 rounds a text encoder's linear weights with
+            bitsandbytes; its other weights are bfloat16.
+
+    Raises:
+        UsageError: If bitsandbytes or accelerate is missing.
     """
     if dtype != torch.float32 and issubclass(kind, ModelMixin):
         place = locate(source), subfolder or "", dtype, linear_layers, revision, variant
@@ -344,7 +351,27 @@ def load_part(
     if not issubclass(kind, nn.Module):
         return kind.from_pretrained(source, **where)
     options: dict[str, Any] = {"dtype": dtype}
-    if issubclass(kind, ModelMixin):
+    if dtype == torch.int8:
+        options = _eight_bits()
+    elif issubclass(kind, ModelMixin):
         # Without the second argument, diffusers warns if `accelerate` is not installed.
         options = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
     return load_network(kind, source, **where, variant=variant, **options)
+
+
+def _eight_bits() -> dict[str, Any]:
+    """Return the arguments with which transformers loads a text encoder in 8 bits.
+
+    It is loaded on the CPU, and moves to the device with the other networks.
+    """
+    missing = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"--model.text.precision int8: {missing[0]} is not installed. Install it with pip "
+            "install 'sid-lsg[eight-bit]', or use bf16."
+        )
+    return {
+        "dtype": torch.bfloat16,
+        "device_map": {"": "cpu"},
+        "quantization_config": BitsAndBytesConfig(load_in_8bit=True),
+    }

@@ -31,7 +31,7 @@ class Dtypes(NamedTuple):
 
     Attributes:
         network: Of the network's linear and convolution layers; its other weights are float32.
-        text: Of the text encoders.
+        text: Of the text encoders; int8 for 8-bit weights of their linear layers.
     """
 
     network: torch.dtype = torch.float32
@@ -44,6 +44,28 @@ FLOAT32 = Dtypes()
 def linear_layers(module: nn.Module) -> Iterator[nn.Linear | nn.Conv2d]:
     """Yield the linear and convolution layers, which mixed precision runs in 16 bits."""
     return (layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d))
+
+
+def in_8_bits(part: nn.Module) -> bool:
+    """Return whether a text encoder has 8-bit weights of bitsandbytes."""
+    return any(getattr(module, "is_loaded_in_8bit", False) for module in part.modules())
+
+
+def drop_weights(part: nn.Module) -> None:
+    """Free a text encoder's weights; it keeps only their shapes.
+
+    Moving it to the meta device would fail for weights of bitsandbytes, whose layers also hold
+    their scales.
+    """
+    for module in part.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                empty = torch.empty(p.shape, dtype=p.dtype, device="meta")
+                module._parameters[name] = nn.Parameter(empty, requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to("meta")
+        vars(module).pop("state", None)
 
 
 def backbone(network: nn.Module) -> nn.Module:
@@ -345,11 +367,12 @@ class Teacher(nn.Module, ABC):
         self.remembered = Remembered(prompts, self.encode_prompts)
         self.keep_text_apart()
         for part in self.text_parts.values():
-            part.to("meta")
+            drop_weights(part)
 
     def whole_part(self, name: str, part: nn.Module) -> nn.Module:
-        """Return a part of `pipeline`; load it again, in float32, if it was dropped."""
-        if next(part.parameters()).device.type != "meta" or self.load_again is None:
+        """Return a part of `pipeline`; load it again, in float32, if it was dropped or rounded."""
+        whole = next(part.parameters()).device.type != "meta" and not in_8_bits(part)
+        if whole or self.load_again is None:
             return part
         return self.load_again(name)
 

@@ -107,7 +107,7 @@ def test_times_are_set_on_the_schedule() -> None:
         (lambda: Flow(scale=0), "--model.flow.scale must be a positive number"),
         (lambda: Flow(shift=-1), "--model.flow.shift must be a positive number"),
         (lambda: Gradients(generator_scale=0), "--model.gradients.generator_scale must be"),
-        (lambda: Text(precision="16"), "--model.text.precision must be 32 or bf16"),
+        (lambda: Text(precision="16"), "--model.text.precision must be 32, bf16 or int8"),
         (lambda: Text(device="gpu"), "--model.text.device must be cpu, drop or null"),
         (lambda: Text(max_sequence_length=513), "--model.text.max_sequence_length must be 0 to"),
     ],

@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from sid_lsg.costs.memory import standing_bytes
+from sid_lsg.costs.plan import Plan, PlannedRun
 from sid_lsg.export.folder import save_pipeline
 from sid_lsg.files.weights import first_difference
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.networks.memory import set_text
+from sid_lsg.networks.memory import loaded_dtypes, set_text
 from sid_lsg.options.text import Text
+from sid_lsg.options.training import Adapters
 from sid_lsg.teachers import families
+from tests.helpers.counted_costs import GUIDED
 from tests.helpers.paths import GOLDEN, GOLDEN_FLOW
 from tests.helpers.tiny_families import FAMILIES
 
@@ -103,3 +107,53 @@ def test_too_many_prompts_to_remember_are_refused(
     teacher = families.load(tiny_sd)
     with pytest.raises(UsageError, match=r"text.device drop: the features of more than \d prompts"):
         teacher.encode_once(map(str, range(10_000_000)))
+
+
+INT8 = [PIPELINES / "tiny_sd3", PIPELINES / "tiny_pixart"]
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [FOLDERS[0], *INT8, FAMILIES["flux2"].folder, FAMILIES["qwen_image"].folder],
+    ids=lambda folder: folder.name,
+)
+def test_text_encoders_in_8_bits(folder: Path, tmp_path: Path) -> None:
+    """Linear layers have 8 bits; features are close; an export is whole; `estimate` counts them."""
+    prompts = ["a red cat", "two dogs", "the moon"]
+    whole = families.load(str(folder))
+    text = Text(precision="int8")
+    teacher = families.load(str(folder), dtypes=loaded_dtypes("32", Adapters(), "int8"))
+    set_text(text, teacher)
+    held = sum(
+        tensor.nbytes + getattr(getattr(tensor, "SCB", None), "nbytes", 0)
+        for part in teacher.text_parts.values()
+        for tensor in (*part.parameters(), *part.buffers())
+    )
+    plans = Plan(GUIDED, 4, 4, text=text), Plan(GUIDED, 4, 4, text=Text(device="cpu"))
+    outline = families.outline(str(folder))
+    counted = [standing_bytes(PlannedRun(one, outline))["VAE, text encoder"] for one in plans]
+    assert abs(counted[0] - counted[1] - held) <= 24  # bytes: Qwen's positions stay in float32
+    expected, found = whole.encode_prompts(prompts), teacher.encode_prompts(prompts)
+    for name, value in expected.items():
+        assert found[name].isfinite().all()
+        assert (found[name].float() - value.float()).norm() < 0.05 * value.float().norm()
+    image = teacher.sample_reference(prompts[:1], [0], 2, 2.0)
+    teacher.encode_once(prompts)
+    torch.testing.assert_close(
+        teacher.sample_reference(prompts[:1], [0], 2, 2.0), image, rtol=1e-2, atol=1e-2
+    )
+    save_pipeline(teacher, teacher.network, tmp_path, 625)
+    again = families.load(str(tmp_path))
+    for name, part in families.load(str(folder)).text_parts.items():
+        before, after = part.state_dict(), again.text_parts[name].state_dict()
+        assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_8_bits_need_weights_and_bitsandbytes(
+    tiny_sd: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match=r"--model.text.precision int8: .* random weights"):
+        set_text(Text(precision="int8"), families.load("architecture:sd15-small"))
+    monkeypatch.setattr("sid_lsg.teachers.assembled.find_spec", lambda _: None)
+    with pytest.raises(UsageError, match=r"int8: bitsandbytes is not installed.*eight-bit"):
+        families.load(tiny_sd, dtypes=loaded_dtypes("32", Adapters(), "int8"))
