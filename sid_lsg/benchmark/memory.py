@@ -29,7 +29,7 @@ def measured_memory(module: SiDLSG) -> Iterator[dict[str, int]]:
     networks = (module.fake_score, module.generator)
     kept = {
         "weights": [*module.teacher.parameters(), *_parameters(networks)],
-        "EMA": module.ema.parameters(),
+        "EMA": _parameters((module.ema, *module.averages)),
         "optimizer": _states(module.trainer.optimizers),
         GRADIENTS: (p.grad for p in _parameters(networks) if p.grad is not None),
     }

@@ -1,7 +1,8 @@
 """Export the generator for stock diffusers."""
 
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import nn
 
+from sid_lsg.callbacks.schedule import due, images_seen
 from sid_lsg.export.card import write_card
 from sid_lsg.export.facts import Facts, facts_of, teacher_license
 from sid_lsg.export.folder import save_pipeline
+from sid_lsg.export.snapshots import save_snapshot
 from sid_lsg.files.replacing import replacing
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
@@ -51,16 +54,15 @@ class Export(RunCallback):
         self.every_n_steps = every_n_steps
 
     def on_iterated(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Save the EMA on schedule; warn if the disk is full."""
+        """Save the EMA and snapshots of averages on schedule; warn if the disk is full."""
+        if due(trainer, pl_module.ema_options.snapshot_images):
+            with pl_module.snapshot() as averages, _warning("A snapshot of the EMA"):
+                self._save_snapshot(trainer, averages)
         if not self.every_n_steps or trainer.global_step % self.every_n_steps:
             return
         folder = f"{_HISTORY}/step-{trainer.global_step:07d}"
-        with pl_module.averaged() as network:
-            try:
-                self._save(trainer, network, pl_module, folder)
-            except OSError as error:
-                reason = error.strerror or error
-                rank_zero_warn(f"{folder} could not be written ({reason}). Training continues.")
+        with pl_module.averaged() as network, _warning(folder):
+            self._save(trainer, network, pl_module, folder)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Gather sharded weights, and save."""
@@ -103,6 +105,10 @@ class Export(RunCallback):
                 write_card(root / EXPORT_FOLDER, replace(self._facts, summary=summary))
 
     @rank_zero_only
+    def _save_snapshot(self, trainer: L.Trainer, averages: dict[float, nn.Module]) -> None:
+        save_snapshot(Path(trainer.default_root_dir), images_seen(trainer), averages)
+
+    @rank_zero_only
     def _save(self, trainer: L.Trainer, network: nn.Module, module: Any, name: str) -> Facts:
         """Save under a temporary name, then rename; return the facts of the model card."""
         with replacing(Path(trainer.default_root_dir, name)) as folder:
@@ -123,3 +129,13 @@ class Export(RunCallback):
             known["license"] = teacher_license(config["model"]["teacher"])
         settings = module.t_init, module.num_steps, module.noise
         return facts_of(module.teacher, *settings, **known)
+
+
+@contextmanager
+def _warning(what: str) -> Iterator[None]:
+    """Warn about a full disk; the training continues."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        rank_zero_warn(f"{what} could not be written ({reason}). Training continues.")

@@ -204,6 +204,8 @@ def _check_adapters(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> N
 
 def _origin(name: str) -> tuple[str, str]:
     """Return the origin of a weight, and the option that sets it."""
+    if name.startswith("averages."):
+        return "run", "--model.ema.snapshot_images"
     if not is_adapter(name):
         return "teacher", "teacher"
     network = name.split(".")[0].replace("ema", "generator")

@@ -35,6 +35,7 @@ def export(
     num_steps: int | None = None,
     resolution: int | None = None,
     teacher: str | None = None,
+    ema_width: float | None = None,
     license: str | None = None,
     push_to_hub: str | None = None,
     private: bool = False,
@@ -63,6 +64,9 @@ def export(
             with trust_remote_code=True.
         resolution: Side of the images in pixels; by default the training's.
         teacher: Folder or Hub id of the teacher; by default the one of the training.
+        ema_width: Export an EMA of this relative width, made from the run's snapshots (fit's
+            --model.ema.snapshot_images), in place of the run's EMA. 0.1 averages over about the
+            last third of the training, 0.05 over half of that.
         license: Licence in the model card, by the Hub's name; by default the teacher's, if its own
             card states it.
         push_to_hub: Also upload the folder to this Hub id (owner/name).
@@ -102,7 +106,7 @@ def export(
     check_writable(root.parent, "output")
 
     checkpoint = require_checkpoint(ckpt_path)
-    found = load_trained(checkpoint, teacher, resolution)
+    found = load_trained(checkpoint, teacher, resolution, ema_width=ema_width)
     steps = num_steps or found.num_steps
     if steps > found.t_init:
         refuse("num_steps", steps, f"at most {found.t_init}, the generator's timestep")

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from sid_lsg.costs.evaluation import Meter, call_cost
 from sid_lsg.costs.plan import PlannedRun
 from sid_lsg.distributed.sharding import blocks
+from sid_lsg.method.post_hoc_ema import WIDTHS
 from sid_lsg.networks.adapted import Adapted
 from sid_lsg.teachers.base import backbone
 from sid_lsg.teachers.remembered import AT_ONCE
@@ -36,6 +37,8 @@ def standing_bytes(run: PlannedRun) -> dict[str, int]:
         name: _stored([backbone(network)], seen, parts) + _stored([network], seen)  # adapters
         for name, network in networks.items()
     }
+    if plan.ema.snapshot_images:
+        found["EMA"] *= 1 + len(WIDTHS)
     if plan.ema.device:
         found["EMA"] = 0
     others = [part for part in run.teacher.children() if part is not run.teacher.network]

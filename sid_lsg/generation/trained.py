@@ -7,6 +7,7 @@ from torch import nn
 
 from sid_lsg.checkpoints.opening import OpenCheckpoint
 from sid_lsg.checkpoints.shards import joined
+from sid_lsg.export.snapshots import post_hoc_ema
 from sid_lsg.files.weights import first_difference, first_not_finite
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.choices import Noise
@@ -51,6 +52,7 @@ def load_trained(
     resolution: int | None = None,
     option: str = "ckpt_path",
     teacher_option: str = "teacher",
+    ema_width: float | None = None,
 ) -> Trained:
     """Load the generator's EMA from a checkpoint, with the other parts of its teacher.
 
@@ -60,9 +62,11 @@ def load_trained(
         resolution: Pixels per side of an image; by default the training's.
         option: The option that named the checkpoint, for messages.
         teacher_option: The option that names the teacher, for messages.
+        ema_width: Relative width of an EMA to make from the run's snapshots, in place of its own.
 
     Raises:
-        UsageError: If the checkpoint has no config, or its teacher is missing or another one.
+        UsageError: If the checkpoint has no config, its teacher is missing or another one, or there
+            are no snapshots.
     """
     record, path = checkpoint.record, str(checkpoint.path)
     options = checkpoint.config.get("model")
@@ -81,6 +85,9 @@ def load_trained(
     start = len(_EMA)
     state = checkpoint.content["state_dict"]
     ema = joined({k[start:]: v for k, v in state.items() if k.startswith(_EMA)})
+    if ema_width is not None:
+        seen = checkpoint.iterations * checkpoint.config["data"]["batch_size"]
+        ema |= post_hoc_ema(checkpoint.path.absolute().parent.parent, seen, ema_width)
     if damaged := first_not_finite(ema):
         raise UsageError(
             f"--{option}: the weight {damaged!r} of the generator in {path!r} is not finite. Give "

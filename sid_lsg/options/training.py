@@ -91,11 +91,15 @@ class EMA:
         rampup_ratio: Limit the half-life to this share of the images seen so far.
         device: cpu keeps the EMA in CPU memory, except while images are sampled with it. By default
             it is on the device of the generator.
+        snapshot_images: Keep two more averages, and save them every so many images in
+            `ema_snapshots/`, twice the generator's weights each time. `export --ema_width` makes an
+            EMA of any width from them after the training (post-hoc EMA of EDM2); 0 for none.
     """
 
     halflife_images: float = 50_000.0
     rampup_ratio: float = 0.05
     device: EMADevice | None = None
+    snapshot_images: int = 0
 
     def __post_init__(self) -> None:
         """Validate the values.
@@ -108,6 +112,8 @@ class EMA:
                 refuse(f"model.ema.{name}", value, "a finite number of at least 0")
         if self.device not in (None, "cpu"):
             refuse("model.ema.device", self.device, "cpu or null")
+        if self.snapshot_images < 0:
+            refuse("model.ema.snapshot_images", self.snapshot_images, "at least 0")
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ One iteration processes one batch. The fake score takes an optimizer step on the
 updated.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from sid_lsg.method.phases import (
     fake_score_phase,
     generator_phase,
 )
+from sid_lsg.method.post_hoc_ema import WIDTHS, power_beta
 from sid_lsg.networks.adapted import adapters
 from sid_lsg.networks.buffers import share_buffers
 from sid_lsg.networks.compilation import as_written, compile_blocks
@@ -211,6 +212,8 @@ class SiDLSG(AlternatingModule):
         self.fake_score = start(self.teacher, "fake_score", init.fake_score, lora.fake_score, seed)
         self.generator = start(self.teacher, "generator", init.generator, lora.generator, seed)
         self.ema = copy_trainable(self.generator)
+        widths = WIDTHS if ema.snapshot_images else ()
+        self.averages = nn.ModuleList(copy_trainable(self.generator) for _ in widths)
         check_ema_device(ema.device, self.ema)
         networks = {"fake_score": self.fake_score, "generator": self.generator}
         checkpointed = networks | {"teacher": self.teacher.network}
@@ -231,9 +234,9 @@ class SiDLSG(AlternatingModule):
 
     def configure_model(self) -> None:
         """Shard the networks with fsdp2, and compile them if that is configured."""
-        self.shard(self.teacher.network, self.fake_score, self.generator, self.ema)
+        networks = self.teacher.network, self.fake_score, self.generator
+        self.shard(*networks, self.ema, *self.averages)
         if self.compute.compile:
-            networks = (self.teacher.network, self.fake_score, self.generator)
             compile_blocks(*dict.fromkeys(map(backbone, networks)))
         check_ema_device(self.ema_options.device, self.ema)
 
@@ -246,9 +249,11 @@ class SiDLSG(AlternatingModule):
             UsageError: If there are too many prompts to encode them once.
         """
         allow_tf32(self.compute.tf32)
-        share_buffers(self.teacher.network, self.fake_score, self.generator, self.ema)
+        averages = self.ema, *self.averages
+        share_buffers(self.teacher.network, self.fake_score, self.generator, *averages)
         if self.ema_options.device:
-            self.ema.to(self.ema_options.device)
+            for network in averages:
+                network.to(self.ema_options.device)
         if self.drops_text and self.teacher.remembered is None:
             self.teacher.encode_once(all_prompts(self.trainer))
 
@@ -281,8 +286,10 @@ class SiDLSG(AlternatingModule):
         fake = together(updates, len(batch.generator))
         images, seen = len(batch.generator) * self.trainer.world_size, self.images_seen(batch)
         halflife, ratio = self.ema_options.halflife_images, self.ema_options.rampup_ratio
-        beta = ema_beta(images, seen, halflife, ratio)
-        update_ema(self._averages, trained_by(optimizer_generator), beta)
+        betas = [ema_beta(images, seen, halflife, ratio)]
+        betas += [power_beta(images, seen, width) for width in WIDTHS]
+        for average, beta in zip(self._averages, betas, strict=False):
+            update_ema(average, trained_by(optimizer_generator), beta)
         self.log_of_iterations.count(batch, fake, generator)
         if logged:
             self.log_of_iterations.write(self, fake, generator, seen + images)
@@ -413,6 +420,13 @@ class SiDLSG(AlternatingModule):
         """Return a context that yields the EMA with full weights on the first rank. Collective."""
         return self.full_parameters(self.ema)
 
+    @contextmanager
+    def snapshot(self) -> Iterator[dict[float, nn.Module]]:
+        """Yield the averages of each width with full weights on the first rank. Collective."""
+        with ExitStack() as stack:
+            full = [stack.enter_context(self.full_parameters(one)) for one in self.averages]
+            yield dict(zip(WIDTHS, full, strict=False))
+
     def sample_teacher(
         self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, guidance: float
     ) -> Tensor:
@@ -442,7 +456,7 @@ class SiDLSG(AlternatingModule):
         Raises:
             UsageError: If an optimizer or a schedule cannot be created.
         """
-        self._averages = [*self.ema.parameters()]
+        self._averages = [[*network.parameters()] for network in (self.ema, *self.averages)]
         optimizers = self.new_optimizers()
         self.remember_options(optimizers)
         if not any(self.schedules.values()):

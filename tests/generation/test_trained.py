@@ -13,6 +13,7 @@ from sid_lsg.cli import main
 from sid_lsg.commands.export import export
 from sid_lsg.generation.trained import load_trained
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.method.post_hoc_ema import WIDTHS
 from sid_lsg.networks.adapted import adapters
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -33,7 +34,8 @@ def run(
         "--model.t_init=500", *(lora if request.param else []), f"--data.prompts={prompts}",
         "--data.batch_size=2", "--data.num_workers=0", "--trainer.max_steps=2",
         "--trainer.accelerator=cpu", "--metrics.num_images=2", "--metrics.clip=null",
-        "--image_grid.num_images=1", "--health.every_n_images=1000",
+        "--model.ema.snapshot_images=2", "--image_grid.num_images=1",
+        "--health.every_n_images=1000",
         f"--trainer.default_root_dir={folder / 'run'}",
     ])  # fmt: skip
     return folder / "run"
@@ -125,3 +127,43 @@ def test_unusable_checkpoints_are_rejected(run: Path, tiny_sd: str, tmp_path: Pa
         said = refused(tmp_path / "nan.ckpt")
         assert f"{name.removeprefix('ema.')!r} of the generator in" in said
         assert "is not finite. Give an earlier checkpoint" in said
+
+
+@pytest.mark.slow
+def test_an_ema_of_another_width_is_made_of_the_snapshots(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = sorted((run / "ema_snapshots").iterdir())
+    assert [file.name for file in files] == [f"images-{n:09d}.safetensors" for n in (2, 4)]
+    state = require_checkpoint(run).content["state_dict"]
+    snapshot = load_file(files[-1])
+    for number, width in enumerate(WIDTHS):
+        prefix = f"averages.{number}."
+        kept = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        own = {k: v for k, v in snapshot.items() if k.startswith(f"{width}.")}
+        assert {k.removeprefix(f"{width}.") for k in own} <= kept.keys()
+        assert all(torch.equal(kept[k.removeprefix(f"{width}.")], v) for k, v in own.items())
+
+    found = load_trained(require_checkpoint(run), ema_width=0.1)
+    network = found.adapted or found.teacher.network
+    weights = dict((adapters(network) or dict(network.named_parameters())).items())
+    for name, value in weights.items():
+        torch.testing.assert_close(value.detach(), snapshot[f"0.1.{name}"], rtol=1e-5, atol=1e-7)
+    (default,) = (load_trained(require_checkpoint(run)),)
+    other = default.teacher.network.state_dict()
+    merged = found.teacher.network.state_dict()
+    assert any(not torch.equal(other[name], value) for name, value in merged.items())
+
+    for options, message in (
+        (["--ema_width=0.9"], "--ema_width must be 0.03 to 0.25, not 0.9."),
+        (["--ema_width=0.1"], "has no snapshots of its first 4 images. Train with"),
+    ):
+        folder = tmp_path / "moved"
+        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("ema_snapshots"))
+        out = tmp_path / "out"
+        with pytest.raises(SystemExit) as stopped:
+            main(["export", f"--ckpt_path={folder}", f"--output={out}", *options])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+        assert not out.exists()
+        shutil.rmtree(folder)

@@ -22,6 +22,7 @@ def command(small_sd: str, folder: Path) -> list[str]:
         "model.micro_batch_size": 1,
         "model.optimizer_fake.init_args.lr": 1e-3,
         "model.optimizer_generator.init_args.lr": 1e-3,
+        "model.ema.snapshot_images": 20,
         "data.prompts": prompts,
         "data.batch_size": 4,
         "data.num_workers": 1,

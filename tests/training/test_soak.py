@@ -80,14 +80,14 @@ def assert_equal(root: Path, expected: Path, steps: int) -> None:
     assert rows(root) == table
     assert (root / "metrics.csv").read_bytes().endswith(b"\n")
 
-    for folder in ("generator", "generators", "grids"):
+    for folder in ("generator", "generators", "grids", "ema_snapshots"):
         for path in (expected / folder).rglob("*"):
             ours_path = root / path.relative_to(expected)
             assert path.is_dir() or ours_path.read_bytes() == path.read_bytes(), path
     assert sorted(p.name for p in root.iterdir()) == sorted(p.name for p in expected.iterdir())
     for folder in (root, expected):  # W&B keeps temporary files of its own
         assert [name for name in temporary(folder) if not name.startswith("wandb")] == []
-    for folder in ("checkpoints", "generator", "generators", "grids"):
+    for folder in ("checkpoints", "generator", "generators", "grids", "ema_snapshots"):
         names = [{p.relative_to(r / folder) for p in (r / folder).rglob("*")}
                  for r in (root, expected)]  # fmt: skip
         assert names[0] == names[1]
