@@ -86,7 +86,7 @@ type: $(DEV)  ## Check types
 	$(BIN)/mypy
 
 tables: $(DEV)  ## Update the documentation's tables of measurements
-	$(BIN)/python docs/tables.py
+	$(BIN)/python -m docs.tables
 
 # The variable silences an advertisement of the theme's makers.
 docs: $(DOCS)  ## Build the documentation's site in build/site, strictly and offline

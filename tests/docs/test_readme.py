@@ -2,14 +2,11 @@
 
 import json
 from pathlib import Path
-from runpy import run_path
 
 import pytest
 
+from docs.tables import BLOCK, FILES, TABLES, cells, renewed
 from tests.helpers.paths import REPOSITORY
-
-SCRIPT = run_path(str(REPOSITORY / "docs/tables.py"))
-FILES = SCRIPT["FILES"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -17,21 +14,21 @@ def test_tables_are_up_to_date(path: Path) -> None:
     text = path.read_text()
     assert "<!-- generated: " in text
     assert text.count("<!-- generated: ") == text.count("<!-- end -->")
-    assert text == SCRIPT["renewed"](text), "make tables"
+    assert text == renewed(text), "make tables"
 
 
 def test_each_table_appears_once() -> None:
-    names = [name for path in FILES for _, name in SCRIPT["BLOCK"].findall(path.read_text())]
-    assert sorted(names) == sorted(SCRIPT["TABLES"])
+    names = [name for path in FILES for _, name in BLOCK.findall(path.read_text())]
+    assert sorted(names) == sorted(TABLES)
 
 
 def test_a_changed_table_is_regenerated() -> None:
     text = "before\n<!-- generated: demo -->\n| a |\n<!-- end -->\nafter\n"
-    again = SCRIPT["renewed"](text)
+    again = renewed(text)
     assert again.splitlines()[2].startswith("| | FID | CLIP |")
     assert again.startswith("before\n<!-- generated: demo -->\n")
     assert again.endswith("|\n<!-- end -->\nafter\n")
-    assert SCRIPT["renewed"](again) == again
+    assert renewed(again) == again
 
 
 def test_the_demo_meets_its_targets() -> None:
@@ -55,7 +52,7 @@ def test_the_guidance_trade_off() -> None:
     """FID is lowest at a scale between the ends, and CLIP rises with guidance."""
     rows = {
         float(row[0].split()[1]): row[1:]
-        for row in SCRIPT["cells"]("results/guidance.md")
+        for row in cells("results/guidance.md")
         if row[0].startswith("guidance ")
     }
     assert list(rows) == [1, 1.2, 1.5, 2, 3, 4.5]

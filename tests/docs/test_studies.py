@@ -3,11 +3,11 @@
 import json
 import re
 from pathlib import Path
-from runpy import run_path
 from typing import Any
 
 import pytest
 
+from docs.tables.figures import WHOLE, cut_runs, differences, evaluations
 from sid_lsg.commands.study import TABLE
 from sid_lsg.options.renamed import current_name
 from sid_lsg.study.options import arguments
@@ -24,7 +24,6 @@ from sid_lsg.study.tables import markdown
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.studies import read, shipped
 
-SCRIPT = run_path(str(REPOSITORY / "docs/tables.py"))
 READ = REPOSITORY / "docs/results"  # their tables and plots
 KEPT = sorted(path.parent for path in (REPOSITORY / "results").glob(f"*/{EVALUATIONS_FILE}"))
 kept = pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
@@ -120,7 +119,7 @@ def apart(one: dict[str, str], other: dict[str, str], score: str = "fid") -> flo
 
 def test_a_stopped_run_on_a_gpu_scores_as_on_a_cpu() -> None:
     for ours, theirs in CUT.items():
-        gpu, cpu = SCRIPT["cut_runs"]()[ours], SCRIPT["evaluations"](f"kappa/{theirs}")
+        gpu, cpu = cut_runs()[ours], evaluations(f"kappa/{theirs}")
         assert list(gpu) == [3200, 6400, 9600]
         for images, row in gpu.items():
             assert apart(row, cpu[images]) < 1e-4
@@ -128,7 +127,7 @@ def test_a_stopped_run_on_a_gpu_scores_as_on_a_cpu() -> None:
 
 
 def test_a_complete_run_on_a_gpu_scores_as_on_a_cpu() -> None:
-    found = [each for pair in SCRIPT["WHOLE"].items() for each in SCRIPT["differences"](*pair)]
+    found = [each for pair in WHOLE.items() for each in differences(*pair)]
     assert len(found) == 48
     assert max(found) < 0.009
 

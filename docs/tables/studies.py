@@ -1,0 +1,136 @@
+"""The tables of the studies, from their own tables in docs/results/."""
+
+from collections.abc import Callable
+from statistics import median
+
+from docs.tables.blocks import DOCS, SCORES, TABLES, cells, named, table
+
+HALVES = "both learning rates 5e-5"
+
+
+STUDIES: dict[str, tuple[str, list[tuple[str, str]]]] = {
+    "long": (
+        "",
+        [
+            ("teacher, guidance 1, 25 steps", "long/teacher/guidance 1/25"),
+            ("SiD-LSG, kappa 1, 1 step, 64,000 images", "long/none/1/1"),
+            ("teacher, guidance 1.2, 25 steps (its best FID)", "long/teacher/guidance 1.2/25"),
+        ],
+    ),
+    "prompts": (
+        "trained on",
+        [
+            ("all captions", "prompts/prompts/all captions/1"),
+            ("a tenth of them", "prompts/prompts/a tenth/1"),
+            ("words dropped (30%)", "prompts/prompts/words dropped/1"),
+            ("words shuffled", "prompts/prompts/words shuffled/1"),
+        ],
+    ),
+    "unseen pairs": (
+        "trained on",
+        [
+            ("the other 60 pairs", "prompts/unseen pairs/never trained on/1"),
+            ("all pairs", "prompts/unseen pairs/trained on/1"),
+            ("(teacher, 25 steps)", "prompts/teacher/guidance 1.2/25"),
+        ],
+    ),
+    "limits": (
+        "",
+        [
+            (f"the paper's settings, {HALVES}", "limits/t_init/625/1"),
+            *((f"t_init {n}", f"limits/t_init/{n}/1") for n in (500, 750, 875)),
+            ("timesteps from 1", "limits/tmin/1/1"),
+            *((f"from {n}", f"limits/tmin/{n}/1") for n in (100, 200)),
+            *((f"up to {n}", f"limits/tmax/{n}/1") for n in (600, 800)),
+            *(
+                (f"{name} {n.replace('.0', '')}", f"limits/{name}/{n}/1")
+                for name, each in (
+                    ("fake score's learning rate", ("2.0e-5", "1.0e-4", "2.0e-4")),
+                    ("generator's learning rate", ("1.0e-5", "2.0e-5")),
+                )
+                for n in each
+            ),
+        ],
+    ),
+    "real images": (
+        "",
+        [
+            ("data-free", "real_data/data-free/off/1"),
+            *(
+                (weights, f"real_data/real images/{weights}/1")
+                for weights in ("1, 0.0001", "30, 0.01", "100, 0.1")
+            ),
+            ("(teacher, 25 steps)", "real_data/teacher/guidance 1/25"),
+        ],
+    ),
+}  # name: (the header of the first column, [(label, study/series/point/steps)])
+
+
+def scores(place: str) -> list[str]:
+    """Return FID, CLIP, precision and recall of one STUDY/SERIES/POINT/STEPS.
+
+    Of several with that name, scored with different prompts, the last. These are means over the
+    seeds; the spread is stated once, in the table `seeds`.
+    """
+    study, *key = place.split("/")
+    *_, row = (row for row in cells(f"results/{study}/results.md") if row[:3] == key)
+    return [cell.partition(" ± ")[0] for cell in row[5:]]
+
+
+def of_studies(name: str) -> Callable[[], str]:
+    """Return what makes the table of this name in STUDIES."""
+    header, rows = STUDIES[name]
+    return lambda: table([header, *SCORES], ([label, *scores(place)] for label, place in rows))
+
+
+TABLES |= {name: of_studies(name) for name in STUDIES}
+
+
+@named("seeds")
+def seeds() -> str:
+    """Return the median and the largest standard deviation over seeds, of all studies' points."""
+    points = [
+        [cell.partition(" ± ")[2] for cell in row[5:]]
+        for path in sorted(DOCS.glob("results/*/results.md"))
+        for row in cells(str(path.relative_to(DOCS)))
+    ]
+    spreads = [sorted(map(float, filter(None, score))) for score in zip(*points, strict=True)]
+    rows = [
+        [f"median of {len(spreads[0])} points", *(f"{median(s):.3f}" for s in spreads)],
+        ["largest", *(f"{s[-1]:.3f}" for s in spreads)],
+    ]
+    return table(["standard deviation over seeds", *SCORES], rows)
+
+
+@named("kappa")
+def kappa() -> str:
+    """Return the scores of long and short guidance at several scales beside the teacher's."""
+    rows = []
+    for scale in ("1", "1.2", "1.5", "2", "3", "4.5"):
+        fid, clip, *rest = scores(f"kappa/LSG/{scale}/1")
+        teacher_fid, teacher_clip, *_ = scores(f"kappa/teacher/guidance {scale}/25")
+        rows.append([scale, fid, teacher_fid, clip, teacher_clip, *rest])
+    teacher = ["teacher's, 25 steps", "CLIP, 1 step", "teacher's"]
+    return table(["kappa", "FID, 1 step", *teacher, "precision", "recall"], rows)
+
+
+@named("strategies")
+def strategies() -> str:
+    """Return the scores of the ways to guide."""
+    rows = [row for row in cells("results/strategies/results.md") if row[0] != "teacher"]
+    own = (
+        [series, scale, count, *(cell.partition(" ± ")[0] for cell in each)]
+        for series, scale, _, _, count, *each in rows
+    )
+    return table(["series", "scale", "seeds", *SCORES], own)
+
+
+@named("steps")
+def steps() -> str:
+    """Return FID by the number of steps in training and in sampling."""
+    counts = ["1", "2", "4", "8", "25"]
+    rows = [["teacher", *(scores(f"steps/teacher/guidance 1.5/{n}")[0] for n in counts)]]
+    for trained in ("1 step", "2 steps", "4 steps"):
+        fids = [scores(f"steps/trained in/{trained}/{n}")[0] for n in counts[:3]]
+        rows.append([f"trained in {trained}", *fids, "", ""])
+    return table(["FID", *(f"{n} step{'s' * (n != '1')}" for n in counts)], rows)
