@@ -29,9 +29,10 @@ from sid_lsg.metrics.evaluator import Evaluator
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.kept_scores import SECONDS, Numbers, kept, scored
 from sid_lsg.metrics.protocol import EvaluationProtocol, load_protocol
-from sid_lsg.metrics.reference import load_reference
+from sid_lsg.metrics.published import Loaded, check_inputs, load_scores
+from sid_lsg.metrics.reference import load_reference, load_references
 from sid_lsg.metrics.statistics import Statistics
-from sid_lsg.options.choices import PAPER_PREFIX, ProtocolName
+from sid_lsg.options.choices import PAPER_PREFIX, ProtocolName, Scores
 from sid_lsg.teachers.checks import check_steps
 from sid_lsg.training.callback import Scorer, leaving, run_callbacks
 
@@ -39,11 +40,12 @@ from sid_lsg.training.callback import Scorer, leaving, run_callbacks
 class Metrics(Scorer):
     """Score the generator's EMA, and compare it with its teacher at the end.
 
-    The scores are FID, KID, precision, recall, density, coverage and the CLIP score; their names
-    contain the protocol and the number of images. The comparison shows the teacher at many steps,
-    the untrained and the distilled generator for the same prompts and seeds. It is printed, and
-    written to `summary.json` and `comparison.png` in the run directory. Each process samples and
-    scores its share of the images. Evaluation has its own seeds, so it never changes the training.
+    The scores are FID, KID, precision, recall, density, coverage, the CLIP score and published
+    scores; their names contain the protocol and the number of images. The comparison shows the
+    teacher at many steps, the untrained and the distilled generator for the same prompts and seeds.
+    It is printed, and written to `summary.json` and `comparison.png` in the run directory. Each
+    process samples and scores its share of the images. Evaluation has its own seeds, so it never
+    changes the training.
 
     Attributes:
         latest: The newest scores, by the names under which they are logged.
@@ -56,6 +58,7 @@ class Metrics(Scorer):
         protocol: ProtocolName = "fast",
         inception: str | None = None,
         reference: str | None = None,
+        scores: Scores | None = None,
         every_n_images: int = 0,
         num_images: int = 1000,
         batch_size: int = 50,
@@ -78,6 +81,7 @@ class Metrics(Scorer):
             reference: Reference images for these scores: a folder of images, or a file of
                 statistics from `evaluate` or `prepare-coco` with the same protocol. By default the
                 scores that need a reference are left out.
+            scores: Published scores, as for `evaluate`; they cost time and memory. By default none.
             every_n_images: Score every time the training has seen so many images; 0 to score only
                 at the end.
             num_images: Images to score. FID depends on their number: compare at equal numbers.
@@ -112,6 +116,16 @@ class Metrics(Scorer):
         self.protocol: EvaluationProtocol | None = None
         if self.clip is not None or protocol == "clean256":
             self.protocol = load_protocol(protocol, self.clip, inception, "metrics.inception")
+        self.asked = scores
+        self.scores: list[Loaded] = []
+        if scores and self.protocol is None:
+            raise UsageError(
+                "--metrics.scores needs --metrics.clip, or --metrics.protocol clean256: without "
+                "them nothing is scored."
+            )
+        if self.protocol is not None:
+            self.scores = load_scores(scores, self.protocol, "metrics.scores", inception)
+        self.reference_source = reference
         self.clip_prefix = clip_prefix
         self.reference: Statistics | None = None
         self.reference_folder: str | None = None
@@ -137,8 +151,12 @@ class Metrics(Scorer):
             return
         check_enough(self.num_images, "metrics.num_images")
         check_steps(pl_module.teacher.scheduler_config, self.teacher_steps, "metrics.teacher_steps")
+        if self.scores:
+            prompts = trainer.datamodule.heldout_prompts
+            texts = [prompts[i % len(prompts)] for i in range(self.num_images)]
+            check_inputs(self.asked, texts, "metrics.scores")
+        device = trainer.strategy.root_device
         if self.reference_folder:
-            device = trainer.strategy.root_device
             self.reference = load_reference(
                 self.reference_folder,
                 self.protocol,
@@ -147,7 +165,13 @@ class Metrics(Scorer):
                 device,
                 "reference" if trainer.is_global_zero else None,
             )
-        self.evaluator = Evaluator(self.protocol, self.clip, self.clip_prefix, self.reference)
+        load_references(
+            self.scores, self.reference_source, "metrics.reference", "metrics.scores",
+            self.batch_size, device,
+        )  # fmt: skip
+        self.evaluator = Evaluator(
+            self.protocol, self.clip, self.clip_prefix, self.reference, self.scores
+        )
 
     def on_iterated(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Score on schedule. The comparison scores the last iteration."""
@@ -285,5 +309,5 @@ class Metrics(Scorer):
 
     def _named(self, scores: Numbers) -> dict[str, float]:
         """Add the protocol and the number of images to the scores' names."""
-        assert self.protocol is not None
-        return {self.protocol.key(n, self.num_images): value for n, value in scores.items()}
+        assert self.evaluator is not None
+        return {self.evaluator.key(n, self.num_images): value for n, value in scores.items()}

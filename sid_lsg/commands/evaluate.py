@@ -16,6 +16,7 @@ from sid_lsg.options.choices import (
     Precision,
     ProtocolName,
     SamplerName,
+    Scores,
 )
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from sid_lsg.generation.folder import ImageFolder
     from sid_lsg.generation.image_files import ImageRequest
     from sid_lsg.generation.models import ImageModel
-    from sid_lsg.metrics.preferences import Preference
 
 
 def evaluate(
@@ -46,10 +46,7 @@ def evaluate(
     inception: str | None = None,
     clip: str | None = PAPER_CLIP,
     clip_prefix: str = PAPER_PREFIX,
-    hpsv2: str | None = None,
-    hpsv2_tokenizer: str | None = None,
-    image_reward: str | None = None,
-    image_reward_tokenizer: str | None = None,
+    scores: Scores = [],  # noqa: B006 (read only; what --help shows)
     compare: str | list[str] = [],  # noqa: B006 (read only; what --help shows)
     name: str | None = None,
     export: BenchmarkName | None = None,
@@ -76,7 +73,8 @@ def evaluate(
             .txt file with one caption per line, in the order of the file names.
         column: Column of the prompts or captions in .jsonl, .csv, .tsv and .parquet files.
         reference: Reference images: a folder, whose statistics are computed once and cached, or a
-            file of statistics. Without it, FID and the other scores of features are left out.
+            file of statistics, or a folder of such files that prepare-coco wrote. Without it, FID
+            and the other scores of features are left out.
         protocol: Features of the images. `clean256`: the paper's protocol (Pillow LANCZOS to 256,
             bicubic to 299 in float, Inception). `clip`: image embeddings of the model in --clip.
             `fast`: the same with faster resizing, and fewer images.
@@ -96,15 +94,13 @@ def evaluate(
         inception: TorchScript file of Inception for clean256; by default downloaded once and
             verified.
         clip: CLIP model of the CLIP score and of the protocols `clip` and `fast`: a folder, a Hub
-            id, or package:demo/fashion/clip; null leaves the score out.
+            id, which may end with @ and a revision, or package:demo/fashion/clip; null leaves the
+            score out.
         clip_prefix: Text before each prompt in the CLIP score.
-        hpsv2: Weights of HPSv2: the official file, or hf:xswu/HPSv2/HPS_v2.1_compressed.pt to
-            download it. By default this score is left out.
-        hpsv2_tokenizer: Folder or Hub id of HPSv2's tokenizer; by default CLIP's on the Hub.
-        image_reward: Weights of ImageReward: the official file, or
-            hf:THUDM/ImageReward/ImageReward.pt to download it. By default this score is left out.
-        image_reward_tokenizer: Folder or Hub id of ImageReward's tokenizer; by default BERT's on
-            the Hub.
+        scores: Published scores: cmmd, fd_dinov2, fid_clean, fid_patch, fid_teacher, diversity,
+            pickscore, hpsv2, aesthetic, image_reward. A list takes the published networks;
+            {NAME: SOURCE} names a folder or a Hub id, with @ and a revision, for each. The source
+            of fid_teacher is a folder of the teacher's images of the same prompts.
         compare: Folder or folders of other reports to add to the tables and the page. Without
             --model and --images, only these are compared.
         name: Name of the images in the table; by default the name of the model or folder.
@@ -132,8 +128,6 @@ def evaluate(
     _check_used("model", model, for_model)
     _check_used("images", images, {"captions": captions})
     _check_used("captions", model or captions, {"column": column})
-    _check_used("hpsv2", hpsv2, {"hpsv2_tokenizer": hpsv2_tokenizer})
-    _check_used("image_reward", image_reward, {"image_reward_tokenizer": image_reward_tokenizer})
     from sid_lsg.distributed.processes import check_enough, launch
     from sid_lsg.generation.folder import ImageFolder
     from sid_lsg.generation.models import check_settings, load_model
@@ -142,7 +136,8 @@ def evaluate(
     from sid_lsg.metrics.features import CLIPFeatures
     from sid_lsg.metrics.kept_scores import SECONDS, keep, sampled, scored
     from sid_lsg.metrics.protocol import load_protocol
-    from sid_lsg.metrics.reference import load_reference
+    from sid_lsg.metrics.published import check_inputs, load_scores
+    from sid_lsg.metrics.reference import load_reference, load_references
     from sid_lsg.metrics.report import (
         check_comparable,
         check_free_of_others,
@@ -174,16 +169,18 @@ def evaluate(
             f"needed{asked}. Add images, or give --num_images {len(given.paths)}, which becomes "
             "part of the scores' names."
         )
-    preferences = _preferences(hpsv2, hpsv2_tokenizer, image_reward, image_reward_tokenizer)
+    subject = given.first(count) if given else None
+    captioned = subject.captions if subject else _repeated(texts or [], count)
+    check_inputs(scores, captioned, "scores")
+    published = load_scores(scores, chain, "scores", inception)
     real = None
     if reference:
         bar = "reference" if show else None
         real = load_reference(reference, chain, "reference", batch_size, fabric.device, bar)
+    load_references(published, reference, "reference", "scores", batch_size, fabric.device)
 
-    evaluator = Evaluator(chain, clip_model, clip_prefix, real, preferences)
+    evaluator = Evaluator(chain, clip_model, clip_prefix, real, published)
     teacher: dict[str, Any] | None = None
-    subject = given.first(count) if given else None
-    captioned = subject.captions if subject else _repeated(texts or [], count)
     about = {
         "name": name or Path(model or images or "").name,
         "num_images": count,
@@ -204,7 +201,7 @@ def evaluate(
                 source.about["guidance"], fabric.device, precision,
             )  # fmt: skip
         del source  # free its memory for the features
-    scores = evaluator.of_folder(
+    found = evaluator.of_folder(
         subject.paths,
         subject.captions,
         batch_size,
@@ -214,11 +211,11 @@ def evaluate(
     )
     if teacher:  # for the runs that compare their generator with it
         seconds = subject.about["seconds_per_image"] or math.nan
-        keep(scored(teacher, evaluator), scores.values | {SECONDS: seconds})
+        keep(scored(teacher, evaluator), found.values | {SECONDS: seconds})
     if fabric.is_global_zero:
         facts = subject.about | about
         with writing(root, "output"):
-            write_report(root, evaluator, scores, subject.paths, subject.captions, facts, others)
+            write_report(root, evaluator, found, subject.paths, subject.captions, facts, others)
 
 
 class Subject(NamedTuple):
@@ -282,23 +279,6 @@ def _check_used(user: str, value: str | None, options: Mapping[str, object]) -> 
     for name, given in options.items():
         if given and not value:
             raise UsageError(f"--{name} needs --{user}, which is not given. Leave --{name} out.")
-
-
-def _preferences(
-    hpsv2: str | None,
-    hpsv2_tokenizer: str | None,
-    image_reward: str | None,
-    image_reward_tokenizer: str | None,
-) -> "list[Preference]":
-    """Load the preference models that are given."""
-    from sid_lsg.metrics.preferences import HPSv2, ImageReward
-
-    models: list[Preference] = []
-    if hpsv2:
-        models.append(HPSv2.from_pretrained(hpsv2, tokenizer=hpsv2_tokenizer))
-    if image_reward:
-        models.append(ImageReward.from_pretrained(image_reward, tokenizer=image_reward_tokenizer))
-    return models
 
 
 def _prompts(prompts: str | list[str], column: str | None) -> Sequence[str]:

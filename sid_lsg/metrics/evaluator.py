@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -16,12 +16,10 @@ from sid_lsg.images.pixels import to_uint8
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.manifold import kernel_distance, kth_distances, overlap
 from sid_lsg.metrics.protocol import EvaluationProtocol, clip_protocol
+from sid_lsg.metrics.published import Loaded
 from sid_lsg.metrics.scores import Mean, cosines, frechet_distance
 from sid_lsg.metrics.statistics import Collector, Statistics
 from sid_lsg.networks.precision import tf32
-
-if TYPE_CHECKING:
-    from sid_lsg.metrics.preferences import Preference
 
 Sampler = Callable[[Sequence[str], Sequence[int]], Tensor]
 """(prompts, seeds) -> images [B, 3, H, W] in [-1, 1]."""
@@ -46,7 +44,7 @@ class Scores(NamedTuple):
 
 
 class Evaluator:
-    """Score images: FID, KID, precision, recall, density, coverage, CLIP score, preferences.
+    """Score images: FID, KID, precision, recall, density, coverage, CLIP and published scores.
 
     Each process scores its share of the batches; all return the scores of the whole set. The
     random state does not change.
@@ -58,7 +56,7 @@ class Evaluator:
         clip: CLIPFeatures | None = None,
         clip_prefix: str = "",
         reference: Statistics | None = None,
-        preferences: "Sequence[Preference]" = (),
+        scores: Sequence[Loaded] = (),
     ) -> None:
         """Choose the scores to compute.
 
@@ -67,7 +65,7 @@ class Evaluator:
             clip: Model for the CLIP score; None omits this score.
             clip_prefix: Text put before each prompt for the CLIP score.
             reference: Statistics to compare with; None omits FID and the other comparisons.
-            preferences: Human-preference models.
+            scores: Published scores, with what they compare with.
         """
         self.protocol = protocol
         # The CLIP score uses CLIP's own preprocessing if the protocol uses another network.
@@ -76,10 +74,14 @@ class Evaluator:
         self.clip_prefix = clip_prefix
         self.reference = reference
         self._radii: Tensor | None = None
-        self.preferences = preferences
+        self.scores = scores
         self.collector = Collector(protocol)
         self.clip_score = Mean()
-        self.means = {preference.name: Mean() for preference in preferences}
+        self._chains = {score.name: score.chain for score in scores}
+
+    def key(self, score: str, num_images: int) -> str:
+        """Name a score with its own protocol: `fid` of 30,000 images is `fid_clean256_30k`."""
+        return self._chains.get(score, self.protocol).key(score, num_images)
 
     def of_sampler(
         self,
@@ -162,26 +164,26 @@ class Evaluator:
 
     def _reset(self, device: torch.device | str) -> None:
         self.collector.reset(device)
-        for metric in (self.clip_score, *self.means.values()):
-            metric.to(device).reset()
-        for network in (self.clip, *self.preferences):
-            if network is not None:
-                network.to(device)
+        self.clip_score.to(device).reset()
+        if self.clip is not None:
+            self.clip.to(device)
+        for score in self.scores:
+            score.reset(device)
 
     @torch.no_grad()
     @tf32(False)  # as the reference's features
     def _update(self, images: Sequence[Tensor], texts: Sequence[str] | None) -> None:
-        features = self.collector.update(self.protocol.prepare(images))
-        if texts is None:
-            return
-        if self.clip is not None:
+        with torch.autocast(self.collector.moments.device.type, enabled=False):
+            features = self.collector.update(self.protocol.prepare(images))
+            seen = {id(self.protocol): features}
+            for score in self.scores:
+                score.update(images, texts, seen)
+            if texts is None or self.clip is None:
+                return
             if self.clip_chain is not self.protocol:
                 features = self.clip_chain.embed(self.clip_chain.prepare(images))
             described = self.clip.texts([self.clip_prefix + text for text in texts])
             self.clip_score.update(cosines(features, described))
-        for preference in self.preferences:
-            for some, words in _batches_by_size(images, texts):
-                self.means[preference.name].update(preference.score(some, words))
 
     def _compute(self, seconds_per_image: float, batches: Sequence[range]) -> Scores:
         statistics = self.collector.compute()
@@ -199,9 +201,11 @@ class Evaluator:
                 values |= {name: float(share) for name, share in shares.items()}
         if int(self.clip_score.count):
             values["clip_score"] = float(self.clip_score.compute())
-        values |= {name: float(mean.compute()) for name, mean in self.means.items()}
-        means = {"clip_score": self.clip_score, **self.means}
-        each = {name: _in_order(mean.values, batches) for name, mean in means.items()}
+        for score in self.scores:
+            if (value := score.compute()) is not None:
+                values[score.name] = value
+        rated = {"clip_score": self.clip_score.values} | {s.name: s.values for s in self.scores}
+        each = {name: _in_order(found, batches) for name, found in rated.items()}
         # Free the device memory for training.
         self._reset("cpu")
         return Scores(
@@ -218,12 +222,3 @@ def _in_order(values: Sequence[Tensor], batches: Sequence[range]) -> list[float]
     world = process()[1]
     places = [i for rank in range(world) for batch in batches[rank::world] for i in batch]
     return [value for _, value in sorted(zip(places, found, strict=True))] if found else []
-
-
-def _batches_by_size(
-    images: Sequence[Tensor], texts: Sequence[str]
-) -> list[tuple[Tensor, Sequence[str]]]:
-    """Return one stacked batch if all images have the same size, otherwise one batch per image."""
-    if len({image.shape for image in images}) == 1:
-        return [(torch.stack(list(images)), texts)]
-    return [(image[None], [text]) for image, text in zip(images, texts, strict=True)]

@@ -68,7 +68,7 @@ class InceptionFeatures(nn.Module):
             ) from error
 
     def embed(self, images: Tensor) -> Tensor:
-        """Embed square uint8 images [B, 3, S, S]: [B, D] float32."""
+        """Embed images [B, 3, S, S], uint8 or float32 in 0..255: [B, D] float32."""
         device = next(self.layers.parameters()).device
         return self._features(bicubic_float(images, self.input_size).to(device))
 

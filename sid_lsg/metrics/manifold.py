@@ -1,11 +1,12 @@
-"""Distances between feature sets: precision, recall, density, coverage, KID.
+"""Distances between feature sets: precision, recall, density, coverage, KID, CMMD.
 
 Features are [N, D] and [M, D] of any floating dtype. All computations are in float64 over all
 pairs, in blocks of at most [chunk, M], without random sampling.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -86,8 +87,24 @@ def kernel_distance(x: Tensor, y: Tensor, chunk: int = 4096) -> Tensor:
     """
     _check(min(len(x), len(y)), 2, chunk, "generated or reference")
     x, y = _paired(x, y)
-    within = _kernel_mean(x, x, chunk, True) + _kernel_mean(y, y, chunk, True)
-    return within - 2 * _kernel_mean(x, y, chunk, False)
+    within = _kernel_mean(_cubic, x, x, chunk, True) + _kernel_mean(_cubic, y, y, chunk, True)
+    return within - 2 * _kernel_mean(_cubic, x, y, chunk, False)
+
+
+def gaussian_distance(x: Tensor, y: Tensor, sigma: float, chunk: int = 4096) -> Tensor:
+    """Return the biased estimate of MMD^2 over all pairs (Gretton et al., 2012, eq. 5).
+
+        mean_ij k(x_i, x_j) + mean_ij k(y_i, y_j) - 2 mean_ij k(x_i, y_j)
+        k(a, b) = exp(-|a - b|^2 / (2 sigma^2))
+
+    Raises:
+        UsageError: If a set is empty, or their dimensions differ.
+    """
+    _check(min(len(x), len(y)), 1, chunk, "generated or reference")
+    x, y = _paired(x, y)
+    kernel = partial(_gaussian, sigma=sigma)
+    within = _kernel_mean(kernel, x, x, chunk, False) + _kernel_mean(kernel, y, y, chunk, False)
+    return within - 2 * _kernel_mean(kernel, x, y, chunk, False)
 
 
 def kth_distances(x: Tensor, k: int, chunk: int = 4096) -> Tensor:
@@ -145,14 +162,25 @@ def _squared_distances(x: Tensor, y: Tensor, chunk: int) -> Iterator[tuple[slice
         yield rows, squared.mul_(-2).add_(x_norms[rows, None]).add_(y_norms)
 
 
-def _kernel_mean(x: Tensor, y: Tensor, chunk: int, exclude_self: bool) -> Tensor:
+def _kernel_mean(
+    kernel: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, chunk: int, exclude_self: bool
+) -> Tensor:
     total = x.new_zeros(())
     for start in range(0, len(x), chunk):
-        kernel = (x[start : start + chunk] @ y.T).div_(x.shape[1]).add_(1).pow_(3)
+        values = kernel(x[start : start + chunk], y)
         if exclude_self:
-            kernel.diagonal(offset=start).zero_()
-        total += kernel.sum()
+            values.diagonal(offset=start).zero_()
+        total += values.sum()
     return total / (len(x) * (len(y) - exclude_self))
+
+
+def _cubic(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.T).div_(x.shape[1]).add_(1).pow_(3)
+
+
+def _gaussian(x: Tensor, y: Tensor, sigma: float) -> Tensor:
+    squared = (x @ y.T).mul_(-2).add_(x.square().sum(1)[:, None]).add_(y.square().sum(1))
+    return squared.div_(-2 * sigma**2).exp_()
 
 
 def _centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

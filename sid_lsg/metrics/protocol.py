@@ -20,8 +20,14 @@ from sid_lsg.options.choices import ProtocolName
 
 
 class FeatureNetwork(Protocol):
-    """A frozen network that computes features of images."""
+    """A frozen network that computes features of images.
 
+    Attributes:
+        input_size: Side of the images that it sees.
+        dimension: Number of features.
+    """
+
+    input_size: int
     dimension: int
 
     @property
@@ -29,7 +35,7 @@ class FeatureNetwork(Protocol):
         """Properties that are equal for interchangeable networks."""
 
     def embed(self, images: Tensor) -> Tensor:
-        """Embed prepared uint8 images [B, 3, S, S]: [B, D] float32."""
+        """Embed prepared images [B, 3, S, S], uint8 or float32 in 0..255: [B, D] float32."""
 
     def to(self, device: Any) -> nn.Module:
         """Move to a device."""
@@ -46,6 +52,7 @@ class EvaluationProtocol:
         resize: Maps uint8 images [B, 3, H, W] of any size to prepared ones [B, 3, size, size].
         chain: Description of the preprocessing, stored in reports and reference statistics.
         num_images: Default number of images for the FID.
+        pixels: Whether statistics include histograms and spectra of the prepared images.
     """
 
     name: str
@@ -54,6 +61,7 @@ class EvaluationProtocol:
     resize: Callable[[Tensor, int], Tensor]
     chain: str
     num_images: int
+    pixels: bool = True
 
     def prepare(self, images: Sequence[Tensor]) -> Tensor:
         """Crop and resize uint8 images [3, H, W], of one size or several: [B, 3, size, size]."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from sid_lsg.files.sources import resolve
 from sid_lsg.images.folder import ImageReader, list_images
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.protocol import EvaluationProtocol
+from sid_lsg.metrics.published import TEACHER, Loaded
 from sid_lsg.metrics.statistics import Collector, Statistics
 from sid_lsg.networks.precision import tf32
 
@@ -28,7 +30,8 @@ def load_reference(
     """Load stored statistics, or compute and cache those of a folder of images.
 
     Args:
-        source: A .safetensors file of statistics, or a folder of images.
+        source: A .safetensors file of statistics, or a folder of images, or of files of
+            statistics `reference-PROTOCOL.safetensors`.
         protocol: The evaluation's protocol; stored statistics must match it.
         option: Name of the option that gave the source, for error messages.
         batch_size: Images per batch.
@@ -39,6 +42,13 @@ def load_reference(
         UsageError: If the source cannot be read, or was computed with another protocol.
     """
     path = Path(resolve(source))
+    if path.is_dir() and (stored := sorted(path.glob(stored_name("*")))):
+        path /= stored_name(protocol.name)
+        if not path.is_file():
+            raise UsageError(
+                f"--{option}: {source!r} has statistics of other protocols ({stored[0].name}), but "
+                f"no {path.name}. Compute them with prepare-coco, or give a folder of images."
+            )
     if not path.is_dir():
         statistics = Statistics.load(path, option)
         statistics.check_protocol(protocol, source, option)
@@ -59,6 +69,50 @@ def load_reference(
         except OSError as error:
             rank_zero_warn(f"Could not cache the statistics of {source} in {cached} ({error}).")
     return statistics
+
+
+def stored_name(protocol: str) -> str:
+    """Return the name of a protocol's statistics in a folder."""
+    return f"reference-{protocol}.safetensors"
+
+
+def load_references(
+    scores: Sequence[Loaded],
+    source: str | None,
+    option: str,
+    asked: str,
+    batch_size: int = 50,
+    device: torch.device | str = "cpu",
+    progress: str | None = None,
+) -> None:
+    """Load what scores compare with; scores with the same network and preprocessing share it.
+
+    Args:
+        scores: The scores.
+        source: The reference, as for `load_reference`, but for the teacher's images.
+        option: Name of the option that gave it, for error messages.
+        asked: Name of the option that asked for the scores.
+        batch_size: Images per batch.
+        device: Device to compute on.
+        progress: Label of a progress bar; None shows none.
+
+    Raises:
+        UsageError: If a reference is missing, cannot be read, or is of another protocol.
+    """
+    found: dict[tuple[int, str], Statistics] = {}
+    for score in scores:
+        if not score.about.compare:
+            continue
+        own = score.name == TEACHER
+        if not (place := score.source if own else source):
+            raise UsageError(
+                f"--{asked}: {score.name} compares with reference images. Give --{option}."
+            )
+        key = (id(score.chain), place)
+        if key not in found:
+            named = f"{asked}.{score.name}" if own else option
+            found[key] = load_reference(place, score.chain, named, batch_size, device, progress)
+        score.reference = found[key]
 
 
 @tf32(False)  # whatever the run allows: statistics are stored and used by other runs

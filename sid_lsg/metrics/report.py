@@ -39,7 +39,7 @@ _UNREADABLE = (OSError, ValueError, TypeError, KeyError)
 PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "numpy", "pillow")
 NUM_SAMPLES = 8
 # Fields that must be equal for two reports to share a table.
-_SHARED = ("num_images", "prompts_sha256", "protocol", "reference", "clip", "preferences")
+_SHARED = ("num_images", "prompts_sha256", "protocol", "reference", "clip", "published")
 
 
 def write_report(
@@ -62,11 +62,11 @@ def write_report(
         about: Description of the images: `name`, `images` and how they were sampled.
         others: Further reports for the table; `check_comparable` must have accepted them.
     """
-    protocol, reference = evaluator.protocol, evaluator.reference
+    reference = evaluator.reference
     count = len(paths)
     content: dict[str, Any] = {
         "name": about["name"],
-        "scores": {protocol.key(name, count): value for name, value in scores.values.items()},
+        "scores": {evaluator.key(name, count): value for name, value in scores.values.items()},
         **about,
         **scored_by(evaluator),
         "k_nearest": K_NEAREST,
@@ -77,7 +77,7 @@ def write_report(
         distances = neighbour_distances(generated.features, real.features)
         content["alignment"] = report(generated, real, distances)
         save_png(draw(generated, real, distances), root / "alignment.png")
-    each = {protocol.key(name, count): values for name, values in scores.each.items()}
+    each = {evaluator.key(name, count): values for name, values in scores.each.items()}
     own = Result(content, paths, captions or [], each)
     save_png(_samples(own, others), root / "samples.png")
     scored = _write_tables(root, [*others, own])
@@ -157,7 +157,7 @@ def scored_by(evaluator: Evaluator) -> dict[str, Any]:
         "protocol": evaluator.protocol.identity,
         "reference": _described(evaluator.reference),
         "clip": _clip(evaluator),
-        "preferences": {p.name: p.identity for p in evaluator.preferences},
+        "published": {score.name: score.identity for score in evaluator.scores},
     }
 
 
@@ -169,7 +169,9 @@ def check_comparable(own: dict[str, Any], other: dict[str, Any]) -> None:
     """
     for name in _SHARED:
         ours, theirs = own.get(name), other.get(name)
-        if name == "reference" and ours and theirs:  # earlier versions stored fewer fields
+        if name == "published" and not (ours and theirs):
+            continue  # a score that one report lacks is left open in the table
+        if name in ("reference", "published") and ours and theirs:  # compare what both have
             common = ours.keys() & theirs.keys()
             ours, theirs = ({key: fields[key] for key in common} for fields in (ours, theirs))
         if json.dumps(ours, sort_keys=True) != json.dumps(theirs, sort_keys=True):

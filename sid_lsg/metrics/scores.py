@@ -1,11 +1,14 @@
-"""FID and CLIP score."""
+"""Formulas and sums of scores."""
 
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from sid_lsg.metrics.statistics import Statistics
 
@@ -60,6 +63,42 @@ class Mean(Metric):
         return self.total / self.count
 
 
+class Spread(Metric):
+    """The diversity of the images of one prompt: the mean of 1 - cosine over pairs of them.
+
+    Averages over pairs, then over the prompts with two or more images; NaN if there are none.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    features: list[Tensor]
+    prompts: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("features", "prompts"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, features: Tensor, texts: Sequence[str]) -> None:
+        """Add features [B, D] of images with their texts."""
+        digests = [hashlib.sha256(text.encode()).digest()[:8] for text in texts]
+        numbers = [int.from_bytes(digest, "big", signed=True) for digest in digests]
+        self.features.append(features)
+        self.prompts.append(torch.tensor(numbers, device=features.device))
+
+    def compute(self) -> Tensor:
+        """Return the diversity.
+
+        The cosines of all pairs of unit vectors sum to |sum of the vectors|^2 minus their number.
+        """
+        units = F.normalize(dim_zero_cat(self.features).double(), dim=1)
+        _, prompt = dim_zero_cat(self.prompts).unique(return_inverse=True)
+        counts = prompt.bincount()
+        sums = units.new_zeros(len(counts), units.shape[1]).index_add_(0, prompt, units)
+        pairs = counts * (counts - 1)
+        return (1 - (sums.square().sum(1) - counts) / pairs)[counts > 1].mean()
+
+
 def cosines(images: Tensor, texts: Tensor) -> Tensor:
-    """Return the CLIP scores of pairs of embeddings [B, D]: cosine similarities [B] float64."""
+    """Return the cosine similarities [B] float64 of pairs of embeddings [B, D]."""
     return F.cosine_similarity(images.double(), texts.double())

@@ -17,6 +17,8 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.alignment import Pixels, PixelStatistics
 from sid_lsg.metrics.protocol import EvaluationProtocol
 
+NO_PIXELS = Pixels(torch.empty(0), torch.empty(0), 0)
+
 
 class Statistics(NamedTuple):
     """Feature moments, features and pixel statistics of a set of images.
@@ -26,7 +28,7 @@ class Statistics(NamedTuple):
         covariance: [D, D] float64, unbiased.
         count: Number of images.
         features: [M, D] float32, of all images or the first M.
-        pixels: Histograms and spectrum of the prepared images.
+        pixels: Histograms and spectrum of the prepared images; empty if the protocol has none.
         about: Origin of the images, and the `protocol`'s identity.
     """
 
@@ -101,29 +103,33 @@ class Moments(Metric):
     count: Tensor
     features: list[Tensor]
 
-    def __init__(self, dimension: int, **kwargs: Any) -> None:
-        """Start empty, for features of dimension D."""
+    def __init__(self, dimension: int, keep: bool = True, **kwargs: Any) -> None:
+        """Start empty, for features of dimension D; without `keep` the features are not kept."""
         super().__init__(**kwargs)
+        self.keep = keep
         for name, shape in (("total", [dimension]), ("products", [dimension] * 2)):
             zeros = torch.zeros(shape, dtype=torch.float64)
             self.add_state(name, zeros, dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("features", [], dist_reduce_fx="cat")
+        if keep:
+            self.add_state("features", [], dist_reduce_fx="cat")
 
     def update(self, features: Tensor) -> None:
         """Add features [B, D]."""
-        self.features.append(features)
+        if self.keep:
+            self.features.append(features)
         features = features.double()
         self.total += features.sum(0)
         self.products += features.T @ features
         self.count += len(features)
 
     def compute(self) -> tuple[Tensor, Tensor, int, Tensor]:
-        """Return the mean, unbiased covariance, count and features [N, D]."""
+        """Return the mean, unbiased covariance, count and features [N, D], or [0, D]."""
         count = int(self.count)
         mean = self.total / count
         covariance = (self.products - count * torch.outer(mean, mean)) / (count - 1)
-        return mean, covariance, count, dim_zero_cat(self.features)
+        features = dim_zero_cat(self.features) if self.keep else mean.new_empty(0, len(mean))
+        return mean, covariance, count, features
 
 
 class Collector:
@@ -133,25 +139,26 @@ class Collector:
         """Start empty, for images of a protocol."""
         self.protocol = protocol
         self.moments = Moments(protocol.network.dimension)
-        self.pixels = PixelStatistics(protocol.size)
+        self.pixels = PixelStatistics(protocol.size) if protocol.pixels else None
 
     def reset(self, device: torch.device | str) -> None:
         """Clear the statistics and move them and the network to a device."""
         self.protocol.network.to(device)
-        for metric in (self.moments, self.pixels):
-            metric.to(device).reset()
+        self.moments.to(device).reset()
+        if self.pixels is not None:
+            self.pixels.to(device).reset()
 
     def update(self, prepared: Tensor) -> Tensor:
         """Add prepared images [B, 3, S, S] uint8; return their features [B, D]."""
         features = self.protocol.embed(prepared)
         self.moments.update(features)
-        self.pixels.update(prepared.to(features.device))
+        if self.pixels is not None:
+            self.pixels.update(prepared.to(features.device))
         return features
 
     def compute(self, **about: Any) -> Statistics:
         """Return the statistics of all processes' images; `about` describes their origin."""
         mean, covariance, count, features = self.moments.compute()
         about = {**about, "protocol": self.protocol.identity}
-        return Statistics(
-            mean.cpu(), covariance.cpu(), count, features, self.pixels.compute(), about
-        )
+        pixels = NO_PIXELS if self.pixels is None else self.pixels.compute()
+        return Statistics(mean.cpu(), covariance.cpu(), count, features, pixels, about)

@@ -20,6 +20,9 @@ MemoryUse = Literal[
     "lean-checkpointing",
 ]
 
+# Published scores, as `--scores '[cmmd, pickscore]'` or with the sources of their networks.
+Scores = list[str] | dict[str, str | None]
+
 # The model and prompt prefix of the paper's CLIP scores.
 PAPER_CLIP = "laion/CLIP-ViT-g-14-laion2B-s12B-b42K"
 PAPER_PREFIX = "A photo depicts "

@@ -16,9 +16,13 @@ Row = dict[str, Any]
 RUNS_FILE, EVALUATIONS_FILE = "runs.jsonl", "evaluations.csv"
 TEACHER, GENERATOR = "teacher", "generator"
 SCORES = ("fid", "kid", "precision", "recall", "density", "coverage", "clip_score")
+PUBLISHED = (  # whose names have protocols of their own
+    "cmmd", "fd_dinov2", "fid_clean", "fid_patch", "fid_teacher", "diversity", "pickscore",
+    "hpsv2", "aesthetic", "image_reward",
+)  # fmt: skip
 _TEXTS = ("model", "scored_prompts")
 _NUMBERS = ("num_steps", "guidance", "images_seen", "final", "evaluations_per_image")
-_SCORE = re.compile(rf"((?:{'|'.join(SCORES)})_\w+?)(?:_(\d+)_steps?)?")
+_SCORE = re.compile(rf"((?:{'|'.join((*PUBLISHED, *SCORES))})_\w+?)(?:_(\d+)_steps?)?")
 
 
 @dataclass
@@ -186,15 +190,23 @@ def suffix(rows: Iterable[Mapping[str, Any]]) -> str:
     """Return the suffix of the scores' names: protocol and number of images.
 
     Raises:
-        UsageError: If there are several suffixes, since such scores are not comparable.
+        UsageError: If a published score, or the others together, have several suffixes, since such
+            scores are not comparable.
     """
+    suffixes = published_suffixes(rows := [*rows])
+    for score, several in suffixes.items():
+        if len(several) > 1:
+            raise UsageError(
+                f"--results: {score} of {' and '.join(sorted(several))} are not comparable. Give "
+                "studies of one network and number of images."
+            )
     found = sorted(
         {
             name.removeprefix(f"{score}_")
             for row in rows
             for name in row
             for score in SCORES
-            if name.startswith(f"{score}_")
+            if name.startswith(f"{score}_") and _published(name) is None
         }
     )
     if len(found) > 1:
@@ -205,5 +217,21 @@ def suffix(rows: Iterable[Mapping[str, Any]]) -> str:
     return found[0] if found else ""
 
 
+def published_suffixes(rows: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
+    """Return the suffixes of each published score's names in rows."""
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        for name in row:
+            if score := _published(name):
+                found.setdefault(score, set()).add(name.removeprefix(f"{score}_"))
+    return found
+
+
+def _published(name: str) -> str | None:
+    return next((score for score in PUBLISHED if name.startswith(f"{score}_")), None)
+
+
 def _order(name: str) -> tuple[int, str]:
+    if score := _published(name):
+        return len(SCORES) + PUBLISHED.index(score), name
     return next(i for i, score in enumerate(SCORES) if name.startswith(f"{score}_")), name

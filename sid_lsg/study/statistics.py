@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from sid_lsg.study.options import ErrorBars
-from sid_lsg.study.results import SCORES, TEACHER, Row, suffix
+from sid_lsg.study.results import SCORES, TEACHER, Row, published_suffixes, suffix
 
 ERROR_BARS = {"std": "standard deviation", "sem": "standard error of the mean"}
 
@@ -60,7 +60,8 @@ def groups(rows: Iterable[Row], kind: ErrorBars, final: bool = True) -> list[Gro
         final: Use only the ends of finished runs instead of all evaluations.
     """
     rows = [*rows]
-    protocol = suffix(rows)
+    ends = dict.fromkeys(SCORES, suffix(rows))
+    ends |= {score: end for score, (end,) in published_suffixes(rows).items()}
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if final and not int(row.get("final") or 0):
@@ -71,12 +72,12 @@ def groups(rows: Iterable[Row], kind: ErrorBars, final: bool = True) -> list[Gro
         )  # fmt: skip
         found.setdefault(key, []).append(row)
     return [
-        Group._make((*key, len(same), _scores(same, protocol, kind))) for key, same in found.items()
+        Group._make((*key, len(same), _scores(same, ends, kind))) for key, same in found.items()
     ]
 
 
-def _scores(same: Sequence[Row], protocol: str, kind: ErrorBars) -> dict[str, Mean]:
-    values = {score: [row.get(f"{score}_{protocol}") for row in same] for score in SCORES}
+def _scores(same: Sequence[Row], ends: dict[str, str], kind: ErrorBars) -> dict[str, Mean]:
+    values = {score: [row.get(f"{score}_{end}") for row in same] for score, end in ends.items()}
     known = {score: [v for v in some if v is not None] for score, some in values.items()}
     return {score: mean(some, kind) for score, some in known.items() if some}
 

@@ -156,7 +156,8 @@ def test_the_export_gets_the_scores_of_the_training(
     reference = tmp_path / "reference.safetensors"
     protocol = clip_protocol(CLIPFeatures.from_pretrained(str(files.clip)))
     compute_statistics(sorted(files.real.iterdir()), protocol, "").save(reference)
-    shared = {"clip": files.clip, "clip_prefix": "see ", "protocol": "clip",
+    scores = f"{{pickscore: {files.clip}, fid_teacher: {reference}}}"
+    shared = {"clip": files.clip, "clip_prefix": "see ", "protocol": "clip", "scores": scores,
               "reference": reference, "num_images": NUM_IMAGES, "batch_size": 4}  # fmt: skip
     root = tmp_path / "run"
     options = {"model.teacher": small_sd, "data.prompts": files.prompts, "data.batch_size": 2,
@@ -168,14 +169,16 @@ def test_the_export_gets_the_scores_of_the_training(
     summary = json.loads((root / "summary.json").read_text())
 
     main(files.line(model=root / "generator", output=root / "report", **shared))
-    scores = report(root / "report")["scores"]
-    assert len(scores) == 7
-    assert {name: summary[name] for name in scores} == scores
+    found = report(root / "report")["scores"]
+    assert len(found) == 9
+    assert found["pickscore_own_v1_6"] != 0
+    assert found["fid_teacher_clip_6"] == pytest.approx(found["fid_clip_6"], rel=1e-9)
+    assert {name: summary[name] for name in found} == found
 
     teacher = {"sampler": "ddim", "num_steps": 1, "guidance": summary["teacher_guidance"]}
     main(files.line(model=small_sd, output=root / "teacher", **teacher, **shared))
-    scores = report(root / "teacher")["scores"]
-    assert {name: summary[f"teacher_{name}"] for name in scores} == scores
+    found = report(root / "teacher")["scores"]
+    assert {name: summary[f"teacher_{name}"] for name in found} == found
 
 
 def folder_line(files: Files, images: Path, **options: Any) -> list[str]:
@@ -363,10 +366,9 @@ def test_two_processes_report_as_one(files: Files, tmp_path: Path) -> None:
         ({"protocol": "fid"}, "--protocol"),
         ({"output": "{tmp}/file/report"}, "--output: cannot write"),
         ({"devices": "0"}, "--devices"),
-        ({"hpsv2": "{tmp}/none.pt"}, "--hpsv2"),
-        ({"image_reward": "{tmp}/none.pt"}, "--image_reward"),
-        ({"hpsv2_tokenizer": "{tmp}"}, "--hpsv2_tokenizer needs --hpsv2, which is not given"),
-        ({"image_reward_tokenizer": "{tmp}"}, "--image_reward_tokenizer needs --image_reward"),
+        ({"scores": "{cmmd: {tmp}/none}"}, "--scores.cmmd: could not load"),
+        ({"scores": "[pickscores]"}, "--scores: there is no score 'pickscores'"),
+        ({"scores": "{fid_teacher: {tmp}/none}"}, "--scores.fid_teacher: .*none"),
         ({"captions": "{tmp}/none.txt"}, "--captions needs --images"),
     ],
 )

@@ -18,8 +18,9 @@ from sid_lsg.images.pixels import to_pil, to_uint8
 from sid_lsg.metrics.evaluator import Evaluator, Scores
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.manifold import kernel_distance, overlap
-from sid_lsg.metrics.preferences import Preference
 from sid_lsg.metrics.protocol import EvaluationProtocol, clip_protocol
+from sid_lsg.metrics.published import SCORES, Loaded, Published
+from sid_lsg.metrics.resize import bicubic
 from tests.helpers import forked
 from tests.helpers.embedders import DIMENSION, make_clip
 from tests.helpers.statistics import normal, scipy_fid, statistics
@@ -44,16 +45,22 @@ class Seeded:
         return torch.stack(images) / 2 + torch.tensor([len(p) for p in prompts]).view(-1, 1, 1, 1)
 
 
-class Brightness(Preference):
+def brightness(network: Any, images: Tensor, texts: Sequence[str]) -> Tensor:
     """Prefer bright images of short prompts."""
+    return images.float().mean((1, 2, 3)) - torch.tensor([float(len(text)) for text in texts])
 
-    name = "brightness"
 
-    def _prepare(self, images: Tensor) -> Tensor:
-        return images.float()
-
-    def _score(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
-        return pixels.mean((1, 2, 3)) - torch.tensor([float(len(text)) for text in texts])
+def published(network: CLIPFeatures) -> list[Loaded]:
+    """Score by brightness, and by published formulas with a tiny network."""
+    chain, plain = clip_protocol(network), clip_protocol(network)
+    about = Published("v1", "", lambda *_: None, (0, 0), bicubic, "", rate=brightness)
+    found = [Loaded("brightness", about, plain, None)]
+    found += [
+        Loaded(name, SCORES[name], chain, None) for name in ("cmmd", "fd_dinov2", "diversity")
+    ]
+    for score in found[1:3]:
+        score.reference = REFERENCE
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +83,8 @@ def evaluator(network: CLIPFeatures, **options: Any) -> Evaluator:
 
 
 def test_scores_cover_all_images(clip: CLIPFeatures) -> None:
-    sampler, brightness = Seeded(), Brightness({})
-    scores = evaluator(clip, clip_prefix="see ", preferences=[brightness]).of_sampler(
+    sampler = Seeded()
+    scores = evaluator(clip, clip_prefix="see ", scores=published(clip)[:1]).of_sampler(
         sampler, PROMPTS, NUM_IMAGES, 4, "cpu"
     )
     prompts = [PROMPTS[i % 3] for i in range(NUM_IMAGES)]
@@ -93,7 +100,7 @@ def test_scores_cover_all_images(clip: CLIPFeatures) -> None:
         "kid": float(kernel_distance(features, REAL)),
         **{name: float(value) for name, value in shares._asdict().items()},
         "clip_score": float(cosine),
-        "brightness": float(brightness.score(pixels, prompts).mean()),
+        "brightness": float(brightness(clip, pixels, prompts).mean()),
     }
     assert scores.values == pytest.approx(expected, rel=1e-4)
     assert list(scores.values) == list(expected)
@@ -102,9 +109,9 @@ def test_scores_cover_all_images(clip: CLIPFeatures) -> None:
 
 
 def test_scores_do_not_depend_on_the_batch_size(clip: CLIPFeatures) -> None:
+    judge = evaluator(clip, scores=published(clip))
     one, some, whole = (
-        evaluator(clip).of_sampler(Seeded(), PROMPTS, NUM_IMAGES, size, "cpu").values
-        for size in (1, 3, 64)
+        judge.of_sampler(Seeded(), PROMPTS, NUM_IMAGES, size, "cpu").values for size in (1, 3, 64)
     )
     assert one == pytest.approx(whole, rel=1e-4)
     assert some == pytest.approx(whole, rel=1e-4)
@@ -190,7 +197,7 @@ def write_images(folder: Path, size: int = 32) -> list[Path]:
 def test_a_folder_scores_like_its_sampler(clip: CLIPFeatures, tmp_path: Path, size: int) -> None:
     paths = write_images(tmp_path / "images", size)
     texts = [PROMPTS[i % 3] for i in range(NUM_IMAGES)]
-    judge = evaluator(clip, preferences=[Brightness({})])
+    judge = evaluator(clip, scores=published(clip))
     sampled = judge.of_sampler(Seeded(size), PROMPTS, NUM_IMAGES, 4, "cpu").values
     scored = judge.of_folder(paths, texts, 4, "cpu", "images").values
     assert scored == sampled  # bitwise equal
@@ -207,7 +214,7 @@ def test_images_of_several_sizes_are_scored_together(clip: CLIPFeatures, tmp_pat
     paths = write_images(tmp_path / "i")
     Image.open(paths[3]).resize((64, 90)).save(paths[3])
     texts = [PROMPTS[i % 3] for i in range(NUM_IMAGES)]
-    judge = evaluator(clip, preferences=[Brightness({})])
+    judge = evaluator(clip, scores=published(clip))
     found = [judge.of_folder(paths, texts, size, "cpu", "images").values for size in (10, 1)]
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
@@ -219,7 +226,8 @@ def _evaluate(rank: int, folder: str, clip_folder: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
-    judge, sampler = evaluator(CLIPFeatures.from_pretrained(clip_folder)), Seeded()
+    network, sampler = CLIPFeatures.from_pretrained(clip_folder), Seeded()
+    judge = evaluator(network, scores=published(network))
     sampled = judge.of_sampler(sampler, PROMPTS, NUM_IMAGES, 4, "cpu")
     paths = sorted(Path(folder, "images").iterdir())
     texts = [PROMPTS[i % 3] for i in range(NUM_IMAGES)]
@@ -236,7 +244,8 @@ def test_two_processes_score_as_one(clip: CLIPFeatures, clip_folder: str, tmp_pa
     """Of three batches, the second process discards one; it must not be counted."""
     write_images(tmp_path / "images")
     forked.together(_evaluate, str(tmp_path), clip_folder)
-    alone: Scores = evaluator(clip).of_sampler(Seeded(), PROMPTS, NUM_IMAGES, 4, "cpu")
+    judge = evaluator(clip, scores=published(clip))
+    alone: Scores = judge.of_sampler(Seeded(), PROMPTS, NUM_IMAGES, 4, "cpu")
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for process in found:
         for scores in process["scores"]:

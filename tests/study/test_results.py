@@ -243,6 +243,11 @@ def test_scores_of_several_protocols_are_rejected() -> None:
     assert suffix([]) == ""
     assert suffix([{"clip_score_clip_2k": 1, "fid_clip_2k": 2}]) == "clip_2k"
     assert suffix([{"clip_score_fast_1k": 1}]) == "fast_1k"
+    assert (
+        suffix([{"fid_patch_crop299_1k": 1, "fid_clip_2k": 2, "cmmd_clip336_2k": 3}]) == "clip_2k"
+    )
+    with pytest.raises(UsageError, match="cmmd of clip336_1k and own_clip336_1k are not comp"):
+        suffix([{"cmmd_clip336_1k": 1}, {"cmmd_own_clip336_1k": 1}])
     with pytest.raises(UsageError, match="clip_10k and fast_1k are not comparable"):
         suffix([{"clip_score_fast_1k": 1}, {"clip_score_clip_10k": 1}])
     with pytest.raises(UsageError, match="clean256_30k and clip_2k are not comparable"):
