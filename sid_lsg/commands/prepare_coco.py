@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from sid_lsg.files.replacing import check_writable, replacing, writing
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.options.choices import ProtocolName
+from sid_lsg.options.choices import ProtocolName, Scores
 
 _GIVE = "Give captions_val2014.json from COCO's annotations_trainval2014.zip."
 
@@ -18,9 +20,11 @@ def prepare_coco(
     output: str = "coco",
     num_prompts: int = 30_000,
     seed: int = 0,
+    captions: Literal["drawn", "official"] = "drawn",
     protocol: ProtocolName = "clean256",
     inception: str | None = None,
     clip: str | None = None,
+    scores: Scores = [],  # noqa: B006 (read only; what --help shows)
     batch_size: int = 50,
     accelerator: str = "auto",
     progress: bool = True,
@@ -28,7 +32,7 @@ def prepare_coco(
     """Create the caption list and the reference statistics of COCO.
 
     Writes captions.jsonl (file name and one caption of every image), prompts.txt (`num_prompts` of
-    these captions, to sample) and reference-PROTOCOL.safetensors.
+    these captions, to sample) and reference-PROTOCOL.safetensors for the protocol and each score.
 
     Args:
         annotations: The file captions_val2014.json.
@@ -36,10 +40,14 @@ def prepare_coco(
         output: Folder to write to.
         num_prompts: Number of captions in prompts.txt; 30,000 in the paper.
         seed: Seed for the choice of images and captions.
+        captions: `drawn`: one of each image's captions, at random. `official`: the list of the
+            official code of SiD-LSG and SiD-DiT, without --seed: each image's last caption, in
+            lower case and in the order of that code's sampler.
         protocol: Features of the images, as for `evaluate`.
         inception: TorchScript file of Inception for clean256; by default downloaded once and
             verified.
         clip: CLIP model of the protocols `clip` and `fast`.
+        scores: Published scores that compare with reference images, as for `evaluate`.
         batch_size: Images per batch.
         accelerator: auto, cpu, gpu, ...
         progress: Show a progress bar.
@@ -53,11 +61,13 @@ def prepare_coco(
     from sid_lsg.method.randomness import permute
     from sid_lsg.metrics.features import CLIPFeatures
     from sid_lsg.metrics.protocol import load_protocol
-    from sid_lsg.metrics.reference import compute_statistics
+    from sid_lsg.metrics.published import load_scores
+    from sid_lsg.metrics.reference import compute_statistics, stored_name
 
     if batch_size < 1:
         refuse("batch_size", batch_size, "at least 1")
-    chosen = _captions(annotations, seed)
+    official = captions == "official"
+    chosen = _captions(annotations, None if official else seed)
     if num_prompts > len(chosen) or num_prompts < 1:
         raise UsageError(
             f"--num_prompts: {num_prompts}, but there are {len(chosen)} images with captions. Give "
@@ -66,10 +76,16 @@ def prepare_coco(
     files = _files(images, chosen) if images else []
     device = launch(accelerator, devices=1).device
     network = CLIPFeatures.from_pretrained(clip) if clip and images else None
-    chain = load_protocol(protocol, network, inception) if images else None
+    chains = [load_protocol(protocol, network, inception)] if images else []
+    if images:
+        published = load_scores(scores, chains[0], "scores", inception)
+        chains += {id(one.chain): one.chain for one in published if one.about.compare}.values()
     root = Path(output).expanduser()
     check_writable(root, "output")
-    order = permute(torch.arange(num_prompts), len(chosen), seed, 0).tolist()
+    if official:
+        order = official_order(len(chosen), num_prompts)
+    else:
+        order = permute(torch.arange(num_prompts), len(chosen), seed, 0).tolist()
     names = list(chosen)
     with writing(root, "output"):
         with (
@@ -83,19 +99,40 @@ def prepare_coco(
             text = "".join(f"{chosen[names[place]]}\n" for place in order)
             temporary.write_text(text, encoding="utf-8")
     print(f"{len(chosen)} captions; {num_prompts} of them are in {root / 'prompts.txt'}")
-    if chain is None:
-        return
-    bar = "reference" if progress else None
-    statistics = compute_statistics(files, chain, "images", batch_size, device, bar)
-    statistics.about["source"] = f"{len(files)} images of {Path(annotations).name}"
-    path = root / f"reference-{protocol}.safetensors"
-    with writing(root, "output"):
-        statistics.save(path)
-    print(f"Reference statistics of {len(files)} images: {path}")
+    for chain in chains:
+        bar = f"reference, {chain.name}" if progress else None
+        statistics = compute_statistics(files, chain, "images", batch_size, device, bar)
+        statistics.about["source"] = f"{len(files)} images of {Path(annotations).name}"
+        path = root / stored_name(chain.name)
+        with writing(root, "output"):
+            statistics.save(path)
+        print(f"Reference statistics of {len(files)} images: {path}")
 
 
-def _captions(annotations: str, seed: int) -> dict[str, str]:
-    """Choose one caption per image; return file name to caption, sorted by name."""
+def official_order(images: int, count: int) -> list[int]:
+    """Return the places of the first `count` images that the official code samples.
+
+    Its sampler reads a permutation by NumPy's legacy generator with seed 0. After each step, the
+    place that was read is exchanged with a random one of the half of all places that end with it.
+    So the first half has no image twice; places are sorted by file name.
+    """
+    draw = np.random.RandomState(0)
+    order, half = draw.permutation(images), round(images / 2)
+    found = []
+    for step in range(count):
+        place = step % images
+        found.append(int(order[place]))
+        if half > 1:
+            other = (place - draw.randint(half)) % images
+            order[place], order[other] = order[other], order[place]
+    return found
+
+
+def _captions(annotations: str, seed: int | None) -> dict[str, str]:
+    """Choose one caption per image; return file name to caption, sorted by name.
+
+    Without a seed, choose the last in the file, in lower case.
+    """
     import torch
 
     try:
@@ -114,7 +151,7 @@ def _captions(annotations: str, seed: int) -> dict[str, str]:
     captions: dict[str, list[str]] = {}
     needed = {"id": int, "image_id": int, "caption": str}
     entries = _entries(content, "annotations", needed, annotations)
-    for entry in sorted(entries, key=lambda entry: entry["id"]):
+    for entry in entries if seed is None else sorted(entries, key=lambda entry: entry["id"]):
         if entry["image_id"] not in names:
             raise UsageError(
                 f"--annotations: the annotation with id {entry['id']} in {annotations!r} is of "
@@ -122,11 +159,13 @@ def _captions(annotations: str, seed: int) -> dict[str, str]:
             )
         text = " ".join(entry["caption"].split())
         captions.setdefault(names[entry["image_id"]], []).append(text)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed or 0)
     chosen = {}
     for name in sorted(captions):
         texts = [text for text in captions[name] if text]
-        if texts:
+        if texts and seed is None:
+            chosen[name] = texts[-1].lower()
+        elif texts:
             place = torch.randint(len(texts), (), generator=generator)
             chosen[name] = texts[int(place)]
     return chosen

@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from sid_lsg.cli import main
+from sid_lsg.commands.prepare_coco import official_order
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.inception import InceptionFeatures
 from sid_lsg.metrics.protocol import clean256, clip_protocol
 from sid_lsg.metrics.reference import compute_statistics
 from sid_lsg.metrics.statistics import Statistics
-from tests.helpers.embedders import write_inception
+from tests.helpers.embedders import make_clip, write_inception
 
 COUNT = 7
 
@@ -72,6 +73,58 @@ def test_each_image_has_one_caption_selected_by_the_seed(
     assert (tmp_path / "b" / "prompts.txt").read_text().splitlines() == prompts
     assert (tmp_path / "c" / "prompts.txt").read_text().splitlines() != prompts
     assert not list((tmp_path / "a").glob("*.safetensors"))  # no --images option
+
+
+def official_list(folder: Path, annotations: list[dict[str, Any]], count: int) -> list[str]:
+    """Follow the official code: a text file per image, then its sampler, written out."""
+    folder.mkdir()
+    for entry in annotations:  # each overwrites the text of its image
+        (folder / f"COCO_val2014_{100 - entry['image_id']:012d}.txt").write_text(
+            entry["caption"].lower()
+        )
+    files = sorted(folder.iterdir())
+    random = np.random.RandomState(0)
+    order = np.arange(len(files))
+    random.shuffle(order)
+    window, found = int(np.rint(len(files) * 0.5)), []
+    for index in range(count):
+        found.append(" ".join(files[order[index]].read_text().split()))
+        other = (index - random.randint(window)) % len(files)
+        order[index], order[other] = order[other], order[index]
+    return found
+
+
+def test_the_official_list_is_made_of_the_annotations(coco: Path, tmp_path: Path) -> None:
+    prepare(coco, tmp_path / "o", "--captions", "official", "--num_prompts", "7")
+    annotations = json.loads((coco / "captions.json").read_text())["annotations"]
+    expected = official_list(tmp_path / "texts", annotations, 7)
+    assert (tmp_path / "o" / "prompts.txt").read_text().splitlines() == expected
+    assert expected[0].endswith("caption 0.")  # the last in this file
+
+
+def test_the_first_10000_official_images_are_a_shuffle_with_seed_0() -> None:
+    places = official_order(40_504, 10_000)  # of val2014
+    assert places == np.random.RandomState(0).permutation(40_504)[:10_000].tolist()
+    assert len({*official_order(40_504, 20_252)}) == 20_252
+    assert len({*official_order(40_504, 30_000)}) < 30_000  # then images return
+
+
+def test_references_of_scores_are_found_by_an_evaluation(
+    coco: Path, tmp_path: Path, tiny_sd: str
+) -> None:
+    clip = make_clip(tmp_path / "clip", Path(tiny_sd, "tokenizer"))
+    images = str(coco / "val2014")
+    prepare(coco, tmp_path / "o", "--images", images, "--protocol", "clip", "--clip", str(clip),
+            "--scores", f"{{cmmd: {clip}}}")  # fmt: skip
+    names = ("reference-clip.safetensors", "reference-own_clip336.safetensors")
+    assert sorted(path.name for path in (tmp_path / "o").glob("*.safetensors")) == sorted(names)
+    main(["evaluate", "--images", images, "--reference", str(tmp_path / "o"), "--protocol", "clip",
+          "--clip", str(clip), "--scores", f"{{cmmd: {clip}}}", "--num_images", str(COUNT),
+          "--output", str(tmp_path / "report"), "--accelerator", "cpu", "--progress", "false",
+          ])  # fmt: skip
+    scores = json.loads((tmp_path / "report" / "report.json").read_text())["scores"]
+    assert scores[f"cmmd_own_clip336_{COUNT}"] == pytest.approx(0.004, abs=0.05)
+    assert scores[f"fid_clip_{COUNT}"] == pytest.approx(0.0, abs=0.5)
 
 
 def test_the_reference_covers_all_images(coco: Path, tmp_path: Path) -> None:
