@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import Namespace
 
 from sid_lsg.cli import main
+from sid_lsg.metrics.published import named
 from sid_lsg.training.trainer_options import check_trainer
 from tests.helpers.paths import CONFIGS
 
@@ -164,3 +165,19 @@ def test_headers_state_the_command(path: Path) -> None:
     else:
         command = path.parent.name if path.parent.name in ("evaluate", "study") else "fit"
         assert f"sid_lsg.cli {command}" in path.read_text().split("\nmodel:")[0]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("evaluate/*.yaml")), ids=lambda p: p.name)
+def test_evaluations_name_their_networks_with_revisions(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["evaluate", "--config", str(path), "--model", "x", "--print_config"])
+    found = yaml.safe_load(capsys.readouterr().out)
+    sources = [*named(found["scores"], "scores").values(), found["clip"]]
+    names = [name for name in sources if name and not name.startswith(("package:", "runs/"))]
+    assert all("@" in name for name in names)
+    assert found["num_images"] >= 2000
+    with pytest.raises(SystemExit, match="0"):  # a list may replace the config's mapping
+        main(["evaluate", "--config", str(path), "--scores", "[]", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["scores"] == []
