@@ -90,13 +90,21 @@ def save_and_log(
         )
 
 
-def table(rows: Sequence[Row], num_images: int, protocol: str, guidance: float) -> str:
-    """Format the scores as a table."""
-    shown = [name for name in _SHOWN if name in rows[0].scores]
-    head = " " * 22 + "".join(f"{_SHOWN[name]:>10}" for name in shown)
+def table(
+    rows: Sequence[Row],
+    num_images: int,
+    protocol: str,
+    guidance: float,
+    published: Sequence[str] = (),
+) -> str:
+    """Format the scores as a table, with published scores by name."""
+    titles = _SHOWN | {name: name for name in published}
+    known = [name for name in titles if name in rows[0].scores]
+    shown = {name: max(10, len(titles[name]) + 2) for name in known}  # with their widths
+    head = " " * 22 + "".join(f"{titles[name]:>{width}}" for name, width in shown.items())
     body = [
         f"{row.name:<22}"
-        + "".join(f"{row.scores[name]:>10.3f}" for name in shown)
+        + "".join(f"{row.scores[name]:>{width}.3f}" for name, width in shown.items())
         + f"{row.seconds_per_image:>10.4f}{row.evaluations:>6}"
         for row in rows
     ]

@@ -28,8 +28,8 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.evaluator import Evaluator
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.kept_scores import SECONDS, Numbers, kept, scored
+from sid_lsg.metrics.loaded import Loaded, check_inputs, load_scores
 from sid_lsg.metrics.protocol import EvaluationProtocol, load_protocol
-from sid_lsg.metrics.published import Loaded, check_inputs, load_scores
 from sid_lsg.metrics.reference import load_reference, load_references
 from sid_lsg.metrics.statistics import Statistics
 from sid_lsg.options.choices import PAPER_PREFIX, ProtocolName, Scores
@@ -263,7 +263,8 @@ class Metrics(Scorer):
         summary["teacher_guidance"] = guidance
         if trainer.is_global_zero:
             save_and_log(rows, prompts, self._clip_scores(rows[-1], prompts), trainer)
-            print(table(rows, self.num_images, self.protocol.name, guidance))
+            published = [score.name for score in self.scores]
+            print(table(rows, self.num_images, self.protocol.name, guidance, published))
             print(f"Images, scores, checkpoint and the exported generator: {root}")
         return summary
 

@@ -135,8 +135,8 @@ def evaluate(
     from sid_lsg.metrics.evaluator import Evaluator
     from sid_lsg.metrics.features import CLIPFeatures
     from sid_lsg.metrics.kept_scores import SECONDS, keep, sampled, scored
+    from sid_lsg.metrics.loaded import check_inputs, load_scores
     from sid_lsg.metrics.protocol import load_protocol
-    from sid_lsg.metrics.published import check_inputs, load_scores
     from sid_lsg.metrics.reference import load_reference, load_references
     from sid_lsg.metrics.report import (
         check_comparable,

@@ -60,8 +60,8 @@ def prepare_coco(
     from sid_lsg.distributed.processes import launch
     from sid_lsg.method.randomness import permute
     from sid_lsg.metrics.features import CLIPFeatures
+    from sid_lsg.metrics.loaded import load_scores
     from sid_lsg.metrics.protocol import load_protocol
-    from sid_lsg.metrics.published import load_scores
     from sid_lsg.metrics.reference import compute_statistics, stored_name
 
     if batch_size < 1:

@@ -12,10 +12,9 @@ from sid_lsg.files.replacing import remove_leftovers, replacing, writing
 from sid_lsg.generation.image_files import ImageFiles, ImageRequest, sample_files
 from sid_lsg.generation.models import ImageModel
 from sid_lsg.generation.overview import write_archive, write_sheet
-from sid_lsg.images.folder import MANIFEST, SHEET, is_hidden
+from sid_lsg.images.folder import CAPTIONS, MANIFEST, SHEET, is_hidden
 from sid_lsg.messages.errors import UsageError
 
-CAPTIONS = "metadata.jsonl"  # as Hugging Face's `imagefolder` format names it
 ARCHIVE = "images.npz"
 
 

@@ -23,6 +23,7 @@ _NAMED = 10  # maximum number of files in a message
 
 # `generate` writes these beside its images: a sheet that shows them, and its settings.
 SHEET, MANIFEST = "contact_sheet.png", "images.json"
+CAPTIONS = "metadata.jsonl"  # of its images, as Hugging Face's `imagefolder` format names it
 
 # Files that commands draw from images, and the file beside them that identifies them. They do not
 # count as images.

@@ -14,9 +14,9 @@ from sid_lsg.distributed.processes import batches_of, gather, process, share_of
 from sid_lsg.images.folder import ImageReader
 from sid_lsg.images.pixels import to_uint8
 from sid_lsg.metrics.features import CLIPFeatures
+from sid_lsg.metrics.loaded import Loaded
 from sid_lsg.metrics.manifold import kernel_distance, kth_distances, overlap
 from sid_lsg.metrics.protocol import EvaluationProtocol, clip_protocol
-from sid_lsg.metrics.published import Loaded
 from sid_lsg.metrics.scores import Mean, cosines, frechet_distance
 from sid_lsg.metrics.statistics import Collector, Statistics
 from sid_lsg.networks.precision import tf32

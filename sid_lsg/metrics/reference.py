@@ -13,8 +13,8 @@ from sid_lsg.files.replacing import cache_folder, text_hash
 from sid_lsg.files.sources import resolve
 from sid_lsg.images.folder import ImageReader, list_images
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.metrics.loaded import TEACHER, Loaded
 from sid_lsg.metrics.protocol import EvaluationProtocol
-from sid_lsg.metrics.published import TEACHER, Loaded
 from sid_lsg.metrics.statistics import Collector, Statistics
 from sid_lsg.networks.precision import tf32
 

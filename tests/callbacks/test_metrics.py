@@ -1,6 +1,7 @@
 """Scores during a run, and the comparison with the teacher at its end."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,6 +132,7 @@ def test_the_table_states_the_steps_of_the_generator(
         num_pictured=1,
         teacher_guidance=1.0,
         num_steps=[2, 3, 1],
+        scores={"pickscore": files.clip},
     )
     module = fit(small_sd, files, tmp_path, few, max_steps=1, num_steps=2).module
     assert moved.count(module.ema) == 3
@@ -142,6 +144,7 @@ def test_the_table_states_the_steps_of_the_generator(
     assert len({summary[fid + suffix] for _, suffix in names[2:]}) == 3
     assert summary["teacher_guidance"] == 1.0
     table = capsys.readouterr().out
+    assert re.search(rf"CLIP +pickscore .*\n.* {summary['teacher_pickscore_own_v1_2']:.3f} ", table)
     shown = ("teacher, 1 step", "untrained, 2 steps", "SiD-LSG, 1 step", "SiD-LSG, 3 steps")
     places = [table.index(f"{name} ") for name in (*shown, "SiD-LSG, 2 steps")]
     assert places == sorted(places)

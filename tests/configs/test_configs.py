@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import Namespace
 
 from sid_lsg.cli import main
-from sid_lsg.metrics.published import named
+from sid_lsg.metrics.loaded import named
 from sid_lsg.training.trainer_options import check_trainer
 from tests.helpers.paths import CONFIGS
 

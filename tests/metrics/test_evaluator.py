@@ -17,9 +17,10 @@ from sid_lsg.distributed.processes import batches_of, gather
 from sid_lsg.images.pixels import to_pil, to_uint8
 from sid_lsg.metrics.evaluator import Evaluator, Scores
 from sid_lsg.metrics.features import CLIPFeatures
+from sid_lsg.metrics.loaded import Loaded
 from sid_lsg.metrics.manifold import kernel_distance, overlap
 from sid_lsg.metrics.protocol import EvaluationProtocol, clip_protocol
-from sid_lsg.metrics.published import SCORES, Loaded, Published
+from sid_lsg.metrics.published import SCORES, Published
 from sid_lsg.metrics.resize import bicubic
 from tests.helpers import forked
 from tests.helpers.embedders import DIMENSION, make_clip

@@ -22,9 +22,10 @@ from sid_lsg.metrics.evaluator import Evaluator
 from sid_lsg.metrics.features import _interpolated
 from sid_lsg.metrics.image_reward import ImageReward, RewardModel
 from sid_lsg.metrics.inception import InceptionFeatures
+from sid_lsg.metrics.loaded import TEACHER, check_inputs, load_scores
 from sid_lsg.metrics.manifold import gaussian_distance
 from sid_lsg.metrics.protocol import EvaluationProtocol, clean256
-from sid_lsg.metrics.published import SCORES, TEACHER, check_inputs, load_scores
+from sid_lsg.metrics.published import SCORES
 from sid_lsg.metrics.reference import load_references, stored_name
 from sid_lsg.metrics.statistics import Moments
 from tests.helpers.embedders import make_clip, write_inception
@@ -406,7 +407,13 @@ def test_missing_captions_and_references_are_named(
         check_inputs(["cmmd", "pickscore"], None, "scores")
     with pytest.raises(UsageError, match="--scores: diversity compares images of one prompt"):
         check_inputs(["diversity"], ["a", "b"], "scores")
-    check_inputs({"diversity": None, TEACHER: "x"}, ["a", "a"], "scores")
+    (tmp_path / "teacher").mkdir()
+    asked = {"diversity": None, TEACHER: str(tmp_path / "teacher")}
+    check_inputs(asked, ["a", "a"], "scores")  # images of unknown prompts
+    (tmp_path / "teacher" / "metadata.jsonl").write_text('{"text": "a"}\n{"text": "a"}\n')
+    check_inputs(asked, ["a", "a"], "scores")
+    with pytest.raises(UsageError, match="--scores.fid_teacher: .* 1 of 3 are missing, .*'b'"):
+        check_inputs(asked, ["a", "a", "b"], "scores")
     with pytest.warns(UserWarning, match="compare with no published ones"):
         scores = load_scores({"cmmd": sources["cmmd"]}, main_protocol, "scores")
     with pytest.raises(UsageError, match="--scores: cmmd compares with .*Give --reference"):
