@@ -106,7 +106,8 @@ def export(
     check_writable(root.parent, "output")
 
     checkpoint = require_checkpoint(ckpt_path)
-    found = load_trained(checkpoint, teacher, resolution, ema_width=ema_width)
+    in_files = kind != "onnx"
+    found = load_trained(checkpoint, teacher, resolution, ema_width=ema_width, in_files=in_files)
     steps = num_steps or found.num_steps
     if steps > found.t_init:
         refuse("num_steps", steps, f"at most {found.t_init}, the generator's timestep")
@@ -190,7 +191,7 @@ def _history(checkpoint: "OpenCheckpoint", found: "Trained") -> dict[str, Any]:
         summary = {}
     reports = [_read(path) for path in sorted(run.glob("*/report.json"))]
     if reports:
-        own = weights_hash(found.teacher.network.state_dict())
+        own = weights_hash(found.weights or found.teacher.network.state_dict())
         reports = [report for report in reports if report.get("weights_sha256") == own]
     return {"iterations": iterations, "summary": summary, "reports": reports}
 

@@ -49,7 +49,7 @@ def save(
         case kind:
             write = save_pipeline if kind == "diffusers" else save_network
             how = folder, found.t_init, facts.num_steps, dtype, found.noise
-            write(found.teacher, found.teacher.network, *how)
+            write(found.teacher, found.teacher.network, *how, found.weights)
             if found.adapted is not None:
                 save_lora(found.adapted, found.teacher.network_name, folder / LORA_FOLDER)
 
@@ -90,7 +90,8 @@ def _save_one_file(found: Trained, folder: Path, facts: Facts, dtype: torch.dtyp
     components = teacher.pipeline(teacher.network, scheduler).components
     folder.mkdir()
     spec = modelspec(facts, model.architecture)
-    save_single_file(folder / facts.file, model, teacher.network, components, dtype, spec)
+    how = dtype, spec, found.weights, teacher.whole_part
+    save_single_file(folder / facts.file, model, teacher.network, components, *how)
     save_scheduler(scheduler, folder)
     if facts.format == "comfyui":
         save_workflow(

@@ -3,11 +3,12 @@
 import copy
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sid_lsg.export.names import complete_tokenizer, rename_weights, write_json
 from sid_lsg.export.weights import overflow, save_weights
@@ -33,6 +34,7 @@ def save_pipeline(
     num_steps: int = 1,
     dtype: torch.dtype = torch.float32,
     noise: Noise = "fresh",
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Save a generator and its teacher's other parts as the family's diffusers pipeline.
 
@@ -50,6 +52,7 @@ def save_pipeline(
         num_steps: K.
         dtype: Dtype of all weights.
         noise: The noise of the later steps.
+        weights: The generator's weights, if `network` has only their shapes.
 
     Raises:
         UsageError: If a weight overflows the dtype.
@@ -58,9 +61,10 @@ def save_pipeline(
     pipeline = teacher.pipeline(backbone(network), scheduler)
     for name, part in pipeline.components.items():
         if name == teacher.network_name:
-            save_weights(network, folder / name, dtype)
+            save_weights(network, folder / name, dtype, weights)
         elif isinstance(part, nn.Module):
-            whole = _converted(teacher.whole_part(name, part), dtype)
+            whole = teacher.whole_part(name, part)
+            whole = _converted(whole, dtype, is_ours=whole is not part)
             whole.save_pretrained(folder / name, safe_serialization=True)
         elif part is not None:
             part.save_pretrained(folder / name)
@@ -80,6 +84,7 @@ def save_network(
     num_steps: int = 1,
     dtype: torch.dtype = torch.float32,
     noise: Noise = "fresh",
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Save a generator's network and scheduler, for use in a pipeline of the teacher.
 
@@ -87,7 +92,7 @@ def save_network(
     """
     folder, scheduler = Path(folder), make_scheduler(teacher, t_init, num_steps, noise)
     name = teacher.network_name
-    save_weights(network, folder / name, dtype)
+    save_weights(network, folder / name, dtype, weights)
     save_scheduler(scheduler, folder)
 
 
@@ -113,12 +118,12 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     complete_tokenizer(folder)
 
 
-def _converted(network: Any, dtype: torch.dtype) -> Any:
-    """Return the network if it has this dtype, else a converted copy."""
+def _converted(network: Any, dtype: torch.dtype, is_ours: bool) -> Any:
+    """Return the network if it has this dtype, else a converted copy; convert ours in place."""
     if network.dtype == dtype:
         return network
     # `nn.Module.to`, because diffusers' `to` gives a warning that does not apply here.
-    converted = nn.Module.to(copy.deepcopy(network), dtype)
+    converted = nn.Module.to(network if is_ours else copy.deepcopy(network), dtype)
     for name, weight in converted.state_dict().items():
         if not weight.isfinite().all():
             raise overflow(name, dtype)

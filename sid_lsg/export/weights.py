@@ -1,5 +1,6 @@
 """Write a network in diffusers' layout, weight by weight."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,18 @@ from torch import Tensor, nn
 
 from sid_lsg.files.streaming import Pending, write_safetensors
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.networks.lora import merged_weight
+from sid_lsg.networks.lora import Merged
 from sid_lsg.teachers.base import backbone
 
 _FILE = "diffusion_pytorch_model.safetensors"  # diffusers' name
 
 
-def save_weights(network: nn.Module, folder: Path, dtype: torch.dtype) -> None:
+def save_weights(
+    network: nn.Module,
+    folder: Path,
+    dtype: torch.dtype,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a network's configuration and weights, with its adapters merged.
 
     Each weight is merged, converted and written before the next, so there is no second copy of the
@@ -25,6 +31,7 @@ def save_weights(network: nn.Module, folder: Path, dtype: torch.dtype) -> None:
         network: The network.
         folder: The folder to write.
         dtype: Dtype of the weights.
+        weights: The weights, if the network has only their shapes.
 
     Raises:
         UsageError: If a weight overflows the dtype.
@@ -37,17 +44,18 @@ def save_weights(network: nn.Module, folder: Path, dtype: torch.dtype) -> None:
             name,
             dtype if value.is_floating_point() else value.dtype,
             tuple(value.shape),
-            partial(_made, network, name, value, dtype),
+            partial(_made, Merged(network) if weights is None else weights, name, dtype),
         )
         for name, value in base.state_dict().items()
     ]
     write_safetensors(folder / _FILE, pending, {})
 
 
-def _made(network: nn.Module, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-    if not value.is_floating_point():
-        return value
-    made = merged_weight(network, name, value).to(dtype)
+def _made(weights: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
+    made = weights[name]
+    if not made.is_floating_point():
+        return made
+    made = made.to(dtype)
     if not made.isfinite().all():
         raise overflow(name, dtype)
     return made

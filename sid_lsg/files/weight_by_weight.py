@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sid_lsg.files.loading import check_class, check_finite, check_report, read_json
 from sid_lsg.files.sources import Source
-from sid_lsg.files.weight_files import Unusable
+from sid_lsg.files.weight_files import Unusable, check_weight_files, weight_files
 
 _WEIGHTS = "diffusion_pytorch_model"
 _DRAWN = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)  # layers that draw their first weights
@@ -30,18 +30,20 @@ def load_weight_by_weight(
     kind: Any,
     source: Source,
     subfolder: str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     layers: Layers,
     revision: str | None = None,
     variant: str | None = None,
 ) -> Any:
     """Load a network from safetensors files, with some layers in a dtype and the rest in float32.
 
+    Without a dtype, all weights keep that of the files: they stay in the files until they are used.
+
     Args:
         kind: Its class.
         source: The model's folder or Hub id.
         subfolder: The network's subfolder; "" if the source is its folder.
-        dtype: The dtype of the layers.
+        dtype: The dtype of the layers; None for that of the files for all weights.
         layers: Returns the layers of a network that have this dtype.
         revision: Branch, tag or commit on the Hub.
         variant: Variant of the weight files.
@@ -56,10 +58,14 @@ def load_weight_by_weight(
     if config is None:
         raise Unusable("it has no config.json")
     check_class(kind, config)
+    names = weight_files(source, subfolder, revision) if source.kind != "hub" else None
+    if names is not None:
+        check_weight_files(names, variant, bool(subfolder))
     with _without_weights():
         network: nn.Module = kind.from_config(config)
     own = {id(p) for layer in layers(network) for p in layer.parameters(recurse=False)}
     dtypes = {n: dtype if id(p) in own else torch.float32 for n, p in network.named_parameters()}
+    dtypes |= {n: b.dtype for n, b in network.named_buffers()}
     expected, found = network.state_dict(), set[str]()
     report: dict[str, list[Any]] = {"mismatched_keys": [], "unexpected_keys": []}
     for path in _files(source, start, revision, variant):
@@ -72,20 +78,20 @@ def load_weight_by_weight(
                     shapes = weight.shape, expected[name].shape
                     report["mismatched_keys"].append((name, *shapes))
                 else:
-                    _place(network, name, weight, dtypes.get(name, expected[name].dtype))
+                    _place(network, name, weight if dtype is None else weight.to(dtypes[name]))
                 found.add(name)
     check_report(report | {"missing_keys": [*expected.keys() - found]})
     check_finite(network)
     return network.eval()
 
 
-def _place(network: nn.Module, name: str, weight: Tensor, dtype: torch.dtype) -> None:
+def _place(network: nn.Module, name: str, weight: Tensor) -> None:
     layer, _, own = name.rpartition(".")
     owner = network.get_submodule(layer)
     if own in owner._parameters:
-        owner._parameters[own] = nn.Parameter(weight.to(dtype), requires_grad=False)
+        owner._parameters[own] = nn.Parameter(weight, requires_grad=False)
     else:
-        owner._buffers[own] = weight.to(dtype)
+        owner._buffers[own] = weight
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """Load the generator of a checkpoint, for sampling and export."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from sid_lsg.checkpoints.opening import OpenCheckpoint
 from sid_lsg.checkpoints.shards import joined
+from sid_lsg.distributed.sharding import skeleton
 from sid_lsg.export.snapshots import post_hoc_ema
 from sid_lsg.files.weights import first_difference, first_not_finite
 from sid_lsg.messages.errors import UsageError
@@ -14,14 +15,14 @@ from sid_lsg.method.choices import Noise
 from sid_lsg.method.guidance import NO_GUIDANCE
 from sid_lsg.networks.adapted import adapters
 from sid_lsg.networks.initial import load_network
-from sid_lsg.networks.lora import adapt, merge
+from sid_lsg.networks.lora import Merged, adapt, merge
 from sid_lsg.networks.memory import set_text
 from sid_lsg.options.flow import Flow
 from sid_lsg.options.lora import LoRA
 from sid_lsg.options.method import Method
 from sid_lsg.options.text import Text
 from sid_lsg.teachers import families
-from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.base import FLOAT32, IN_FILES, Teacher, backbone
 
 _EMA = "ema."  # prefix of the generator's EMA in a checkpoint
 
@@ -36,6 +37,8 @@ class Trained(NamedTuple):
         record: The checkpoint's record: `schema`, `versions` and `config`.
         adapted: The LoRA adapters that are merged into `network`; None if it was trained without.
         noise: The noise of the generator's later steps.
+        weights: The generator's weights, merged, in float32. `load_trained` may leave them in files
+            until each is read; `network` then has only their shapes.
     """
 
     teacher: Teacher
@@ -44,6 +47,24 @@ class Trained(NamedTuple):
     record: dict[str, Any]
     adapted: nn.Module | None = None
     noise: Noise = "fresh"
+    weights: Mapping[str, Tensor] | None = None
+
+
+class _Joined(Mapping[str, Tensor]):
+    """Weights of a checkpoint, each read and joined when it is asked for."""
+
+    def __init__(self, stored: Mapping[str, Any]) -> None:
+        self._stored = stored
+
+    def __getitem__(self, name: str) -> Tensor:
+        found: Tensor = joined(self._stored[name])
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
 
 
 def load_trained(
@@ -53,6 +74,7 @@ def load_trained(
     option: str = "ckpt_path",
     teacher_option: str = "teacher",
     ema_width: float | None = None,
+    in_files: bool = False,
 ) -> Trained:
     """Load the generator's EMA from a checkpoint, with the other parts of its teacher.
 
@@ -63,6 +85,8 @@ def load_trained(
         option: The option that named the checkpoint, for messages.
         teacher_option: The option that names the teacher, for messages.
         ema_width: Relative width of an EMA to make from the run's snapshots, in place of its own.
+        in_files: Leave the weights of the generator and of the text encoders in their files until
+            each is read, to write them; the generator then cannot be sampled.
 
     Raises:
         UsageError: If the checkpoint has no config, its teacher is missing or another one, or there
@@ -81,13 +105,15 @@ def load_trained(
         where = {"model": options["teacher"]} | options.get("loading", {})
     if resolution is None:
         resolution = options.get("resolution")
-    loaded = families.load(**where, resolution=resolution, option=teacher_option)
+    dtypes = IN_FILES if in_files else FLOAT32
+    loaded = families.load(**where, resolution=resolution, option=teacher_option, dtypes=dtypes)
     start = len(_EMA)
     state = checkpoint.content["state_dict"]
-    ema = joined({k[start:]: v for k, v in state.items() if k.startswith(_EMA)})
+    stored = {k[start:]: v for k, v in state.items() if k.startswith(_EMA)}
     if ema_width is not None:
         seen = checkpoint.iterations * checkpoint.config["data"]["batch_size"]
-        ema |= post_hoc_ema(checkpoint.path.absolute().parent.parent, seen, ema_width)
+        stored |= post_hoc_ema(checkpoint.path.absolute().parent.parent, seen, ema_width)
+    ema = _Joined(stored)
     if damaged := first_not_finite(ema):
         raise UsageError(
             f"--{option}: the weight {damaged!r} of the generator in {path!r} is not finite. Give "
@@ -97,15 +123,22 @@ def load_trained(
     lora = options.get("lora", {}).get("generator")
     if lora:
         if source := options.get("init", {}).get("generator"):
-            network = load_network(source, loaded, option)
+            network = load_network(source, loaded, option, dtypes.network)
         network = adapt(network, LoRA(**lora), seed=0, option=option)
-    if different := first_difference(ema, adapters(network) or network.state_dict()):
+    if different := first_difference(stored, adapters(network) or network.state_dict()):
         raise UsageError(
             f"--{option}: {different.between(repr(path), 'the teacher')}: it was trained with "
             "another teacher. Give that one with `export --teacher`."
         )
-    network.load_state_dict(ema)
-    loaded.network = merge(network)
+    weights: Mapping[str, Tensor] = ema
+    if lora or not in_files:
+        network.load_state_dict(dict(ema))
+    if in_files:
+        weights = Merged(network) if lora else ema
+        loaded.network = skeleton(backbone(network))
+    else:
+        loaded.network = merge(network)
+        weights = loaded.network.state_dict()
     adapted = network if lora else None
     Flow.of(options).set_times(loaded.schedule)
     text = options.get("text") or {}
@@ -113,4 +146,5 @@ def load_trained(
     set_text(Text(max_sequence_length=length, null=null), loaded)
     method = Method.of(options).of_teacher(loaded.schedule, sampling=True)
     recipe = method.recipe(NO_GUIDANCE)
-    return Trained(loaded, recipe.t_init, options["num_steps"], record, adapted, recipe.noise)
+    steps = options["num_steps"]
+    return Trained(loaded, recipe.t_init, steps, record, adapted, recipe.noise, weights)

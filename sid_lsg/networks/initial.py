@@ -47,7 +47,7 @@ def start(
 
 
 def load_network(
-    source: str, teacher: Teacher, option: str, dtype: torch.dtype = torch.float32
+    source: str, teacher: Teacher, option: str, dtype: torch.dtype | None = torch.float32
 ) -> nn.Module:
     """Load a network of the teacher's architecture, from safetensors only.
 
@@ -56,7 +56,8 @@ def load_network(
             network.
         teacher: The teacher that the network must fit.
         option: The option that named the network, for messages.
-        dtype: Dtype of linear and convolution weights; all others are float32.
+        dtype: Dtype of linear and convolution weights; all others are float32. None leaves the
+            weights in their files.
 
     Raises:
         UsageError: If the network is missing, or its shapes or prediction type differ.
@@ -74,6 +75,8 @@ def load_network(
         _check_prediction(teacher, source, option)
     if "sample_size" in own.config:  # sample at the teacher's resolution
         network.register_to_config(sample_size=own.config.sample_size)
+    if dtype is None:
+        return network
     # Convolutions are fastest in channels-last memory format.
     return network.to(memory_format=torch.channels_last).eval()
 

@@ -6,7 +6,7 @@ and saved.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,24 @@ def merged_weight(network: nn.Module, name: str, value: Tensor) -> Tensor:
     adapter = network.by_layer.get(layer) if isinstance(network, Adapted) else None
     whole = value.detach().cpu().float()
     return whole if adapter is None or kind != "weight" else whole + adapter.change().cpu()
+
+
+class Merged(Mapping[str, Tensor]):
+    """The weights of a network with its adapters merged, each made when it is asked for."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network, self._base = network, backbone(network).state_dict()
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a weight on the CPU, in float32; other tensors keep their dtype."""
+        value: Tensor = self._base[name]
+        return merged_weight(self._network, name, value) if value.is_floating_point() else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._base)
+
+    def __len__(self) -> int:
+        return len(self._base)
 
 
 @torch.no_grad()

@@ -73,23 +73,26 @@ class AssembledTeacher(Teacher):
             f"Give a folder in {cls.family}'s diffusers layout with safetensors weights, or a Hub "
             "id that this machine can reach."
         )
+
+        def load(name: str, dtype: torch.dtype | None = torch.float32) -> Any:
+            kind, place = cls.parts[name], where[name]
+            with explained(f"--{option}: could not load the {name} of {model!r}", remedy):
+                if dtype is None and name.startswith("text_encoder"):
+                    return configured({name: kind}, source, where, revision)[name]
+                return load_part(kind, source, place, revision, variant, dtype)
+
         cls.check_configs(model, where, revision, option)
         loaded = cls.settings(index)
         # Networks come last, since they take longest.
         order = sorted(where, key=lambda name: issubclass(cls.parts[name], nn.Module))
         # Under another default device, transformers would require `accelerate`.
         with torch.device("cpu"):
-            for name in order:
-                with explained(f"--{option}: could not load the {name} of {model!r}", remedy):
-                    found = cls.parts[name], source, where[name], revision, variant
-                    loaded[name] = load_part(*found, cls._dtype(name, dtypes))
+            loaded |= {name: load(name, cls._dtype(name, dtypes)) for name in order}
             refuse_problem(tokenizers_problem(loaded), option, cls.family, cls.example)
             teacher = cls(**loaded, resolution=resolution, option=option)
         if cls.vae_scale and (doubt := foreign_scale(teacher.vae.config, cls.vae_scale)):
             rank_zero_warn(f"--{option}: {doubt}.")
-        teacher.load_again = lambda name: load_part(
-            cls.parts[name], source, where[name], revision, variant
-        )
+        teacher.load_again = load
         return teacher
 
     @classmethod
@@ -130,7 +133,7 @@ class AssembledTeacher(Teacher):
         return teacher
 
     @classmethod
-    def _dtype(cls, part: str, dtypes: Dtypes) -> torch.dtype:
+    def _dtype(cls, part: str, dtypes: Dtypes) -> torch.dtype | None:
         """Return the dtype in which a part is loaded."""
         text = dtypes.text if part.startswith("text_encoder") else torch.float32
         return dtypes.network if part == cls.network_name else text
@@ -327,7 +330,7 @@ def load_part(
     subfolder: str | None,
     revision: str | None = None,
     variant: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
 ) -> Any:
     """Load a network, a tokenizer or a scheduler.
 
@@ -339,7 +342,8 @@ def load_part(
         variant: Variant of the weight files.
         dtype: Dtype of a text encoder, or of a diffusers network's linear and convolution weights,
             whose other weights are float32. int8 rounds a text encoder's linear weights with
-            bitsandbytes; its other weights are bfloat16.
+            bitsandbytes; its other weights are bfloat16. None leaves the weights of a diffusers
+            network in their files.
 
     Raises:
         UsageError: If bitsandbytes or accelerate is missing.

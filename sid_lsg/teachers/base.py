@@ -30,15 +30,18 @@ class Dtypes(NamedTuple):
     """Dtypes in which a teacher's weights are loaded, without a copy in another one.
 
     Attributes:
-        network: Of the network's linear and convolution layers; its other weights are float32.
-        text: Of the text encoders; int8 for 8-bit weights of their linear layers.
+        network: Of the network's linear and convolution layers; its other weights are float32. None
+            leaves the weights in their files until they are used.
+        text: Of the text encoders; int8 for 8-bit weights of their linear layers. None makes them
+            without weights: `Teacher.whole_part` loads them.
     """
 
-    network: torch.dtype = torch.float32
-    text: torch.dtype = torch.float32
+    network: torch.dtype | None = torch.float32
+    text: torch.dtype | None = torch.float32
 
 
 FLOAT32 = Dtypes()
+IN_FILES = Dtypes(None, None)
 
 
 def linear_layers(module: nn.Module) -> Iterator[nn.Linear | nn.Conv2d]:
@@ -370,7 +373,11 @@ class Teacher(nn.Module, ABC):
             drop_weights(part)
 
     def whole_part(self, name: str, part: nn.Module) -> nn.Module:
-        """Return a part of `pipeline`; load it again, in float32, if it was dropped or rounded."""
+        """Return a part of `pipeline`; load it, in float32, if it has no weights or was rounded.
+
+        Raises:
+            UsageError: If it cannot be loaded.
+        """
         whole = next(part.parameters()).device.type != "meta" and not in_8_bits(part)
         if whole or self.load_again is None:
             return part

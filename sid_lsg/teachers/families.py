@@ -57,14 +57,13 @@ def load(
         subfolders: Subfolders of the parts that are not in a subfolder with the part's name.
         resolution: Pixels per side of an image; by default the model's.
         option: The option that named the model, for messages.
-        option: The option that named the model, for messages.
         dtypes: Dtypes of the weights.
 
     Raises:
         UsageError: If the model does not exist, or no family can read it.
     """
     if locate(model).kind == "architecture":
-        return _build(model, None, resolution, option, dtypes.network)
+        return _build(model, None, resolution, option, dtypes.network or torch.float32)
     family = family_of(model, option, revision)
     return family.from_pretrained(model, revision, variant, subfolders, resolution, option, dtypes)
 

@@ -213,7 +213,7 @@ def test_the_command_writes_a_checked_graph(
     loaded = Trained(teacher, T_INIT, NUM_STEPS, record)
     opening = "sid_lsg.checkpoints.opening.require_checkpoint"
     monkeypatch.setattr(opening, lambda _: None)
-    monkeypatch.setattr("sid_lsg.generation.trained.load_trained", lambda *_: loaded)
+    monkeypatch.setattr("sid_lsg.generation.trained.load_trained", lambda *_, **__: loaded)
     monkeypatch.setattr("sid_lsg.commands.export._history", lambda *_: {})
     monkeypatch.setattr("sid_lsg.commands.export._grid", lambda _: None)
     monkeypatch.setattr("sid_lsg.export.card.write_card", lambda *_: None)
