@@ -18,7 +18,7 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.inception import InceptionFeatures
 from sid_lsg.metrics.protocol import EvaluationProtocol
 from sid_lsg.metrics.published import SCORES, Published
-from sid_lsg.metrics.resize import bicubic
+from sid_lsg.metrics.resize import bicubic, centre
 from sid_lsg.metrics.scores import Mean, Spread, frechet_distance
 from sid_lsg.metrics.statistics import NO_PIXELS, Moments, Statistics
 
@@ -75,6 +75,12 @@ class Loaded:
             network, prepared = self.chain.network, self.chain.prepare(images)
             self._metric.update(self.about.rate(network, prepared, texts or ()))
             return
+        side = min(size for image in images for size in image.shape[1:])
+        if self.about.prepare is centre and side < self.chain.size:
+            rank_zero_warn(
+                f"{self.name} is of the centres of images, but some are smaller than "
+                f"{self.chain.size} pixels and are resized whole: it says nothing of their details."
+            )
         if id(self.chain) not in seen:
             seen[id(self.chain)] = self.chain.embed(self.chain.prepare(images))
         features = seen[id(self.chain)]

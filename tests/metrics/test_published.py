@@ -352,6 +352,16 @@ def test_the_teachers_images_are_the_reference_of_fid_teacher(
     assert evaluator.key(TEACHER, 5000) == "fid_teacher_clean256_5k"
 
 
+def test_images_without_a_whole_patch_warn(
+    sources: dict[str, str], main_protocol: EvaluationProtocol, tmp_path: Path
+) -> None:
+    for number, image in enumerate(photos(1, 40, 40)[:3]):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{number}.png")
+    evaluator = judge("fid_patch", sources["fid_patch"], main_protocol, tmp_path)
+    with pytest.warns(UserWarning, match="fid_patch is of the centres .* than 299 pixels"):
+        evaluator.of_folder(sorted(tmp_path.iterdir()), None, 3, "cpu", "images")
+
+
 # ---------------------------------------------------------------------- refusals
 
 
