@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import numpy as np
@@ -18,6 +19,7 @@ from transformers import CLIPModel
 from sid_lsg.images.pixels import to_uint8
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.features import CLIPFeatures
+from sid_lsg.metrics.pretrained import folder_of
 from tests.helpers.damage import Trap
 from tests.helpers.embedders import DIMENSION, MEAN, STD, make_clip
 
@@ -155,3 +157,29 @@ def test_a_tokenizer_of_another_vocabulary_is_rejected(damaged: Path) -> None:
     tokens = json.loads((damaged / "vocab.json").read_text())
     (damaged / "vocab.json").write_text(json.dumps(tokens | {"<more>": len(tokens)}))
     assert "its tokenizer has 538 tokens" in clip_refusal(damaged)
+
+
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        ("owner/name", ("owner/name", None)),
+        ("owner/name@0123abc", ("owner/name", "0123abc")),
+        ("owner/name@refs/pr/2", ("owner/name", "refs/pr/2")),
+    ],
+)
+def test_a_hub_id_may_name_a_revision(
+    source: str, asked: tuple[str, str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Any] = []
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        found.append((name, revision, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr("sid_lsg.metrics.pretrained.snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    assert folder_of(source, "*.json") == tmp_path
+    assert found == [(*asked, ["*.json"])]
+    Path("owner", "name@0123abc").mkdir(parents=True)  # a folder takes precedence
+    assert folder_of("owner/name@0123abc") == Path("owner/name@0123abc")
+    assert len(found) == 1
