@@ -73,13 +73,8 @@ def check_format(found: Trained, facts: Facts) -> None:
                 "format, or train with --model.lora.generator.rank."
             )
         case "single-file" | "comfyui":
-            model = original(teacher.original_layout)
+            original(teacher.original_layout)
             if facts.format == "comfyui":
-                if model.autoencoder is None:
-                    raise UsageError(
-                        "--format comfyui: there is no workflow for this family yet, whose text "
-                        "encoders and autoencoder are files of their own. Use --format single-file."
-                    )
                 workflow(facts.file, teacher, found.t_init, steps, found.noise)
 
 

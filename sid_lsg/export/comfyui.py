@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
+from sid_lsg.export.original.models import ORIGINALS, Beside
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.choices import Noise
 from sid_lsg.method.flow import FlowSchedule
@@ -56,7 +57,8 @@ def workflow(
     """Return the workflow in ComfyUI's API format.
 
     Args:
-        name: The file in ComfyUI's `models/checkpoints`.
+        name: The file in ComfyUI's `models/checkpoints`, or in `models/diffusion_models` if it
+            holds the network alone.
         teacher: The teacher.
         t_init: The first timestep.
         num_steps: K.
@@ -74,9 +76,17 @@ def workflow(
     channels = teacher.latent_shape[0]
     empty = "EmptySD3LatentImage" if channels == 16 else "EmptyLatentImage"
     levels = ", ".join(f"{level:g}" for level in sigmas(teacher, t_init, num_steps))
-    nodes = {
-        "1": _node("CheckpointLoaderSimple", ckpt_name=name),
-        "2": _node("CLIPTextEncode", text=_PROMPT, clip=["1", 1]),
+    loaders, clip, vae = {"1": _node("CheckpointLoaderSimple", ckpt_name=name)}, ["1", 1], ["1", 2]
+    if beside := beside_of(teacher):
+        empty, clip, vae = beside.latents, ["12", 0], ["13", 0]
+        how = {"type": beside.kind, "device": "default"}
+        loaders = {
+            "1": _node("UNETLoader", unet_name=name, weight_dtype="default"),
+            "12": _node("CLIPLoader", clip_name=beside.text_encoder, **how),
+            "13": _node("VAELoader", vae_name=beside.autoencoder),
+        }
+    nodes = loaders | {
+        "2": _node("CLIPTextEncode", text=_PROMPT, clip=clip),
         "3": _node(empty, width=width, height=height, batch_size=1),
         "4": _node("RandomNoise", noise_seed=0),
         "5": _node("BasicGuider", model=["1", 0], conditioning=["2", 0]),
@@ -90,7 +100,7 @@ def workflow(
             sigmas=["7", 0],
             latent_image=["3", 0],
         ),
-        "9": _node("VAEDecode", samples=["8", 0], vae=["1", 2]),
+        "9": _node("VAEDecode", samples=["8", 0], vae=vae),
         "10": _node("SaveImage", images=["9", 0], filename_prefix="sid-lsg"),
     }
     if getattr(teacher, "embeds_guidance", False):  # generators get a scale of 1
@@ -98,6 +108,12 @@ def workflow(
         nodes["11"] = _node("FluxGuidance", conditioning=["2", 0], guidance=scale)
         nodes["5"]["inputs"]["conditioning"] = ["11", 0]
     return nodes
+
+
+def beside_of(teacher: Teacher) -> Beside | None:
+    """Return the files that ComfyUI loads beside a family's single file; None if there are none."""
+    model = ORIGINALS.get(teacher.original_layout or "")
+    return model.beside(teacher.network_options) if model and model.beside else None
 
 
 def save_workflow(folder: Path, nodes: dict[str, dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, hf_hub_download
 
+from sid_lsg.export.comfyui import beside_of
 from sid_lsg.export.folder import make_scheduler
 from sid_lsg.export.original.models import ORIGINALS
 from sid_lsg.export.snippets import PLACE
@@ -50,6 +51,7 @@ class Facts:
         file: The name of the file with the weights, for formats of one file.
         t_init: The generator's first timestep.
         alone: Whether a single file holds the network alone.
+        beside: The text encoder's and the autoencoder's files that ComfyUI then loads.
         has_lora: Whether the folder also holds the generator as adapters, in `lora/`.
         has_example: Whether the folder holds images of the generator, `example.png`.
     """
@@ -77,6 +79,7 @@ class Facts:
     file: str = "generator.safetensors"
     t_init: int = 0
     alone: bool = False
+    beside: tuple[str, str] | None = None
     has_lora: bool = False
     has_example: bool = False
 
@@ -139,6 +142,7 @@ def facts_of(
         missing_parts=teacher.missing_parts,
         t_init=t_init,
         alone=bool(model and model.autoencoder is None),
+        beside=(files.text_encoder, files.autoencoder) if (files := beside_of(teacher)) else None,
         global_noise=num_steps > 1 and noise == "fresh" and not teacher.hands_generator_on,
         **known,
     )

@@ -22,8 +22,7 @@ def use(facts: Facts) -> str:
         "network": f"The folder holds the {facts.network[0]} and its scheduler; the other parts "
         "are the teacher's.",
         "single-file": _one_file(facts),
-        "comfyui": f"In ComfyUI: put `{facts.file}` in `models/checkpoints` and open `{WORKFLOW}`. "
-        + _one_file(facts),
+        "comfyui": f"In ComfyUI: put {_places(facts)} and open `{WORKFLOW}`. {_one_file(facts)}",
         "lora": "The adapters of the " + facts.network[0] + ", for the teacher's pipeline.",
         "onnx": "`noise` is standard normal, `image` is in [-1, 1], and batches can have any size. "
         "To get the same image as sid-lsg for a seed, draw the noise with PyTorch.",
@@ -33,7 +32,7 @@ def use(facts: Facts) -> str:
     how = facts.scheduler, facts.num_steps, facts.dtype, *call
     if facts.format == "diffusers":
         code = snippets.pipeline_snippet(facts.model, *how)
-    elif facts.format == "single-file" and facts.alone:
+    elif facts.format in ("single-file", "comfyui") and facts.alone:
         code = snippets.network_snippet(facts.model, teacher, facts.network, *how, facts.file)
     elif facts.format in ("single-file", "comfyui"):
         code = snippets.single_file_snippet(
@@ -69,6 +68,16 @@ def use(facts: Facts) -> str:
             "bfloat16 or float32."
         )
     return f"```python\n{code}\n```\n\n{notes}\n\n{_files(facts)}"
+
+
+def _places(facts: Facts) -> str:
+    if facts.beside is None:
+        return f"`{facts.file}` in `models/checkpoints`"
+    text_encoder, autoencoder = facts.beside
+    return (
+        f"`{facts.file}` in `models/diffusion_models`, the published `{text_encoder}` in "
+        f"`models/text_encoders`, `{autoencoder}` in `models/vae`,"
+    )
 
 
 def _one_file(facts: Facts) -> str:

@@ -105,6 +105,19 @@ def test_comfyuis_folder_has_a_workflow_for_its_file(run: Path, tmp_path: Path) 
     assert "`models/checkpoints`" in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
+def test_a_network_alone_has_a_workflow_and_a_card(tmp_path: Path) -> None:
+    main(command(FAMILIES["z_image"], tmp_path, trainer__default_root_dir=tmp_path / "run"))
+    folder = tmp_path / "mine"
+    export(str(tmp_path / "run"), str(folder), format="comfyui")
+    assert {path.name for path in folder.iterdir()} == FILES | {"mine.safetensors", "workflow.json"}
+    nodes = json.loads((folder / "workflow.json").read_text())
+    assert nodes["1"]["inputs"]["unet_name"] == "mine.safetensors"
+    card = (folder / "README.md").read_text()
+    assert "`mine.safetensors` in `models/diffusion_models`, the published `qwen_3_4b" in card
+    assert "ZImageTransformer2DModel.from_single_file" in card
+
+
 @pytest.mark.parametrize("layout", ["diffusers", "kohya"])
 def test_the_card_of_adapters_generates_our_image(run: Path, layout: Any) -> None:
     folder = run.parent / f"lora_{layout}"

@@ -18,7 +18,9 @@ from sid_lsg.teachers import families
 from sid_lsg.teachers.base import Teacher
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from tests.helpers.paths import GOLDEN_FLOW
+from tests.helpers.tiny_families import FAMILIES as TINY
 
+FAMILIES = ["sdxl", "sd3", "flux", "flux2", "qwen_image", "z_image"]
 PROMPTS, SEEDS = ["a red cat", "two dogs"], [3, 1]
 
 Denoiser = Callable[[Tensor, float], Tensor]
@@ -72,14 +74,13 @@ def comfyui_denoiser(teacher: Teacher) -> Denoiser:
 
 @pytest.mark.parametrize("noise", ["fresh", "ddim"])
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
-@pytest.mark.parametrize("family", ["tiny_sd", "tiny_sdxl", "tiny_sd3", "tiny_flux"])
+@pytest.mark.parametrize("family", ["tiny_sd", *FAMILIES])
 @torch.no_grad()
 def test_the_workflow_samples_the_generator(
     family: str, num_steps: int, noise: Noise, tiny_sd: str
 ) -> None:
-    folder = tiny_sd if family == "tiny_sd" else str(GOLDEN_FLOW / "pipelines" / family)
-    teacher = families.load(folder)
-    flow = family in ("tiny_sd3", "tiny_flux")
+    teacher = families.load(tiny_sd if family == "tiny_sd" else str(TINY[family].folder))
+    flow = family not in ("tiny_sd", "sdxl")
     t_init = 999 if flow else 625
     nodes = workflow("g.safetensors", teacher, t_init, num_steps, noise)
     noises = seeded_noises(SEEDS, teacher.latent_shape, num_steps)
@@ -95,11 +96,37 @@ def test_flux_gets_its_guidance_from_a_node() -> None:
     assert nodes["5"]["inputs"]["conditioning"] == ["11", 0]
 
 
-def test_the_nodes_are_joined(tiny_sd: str) -> None:
-    nodes = workflow("g.safetensors", StableDiffusion.from_pretrained(tiny_sd), 625, 2, "fresh")
+@pytest.mark.parametrize(
+    ("family", "kind", "files", "latents"),
+    [
+        ("flux2", "flux2", ["qwen_3_4b", "flux2-vae"], "EmptyFlux2LatentImage"),
+        ("qwen_image", "qwen_image", ["qwen_2.5_vl_7b", "qwen_image_vae"], "EmptySD3LatentImage"),
+        ("z_image", "lumina2", ["qwen_3_4b", "ae"], "EmptySD3LatentImage"),
+    ],
+)
+def test_a_network_alone_is_loaded_beside_the_published_parts(
+    family: str, kind: str, files: list[str], latents: str
+) -> None:
+    nodes = workflow("g.safetensors", families.load(str(TINY[family].folder)), 999, 4, "fresh")
+    loaders = {node["class_type"]: node["inputs"] for node in nodes.values()}
+    assert loaders["UNETLoader"] == {"unet_name": "g.safetensors", "weight_dtype": "default"}
+    names = [loaders["CLIPLoader"]["clip_name"], loaders["VAELoader"]["vae_name"]]
+    assert names == [f"{name}.safetensors" for name in files]
+    assert loaders["CLIPLoader"]["type"] == kind
+    assert latents in loaders
+    joined(nodes)
+
+
+def joined(nodes: dict[str, Any]) -> None:
+    """Check that every input from a node is of one that exists."""
     for node in nodes.values():
         for value in node["inputs"].values():
             assert not isinstance(value, list) or value[0] in nodes
+
+
+def test_the_nodes_are_joined(tiny_sd: str) -> None:
+    nodes = workflow("g.safetensors", StableDiffusion.from_pretrained(tiny_sd), 625, 2, "fresh")
+    joined(nodes)
     assert nodes["1"]["inputs"] == {"ckpt_name": "g.safetensors"}
     assert nodes["3"]["inputs"] == {"width": 64, "height": 64, "batch_size": 1}
 

@@ -1,8 +1,10 @@
 """LoRA files change the base weights as the adapters do, by every tool's own rule."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -17,6 +19,7 @@ from sid_lsg.networks.lora import adapt
 from sid_lsg.options.lora import LoRA
 from tests.helpers.modules import merged
 from tests.helpers.paths import GOLDEN_FLOW
+from tests.helpers.tiny_families import FAMILIES
 
 PIPELINES = GOLDEN_FLOW / "pipelines"
 TARGETS = ["to_q", "to_v", "to_out.0", "add_k_proj"]  # not to_k: a joined layer with a gap
@@ -114,3 +117,49 @@ def test_adapters_keep_their_rank_and_alpha(tiny_sd: str) -> None:
     _, network = adapted(tiny_sd, ["to_q"])
     found = adapters_of(network)
     assert {(len(one.down), one.up.shape[1], one.alpha) for one in found.values()} == {(3, 3, 7.0)}
+
+
+def of_own_width(family: str) -> tuple[Any, Any]:
+    """Return a family's pipeline class and network, with random adapters on no base weights.
+
+    diffusers' converter of FLUX.1's names takes layers of the published width only.
+    """
+    folder = FAMILIES[family].folder
+    index = json.loads((folder / "model_index.json").read_text())
+    kind = getattr(diffusers, index["transformer"][1])
+    config = kind.load_config(folder / "transformer")
+    if family == "flux":
+        config |= {"num_attention_heads": 24, "attention_head_dim": 128}
+    with torch.device("meta"):
+        base = kind.from_config(config)
+    targets = ["to_q", "to_v"] if family == "z_image" else TARGETS
+    network = adapt(base, LoRA(rank=3, alpha=7, targets=targets), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    drawn = {n: torch.randn(v.shape, generator=generator) for n, v in adapters(network).items()}
+    network.load_state_dict(drawn, assign=True)
+    return getattr(diffusers, index["_class_name"]), network
+
+
+def changes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return each layer's change of the weight in a file of diffusers' names."""
+    layers = {key.removesuffix(".lora_A.weight") for key in weights if ".lora_A." in key}
+    return {
+        key: weights[f"{key}.lora_B.weight"].double() @ weights[f"{key}.lora_A.weight"].double()
+        for key in layers
+    }
+
+
+@pytest.mark.parametrize("family", ["flux", "flux2", "qwen_image", "z_image"])
+def test_diffusers_reads_kohyas_names_of_transformers(family: str) -> None:
+    pipeline, network = of_own_width(family)
+    model = ORIGINALS[family.replace("_", "-")]
+    kohya, own = (
+        lora_weights(network, model, layout, "transformer") for layout in ("kohya", "diffusers")
+    )
+    assert all(key.startswith("lora_unet_") for key in kohya)
+    found, expected = changes(pipeline.lora_state_dict(kohya)), changes(own)
+    assert expected.keys() <= found.keys()
+    for key, change in found.items():
+        torch.testing.assert_close(
+            change, expected.get(key, torch.zeros_like(change)), rtol=1e-5, atol=1e-5
+        )

@@ -2,13 +2,29 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from sid_lsg.export.original import latent_diffusion, transformers
 from sid_lsg.export.original.layout import Layout
 from sid_lsg.export.original.text_encoders import CLIP, OPEN_CLIP, T5
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.options.choices import LoRALayout
+
+
+class Beside(NamedTuple):
+    """The files that ComfyUI loads beside a file of the network alone.
+
+    Attributes:
+        text_encoder: The published text encoder's file, in ComfyUI's `models/text_encoders`.
+        kind: Its `type` in the node `CLIPLoader`.
+        autoencoder: The published autoencoder's file, in `models/vae`.
+        latents: The node that makes empty latents.
+    """
+
+    text_encoder: str
+    kind: str
+    autoencoder: str
+    latents: str = "EmptySD3LatentImage"
 
 
 @dataclass(frozen=True)
@@ -23,6 +39,7 @@ class Original:
         text_encoders: Prefix and layout of each text encoder, by its name in the pipeline.
         lora_names: Whose names kohya uses in LoRA files: "diffusers" or "original".
         comfyui_lora: The layout of LoRA files that ComfyUI reads.
+        beside: The files of their own, by the network's configuration.
     """
 
     architecture: str
@@ -31,8 +48,18 @@ class Original:
     text_encoders: Mapping[str, tuple[str, Layout]] = field(default_factory=dict)
     lora_names: str = "original"
     comfyui_lora: LoRALayout = "diffusers"
+    beside: Callable[[Mapping[str, Any]], Beside] | None = None
 
 
+def _flux2_files(config: Mapping[str, Any]) -> Beside:
+    large = config["joint_attention_dim"] == 3 * 4096  # klein 9B, which reads Qwen 3 8B
+    encoder = "qwen_3_8b_fp8mixed" if large else "qwen_3_4b"
+    latents = "EmptyFlux2LatentImage"
+    return Beside(f"{encoder}.safetensors", "flux2", "flux2-vae.safetensors", latents)
+
+
+_Z_IMAGE_FILES = Beside("qwen_3_4b.safetensors", "lumina2", "ae.safetensors")
+_QWEN_IMAGE_FILES = Beside("qwen_2.5_vl_7b.safetensors", "qwen_image", "qwen_image_vae.safetensors")
 _LDM = latent_diffusion.unet, "first_stage_model."
 _CLIP_L = "text_encoders.clip_l.transformer.", CLIP
 _T5 = "text_encoders.t5xxl.transformer.", T5
@@ -74,9 +101,11 @@ ORIGINALS: Mapping[str, Original] = {
     "flux": Original(
         "flux-1-dev", transformers.flux, "vae.", {"text_encoder": _CLIP_L, "text_encoder_2": _T5}
     ),
-    "flux2": Original("flux-2", transformers.flux2),
-    "z-image": Original("z-image", transformers.z_image),
-    "qwen-image": Original("qwen-image", transformers.qwen_image),
+    "flux2": Original("flux-2", transformers.flux2, beside=_flux2_files),
+    "z-image": Original("z-image", transformers.z_image, beside=lambda _: _Z_IMAGE_FILES),
+    "qwen-image": Original(
+        "qwen-image", transformers.qwen_image, beside=lambda _: _QWEN_IMAGE_FILES
+    ),
 }
 
 
