@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
+from torch import nn
 
 from sid_lsg.files.hub import hub_problem, is_cached
 from sid_lsg.files.sources import Source, locate
@@ -20,6 +21,9 @@ _CONFIG = "config.json"
 _SPARE = re.compile(
     r"(.*\.)?position_ids|logit_scale|(text|visual)_projection\..*|(vision_model|decoder|lm_head)\..*"
 )
+
+# Layers that draw their first weights.
+_DRAWING: tuple[Any, ...] = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
 
 
 @contextmanager
@@ -74,13 +78,14 @@ def load_network(kind: Any, location: str | Path, **options: Any) -> Any:
     if names is not None:
         check_weight_files(names, variant, bool(folder))
     try:
-        network, report = kind.from_pretrained(
-            location,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that the report names them
-            **options,
-        )
+        with without_drawing():
+            network, report = kind.from_pretrained(
+                location,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that the report names them
+                **options,
+            )
     except Exception as error:
         if hub_problem(error) is None and source.kind == "hub":
             names = weight_files(source, folder, revision)
@@ -90,6 +95,22 @@ def load_network(kind: Any, location: str | Path, **options: Any) -> Any:
     check_report(report, _SPARE if hasattr(kind, "config_class") else None)
     check_finite(network)
     return network
+
+
+@contextmanager
+def without_drawing() -> Iterator[None]:
+    """Let new layers keep whatever their memory holds within the context.
+
+    Random weights, which a file's weights replace, take most of the time of loading a network.
+    """
+    before = [layer.reset_parameters for layer in _DRAWING]
+    try:
+        for layer in _DRAWING:
+            layer.reset_parameters = lambda _: None
+        yield
+    finally:
+        for layer, reset in zip(_DRAWING, before, strict=True):
+            layer.reset_parameters = reset
 
 
 def check_class(kind: Any, config: Mapping[str, Any]) -> None:

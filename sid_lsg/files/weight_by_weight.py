@@ -15,12 +15,17 @@ from huggingface_hub import hf_hub_download
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from sid_lsg.files.loading import check_class, check_finite, check_report, read_json
+from sid_lsg.files.loading import (
+    check_class,
+    check_finite,
+    check_report,
+    read_json,
+    without_drawing,
+)
 from sid_lsg.files.sources import Source
 from sid_lsg.files.weight_files import Unusable, check_weight_files, weight_files
 
 _WEIGHTS = "diffusion_pytorch_model"
-_DRAWN = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)  # layers that draw their first weights
 
 Layers = Callable[[nn.Module], Iterable[nn.Module]]
 """Names the layers of a network whose weights have the given dtype; others are float32."""
@@ -108,16 +113,13 @@ def _without_weights() -> Iterator[None]:
             param = nn.Parameter(param.to("meta"), param.requires_grad)
         register(module, name, param)
 
-    changes: list[tuple[type, str, Any]] = [(nn.Module, "register_parameter", registered)]
-    changes += [(layer, "reset_parameters", lambda _: None) for layer in _DRAWN]
-    before = [getattr(kind, name) for kind, name, _ in changes]
+    kind: Any = nn.Module
     try:
-        for kind, name, function in changes:
-            setattr(kind, name, function)
-        yield
+        kind.register_parameter = registered
+        with without_drawing():
+            yield
     finally:
-        for (kind, name, _), function in zip(changes, before, strict=True):
-            setattr(kind, name, function)
+        kind.register_parameter = register
 
 
 def _files(source: Source, start: str, revision: str | None, variant: str | None) -> Iterator[Path]:
