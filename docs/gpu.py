@@ -91,7 +91,11 @@ def measure(case: Case, output: Path, small: bool) -> str:
     try:
         environment = {**os.environ, **case.environment}
         done = subprocess.run(
-            command, cwd=REPOSITORY, env=environment, timeout=60 * case.minutes, check=False
+            command,
+            cwd=REPOSITORY,
+            env=environment,
+            timeout=60 * case.minutes * (10 if small else 1),
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return "cut"

@@ -40,7 +40,12 @@ def run(tiny_sd: str, tmp_path: Path) -> tuple[Path, list[str]]:
 def test_a_config_of_an_earlier_version_is_read(run: tuple[Path, list[str]]) -> None:
     root, _ = run
     model = yaml.safe_load((root / "config.yaml").read_text())["model"]
-    assert model["ema"] == {"halflife_images": 100.0, "rampup_ratio": 0.05, "device": None}
+    assert model["ema"] == {
+        "halflife_images": 100.0,
+        "rampup_ratio": 0.05,
+        "device": None,
+        "snapshot_images": 0,
+    }
     assert model["memory"] == {
         "activations": "lean",
         "checkpointing": ["teacher"],
