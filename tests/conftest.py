@@ -17,9 +17,13 @@ from hypothesis import HealthCheck, settings
 
 from tests.helpers.paths import GOLDEN, GOLDEN_FLOW
 
-# These files take minutes. They run first, so that one worker keeps them, with their fixtures,
-# and none is left for the end.
-FIRST = ("test_strategies", "test_soak", "test_graph", "test_slurm", "test_start")
+# These files take longest, in this order. They run first, so that none is left for the end, when
+# one process would work and the others wait.
+FIRST = (
+    "test_strategies", "test_soak", "test_wrong_models", "test_families_end_to_end", "test_health",
+    "test_interruption", "test_settings", "test_slurm", "test_study", "test_evaluate",
+    "test_benchmark", "test_page", "test_graph", "test_start",
+)  # fmt: skip
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -49,7 +53,8 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch
 
-    items.sort(key=lambda item: item.path.stem not in FIRST)
+    place = {name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(FIRST)))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

@@ -50,13 +50,13 @@ def test_memories(memory: MemoryUse) -> None:
 
 @pytest.mark.slow
 def test_each_memory_is_measured(
-    tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Activations decrease in the known order; weights have the same size."""
     memories = ["fast", "balanced", "lean", "lean-checkpointing"]
     output = tmp_path / "numbers.json"
     benchmark(
-        f"--model.teacher {tiny_sd} --trainer.accelerator cpu --benchmark.output {output} "
+        f"--model.teacher {small_sd} --trainer.accelerator cpu --benchmark.output {output} "
         "--benchmark.iterations 1 --benchmark.warmup 1 --benchmark.micro_batches [2] "
         "--model.guidance.scale 1.5 --model.memory.checkpointing [teacher] "
         f"--benchmark.memories {json.dumps(memories).replace(' ', '')}".split()
@@ -77,7 +77,7 @@ def test_each_memory_is_measured(
 
 @pytest.mark.slow
 def test_configurations_that_do_not_fit_are_kept(
-    tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def too_large(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -85,7 +85,7 @@ def test_configurations_that_do_not_fit_are_kept(
     monkeypatch.setattr("sid_lsg.benchmark.sweep.measure", too_large)
     output = tmp_path / "numbers.json"
     benchmark(
-        f"--model.teacher {tiny_sd} --trainer.accelerator cpu --benchmark.output {output} "
+        f"--model.teacher {small_sd} --trainer.accelerator cpu --benchmark.output {output} "
         "--benchmark.precisions [fp32] --benchmark.memories [config,lean] "
         "--benchmark.micro_batches [4096]".split()
     )

@@ -244,6 +244,7 @@ def test_processes_share_a_probe(
     assert len(made) * batch_size >= 9
 
 
+@pytest.mark.slow
 def test_a_continued_run_does_not_sample_the_teacher_again(
     tiny: Callable[..., SiDLSG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

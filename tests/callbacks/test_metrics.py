@@ -173,6 +173,7 @@ def test_the_comparison_runs_before_the_networks_leave_their_device(
     assert list(dict.fromkeys(events)) == ["saved", "compared", "moved"]
 
 
+@pytest.mark.slow
 def test_the_teacher_is_scored_once_for_all_runs(
     small_sd: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

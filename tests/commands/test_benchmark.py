@@ -131,7 +131,7 @@ def test_activations_are_measured_for_one_micro_batch(
 
 
 @pytest.mark.slow
-def test_memory_agrees_with_the_profiler(tiny_sd: str) -> None:
+def test_memory_agrees_with_the_profiler(small_sd: str) -> None:
     """PyTorch's profiler sees every allocation on a CPU. Compare the peaks above the start."""
 
     class Profiled(Callback):
@@ -145,7 +145,7 @@ def test_memory_agrees_with_the_profiler(tiny_sd: str) -> None:
                 self.profile.__exit__(None, None, None)
 
     profiled = Profiled()
-    module = SiDLSG(tiny_sd, guidance=Guidance(scale=2.0))
+    module = SiDLSG(small_sd, guidance=Guidance(scale=2.0))
     fit(module, 4, 2, [profiled], accelerator="cpu")
     kineto = profiled.profile.profiler.kineto_results
     pending, events = list(kineto.experimental_event_tree()), []
@@ -159,7 +159,7 @@ def test_memory_agrees_with_the_profiler(tiny_sd: str) -> None:
         live += size
         peak = max(peak, live)
 
-    fresh = SiDLSG(tiny_sd, guidance=Guidance(scale=2.0))
+    fresh = SiDLSG(small_sd, guidance=Guidance(scale=2.0))
     counted = peak_bytes(fresh, 4, accelerator="cpu")
     networks = [fresh.teacher, fresh.fake_score, fresh.generator, fresh.ema]
     kept = sum(p.numel() * 4 for network in networks for p in network.parameters())
@@ -220,8 +220,8 @@ def test_machine() -> None:
 COMPARED = ("--benchmark.compare_official", "true")
 
 
-def run(tiny_sd: str, output: Path, *options: str, iterations: int = 2) -> dict[str, Any]:
-    common = f"--model.teacher {tiny_sd} --trainer.accelerator cpu --benchmark.output {output}"
+def run(small_sd: str, output: Path, *options: str, iterations: int = 2) -> dict[str, Any]:
+    common = f"--model.teacher {small_sd} --trainer.accelerator cpu --benchmark.output {output}"
     counts = f"--benchmark.iterations {iterations} --benchmark.warmup 1"
     benchmark([*options, *common.split(), *counts.split()])
     result: dict[str, Any] = json.loads(output.read_text())
@@ -272,9 +272,9 @@ def stop(*_: Any, **__: Any) -> None:
 
 
 @pytest.mark.slow
-def test_compare(tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare(small_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--benchmark.compare_official", "true", "--data.batch_size", "2")
-    comparison = run(tiny_sd, tmp_path / "numbers.json", *options)["comparison"]
+    comparison = run(small_sd, tmp_path / "numbers.json", *options)["comparison"]
     assert len(comparison["iterations"]) == 4
     for seconds in comparison["iterations"].values():
         assert len(seconds["values"]) == 2
@@ -287,7 +287,7 @@ def test_compare(tiny_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 @pytest.mark.slow
 def test_interrupted_turns_are_saved(
-    tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns = iter(range(4))
     iteration = Baseline.iteration
@@ -300,7 +300,7 @@ def test_interrupted_turns_are_saved(
     monkeypatch.setattr(Baseline, "iteration", stopped)
     output = tmp_path / "numbers.json"
     with pytest.raises(ZeroDivisionError):
-        run(tiny_sd, output, *COMPARED, "--data.batch_size", "2", iterations=9)
+        run(small_sd, output, *COMPARED, "--data.batch_size", "2", iterations=9)
     result = json.loads(output.read_text())
     comparison = result["comparison"]
     assert result["iterations"] == 2
@@ -336,12 +336,12 @@ def test_the_stored_comparisons_state_their_settings(name: str, compiled: str) -
     ],
 )
 @pytest.mark.slow
-def test_errors(tiny_sd: str, options: list[str], message: str) -> None:
+def test_errors(small_sd: str, options: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        benchmark(["--model.teacher", tiny_sd, *options])
+        benchmark(["--model.teacher", small_sd, *options])
 
 
-def test_unwritable_output(tiny_sd: str, tmp_path: Path) -> None:
+def test_unwritable_output(small_sd: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="--benchmark.output: cannot write"):
-        run(tiny_sd, tmp_path / "file" / "numbers.json")
+        run(small_sd, tmp_path / "file" / "numbers.json")

@@ -64,6 +64,7 @@ def test_a_point_of_each_series_runs(
         assert "fid_clip_4" in summary
 
 
+@pytest.mark.slow
 def test_the_studies_vary_what_they_are_named_after() -> None:
     found = {path.stem: shipped(path) for path in STUDIES}
     studies = "kappa", "strategies", "steps", "prompts", "settings", "limits", "real_data", "long"

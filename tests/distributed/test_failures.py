@@ -67,6 +67,7 @@ def run(jobs: list[tuple[Any, ...]], log: Path) -> tuple[list[int | None], str]:
 @pytest.mark.parametrize(
     ("option", "rank"), [("data.prompts", 1), ("model.teacher", 0), ("config", 1)]
 )
+@pytest.mark.slow
 def test_a_file_that_one_process_misses_ends_all_of_them(
     line: list[str], tmp_path: Path, option: str, rank: int
 ) -> None:

@@ -134,6 +134,7 @@ def test_the_base_of_adapters_is_loaded_straight(
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.slow
 def test_loading_takes_no_second_copy(tmp_path: Path, stored: torch.dtype) -> None:
     """Peak anonymous memory, which excludes the mapped files, is at most 1.2 x the weights."""
     width, blocks = 512, 24

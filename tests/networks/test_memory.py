@@ -73,6 +73,7 @@ def test_lean_stores_fewer_activations(tiny_sd: str, source: str) -> None:
     assert peaks["lean"] < peaks["balanced"] < 0.8 * peaks["fast"]
 
 
+@pytest.mark.slow
 def test_lean_stores_one_generator_step_at_a_time(tiny_sd: str) -> None:
     """`lean` takes as much memory for four steps as for one, apart from latents."""
     peaks = []

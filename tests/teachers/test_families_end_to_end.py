@@ -149,6 +149,7 @@ def test_real_images_change_the_generator(family: TinyFamily, run: Path, tmp_pat
     assert sum(float((value - plain[name]).norm()) for name, value in found.items()) > MOVED
 
 
+@pytest.mark.slow
 def test_adapters_are_on_every_attention(family: TinyFamily, adapted: Path) -> None:
     """The default targets are the projections of the network's attention."""
     (file,) = (adapted / "generator" / "lora").glob("*.safetensors")
