@@ -16,7 +16,7 @@ from typing import cast
 from sid_lsg import __doc__ as project
 from sid_lsg import __version__
 from sid_lsg.commands.table import COMMANDS, PROGRAM
-from sid_lsg.distributed.signals import NAMES, ending_on_signals, is_launched
+from sid_lsg.distributed.signals import ending_on_signals, ignore_in_launched, is_launched
 from sid_lsg.distributed.threads import watch_load
 from sid_lsg.files.config_files import check_config_files
 from sid_lsg.messages.console import fail, format_warning
@@ -39,8 +39,7 @@ def start() -> None:
     if is_launched() and sys.argv[1:2] == ["fit"]:
         # The launching process handles signals for all. If this process ended before it has
         # connected, the launching one would wait half an hour for it and ignore signals.
-        for number in NAMES:
-            signal.signal(number, signal.SIG_IGN)
+        ignore_in_launched()
     try:
         main()
     except SystemExit as end:

@@ -24,6 +24,7 @@ from sid_lsg.commands.parser import Parser
 from sid_lsg.commands.table import PROGRAM
 from sid_lsg.data.prompts import PromptDataModule, training_files
 from sid_lsg.distributed.failures import wait_until_ready
+from sid_lsg.distributed.signals import protect_launched
 from sid_lsg.loggers.sweep import sweep_run
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
@@ -178,6 +179,7 @@ class SiDCLI(LightningCLI):
         wait_until_ready(self.trainer.world_size)
         root = Path(self.trainer.default_root_dir)
         resumes = is_of_run(options["ckpt_path"], root)
+        protect_launched(self.trainer.strategy.launcher)
         with run_directory(root, resumes), self._explaining():
             self.trainer.fit(**options)
 

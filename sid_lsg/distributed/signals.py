@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sid_lsg.messages.errors import Interrupted
 
@@ -60,6 +60,40 @@ def install(handler: Callable[[int, FrameType | None], None], signals: tuple[int
     for number in signals:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+def protect_launched(launcher: Any) -> None:
+    """Let a launcher of Lightning start processes with the ending signals blocked.
+
+    A signal to all processes would kill those that have not yet come to ignore it, and Lightning
+    would then kill this one, too.
+
+    Args:
+        launcher: The launcher; None if another program starts the processes.
+    """
+    if launcher is None or threading.current_thread() is not threading.main_thread():
+        return
+    own = launcher.launch
+
+    def launch(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        def unblocked(*args: Any, **options: Any) -> Any:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, NAMES)
+            return function(*args, **options)
+
+        signal.pthread_sigmask(signal.SIG_BLOCK, NAMES)
+        try:
+            return own(unblocked, *args, **options)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, NAMES)
+
+    launcher.launch = launch
+
+
+def ignore_in_launched() -> None:
+    """Ignore the ending signals, which this process has had blocked since its start."""
+    for number in NAMES:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, NAMES)
 
 
 def interrupted(message: str, signum: int, together: bool = False) -> Interrupted:

@@ -14,6 +14,7 @@ from sid_lsg.files.weights import weights_hash
 from sid_lsg.images.pixels import to_uint8
 from sid_lsg.metrics.pretrained import folder_of
 from sid_lsg.metrics.resize import bicubic, fast_bicubic
+from sid_lsg.networks.precision import tf32
 from sid_lsg.teachers.tokenizers import clip_tokenizer_problem
 
 if TYPE_CHECKING:
@@ -128,6 +129,8 @@ class CLIPFeatures(VisionFeatures):
         )
         return self.model.text_projection(text.pooler_output).float()
 
+    @torch.no_grad()
+    @tf32(False)  # whatever the run allows, as all scores
     def scores(self, images: Tensor, texts: Sequence[str]) -> list[float]:
         """Return the CLIP score, in [-1, 1], of each uint8 image [B, 3, H, W] with its text."""
         embeddings = self.embed(bicubic(images, self.input_size)).double()

@@ -309,18 +309,29 @@ def test_processes_launched_by_lightning_stop_too(arguments: list[str], tmp_path
     assert_saved(root, log.read_text(), "Ctrl-C")
 
 
+LATE = """
+import os, time
+if os.environ.get("LOCAL_RANK") == "1":
+    open({!r}, "w").close()
+    time.sleep(3)
+"""
+
+
 def test_a_signal_while_processes_connect_ends_the_run(
     arguments: list[str], tmp_path: Path
 ) -> None:
-    """The first process cannot react while it waits; the others have no handler yet."""
-    root, log = tmp_path / "run", tmp_path / "log"
+    """The first process cannot react while it waits; the other one has only begun to start."""
+    root, log, began = tmp_path / "run", tmp_path / "log", tmp_path / "began"
+    (tmp_path / "sitecustomize.py").write_text(LATE.format(str(began)))
     options = ["--trainer.devices=2", "--trainer.strategy=ddp_multi"]
     options += [f"--trainer.default_root_dir={root}"]
-    run = forked.start(forked.launch, [*arguments, *options], log=log)
-    while not log.exists() or "GLOBAL_RANK: 0" not in log.read_text():
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    run = forked.start(
+        forked.launch, [*arguments, *options], log=log, environment={"PYTHONPATH": path}
+    )
+    while not began.exists() or "GLOBAL_RANK: 0" not in log.read_text():
         assert run.is_alive()
         time.sleep(0.05)
-    time.sleep(1)
     assert run.pid
     os.killpg(run.pid, signal.SIGTERM)
     run.join(120)

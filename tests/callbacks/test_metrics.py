@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from sid_lsg.callbacks import Checkpoint, Health, Metrics
+from sid_lsg.cli import main
 from sid_lsg.commands.evaluate import evaluate
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.evaluator import Evaluator
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.protocol import clip_protocol
 from sid_lsg.metrics.statistics import Statistics
+from sid_lsg.networks.precision import allow_tf32
 from sid_lsg.training.module import SiDLSG
 from tests.helpers.callback_runs import (
     BATCH,
@@ -34,6 +37,7 @@ from tests.helpers.callback_runs import (
     pixels,
     rows,
 )
+from tests.helpers.tiny_families import FAMILIES, command
 
 
 def test_metrics_are_logged_at_iterations(run: Run) -> None:
@@ -232,3 +236,41 @@ def test_a_reference_without_clip_is_rejected(files: Files) -> None:
     """Without this error, FID would be missing silently."""
     with pytest.raises(UsageError, match=r"--metrics\.reference.*--metrics\.clip"):
         Metrics(reference=files.reference)
+
+
+def test_scoring_is_in_full_float32_with_tf32(tmp_path: Path, monkeypatch: Any) -> None:
+    """Features of the reference and of the generator; the training's own setting comes back."""
+    seen: list[tuple[str, bool]] = []
+    embed, image_features = CLIPFeatures.embed, SiDLSG.sample_generator
+
+    def flags() -> bool:
+        backends = torch.backends.cuda.matmul, torch.backends.cudnn
+        (flag,) = {backend.allow_tf32 for backend in backends}
+        return flag
+
+    def noted(name: str, function: Any) -> Any:
+        def run(*args: Any, **named: Any) -> Any:
+            seen.append((name, flags()))
+            return function(*args, **named)
+
+        return run
+
+    monkeypatch.setattr(CLIPFeatures, "embed", noted("features", embed))
+    monkeypatch.setattr(SiDLSG, "sample_generator", noted("sampling", image_features))
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(3):
+        Image.new("RGB", (32, 32), (80 * number, 9, 40)).save(images / f"{number}.png")
+    options = {
+        "trainer__default_root_dir": tmp_path / "run", "trainer__max_steps": 1,
+        "model__compute__tf32": "true", "metrics__clip": "package:demo/fashion/clip",
+        "metrics__reference": images, "metrics__num_images": 4, "metrics__teacher_steps": 1,
+        "metrics__reuse_teacher": "false",
+    }  # fmt: skip
+    try:
+        main(command(FAMILIES["sd3"], tmp_path, **options))
+        assert flags()
+    finally:
+        allow_tf32(False)
+    assert seen[0] == ("features", False)  # the reference, before the training
+    assert {*seen} == {("features", False), ("sampling", True)}
