@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from sid_lsg.files.replacing import check_writable, replacing, writing
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
@@ -116,6 +114,8 @@ def official_order(images: int, count: int) -> list[int]:
     place that was read is exchanged with a random one of the half of all places that end with it.
     So the first half has no image twice; places are sorted by file name.
     """
+    import numpy as np
+
     draw = np.random.RandomState(0)
     order, half = draw.permutation(images), round(images / 2)
     found = []

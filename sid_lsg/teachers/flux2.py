@@ -250,8 +250,8 @@ def _problem(config: Any, vae: AutoencoderKLFlux2, text: Any) -> str | None:
         )
     if config.joint_attention_dim != features:
         return (
-            f"its transformer attends to {config.joint_attention_dim} features and its text "
-            f"encoder outputs {features}"
+            f"its transformer attends to {config.joint_attention_dim} features and its "
+            f"text_encoder outputs {features}"
         )
     if text.num_hidden_layers < LAYERS[-1]:
         return f"its text encoder has {text.num_hidden_layers} layers, fewer than {LAYERS[-1]}"

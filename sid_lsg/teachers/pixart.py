@@ -254,7 +254,7 @@ def _problem(
         )
     if config.caption_channels != features:
         return (
-            f"its transformer attends to {config.caption_channels} features and its text encoder "
+            f"its transformer attends to {config.caption_channels} features and its text_encoder "
             f"outputs {features}"
         )
     given = takes_size and config.sample_size == _CONDITIONED

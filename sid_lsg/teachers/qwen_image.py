@@ -233,8 +233,8 @@ def _problem(config: Any, vae: AutoencoderKLQwenImage, text: Any) -> str | None:
         )
     if config.joint_attention_dim != text.hidden_size:
         return (
-            f"its transformer attends to {config.joint_attention_dim} features and its text "
-            f"encoder outputs {text.hidden_size}"
+            f"its transformer attends to {config.joint_attention_dim} features and its "
+            f"text_encoder outputs {text.hidden_size}"
         )
     if {len(vae.config.latents_mean), len(vae.config.latents_std)} != {latents}:
         return f"its VAE has not {latents} means and deviations (latents_mean, latents_std)"

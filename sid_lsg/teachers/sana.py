@@ -244,7 +244,7 @@ def _problem(config: Any, vae: AutoencoderDC, text_encoder: Gemma2Model) -> str 
         )
     if config.caption_channels != features:
         return (
-            f"its transformer attends to {config.caption_channels} features and its text encoder "
+            f"its transformer attends to {config.caption_channels} features and its text_encoder "
             f"outputs {features}"
         )
     return None

@@ -250,8 +250,11 @@ def _check(
             f"{config.out_channels} (in_channels and out_channels)"
         )
     elif features > width or (t5 is not None and t5.config.d_model != width):
-        found = features if t5 is None else f"{features} and {t5.config.d_model}"
-        problem = f"its transformer attends to {width} features and its encoders output {found}"
+        third = "" if t5 is None else f", and text_encoder_3 {t5.config.d_model}"
+        problem = (
+            f"its transformer attends to {width} features, its text_encoder and text_encoder_2 "
+            f"output {features} together{third}"
+        )
     elif config.pooled_projection_dim != pooled:
         problem = (
             f"its transformer takes {config.pooled_projection_dim} pooled features and its text "

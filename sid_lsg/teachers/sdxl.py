@@ -87,7 +87,10 @@ class SDXL(UNetTeacher):
         Raises:
             UsageError: If the parts are not SDXL's, or cannot take the resolution.
         """
-        features = text_encoder.config.hidden_size + text_encoder_2.config.hidden_size
+        features = {
+            "text_encoder": text_encoder.config.hidden_size,
+            "text_encoder_2": text_encoder_2.config.hidden_size,
+        }
         problem = _problem(unet.config, text_encoder_2.config.projection_dim)
         wanted = f"a text-to-image model of SDXL, such as {BASE}"
         check_parts(unet, vae, features, scheduler, option, problem, wanted)

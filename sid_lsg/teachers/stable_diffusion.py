@@ -74,7 +74,7 @@ class StableDiffusion(UNetTeacher):
             UsageError: If the parts are not Stable Diffusion's, or cannot take the resolution.
         """
         wanted = "a text-to-image model of Stable Diffusion 1 or 2"
-        features = text_encoder.config.hidden_size
+        features = {"text_encoder": text_encoder.config.hidden_size}
         check_parts(unet, vae, features, scheduler, option, None, wanted)
         super().__init__(unet, vae, scheduler, resolution, option)
         second = unet.config.use_linear_projection

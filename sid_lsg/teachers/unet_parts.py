@@ -1,5 +1,7 @@
 """Check that a UNet, an autoencoder and text encoders fit together; choose the latents' size."""
 
+from collections.abc import Mapping
+
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
 from sid_lsg.messages.errors import UsageError
@@ -10,7 +12,7 @@ from sid_lsg.teachers.autoencoder import vae_factor
 def check_parts(
     unet: UNet2DConditionModel,
     vae: AutoencoderKL,
-    features: int,
+    features: Mapping[str, int],
     scheduler: DDPMScheduler,
     option: str,
     problem: str | None,
@@ -21,7 +23,7 @@ def check_parts(
     Args:
         unet: The denoiser.
         vae: The autoencoder.
-        features: Features per token that the text encoders output.
+        features: Features per token that each text encoder outputs.
         scheduler: Gives the prediction type.
         option: The option that named the model, for messages.
         problem: What the family itself finds wrong, if anything.
@@ -55,15 +57,19 @@ def channels_problem(unet: UNet2DConditionModel, vae: AutoencoderKL) -> str | No
 
 
 def _misfit(
-    unet: UNet2DConditionModel, vae: AutoencoderKL, features: int, scheduler: DDPMScheduler
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    features: Mapping[str, int],
+    scheduler: DDPMScheduler,
 ) -> str | None:
     """Describe the first parts that do not fit together."""
     if problem := channels_problem(unet, vae):
         return problem
-    if unet.config.cross_attention_dim != features:
+    if unet.config.cross_attention_dim != (width := sum(features.values())):
+        verb = "outputs" if len(features) == 1 else "output"
         return (
-            f"its UNet attends to {unet.config.cross_attention_dim} features and its text encoder "
-            f"outputs {features} (cross_attention_dim and hidden_size)"
+            f"its UNet attends to {unet.config.cross_attention_dim} features and its "
+            f"{' and '.join(features)} {verb} {width} (cross_attention_dim and hidden_size)"
         )
     if scheduler.config.get("sigma_data") is not None:
         return "its scheduler is an EDM scheduler, which has sigmas and no betas (sigma_data)"

@@ -197,7 +197,7 @@ def _problem(config: Any, vae: AutoencoderKL, text: Any) -> str | None:
         )
     if config.cap_feat_dim != text.hidden_size:
         return (
-            f"its transformer attends to {config.cap_feat_dim} features and its text encoder "
+            f"its transformer attends to {config.cap_feat_dim} features and its text_encoder "
             f"outputs {text.hidden_size}"
         )
     return None

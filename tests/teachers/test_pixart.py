@@ -66,7 +66,7 @@ def test_the_length_of_a_prompt_can_be_chosen(tmp_path: Path) -> None:
     ("config", "options", "found"),
     [
         ({"out_channels": 12}, {}, "takes 4 channels and returns 12"),
-        ({"caption_channels": 48}, {}, "attends to 48 features and its text encoder outputs 24"),
+        ({"caption_channels": 48}, {}, "attends to 48 features and its text_encoder outputs 24"),
         ({"use_additional_conditions": True}, {}, "which its pipeline does not give"),
         ({}, {"resolution": 60}, "--model.resolution: 60 pixels do not fit"),
     ],

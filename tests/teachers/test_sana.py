@@ -194,7 +194,7 @@ def replace_transformer(folder: Path, **config: Any) -> None:
     [
         ({"in_channels": 9, "out_channels": 9}, "takes 9 channels and its VAE's latents have 8"),
         ({"out_channels": 16}, "takes 8 channels and returns 16"),
-        ({"caption_channels": 48}, "attends to 48 features and its text encoder outputs 16"),
+        ({"caption_channels": 48}, "attends to 48 features and its text_encoder outputs 16"),
         ({"guidance_embeds": True}, "takes guidance as an input: it is already distilled"),
     ],
     ids=["channels", "learned variance", "text", "Sprint"],
