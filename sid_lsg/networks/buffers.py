@@ -10,12 +10,26 @@ from torch import Tensor, nn
 def copied(network: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
     """Copy a network; the copy shares the network's buffers.
 
+    In CPU memory a weight is copied when it is first written to. So a process that moves its
+    networks to a GPU holds the weights of one of them in CPU memory, not of four.
+
     Args:
         network: The network.
         shared: Parameters that the copy also shares.
     """
-    kept = (*network.buffers(), *shared)
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in kept})
+    made = {id(p): _lazy_copy(p) for p in network.parameters() if p.device.type == "cpu"}
+    kept = {id(tensor): tensor for tensor in (*network.buffers(), *shared)}
+    return copy.deepcopy(network, {**made, **kept})
+
+
+def _lazy_copy(weight: nn.Parameter) -> nn.Parameter:
+    """Copy a weight at the first write to it or to the copy."""
+    try:
+        data = weight.detach()._lazy_clone()  # type: ignore[attr-defined]
+    except RuntimeError:  # only memory that PyTorch allocated, not a mapped file's
+        weight.data = weight.detach().clone()
+        data = weight.detach()._lazy_clone()  # type: ignore[attr-defined]
+    return nn.Parameter(data, weight.requires_grad)
 
 
 @torch.no_grad()
