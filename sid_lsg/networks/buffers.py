@@ -25,10 +25,10 @@ def copied(network: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
 def _lazy_copy(weight: nn.Parameter) -> nn.Parameter:
     """Copy a weight at the first write to it or to the copy."""
     try:
-        data = weight.detach()._lazy_clone()  # type: ignore[attr-defined]
+        data = weight.detach()._lazy_clone()
     except RuntimeError:  # only memory that PyTorch allocated, not a mapped file's
         weight.data = weight.detach().clone()
-        data = weight.detach()._lazy_clone()  # type: ignore[attr-defined]
+        data = weight.detach()._lazy_clone()
     return nn.Parameter(data, weight.requires_grad)
 
 
