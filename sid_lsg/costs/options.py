@@ -129,8 +129,7 @@ def levers(plan: Plan, checkpointing: bool = True) -> dict[str, dict[str, Any]]:
     if not (plan.ema.device or plan.sharded or plan.lora.generator):
         found["--model.ema.device cpu"] = {"ema.device": "cpu"}
     if plan.devices > 1 and not plan.sharded:
-        changed = {"strategy": "fsdp2", "ema.device": None, "compute.compile": False}
-        found["--trainer.strategy fsdp2 (not compiled)"] = changed
+        found["--trainer.strategy fsdp2"] = {"strategy": "fsdp2", "ema.device": None}
     return found
 
 

@@ -7,12 +7,12 @@ names and checkpoints do not change. A copy of a compiled network is not compile
 
 import inspect
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 
 from sid_lsg.distributed.sharding import blocks, is_sharded
-from sid_lsg.messages.errors import UsageError
 
 _BACKEND = "inductor"
 
@@ -32,20 +32,18 @@ _ISOLATED = (
 def compile_blocks(*networks: nn.Module) -> None:
     """Compile the networks' blocks with static shapes, each as one graph without graph breaks.
 
-    Raises:
-        UsageError: If a network is sharded: its weights are gathered within the blocks.
+    FSDP2 gathers the weights of a sharded network's block in hooks, which stay outside the graph.
     """
-    if any(is_sharded(network) for network in networks):
-        raise UsageError(
-            "--model.compute.compile: networks sharded by fsdp2 cannot be compiled. Choose "
-            "--trainer.strategy ddp_multi, or leave the option out."
-        )
     torch._dynamo.config.recompile_limit = max(
         torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT
     )
+    how: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": _BACKEND, **_ISOLATED}
     for network in networks:
         for block in blocks(network):
-            block.compile(fullgraph=True, dynamic=False, backend=_BACKEND, **_ISOLATED)
+            if is_sharded(network):
+                block.forward = torch.compile(block.forward, **how)
+            else:
+                block.compile(**how)
 
 
 def as_written(compiled: bool) -> AbstractContextManager[None]:

@@ -172,7 +172,7 @@ class Compute:
         tf32: Use TF32 for float32 matrix products and convolutions on a GPU, which is 2.5 times as
             fast on an H200. By default they use full float32, as in the paper's runs.
         compile: Compile the networks' blocks with torch.compile, which takes minutes in the first
-            iteration. For GPUs: on a CPU it gains only 3%. Not supported with fsdp2.
+            iteration. For GPUs: on a CPU it gains only 3%.
     """
 
     tf32: bool = False

@@ -50,7 +50,7 @@ def test_an_estimate_is_printed_and_saved(
         "--model.compute.compile true",
         "class_path: sid_lsg.optimizers.AdamWithoutMomentum (both optimizers)",
         "--model.ema.device cpu",
-        "--trainer.strategy fsdp2 (not compiled)",
+        "--trainer.strategy fsdp2",
         "all of these",
     ]
     assert all(row["options"] in printed for row in rows)

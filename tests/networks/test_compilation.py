@@ -3,23 +3,28 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
+import torch.distributed as dist
 from torch._dynamo.utils import counters
+from torch.distributed.device_mesh import init_device_mesh
 
 import sid_lsg.benchmark.runs
 from sid_lsg.benchmark.runs import fit, measure
 from sid_lsg.commands.benchmark import benchmark
 from sid_lsg.commands.fit_options import FitOptions
-from sid_lsg.distributed.sharding import blocks
-from sid_lsg.messages.errors import UsageError
+from sid_lsg.distributed.sharding import blocks, shard, whole
+from sid_lsg.networks.adapted import enable_checkpointing
+from sid_lsg.networks.buffers import copied
 from sid_lsg.networks.compilation import as_written, compile_blocks
 from sid_lsg.options.benchmark import Benchmark
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.lora import LoRA
 from sid_lsg.options.training import Adapters, Compute, Memory
+from sid_lsg.teachers.families import load
 from sid_lsg.training.module import SiDLSG
 from tests.helpers.tiny_families import FAMILIES
 
@@ -118,10 +123,40 @@ def test_a_copy_is_not_compiled(tiny_sd: str) -> None:
     assert not any(block._compiled_call_impl for block in blocks(copied))
 
 
-def test_sharded_networks_are_rejected(tiny_sd: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sid_lsg.networks.compilation.is_sharded", lambda _: True)
-    with pytest.raises(UsageError, match="--model.compute.compile: .*be compiled.*ddp_multi"):
-        compile_blocks(SiDLSG(tiny_sd).generator)
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_sharded_network_is_compiled(tiny_sd: str, tmp_path: Path, checkpointed: bool) -> None:
+    """FSDP2's hooks stay outside the graphs; the gradients are those of the plain network."""
+    teacher = load(tiny_sd)
+    plain, condition = teacher.network.requires_grad_(True), teacher.encode_prompts(["a", "b"])
+    for p in plain.parameters():
+        p.data = p.data.contiguous()  # as in a sharded network, so that rounding is the same
+    compiled = copied(plain)
+    x_t, t = torch.randn(2, *teacher.latent_shape), torch.tensor([20, 700])
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        shard(compiled, init_device_mesh("cpu", (1,)))
+        compile_blocks(compiled)
+        found = {}
+        for network in (plain, compiled):
+            if checkpointed:
+                enable_checkpointing(network)
+            for trained in (True, False, True):  # gradients for weights, for the input
+                network.requires_grad_(trained)
+                network.zero_grad()
+                x = x_t.clone().requires_grad_(not trained)
+                teacher.predict(network, x, t, condition).square().sum().backward()
+                grads = [whole(p.grad) for p in network.parameters()] if trained else [x.grad]
+                found[network, trained] = grads
+            graphs = counters["stats"]["unique_graphs"]
+        for trained in (True, False):
+            for own, expected in zip(found[compiled, trained], found[plain, trained], strict=True):
+                assert (own - expected).norm() <= 1e-5 * expected.norm() + 1e-7
+    finally:
+        dist.destroy_process_group()
+    assert not counters["graph_break"]
+    number = len([*blocks(plain)])
+    assert 2 * number <= graphs <= 3 * number
 
 
 @pytest.mark.slow
