@@ -17,6 +17,15 @@ STUDIES: dict[str, tuple[str, list[tuple[str, str]]]] = {
             ("teacher, guidance 1.2, 25 steps (its best FID)", "long/teacher/guidance 1.2/25"),
         ],
     ),
+    "objective": (
+        "loss",
+        [
+            ("score identity, no guidance", "strategies/none/1/1"),
+            ("distribution matching", "objective/none/1/1"),
+            ("score identity, long guidance 1.2", "strategies/long/1.2/1"),
+            ("distribution matching", "objective/long/1.2/1"),
+        ],
+    ),
     "prompts": (
         "trained on",
         [
