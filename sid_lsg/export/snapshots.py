@@ -66,13 +66,15 @@ def post_hoc_ema(run: Path, images: int, width: float) -> dict[str, Tensor]:
         )
     profiles = [Profile(seen, one) for seen in files for one in WIDTHS]
     factors = coefficients(profiles, Profile(max(files), width))
+    factor = dict(zip(profiles, factors.tolist(), strict=True))
     average: dict[str, Tensor] = {}
-    for profile, factor in zip(profiles, factors.tolist(), strict=True):
-        with safe_open(files[profile.images], framework="pt") as file:
+    for seen, path in files.items():
+        with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (not a mapping)
-                if key.startswith(prefix := f"{profile.width}."):
-                    part, name = file.get_tensor(key).mul_(factor), key.removeprefix(prefix)
-                    average[name] = average[name].add_(part) if name in average else part
+                kept = next(one for one in WIDTHS if key.startswith(f"{one}."))
+                name = key.removeprefix(f"{kept}.")
+                part = file.get_tensor(key).mul_(factor[Profile(seen, kept)])
+                average[name] = average[name].add_(part) if name in average else part
     return average
 
 

@@ -39,12 +39,13 @@ def save_weights(
     base: Any = backbone(network)
     folder.mkdir(parents=True, exist_ok=True)
     base.save_config(folder)
+    own = Merged(network) if weights is None else weights
     pending = [
         Pending(
             name,
             dtype if value.is_floating_point() else value.dtype,
             tuple(value.shape),
-            partial(_made, Merged(network) if weights is None else weights, name, dtype),
+            partial(_made, own, name, dtype),
         )
         for name, value in base.state_dict().items()
     ]

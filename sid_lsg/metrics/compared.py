@@ -18,6 +18,9 @@ from sid_lsg.metrics.intervals import RESAMPLES, Interval, groups_of, interval, 
 
 IMAGES, REPORT, EACH = "images", "report.json", "images.csv"
 COMPARED = "compared"  # the models, in the report.json of a comparison
+Table = tuple[list[str], list[list[str]]]
+"""The head and the rows of a table."""
+
 _FILE, _PROMPT = "file_name", "prompt"
 _SETTINGS = ("sampler", "num_steps", "guidance", "resolution", "dtype")
 _COSTS = {"evaluations_per_image": "NFE", "seconds_per_image": "s/image"}
@@ -114,7 +117,7 @@ def scores_of(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(key for one in reversed(results) for key in one.content["scores"]))
 
 
-def score_rows(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+def score_rows(results: Sequence[Result]) -> Table:
     """Return the head and a row per model: its scores with their intervals, NFE and seconds."""
     keys = scores_of(results)
     rows = []
@@ -124,7 +127,7 @@ def score_rows(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     return ["", *keys, *_COSTS.values()], rows
 
 
-def pair_rows(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+def pair_rows(results: Sequence[Result]) -> Table:
     """Return the head and a row per two models and score that both have for each image."""
     head = ["", "score", "difference", "prompts won", "prompts tied"]
     rows = []
@@ -136,7 +139,8 @@ def pair_rows(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
             shares = [f"{100 * share:.1f}%" for share in (found.wins, found.ties)]
             difference = _cell(found.difference.mean, found.difference)
             rows.append([f"{first.name} - {second.name}", key, difference, *shares])
-    return head, sorted(rows, key=lambda row: scores_of(results).index(row[1]))
+    order = scores_of(results)
+    return head, sorted(rows, key=lambda row: order.index(row[1]))
 
 
 def note(results: Sequence[Result]) -> str:
@@ -154,12 +158,10 @@ def note(results: Sequence[Result]) -> str:
     return text
 
 
-def markdown_tables(results: Sequence[Result]) -> str:
-    """Format the scores and the pairs as Markdown."""
-    parts = [table(*score_rows(results))]
-    if (pairs := pair_rows(results))[1]:
-        parts.append(table(*pairs))
-    return "\n\n".join(filter(None, [*parts, note(results)]))
+def markdown(tables: Sequence[Table], text: str) -> str:
+    """Format the tables that have rows, and the note, as Markdown."""
+    parts = [table(head, rows) for head, rows in tables if rows]
+    return "\n\n".join(filter(None, [*parts, text]))
 
 
 def write_csv(results: Sequence[Result], path: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sid_lsg.files.replacing import replacing
 from sid_lsg.images.pixels import rgb
-from sid_lsg.metrics.compared import Result, distinct_names, note, pair_rows, score_rows
+from sid_lsg.metrics.compared import Result, Table, distinct_names
 
 SHOWN = 24  # prompts with images
 _SIDE = 320  # pixels of an image on the page, at most
@@ -30,11 +30,13 @@ h2 small { font-weight: 400; color: #666; }
 """
 
 
-def write_page(results: Sequence[Result], path: Path) -> None:
+def write_page(results: Sequence[Result], tables: Sequence[Table], note: str, path: Path) -> None:
     """Write the tables, and the images of some prompts side by side, into one file.
 
     Args:
         results: The models.
+        tables: Their tables.
+        note: Text below them.
         path: The page.
     """
     names = list(distinct_names(results))
@@ -44,9 +46,8 @@ def write_page(results: Sequence[Result], path: Path) -> None:
         f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
         f"<style>{_STYLE}</style></head><body>",
         f"<h1>{title}</h1>",
-        *_table(*score_rows(results)),
-        *_table(*pair_rows(results)),
-        f"<p>{escape(note(results))}</p>",
+        *(line for head, rows in tables for line in _table(head, rows)),
+        f"<p>{escape(note)}</p>",
         *_gallery(results, names),
         "</body></html>",
     ]

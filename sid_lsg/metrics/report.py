@@ -25,8 +25,11 @@ from sid_lsg.metrics.compared import (
     Result,
     distinct_names,
     load,
-    markdown_tables,
+    markdown,
+    note,
+    pair_rows,
     read_result,
+    score_rows,
     write_csv,
 )
 from sid_lsg.metrics.evaluator import K_NEAREST, Evaluator, Scores
@@ -108,8 +111,9 @@ def write_comparison(root: Path, results: Sequence[Result]) -> None:
 def _write_tables(root: Path, results: Sequence[Result]) -> str:
     """Write the table as .csv and the page; return the tables as Markdown."""
     write_csv(results, root / TABLE)
-    write_page(results, root / PAGE)
-    return markdown_tables(results)
+    tables, text = [score_rows(results), pair_rows(results)], note(results)
+    write_page(results, tables, text, root / PAGE)
+    return markdown(tables, text)
 
 
 def check_free_of_others(root: Path) -> None:

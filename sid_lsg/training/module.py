@@ -212,8 +212,8 @@ class SiDLSG(AlternatingModule):
         self.fake_score = start(self.teacher, "fake_score", init.fake_score, lora.fake_score, seed)
         self.generator = start(self.teacher, "generator", init.generator, lora.generator, seed)
         self.ema = copy_trainable(self.generator)
-        widths = WIDTHS if ema.snapshot_images else ()
-        self.averages = nn.ModuleList(copy_trainable(self.generator) for _ in widths)
+        self.widths = WIDTHS if ema.snapshot_images else ()
+        self.averages = nn.ModuleList(copy_trainable(self.generator) for _ in self.widths)
         check_ema_device(ema.device, self.ema)
         networks = {"fake_score": self.fake_score, "generator": self.generator}
         checkpointed = networks | {"teacher": self.teacher.network}
@@ -287,8 +287,8 @@ class SiDLSG(AlternatingModule):
         images, seen = len(batch.generator) * self.trainer.world_size, self.images_seen(batch)
         halflife, ratio = self.ema_options.halflife_images, self.ema_options.rampup_ratio
         betas = [ema_beta(images, seen, halflife, ratio)]
-        betas += [power_beta(images, seen, width) for width in WIDTHS]
-        for average, beta in zip(self._averages, betas, strict=False):
+        betas += [power_beta(images, seen, width) for width in self.widths]
+        for average, beta in zip(self._averages, betas, strict=True):
             update_ema(average, trained_by(optimizer_generator), beta)
         self.log_of_iterations.count(batch, fake, generator)
         if logged:
@@ -425,7 +425,7 @@ class SiDLSG(AlternatingModule):
         """Yield the averages of each width with full weights on the first rank. Collective."""
         with ExitStack() as stack:
             full = [stack.enter_context(self.full_parameters(one)) for one in self.averages]
-            yield dict(zip(WIDTHS, full, strict=False))
+            yield dict(zip(self.widths, full, strict=True))
 
     def sample_teacher(
         self, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, guidance: float
