@@ -1,15 +1,14 @@
 """Export the generator for stock diffusers."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from sid_lsg.callbacks.schedule import due, images_seen
@@ -18,6 +17,7 @@ from sid_lsg.export.facts import Facts, facts_of, teacher_license
 from sid_lsg.export.folder import save_pipeline
 from sid_lsg.export.snapshots import save_snapshot
 from sid_lsg.files.replacing import replacing
+from sid_lsg.loggers import warning_if_unwritten
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.adapted import adapters
@@ -27,6 +27,7 @@ from sid_lsg.training.run_directory import config_of
 
 EXPORT_FOLDER = "generator"
 _HISTORY = "generators"  # exports during the training
+_THEN = "Training continues."
 
 
 class Export(RunCallback):
@@ -56,12 +57,13 @@ class Export(RunCallback):
     def on_iterated(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Save the EMA and snapshots of averages on schedule; warn if the disk is full."""
         if due(trainer, pl_module.ema_options.snapshot_images):
-            with pl_module.snapshot() as averages, _warning("A snapshot of the EMA"):
+            what = "A snapshot of the EMA"
+            with pl_module.snapshot() as averages, warning_if_unwritten(what, _THEN):
                 self._save_snapshot(trainer, averages)
         if not self.every_n_steps or trainer.global_step % self.every_n_steps:
             return
         folder = f"{_HISTORY}/step-{trainer.global_step:07d}"
-        with pl_module.averaged() as network, _warning(folder):
+        with pl_module.averaged() as network, warning_if_unwritten(folder, _THEN):
             self._save(trainer, network, pl_module, folder)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -129,13 +131,3 @@ class Export(RunCallback):
             known["license"] = teacher_license(config["model"]["teacher"])
         settings = module.t_init, module.num_steps, module.noise
         return facts_of(module.teacher, *settings, **known)
-
-
-@contextmanager
-def _warning(what: str) -> Iterator[None]:
-    """Warn about a full disk; the training continues."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        rank_zero_warn(f"{what} could not be written ({reason}). Training continues.")

@@ -1,6 +1,5 @@
 """Link, rename and delete checkpoint files."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
-from sid_lsg.files.replacing import remove, replacing
+from sid_lsg.files.replacing import link, remove, replacing
 
 
 def on_first(trainer: L.Trainer, action: Callable[..., Any], *arguments: Any) -> None:
@@ -37,27 +36,20 @@ def keep_as(source: Path, target: Path) -> None:
     with replacing(target, over_folder=True) as temporary:
         remove(temporary)  # left by a killed process that had the same process id
         if source.is_dir():
-            shutil.copytree(source, temporary, copy_function=_link)
+            shutil.copytree(source, temporary, copy_function=link)
         else:
-            _link(source, temporary)
+            link(source, temporary)
 
 
-def _link(source: str | Path, target: str | Path) -> None:
-    try:
-        os.link(source, target)  # a hard link takes no space
-    except OSError:  # not every file system has hard links
-        shutil.copy(source, target)
-
-
-def point(link: Path, target: Path) -> None:
-    """Replace `link` by a link to a checkpoint in the same folder.
+def point(name: Path, target: Path) -> None:
+    """Replace `name` by a link to a checkpoint in the same folder.
 
     Raises:
-        OSError: If that fails; `link` is unchanged.
+        OSError: If that fails; `name` is unchanged.
     """
     try:
-        with replacing(link, over_folder=True) as temporary:
+        with replacing(name, over_folder=True) as temporary:
             remove(temporary)
             temporary.symlink_to(target.name)  # relative: the folder can be moved
     except OSError:  # not every file system has links
-        keep_as(target, link)
+        keep_as(target, name)

@@ -161,7 +161,7 @@ class PlannedRun:
 
     @property
     def through_networks(self) -> Gradient:
-        """What phase 2 computes gradients for in the fake score and the teacher."""
+        """Return what phase 2 differentiates the fake score and the teacher for."""
         return "inputs" if self.plan.objective == "sid" else "none"
 
     def evaluation(self, name: str, gradient: Gradient) -> Evaluation:

@@ -19,7 +19,7 @@ from sid_lsg.data.pairing import (
 from sid_lsg.data.sequences import read_lines
 from sid_lsg.data.table import Table
 from sid_lsg.data.tables import is_table, open_table
-from sid_lsg.data.text_tables import check_lines
+from sid_lsg.data.text_tables import check_lines, stripped_lines
 from sid_lsg.messages.errors import UsageError
 
 COLUMNS = ("caption", "text", "prompt")
@@ -84,8 +84,7 @@ def read_caption_lists(
             return _of_table(open_table(file), column, images, root, option == "captions")
         if file.suffix.lower() != ".txt":
             open_table(file)  # raises the error that names the kinds of files
-        check_lines(file)
-        lines = [line.strip() for line in read_lines(file)]
+        lines = [*stripped_lines(file)]
         if 2 * sum(map(begins_with_image, lines)) > len(lines):
             raise UsageError(
                 f"the lines of {path!r} begin with the names of images, such as {lines[0]!r:.60}. "

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sid_lsg.data.table import Table, no_column
+from sid_lsg.data.table import Table
 from sid_lsg.files.loading import explained
 from sid_lsg.messages.errors import UsageError
 
@@ -61,8 +61,7 @@ class HubTable(Table):
 
     def values(self, column: str) -> Iterator[tuple[int, object]]:
         """Yield the number and value of each row in a column."""
-        if column not in self.columns:
-            raise no_column(str(self.path), column, self.columns)
+        self.check_once(column)
         chosen = self._data.select_columns([column])  # images beside it are not decoded
         with explained(*self._explained):
             for number, row in enumerate(chosen, 1):

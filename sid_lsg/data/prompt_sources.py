@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from sid_lsg.data.captions import COLUMNS
 from sid_lsg.data.corpus import find_files
 from sid_lsg.data.hub_tables import HubTable
-from sid_lsg.data.sequences import NoColumn, read_lines
+from sid_lsg.data.sequences import NoColumn
 from sid_lsg.data.table import Table, no_column
 from sid_lsg.data.tables import TABLES, is_table, open_table
-from sid_lsg.data.text_tables import check_lines
+from sid_lsg.data.text_tables import stripped_lines
 from sid_lsg.files.sources import locate
 from sid_lsg.messages.errors import UsageError
 
@@ -46,20 +47,13 @@ def captions(opened: Sequence[Path] | HubTable, column: str | None) -> Iterator[
         UsageError: If one cannot be read, or has no such column of text.
     """
     for table in [opened] if isinstance(opened, HubTable) else opened:
-        try:
-            if isinstance(table, Path) and not is_table(table):
-                yield from _lines(table)
+        with _named("source", table, "column"):
+            if isinstance(table, Table):
+                yield from _of_table(table, column)
+            elif is_table(table):
+                yield from _of_table(open_table(table), column)
             else:
-                yield from _of_table(
-                    table if isinstance(table, Table) else open_table(table), column
-                )
-        except NoColumn as error:
-            raise UsageError(f"--source: {error} Give --column a column of text.") from None
-        except UsageError as error:
-            named = str(error).startswith("--")
-            raise UsageError(str(error) if named else f"--source: {error}") from None
-        except OSError as error:
-            raise UsageError(f"--source: cannot read {table}: {error.strerror or error}.") from None
+                yield from _lines(table)
 
 
 def excluded_texts(files: Sequence[Path], column: str | None) -> Iterator[str]:
@@ -69,7 +63,7 @@ def excluded_texts(files: Sequence[Path], column: str | None) -> Iterator[str]:
         UsageError: If a file cannot be read.
     """
     for path in files:
-        try:
+        with _named("exclude", path, "exclude_column"):
             if path.suffix.lower() == ".json":
                 yield from _annotations(path)
             elif is_table(path):
@@ -78,14 +72,6 @@ def excluded_texts(files: Sequence[Path], column: str | None) -> Iterator[str]:
                 yield from _of_table(table, column or guess)
             else:
                 yield from _lines(path)
-        except NoColumn as error:
-            raise UsageError(
-                f"--exclude: {error} Give --exclude_column a column of text."
-            ) from None
-        except UsageError as error:
-            raise UsageError(f"--exclude: {error}") from None
-        except OSError as error:
-            raise UsageError(f"--exclude: cannot read {path}: {error.strerror or error}.") from None
 
 
 def read_list(path: Path, option: str) -> list[str]:
@@ -94,12 +80,22 @@ def read_list(path: Path, option: str) -> list[str]:
     Raises:
         UsageError: If it cannot be read.
     """
-    try:
+    with _named(option, path):
         return [line for line in _lines(path) if line]
+
+
+@contextmanager
+def _named(option: str, source: object, column: str = "column") -> Iterator[None]:
+    """Put the name of an option before errors in reading what it gave."""
+    try:
+        yield
+    except NoColumn as error:
+        raise UsageError(f"--{option}: {error} Give --{column} a column of text.") from None
     except UsageError as error:
-        raise UsageError(f"--{option}: {error}") from None
+        said = str(error)
+        raise UsageError(said if said.startswith("--") else f"--{option}: {said}") from None
     except OSError as error:
-        raise UsageError(f"--{option}: cannot read {path}: {error.strerror or error}.") from None
+        raise UsageError(f"--{option}: cannot read {source}: {error.strerror or error}.") from None
 
 
 def _is_file(path: Path) -> bool:
@@ -110,9 +106,7 @@ def _is_file(path: Path) -> bool:
 def _lines(path: Path) -> Iterator[str]:
     if path.suffix.lower() != ".txt":
         raise UsageError(f"{path} is not a .txt, {TABLES} file. Convert it to one of them.")
-    check_lines(path)
-    for line in read_lines(path):
-        yield line.strip()
+    yield from stripped_lines(path)
 
 
 def _of_table(table: Table, column: str | None) -> Iterator[str]:

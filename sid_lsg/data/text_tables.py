@@ -150,6 +150,17 @@ class CsvTable(Table):
             )
 
 
+def stripped_lines(path: Path) -> Iterator[str]:
+    """Return the lines of a text file without the space around them, also blank ones.
+
+    Raises:
+        UsageError: If it is not a text file with LF line ends.
+        OSError: If it cannot be read.
+    """
+    check_lines(path)
+    return map(str.strip, read_lines(path))
+
+
 def check_lines(path: Path) -> None:
     """Reject a text file whose lines do not end in line feeds, or that is not UTF-8 but UTF-16.
 

@@ -17,6 +17,18 @@ from sid_lsg.messages.errors import UsageError
 _ASIDE = ".old.tmp"  # the suffix of a folder while it is replaced
 
 
+def link(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name, which takes no space; copy it where there are no hard links.
+
+    Raises:
+        OSError: If the copy fails.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)
+
+
 @contextmanager
 def replacing(path: Path, over_folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path; rename it to `path` at the end, or delete it after an error.

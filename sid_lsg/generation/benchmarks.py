@@ -1,8 +1,6 @@
 """Lay images out as the official scorers of benchmarks read them."""
 
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,9 +10,8 @@ from typing import NamedTuple
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
-from sid_lsg.data.sequences import read_lines
-from sid_lsg.data.text_tables import JsonlTable, check_lines
-from sid_lsg.files.replacing import replacing
+from sid_lsg.data.text_tables import JsonlTable, stripped_lines
+from sid_lsg.files.replacing import link, replacing
 from sid_lsg.generation.image_files import ImageRequest
 from sid_lsg.images.pixels import save_png
 from sid_lsg.messages.errors import UsageError
@@ -41,7 +38,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """How a benchmark's scorer reads images.
+    """The files that a benchmark's scorer reads.
 
     Attributes:
         per_prompt: Images of each prompt.
@@ -141,7 +138,7 @@ def _write_geneval(item: Item, images: Sequence[Path], root: Path) -> None:
     samples.mkdir(parents=True)
     (samples.parent / "metadata.jsonl").write_text(json.dumps(item.about), encoding="utf-8")
     for number, image in enumerate(images):
-        _link(image, samples / f"{number:05d}.png")
+        link(image, samples / f"{number:05d}.png")
 
 
 def _read_dpg(path: Path) -> list[Item]:
@@ -196,23 +193,14 @@ def _write_t2i_compbench(item: Item, images: Sequence[Path], root: Path) -> None
     samples = root / item.place / "samples"
     samples.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(images, item.number * len(images)):
-        _link(image, samples / f"{item.prompt}_{number:06d}.png")
+        link(image, samples / f"{item.prompt}_{number:06d}.png")
 
 
 def _texts(path: Path) -> list[str]:
     """Return the lines of a .txt file that are not blank."""
     if path.suffix != ".txt":
         return []
-    check_lines(path)
-    return [text for line in read_lines(path) if (text := line.strip())]
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name; copy it where the file system has no such names."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+    return [text for text in stripped_lines(path) if text]
 
 
 _BY_FILE: tuple[BenchmarkName, ...] = ("hpsv2", "t2i-compbench")  # each file is a category

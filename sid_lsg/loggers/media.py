@@ -14,16 +14,18 @@ from sid_lsg.messages.words import table
 
 
 @contextmanager
-def warning_if_unwritten(what: str) -> Iterator[None]:
-    """Turn an error in writing images into a warning: a full disk does not end a run.
+def warning_if_unwritten(what: str, then: str = "") -> Iterator[None]:
+    """Turn an error in writing into a warning: a full disk does not end a run.
 
     Args:
         what: What is written, for the warning.
+        then: A sentence for the warning's end.
     """
     try:
         yield
     except OSError as error:
-        rank_zero_warn(f"{what} could not be written ({error.strerror or error}).")
+        said = f"{what} could not be written ({error.strerror or error}). {then}"
+        rank_zero_warn(said.rstrip())
 
 
 def log_images(

@@ -4,14 +4,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from sid_lsg.files.loading import explained, load_network
-from sid_lsg.metrics.features import NETWORK_FILES, OPENAI, VisionFeatures
-from sid_lsg.metrics.pretrained import folder_of
+from sid_lsg.metrics.features import OPENAI, VisionFeatures, load_vision
 
 _REMEDY = (
     "Give a Hub id or a folder with the embedding's and the head's weights in safetensors, such as "
@@ -62,11 +59,10 @@ def load_aesthetic(source: str, option: str) -> VisionFeatures:
     Raises:
         UsageError: If the network cannot be loaded.
     """
-    with explained(f"--{option}: could not load an aesthetic predictor from {source!r}", _REMEDY):
-        folder = folder_of(source, *NETWORK_FILES)
-        model = load_network(AestheticPredictor, folder, dtype=torch.float32)
-        config = model.config
-        return VisionFeatures(model, OPENAI, int(config.image_size), int(config.projection_dim))
+    problem = f"--{option}: could not load an aesthetic predictor"
+    model = load_vision(AestheticPredictor, source, problem, _REMEDY)
+    config = model.config
+    return VisionFeatures(model, OPENAI, int(config.image_size), int(config.projection_dim))
 
 
 def aesthetic(network: VisionFeatures, images: Tensor, texts: Sequence[str] = ()) -> Tensor:

@@ -137,6 +137,22 @@ class CLIPFeatures(VisionFeatures):
         return F.cosine_similarity(embeddings, self.texts(texts).double()).tolist()
 
 
+def load_vision(kind: Any, source: str, problem: str, remedy: str) -> Any:
+    """Load a network of images in float32 from safetensors files.
+
+    Args:
+        kind: Its class in transformers.
+        source: Folder or Hub id, which may end with `@` and a revision.
+        problem: What to say if it cannot be loaded, before its source.
+        remedy: What to do then.
+
+    Raises:
+        UsageError: If the network cannot be loaded.
+    """
+    with explained(f"{problem} from {source!r}", remedy):
+        return load_network(kind, folder_of(source, *NETWORK_FILES), dtype=torch.float32)
+
+
 def load_dinov2(source: str, option: str) -> VisionFeatures:
     """Load DINOv2 for images of 224 pixels; the features are the class token after the last norm.
 
@@ -149,13 +165,11 @@ def load_dinov2(source: str, option: str) -> VisionFeatures:
     """
     from transformers import Dinov2Model
 
-    with explained(f"--{option}: could not load DINOv2 from {source!r}", _REMEDY):
-        folder = folder_of(source, *NETWORK_FILES)
-        model = load_network(Dinov2Model, folder, dtype=torch.float32)
-        size, patch = 224, int(model.config.patch_size)
-        positions = model.embeddings.position_embeddings
-        positions.data = _interpolated(positions.data, size // patch)
-        return VisionFeatures(model, IMAGENET, size, int(model.config.hidden_size))
+    model = load_vision(Dinov2Model, source, f"--{option}: could not load DINOv2", _REMEDY)
+    size, patch = 224, int(model.config.patch_size)
+    positions = model.embeddings.position_embeddings
+    positions.data = _interpolated(positions.data, size // patch)
+    return VisionFeatures(model, IMAGENET, size, int(model.config.hidden_size))
 
 
 def _interpolated(positions: Tensor, side: int) -> Tensor:

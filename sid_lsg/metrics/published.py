@@ -33,7 +33,7 @@ from sid_lsg.metrics.statistics import Statistics
 
 @dataclass(frozen=True)
 class Published:
-    """How a score is computed.
+    """The network, preprocessing and formula of a score.
 
     Attributes:
         protocol: The protocol's part of the score's name.

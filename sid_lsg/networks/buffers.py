@@ -1,24 +1,19 @@
 """Share what is not trained between a network and its copies, such as tables of positions."""
 
 import copy
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 
-def copied(network: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
+def copied(network: nn.Module) -> nn.Module:
     """Copy a network; the copy shares the network's buffers.
 
     In CPU memory a weight is copied when it is first written to. So a process that moves its
     networks to a GPU holds the weights of one of them in CPU memory, not of four.
-
-    Args:
-        network: The network.
-        shared: Parameters that the copy also shares.
     """
     made = {id(p): _lazy_copy(p) for p in network.parameters() if p.device.type == "cpu"}
-    kept = {id(tensor): tensor for tensor in (*network.buffers(), *shared)}
+    kept = {id(buffer): buffer for buffer in network.buffers()}
     return copy.deepcopy(network, {**made, **kept})
 
 

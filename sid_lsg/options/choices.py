@@ -20,6 +20,12 @@ MemoryUse = Literal[
     "lean-checkpointing",
 ]
 
+PUBLISHED_SCORES = (
+    "cmmd", "fd_dinov2", "fid_clean", "fid_patch", "fid_teacher", "diversity", "pickscore",
+    "hpsv2", "aesthetic", "image_reward",
+)  # fmt: skip
+"""Their names, in the order of tables; each has a protocol of its own."""
+
 # Published scores, as `--scores '[cmmd, pickscore]'` or with the sources of their networks.
 Scores = list[str] | dict[str, str | None]
 

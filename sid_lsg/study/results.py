@@ -10,19 +10,16 @@ from typing import Any
 
 from sid_lsg.files.replacing import replacing
 from sid_lsg.messages.errors import UsageError
+from sid_lsg.options.choices import PUBLISHED_SCORES
 
 Row = dict[str, Any]
 
 RUNS_FILE, EVALUATIONS_FILE = "runs.jsonl", "evaluations.csv"
 TEACHER, GENERATOR = "teacher", "generator"
 SCORES = ("fid", "kid", "precision", "recall", "density", "coverage", "clip_score")
-PUBLISHED = (  # whose names have protocols of their own
-    "cmmd", "fd_dinov2", "fid_clean", "fid_patch", "fid_teacher", "diversity", "pickscore",
-    "hpsv2", "aesthetic", "image_reward",
-)  # fmt: skip
 _TEXTS = ("model", "scored_prompts")
 _NUMBERS = ("num_steps", "guidance", "images_seen", "final", "evaluations_per_image")
-_SCORE = re.compile(rf"((?:{'|'.join((*PUBLISHED, *SCORES))})_\w+?)(?:_(\d+)_steps?)?")
+_SCORE = re.compile(rf"((?:{'|'.join((*PUBLISHED_SCORES, *SCORES))})_\w+?)(?:_(\d+)_steps?)?")
 
 
 @dataclass
@@ -228,10 +225,10 @@ def published_suffixes(rows: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]
 
 
 def _published(name: str) -> str | None:
-    return next((score for score in PUBLISHED if name.startswith(f"{score}_")), None)
+    return next((score for score in PUBLISHED_SCORES if name.startswith(f"{score}_")), None)
 
 
 def _order(name: str) -> tuple[int, str]:
     if score := _published(name):
-        return len(SCORES) + PUBLISHED.index(score), name
+        return len(SCORES) + PUBLISHED_SCORES.index(score), name
     return next(i for i, score in enumerate(SCORES) if name.startswith(f"{score}_")), name

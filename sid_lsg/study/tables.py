@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from sid_lsg.messages.words import table as lay_out
+from sid_lsg.options.choices import PUBLISHED_SCORES
 from sid_lsg.study.options import ErrorBars
-from sid_lsg.study.results import PUBLISHED, Row, suffix
+from sid_lsg.study.results import Row, suffix
 from sid_lsg.study.statistics import ERROR_BARS, Group, Mean, by_prompts, groups, is_teacher
 
 _SHOWN = {"fid": "FID", "clip_score": "CLIP", "precision": "precision", "recall": "recall"}
-_SHOWN |= {score: score for score in PUBLISHED}
+_SHOWN |= {score: score for score in PUBLISHED_SCORES}
 
 
 def markdown(rows: Sequence[Row], kind: ErrorBars) -> str:

@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from sid_lsg.networks.adapted import adapters
 from sid_lsg.networks.lora import Merged, adapt
 from sid_lsg.options.lora import LoRA
 from tests.helpers import forked
+from tests.helpers.memory import peak
 from tests.helpers.tiny_families import FAMILIES, TRANSFORMER, command
 
 RANK = 2
@@ -82,32 +81,6 @@ def _rows(state: dict[str, Tensor], rank: int) -> dict[str, Any]:
         name: {"sid_lsg.rows": value[: len(value) // 2] if rank == 0 else value[len(value) // 2 :]}
         for name, value in state.items()
     }
-
-
-def anonymous() -> int:
-    """Return the bytes of this process' memory that no file holds."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
-
-
-def peak(function: Callable[[], None]) -> int:
-    """Return the most bytes that a function holds beyond those before it."""
-    before, most, ended = anonymous(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not ended.is_set():
-            most = max(most, anonymous() - before)
-            time.sleep(0.001)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        function()
-    finally:
-        ended.set()
-        watcher.join()
-    return most
 
 
 @pytest.mark.slow

@@ -1,8 +1,6 @@
 """Weights are loaded straight in their dtype, one at a time."""
 
 import json
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from sid_lsg.options.lora import LoRA
 from sid_lsg.options.training import Adapters, InitialWeights, Memory
 from sid_lsg.teachers.base import backbone, linear_layers
 from sid_lsg.training.module import SiDLSG
+from tests.helpers.memory import peak
 
 NETWORKS = [(UNet2DConditionModel, "unet"), (SD3Transformer2DModel, "transformer")]
 FILE = "diffusion_pytorch_model.safetensors"
@@ -145,27 +144,11 @@ def test_loading_takes_no_second_copy(tmp_path: Path, stored: torch.dtype) -> No
     )  # fmt: skip
     network.to(stored).save_pretrained(tmp_path / "transformer", max_shard_size="100MB")
     del network
-    before, most, ended = anonymous(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not ended.is_set():
-            most = max(most, anonymous() - before)
-            time.sleep(0.001)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    found = loaded(SD3Transformer2DModel, tmp_path, "transformer")
-    ended.set()
-    watcher.join()
+    networks: list[torch.nn.Module] = []
+    most = peak(lambda: networks.append(loaded(SD3Transformer2DModel, tmp_path, "transformer")))
+    (found,) = networks
     size = sum(p.nbytes for p in found.parameters())
     assert size > 2e8
-    assert max(most, anonymous() - before) < 1.2 * size
+    assert most < 1.2 * size
     if stored == torch.bfloat16:
         assert most < 0.3 * size  # the file's pages
-
-
-def anonymous() -> int:
-    """Return the bytes of memory of this process that no file holds."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertTokenizer, CLIPModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 
@@ -28,6 +29,7 @@ from sid_lsg.metrics.protocol import EvaluationProtocol, clean256
 from sid_lsg.metrics.published import SCORES
 from sid_lsg.metrics.reference import load_references, stored_name
 from sid_lsg.metrics.statistics import Moments
+from sid_lsg.options.choices import PUBLISHED_SCORES
 from tests.helpers.embedders import make_clip, write_inception
 from tests.helpers.statistics import scipy_fid
 
@@ -41,20 +43,25 @@ Pixels = np.ndarray[Any, Any]
 
 # ------------------------------------------------------------- networks and images in miniature
 
+TOWER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION = TOWER | {"intermediate_size": 32, "image_size": 32, "patch_size": 8}
+REWARD_TEXT = TOWER | {
+    "intermediate_size": 32, "max_position_embeddings": 40, "vocab_size": len(BERT),
+}  # fmt: skip
+REWARD_SIZES = VISION, REWARD_TEXT
+
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory, tiny_sd: str) -> dict[str, str]:
     """Write tiny random networks of the published classes; return where each score's is."""
     root = tmp_path_factory.mktemp("networks")
-    tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision = tower | {"intermediate_size": 32, "image_size": 32, "patch_size": 8}
     with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
         torch.manual_seed(0)
-        patch.setattr(RewardModel, "SIZES", (vision, REWARD_TEXT))
+        patch.setattr(RewardModel, "SIZES", REWARD_SIZES)
         make_clip(root / "clip", Path(tiny_sd, "tokenizer"))
         for name, model in (
-            ("dinov2", Dinov2Model(Dinov2Config(**tower, patch_size=14, image_size=224))),
-            ("aesthetic", AestheticPredictor(AestheticConfig(**vision, projection_dim=8))),
+            ("dinov2", Dinov2Model(Dinov2Config(**TOWER, patch_size=14, image_size=224))),
+            ("aesthetic", AestheticPredictor(AestheticConfig(**VISION, projection_dim=8))),
         ):
             for parameter in model.parameters():
                 if parameter.dim() > 1:
@@ -66,7 +73,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory, tiny_sd: str) -> dict[str,
                 parameter.data += 0.2 * torch.randn_like(parameter)
     (root / "reward").mkdir()
     (root / "reward" / "vocab.txt").write_text("\n".join(BERT) + "\n")
-    torch.save(reward, root / "reward" / "model.pt")
+    save_file(reward.state_dict(), root / "reward" / "model.safetensors")
     write_inception(root / "inception.pt")
     clip, dinov2 = str(root / "clip"), str(root / "dinov2")
     return {
@@ -76,10 +83,12 @@ def sources(tmp_path_factory: pytest.TempPathFactory, tiny_sd: str) -> dict[str,
     }  # fmt: skip
 
 
-REWARD_TEXT = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "max_position_embeddings": 40, "vocab_size": len(BERT),
-}  # fmt: skip
+def reward_model(source: str) -> RewardModel:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RewardModel, "SIZES", REWARD_SIZES)
+        model = RewardModel()
+    model.load_state_dict(load_file(Path(source, "model.safetensors")))
+    return model.eval()
 
 
 def photos(seed: int, height: int, width: int) -> Tensor:
@@ -199,7 +208,7 @@ def networks(name: str, source: str) -> tuple[Any, int, Any, Callable[..., Tenso
         model = AestheticPredictor.from_pretrained(source)
         return model, 32, OPENAI, lambda n, p: n(p).image_embeds
     if name == "image_reward":
-        model = torch.load(Path(source, "model.pt"), weights_only=False).eval()
+        model = reward_model(source)
         return model, 32, OPENAI, lambda n, p: n.vision(p).last_hidden_state.flatten(1)
     grey = ([128 / 255] * 3, [128 / 255] * 3)
     return torch.jit.load(source).layers, 299, grey, lambda n, p: n(p).flatten(1)
@@ -244,8 +253,7 @@ RATINGS: dict[str, Callable[..., Tensor]] = {
 
 
 def reward_from_disk(source: str, option: str) -> ImageReward:
-    model = torch.load(Path(source, "model.pt"), weights_only=False)
-    return ImageReward(model, BertTokenizer.from_pretrained(source))
+    return ImageReward(reward_model(source), BertTokenizer.from_pretrained(source))
 
 
 def judge(name: str, source: str, protocol: EvaluationProtocol, real: Path | None) -> Evaluator:
@@ -431,3 +439,7 @@ def test_missing_captions_and_references_are_named(
     (tmp_path / stored_name("clean256")).touch()
     with pytest.raises(UsageError, match=r"no reference-own_clip336\.safetensors"):
         load_references(scores, str(tmp_path), "reference", "scores")
+
+
+def test_studies_know_the_names_of_all_scores() -> None:
+    assert {*PUBLISHED_SCORES} == {*SCORES, TEACHER}
