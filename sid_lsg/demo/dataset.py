@@ -30,19 +30,39 @@ BACKGROUNDS = {
     "black": (0.05, 0.05, 0.05), "navy": (0.08, 0.12, 0.32),
     "gray": (0.50, 0.50, 0.50), "beige": (0.89, 0.82, 0.69),
 }  # fmt: skip
+HELD_OUT_COLOURS = {
+    "brown": (0.45, 0.25, 0.10), "teal": (0.00, 0.50, 0.50), "olive": (0.50, 0.50, 0.10),
+    "crimson": (0.70, 0.05, 0.25), "lime": (0.60, 0.95, 0.30), "cyan": (0.30, 0.90, 0.95),
+    "lavender": (0.75, 0.65, 0.95), "salmon": (0.98, 0.60, 0.50),
+}  # fmt: skip
+HELD_OUT_BACKGROUNDS = {
+    "brown": (0.30, 0.18, 0.10), "teal": (0.05, 0.32, 0.32),
+    "silver": (0.72, 0.72, 0.75), "mint": (0.70, 0.90, 0.78),
+}  # fmt: skip
 COMBINATIONS = tuple(itertools.product(range(len(GARMENTS)), range(len(COLOURS)), range(4)))
 SIZE = 32
 DATA_DIR = "/usr/share/datasets/fashion-mnist"  # of Debian's package
 
 
-def caption(garment: int, colour: int, background: int) -> str:
-    """Return the caption of an image: "an orange ankle boot on a navy background"."""
-    name = list(COLOURS)[colour]
-    article = "an" if name[0] in "aeiou" else "a"
-    return f"{article} {name} {GARMENTS[garment]} on a {list(BACKGROUNDS)[background]} background"
+class Palette(NamedTuple):
+    """Eight colours of garments and four of backgrounds: RGB in [0, 1] by name."""
+
+    garments: dict[str, tuple[float, float, float]]
+    backgrounds: dict[str, tuple[float, float, float]]
+
+    def caption(self, garment: int, colour: int, background: int) -> str:
+        """Return the caption of an image: "an orange ankle boot on a navy background"."""
+        name, ground = [*self.garments][colour], [*self.backgrounds][background]
+        article = "an" if name[0] in "aeiou" else "a"
+        return f"{article} {name} {GARMENTS[garment]} on a {ground} background"
+
+    def captions(self) -> tuple[str, ...]:
+        """Return the captions of all images, in the order of `COMBINATIONS`."""
+        return tuple(self.caption(*combination) for combination in COMBINATIONS)
 
 
-CAPTIONS = tuple(caption(*combination) for combination in COMBINATIONS)
+TRAINED = Palette(COLOURS, BACKGROUNDS)
+CAPTIONS = TRAINED.captions()
 
 
 class Photographs(NamedTuple):
@@ -107,37 +127,67 @@ def load_photographs(data_dir: str | Path, split: str) -> Photographs:
     return Photographs(grey, (mask * 255).round().byte(), torch.from_numpy(labels.copy()).long())
 
 
-def compose(photographs: Photographs, colours: Tensor, backgrounds: Tensor) -> Tensor:
+def compose(
+    photographs: Photographs, colours: Tensor, backgrounds: Tensor, palette: Palette = TRAINED
+) -> Tensor:
     """Colour photographs and put them on backgrounds.
 
     The photograph's grey scales the garment's colour from 25% to 100% brightness.
 
     Args:
         photographs: N of them.
-        colours: [N] int64, indices into `COLOURS`.
-        backgrounds: [N] int64, indices into `BACKGROUNDS`.
+        colours: [N] int64, indices into the palette's garments.
+        backgrounds: [N] int64, indices into the palette's backgrounds.
+        palette: The colours.
 
     Returns:
         [N, 3, 32, 32] float32 in [-1, 1].
     """
     grey = photographs.grey.float()[:, None] / 255
     mask = photographs.mask.float()[:, None] / 255
-    colour = torch.tensor(list(COLOURS.values()))[colours, :, None, None]
-    background = torch.tensor(list(BACKGROUNDS.values()))[backgrounds, :, None, None]
+    colour = torch.tensor([*palette.garments.values()])[colours, :, None, None]
+    background = torch.tensor([*palette.backgrounds.values()])[backgrounds, :, None, None]
     return (mask * (0.25 + 0.75 * grey) * colour + (1 - mask) * background) * 2 - 1
 
 
+def moved(photographs: Photographs, generator: torch.Generator, most: int = 4) -> Photographs:
+    """Move each garment by up to `most` pixels in both directions; the margin is background."""
+    grey, mask = (F.pad(field, (most,) * 4) for field in photographs[:2])
+    places = torch.randint(2 * most + 1, (len(grey), 2), generator=generator).tolist()
+
+    def cut(field: Tensor) -> Tensor:
+        return torch.stack(
+            [image[y : y + SIZE, x : x + SIZE] for image, (y, x) in zip(field, places, strict=True)]
+        )
+
+    return photographs._replace(grey=cut(grey), mask=cut(mask))
+
+
+def scaled(photographs: Photographs, side: int = 24) -> Photographs:
+    """Scale each photograph to `side` pixels and centre it; the margin is background."""
+    margin = (SIZE - side) // 2
+
+    def small(field: Tensor) -> Tensor:
+        resized = F.interpolate(field[:, None].float(), size=(side, side), mode="area")
+        return F.pad(resized[:, 0].round().byte(), (margin, SIZE - side - margin) * 2)
+
+    return photographs._replace(grey=small(photographs.grey), mask=small(photographs.mask))
+
+
 def draw(
-    photographs: Photographs, index: Tensor, generator: torch.Generator
+    photographs: Photographs,
+    index: Tensor,
+    generator: torch.Generator,
+    palette: Palette = TRAINED,
 ) -> tuple[Tensor, Tensor]:
     """Compose the photographs at `index` with random colours and backgrounds.
 
     Returns:
-        Images [N, 3, 32, 32] float32 in [-1, 1], and [N] int64 indices into `CAPTIONS`.
+        Images [N, 3, 32, 32] float32 in [-1, 1], and [N] int64 indices into the palette's captions.
     """
     chosen = Photographs(*(field[index] for field in photographs))
     colours = torch.randint(len(COLOURS), index.shape, generator=generator)
     backgrounds = torch.randint(len(BACKGROUNDS), index.shape, generator=generator)
-    images = compose(chosen, colours, backgrounds)
+    images = compose(chosen, colours, backgrounds, palette)
     captions = (chosen.labels * len(COLOURS) + colours) * len(BACKGROUNDS) + backgrounds
     return images, captions

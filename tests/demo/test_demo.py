@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from sid_lsg.data.real_images import RealImages
@@ -14,9 +16,14 @@ from sid_lsg.demo.dataset import (
     CAPTIONS,
     COLOURS,
     GARMENTS,
+    HELD_OUT_BACKGROUNDS,
+    HELD_OUT_COLOURS,
+    Palette,
     compose,
     draw,
     load_photographs,
+    moved,
+    scaled,
 )
 from sid_lsg.demo.images import images as make_real_images
 from sid_lsg.demo.tokenizer import train_tokenizer
@@ -68,6 +75,40 @@ def test_a_folder_of_real_images_matches_its_captions(data_dir: Path, tmp_path: 
         make_real_images(output, str(data_dir), num_images=12)
     with pytest.raises(UsageError, match="--num_images must be 1 to 40, got 41"):
         make_real_images(tmp_path / "more", str(data_dir), num_images=41)
+    with pytest.raises(UsageError, match="--num_images must be 1 to 28, got 30"):
+        make_real_images(tmp_path / "more", str(data_dir), num_images=30, skip=12)
+
+
+def test_parts_of_one_seed_do_not_overlap(data_dir: Path, tmp_path: Path) -> None:
+    grey = load_photographs(data_dir, "t10k").grey[:, 8:24, 10:22].float().flatten(1)
+    found = []
+    for skip in (0, 10):
+        folder = tmp_path / str(skip)
+        make_real_images(folder, str(data_dir), num_images=10, split="t10k", skip=skip)
+        for path in sorted(folder.glob("*.png")):
+            image = torch.from_numpy(np.array(Image.open(path))[8:24, 10:22].max(-1)).flatten()
+            found.append(int(torch.corrcoef(torch.stack([image.float(), *grey]))[0, 1:].argmax()))
+    assert sorted(found) == [*range(20)]
+
+
+def test_held_out_images_differ_in_what_they_are_named_after(data_dir: Path) -> None:
+    photographs = load_photographs(data_dir, "train")
+    other = Palette(HELD_OUT_COLOURS, BACKGROUNDS)
+    generator = torch.Generator().manual_seed(0)
+    images, captions = draw(photographs, torch.arange(40), generator, other)
+    assert not {*COLOURS.values()} & {*HELD_OUT_COLOURS.values()}
+    assert not {*BACKGROUNDS.values()} & {*HELD_OUT_BACKGROUNDS.values()}
+    for image, number in zip(images, captions.tolist(), strict=True):
+        colour = other.captions()[number].split(" on a ")[0].split()[1]
+        hole = (image[:, 15, 15] + 1) / 2
+        assert torch.allclose(hole, torch.tensor(HELD_OUT_COLOURS[colour]) * 0.25, atol=1e-6)
+
+    shifted = moved(photographs, torch.Generator().manual_seed(0))
+    assert torch.equal(shifted.mask.sum((1, 2)), photographs.mask.sum((1, 2)))  # nothing is cut
+    assert not torch.equal(shifted.mask, photographs.mask)
+    small = scaled(photographs, 16)
+    ratio = small.mask.float().sum((1, 2)) / photographs.mask.float().sum((1, 2))
+    assert torch.allclose(ratio, torch.full((40,), 0.25), atol=0.01)
 
 
 def test_missing_and_wrong_data_are_rejected(tmp_path: Path) -> None:
