@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,7 @@ class PromptFile:
         having: Keep prompts that contain one of these phrases.
         lacking: Keep prompts that contain none of these phrases.
         share: Keep this fraction of the prompts, chosen at random, in their order.
+        rewrite: Regular expressions and their replacements, in the syntax of `re.sub`.
         drop_words: Drop each word with this probability, but never all words of a prompt.
         shuffle_words: Shuffle the words of each prompt.
         seed: Seed of the random choices.
@@ -69,20 +71,26 @@ class PromptFile:
     having: list[str] = field(default_factory=list)
     lacking: list[str] = field(default_factory=list)
     share: float = 1.0
+    rewrite: dict[str, str] = field(default_factory=dict)
     drop_words: float = 0.0
     shuffle_words: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check that fractions are in range.
+        """Check fractions and regular expressions.
 
         Raises:
-            UsageError: If one is not.
+            UsageError: If one is out of range or invalid.
         """
         if not 0 < self.share <= 1:
             refuse("prompt_files: share", self.share, "above 0 and at most 1")
         if not 0 <= self.drop_words < 1:
             refuse("prompt_files: drop_words", self.drop_words, "a probability below 1")
+        for pattern, replacement in self.rewrite.items():
+            try:
+                re.compile(pattern).sub(replacement, "")
+            except (re.error, IndexError) as error:
+                raise UsageError(f"--prompt_files: rewrite {pattern!r}: {error}.") from None
 
     def make(self, prompts: Sequence[str]) -> list[str]:
         """Return the derived prompts, which are the same on any machine.
@@ -104,9 +112,12 @@ class PromptFile:
                 f"--prompt_files: nothing is left of {self.source!r} with having {self.having}, "
                 f"lacking {self.lacking} and share {self.share}. Filter less, or raise share."
             )
-        return [self._changed(prompt.split(), draw) for prompt in kept]
+        return [self._changed(prompt, draw) for prompt in kept]
 
-    def _changed(self, words: list[str], draw: random.Random) -> str:
+    def _changed(self, prompt: str, draw: random.Random) -> str:
+        for pattern, replacement in self.rewrite.items():
+            prompt = re.sub(pattern, replacement, prompt)
+        words = prompt.split()
         if self.drop_words:
             words = [w for w in words if draw.random() >= self.drop_words] or words[-1:]
         if self.shuffle_words:

@@ -637,5 +637,12 @@ def test_prompt_files_are_reproducible() -> None:
         "background on dress a gray a blue",
     ]
     assert PromptFile("x", drop_words=0.5).make(prompts) == ["bag a", "a blue dress a gray"]
+    swapped = PromptFile(
+        "x", rewrite={r"^an? (\w+) (.+) on an? (\w+).*$": r"\3, \2 in \1", "bag": "tote"}
+    )
+    assert swapped.make(prompts) == ["navy, tote in red", "gray, dress in blue"]
     with pytest.raises(UsageError, match="share"):
         PromptFile("x", share=0)
+    for pattern, replacement in (("(a", ""), ("(a)", r"\2"), ("a", r"\g<x>")):
+        with pytest.raises(UsageError, match="--prompt_files: rewrite"):
+            PromptFile("x", rewrite={pattern: replacement})
