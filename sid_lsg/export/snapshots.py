@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from sid_lsg.files.replacing import replacing
 from sid_lsg.files.streaming import Pending, write_safetensors
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.method.post_hoc_ema import WIDEST, WIDTHS, Profile, coefficients
+from sid_lsg.method.post_hoc_ema import WIDEST, WIDTHS, Profile, coefficients, error
 
 FOLDER = "ema_snapshots"
 _NARROWEST = 0.03
+_LARGEST_ERROR = 0.1  # L2, relative
 
 
 def save_snapshot(run: Path, images: int, averages: Mapping[float, nn.Module]) -> None:
@@ -53,7 +54,7 @@ def post_hoc_ema(run: Path, images: int, width: float) -> dict[str, Tensor]:
         width: The relative width.
 
     Raises:
-        UsageError: If the width is out of range, or there are no snapshots.
+        UsageError: If the width is out of range, or there are no snapshots or too few of them.
     """
     if not _NARROWEST <= width <= WIDEST:
         raise UsageError(f"--ema_width must be {_NARROWEST} to {WIDEST}, not {width}.")
@@ -65,7 +66,14 @@ def post_hoc_ema(run: Path, images: int, width: float) -> dict[str, Tensor]:
             "with --model.ema.snapshot_images, or leave the option out."
         )
     profiles = [Profile(seen, one) for seen in files for one in WIDTHS]
-    factors = coefficients(profiles, Profile(max(files), width))
+    wanted = Profile(max(files), width)
+    factors = coefficients(profiles, wanted)
+    if (wrong := error(profiles, factors, wanted)) > _LARGEST_ERROR:
+        raise UsageError(
+            f"--ema_width {width}: the average of {len(files)} snapshots is {wrong:.0%} off this "
+            "one. Save more of them with --model.ema.snapshot_images, or give a width nearer to "
+            f"{WIDTHS[0]} or {WIDTHS[1]}."
+        )
     factor = dict(zip(profiles, factors.tolist(), strict=True))
     average: dict[str, Tensor] = {}
     for seen, path in files.items():

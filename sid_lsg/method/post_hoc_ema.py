@@ -64,21 +64,43 @@ def power_beta(batch_size: int, images_seen: int, width: float) -> float:
 def coefficients(snapshots: Sequence[Profile], wanted: Profile) -> Tensor:
     """Return the factors of the snapshots whose sum is nearest to a wanted average (EDM2, 3.2).
 
-    They minimize the integral of (sum_i c_i p_i - p)^2: the products <p_i, p_j> and <p_i, p> are
-    the normal equations.
+    They minimize the integral of (sum_i c_i p_i - p)^2 with sum_i c_i = 1. EDM2 leaves the sum
+    free, since the scale of its weights does not matter; that of other networks' weights does. With
+    the newest profile p_n, the error is that of sum_i c_i (p_i - p_n) - (p - p_n), and the products
+    of these differences are the normal equations.
 
     Args:
-        snapshots: The profiles of the n snapshots.
+        snapshots: The profiles of the n snapshots, the newest last.
         wanted: The profile of the wanted average; its time is at most the newest snapshot's.
 
     Returns:
         [n] float64.
     """
-    products = torch.tensor(
-        [[_product(a, b) for b in (*snapshots, wanted)] for a in snapshots], dtype=torch.float64
-    )
-    found: Tensor = torch.linalg.lstsq(products[:, :-1], products[:, -1], driver="gelsd").solution
-    return found
+    products = _products((*snapshots, wanted))
+    newest = products[-2]
+    products = products - newest - newest[:, None] + newest[-2]
+    free, target = products[:-2, :-2], products[:-2, -1]
+    found: Tensor = torch.linalg.lstsq(free, target, driver="gelsd").solution
+    return torch.cat([found, 1 - found.sum(dim=0, keepdim=True)])
+
+
+def error(snapshots: Sequence[Profile], factors: Tensor, wanted: Profile) -> float:
+    """Return the L2 norm of sum_i c_i p_i - p, relative to that of p.
+
+    Args:
+        snapshots: The profiles of the n snapshots.
+        factors: [n] float64, the factors c.
+        wanted: The profile p.
+    """
+    products = _products((*snapshots, wanted))
+    difference = torch.cat([factors, factors.new_tensor([-1])])
+    square = difference @ products @ difference / products[-1, -1]
+    return float(square.clamp(min=0).sqrt())
+
+
+def _products(profiles: Sequence[Profile]) -> Tensor:
+    """Return the integrals of p_i p_j, [n, n] float64."""
+    return torch.tensor([[_product(a, b) for b in profiles] for a in profiles], dtype=torch.float64)
 
 
 def _product(a: Profile, b: Profile) -> float:

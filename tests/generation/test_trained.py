@@ -153,6 +153,8 @@ def test_an_ema_of_another_width_is_made_of_the_snapshots(
     other = default.teacher.network.state_dict()
     merged = found.teacher.network.state_dict()
     assert any(not torch.equal(other[name], value) for name, value in merged.items())
+    with pytest.raises(UsageError, match=r"--ema_width 0.2: the average of 2 snapshots is 45% off"):
+        load_trained(require_checkpoint(run), ema_width=0.2)
 
     for options, message in (
         (["--ema_width=0.9"], "--ema_width must be 0.03 to 0.25, not 0.9."),
