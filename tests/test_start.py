@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import sid_lsg
 from sid_lsg.commands.table import COMMANDS, PROGRAM
 from tests.helpers import forked
+from tests.helpers.interpreter import interpreter
 from tests.helpers.paths import REPOSITORY
 
 HEAVY = {
@@ -106,12 +108,19 @@ def test_the_package_imports_its_public_names_lazily() -> None:
         _ = sid_lsg.Zebra
 
 
+def with_python(executable: str, *arguments: Any) -> None:
+    """Act as a program that starts further processes with an interpreter."""
+    sys.executable = executable
+    forked.program(*arguments)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", ENTRIES, ids=["sid_lsg", "sid_lsg.cli", "sid-lsg"])
 def test_each_entry_point_launches_a_second_process(
     entry: list[str], small_sd: str, tmp_path: Path
 ) -> None:
-    """The second process is a new Python. The libraries print no irrelevant messages."""
+    """One second process is a new Python. The libraries print no irrelevant messages."""
+    python = sys.executable if entry[-1] == "sid_lsg.cli" else interpreter()
     if entry[0] == "-c":  # as pip installs the script
         (tmp_path / "sid-lsg").write_text(entry[1])
         entry = [str(tmp_path / "sid-lsg")]
@@ -124,7 +133,9 @@ def test_each_entry_point_launches_a_second_process(
         f"--trainer.default_root_dir={root}",
     ]  # fmt: skip
     log, environment = tmp_path / "log", {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    process = forked.start(forked.program, entry, line, tmp_path, log=log, environment=environment)
+    process = forked.start(
+        with_python, python, entry, line, tmp_path, log=log, environment=environment
+    )
     process.join(300)
     said = log.read_text()
     assert process.exitcode == 0, said

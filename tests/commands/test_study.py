@@ -34,6 +34,7 @@ from sid_lsg.study.options import (
 )
 from sid_lsg.study.plan import Run, evaluations_per_image, plan, slugify
 from sid_lsg.study.tasks import Task, differences, jobs
+from tests.helpers.interpreter import interpreter
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.studies import read
 
@@ -496,6 +497,7 @@ def test_a_small_study_end_to_end(
 ) -> None:  # fmt: skip
     """Run two short fits and the teacher, repeat the study, change it, and plot only its rows."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sys, "executable", interpreter())
     config = {
         "base": [DEMO],
         "options": {

@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from tests.helpers.interpreter import interpreter
 from tests.helpers.paths import REPOSITORY
 
 
@@ -26,7 +26,7 @@ def served(*options: str) -> Iterator[Served]:
         "PYTHONPATH": str(REPOSITORY),
     }  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-m", "sid_lsg.cli", "app", "--port", "0", *options],
+        [interpreter(), "-m", "sid_lsg.cli", "app", "--port", "0", *options],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
     )  # fmt: skip
     try:

@@ -23,8 +23,8 @@ from torch.multiprocessing.spawn import start_processes
 
 from sid_lsg.cli import main
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.helpers.preloaded"])
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["tests.helpers.preloaded"])
 
 
 def start(
@@ -35,7 +35,7 @@ def start(
     The process has the current environment and the given additions.
     """
     whole = (function, arguments, log, os.environ | environment)
-    process = _context.Process(target=_become, args=whole, daemon=False)
+    process = context.Process(target=_become, args=whole, daemon=False)
     process.start()
     return process
 
@@ -109,11 +109,17 @@ def free_port() -> int:
 def _become(
     function: Callable[..., Any], arguments: Any, log: Path, environment: dict[str, str]
 ) -> None:
-    gc.freeze()  # exclude what the server has imported
-    gc.set_threshold(10_000)
     with log.open("a") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
+    become(environment)
+    function(*arguments)
+
+
+def become(environment: Mapping[str, str]) -> None:
+    """Make this process of the fork server like a new one with an environment."""
+    gc.freeze()  # exclude what the server has imported
+    gc.set_threshold(10_000)
     os.environ.clear()
     os.environ.update(environment)
     rank_zero_only.rank = _get_rank() or 0  # Lightning read it in the server, at import
@@ -122,4 +128,3 @@ def _become(
         "fork", force=True
     )  # the platform's default, for the data workers
     torch.set_num_threads(1)
-    function(*arguments)

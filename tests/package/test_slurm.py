@@ -2,10 +2,8 @@
 
 import os
 import re
-import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 import yaml
 
 from tests.helpers import forked
+from tests.helpers.interpreter import interpreter
 from tests.helpers.paths import CONFIGS, REPOSITORY
 from tests.helpers.runs import command, rows
 
@@ -88,8 +87,7 @@ def test_a_job_on_two_nodes_is_requeued_and_continues(small_sd: str, tmp_path: P
     programs.mkdir()
     program(programs / "srun", SRUN)
     program(programs / "scontrol", '#!/bin/sh\necho "$@" >> calls\n')
-    python = shlex.quote(sys.executable)
-    program(programs / "sid-lsg", f'#!/bin/sh\nexec {python} -m sid_lsg "$@"\n')
+    program(programs / "sid-lsg", f'#!/bin/sh\nexec {interpreter()} -m sid_lsg "$@"\n')
     environment = os.environ | {
         "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY),
         "OMP_NUM_THREADS": "1", "MASTER_PORT": str(forked.free_port()),

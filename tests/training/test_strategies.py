@@ -1,8 +1,8 @@
 """Several processes train, score, stop and resume like one process."""
 
 import json
+import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tests.helpers import forked
 from tests.helpers.checkpoints import opened
 from tests.helpers.comparison import same
 from tests.helpers.images import photographs
+from tests.helpers.interpreter import interpreter
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.strategy_runs import NETWORKS, Rows, assert_same, optimizer, run_job, weights
 
@@ -342,8 +343,7 @@ def test_one_scaler_serves_both_optimizers(small_sd: str, tmp_path: Path) -> Non
 
 
 TORCHRUN = [
-    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-    "-m", "sid_lsg.cli",
+    "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sid_lsg.cli",
 ]  # fmt: skip
 
 
@@ -369,8 +369,11 @@ def fit(
         "--metrics.every_n_images", "8", "--health.every_n_images", "8", *options,
     ]  # fmt: skip
     if launcher:
-        command = [*launcher, *command]
-        run = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+        python = interpreter()
+        run = subprocess.run(
+            [python, *launcher, *command], capture_output=True, text=True, cwd=REPOSITORY,
+            env=os.environ | {"PYTHON_EXEC": python}, check=False,
+        )  # fmt: skip
         assert run.returncode == 0, run.stderr[-3000:]
     else:
         jobs = [([command], rank) for rank in forked.ranks(processes)]
