@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sid_lsg.cli import main
+from sid_lsg.commands.fit import SiDCLI
 from tests.helpers import forked
-from tests.helpers.paths import REPOSITORY
+from tests.helpers.paths import CONFIGS, REPOSITORY
 
 
 @pytest.fixture
@@ -154,6 +156,56 @@ def test_a_broken_config_file_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     assert "broken.yaml" in refused(capsys, "fit", "--config", str(tmp_path / "broken.yaml"))
     (tmp_path / "other.yaml").write_text("model: {teachr: x}")
     assert "teachr" in refused(capsys, "fit", "--config", str(tmp_path / "other.yaml"))
+
+
+class Read(Exception):
+    """The options have been read, and nothing has been run."""
+
+
+def spoil(options: Any) -> None:
+    """Change every container in nested options."""
+    for value in [*options.values()] if isinstance(options, dict) else options:
+        if isinstance(value, dict | list):
+            spoil(value)
+    options.update(more=1) if isinstance(options, dict) else options.append("more")
+
+
+def test_a_process_builds_the_parser_once_and_reads_each_line_afresh(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: list[dict[str, Any]] = []
+    built: list[Any] = []
+    build = SiDCLI.init_parser
+
+    def read(cli: SiDCLI) -> None:
+        found.append(cli.config.clone().as_dict())
+        for value in vars(cli.config["fit"]).values():
+            if hasattr(value, "as_dict"):
+                vars(value).clear()
+            elif isinstance(value, dict | list):
+                spoil(value)
+        raise Read
+
+    monkeypatch.setattr(SiDCLI, "_kept", {})
+    monkeypatch.setattr(SiDCLI, "before_instantiate_classes", read)
+    monkeypatch.setattr(SiDCLI, "init_parser", lambda *a, **k: built.append(0) or build(*a, **k))
+    plain = ["fit", "--model.teacher=x", "--data.prompts=y"]
+    lines = [
+        ["--trainer.max_steps=3", "--model.guidance.scale=2", "--image_grid.prompts=[a]"],
+        ["--config", str(CONFIGS / "lsg.yaml"), "--config", str(CONFIGS / "trainer/cpu.yaml")],
+        ["--trainer.logger=[CSVLogger,WandbLogger]", "--model.lora.generator.rank=2"],
+    ]
+    for line in ([], *lines, *lines, []):
+        with pytest.raises(Read):
+            main([*plain, *line])
+    assert len(built) == 2  # Lightning's own, and that of `fit`
+    assert found[:4] == [found[7], *found[4:7]]
+    for line in (["--print_config", "--model.nonsense=1"], ["--data.batch_size=many"]):
+        refused(capsys, *plain, *line)
+        with pytest.raises(Read):
+            main(plain)
+        assert capsys.readouterr().out == ""
+        assert found[-1] == found[0]
 
 
 def test_help_and_print_config_explain_every_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -61,11 +61,30 @@ class _FitParser(Parser, LightningArgumentParser):
 class SiDCLI(LightningCLI):
     """LightningCLI with this project's callbacks as options, and one run directory."""
 
+    _kept: ClassVar[dict[Any, dict[str, Any]]] = {}  # parsers of earlier commands of this process
+
     def __init__(self, *args: Any, **options: Any) -> None:
         """Register the strategies, and disable TF32 unless the run enables it."""
         register_strategies()
         allow_tf32(False)
         super().__init__(*args, **options)
+
+    def setup_parser(self, *args: Any) -> None:
+        """Build the parsers, or take those of an earlier command: building takes half a second.
+
+        Parsers are kept once they have parsed a line, since a failure may leave marks in them.
+        """
+        self._parsers = self._kept.pop(self.parsers_key(), {})
+        if self._parsers:
+            self.__dict__.update(self._parsers)
+            return
+        before = {*vars(self)}
+        super().setup_parser(*args)
+        self._parsers = {name: made for name, made in vars(self).items() if name not in before}
+
+    def parsers_key(self) -> tuple[Any, ...]:
+        """Return what the parsers depend on."""
+        return (type(self),)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Create a parser that prints an error as one message."""
@@ -107,6 +126,7 @@ class SiDCLI(LightningCLI):
             super().parse_arguments(parser, args)
         else:  # Lightning warns about arguments that differ from the program's
             self.config = parser.parse_args(read)
+        self._kept[self.parsers_key()] = self._parsers
 
     def _set_seed(self) -> None:
         """Reject invalid seeds: Lightning would draw a random seed for `true`."""

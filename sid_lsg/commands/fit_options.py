@@ -50,6 +50,10 @@ class FitOptions(SiDCLI):
         finally:
             sys.argv = arguments
 
+    def parsers_key(self) -> tuple[Any, ...]:
+        """Return what the parsers depend on."""
+        return (type(self), *self._own)
+
     def read(self, args: Sequence[str]) -> Namespace:
         """Parse other arguments: building a parser takes longer than parsing."""
         self.config = self.parser.parse_args(in_current_names(args))
