@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 GRADIENTS, ACTIVATIONS = "gradients", "activations"
 
@@ -67,8 +66,12 @@ class Allocations(TorchDispatchMode):
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
-    """Iterate over the tensors in arguments or results."""
-    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    """Iterate over the tensors in arguments or results: lists, tuples and dictionaries."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (list, tuple, dict)):
+        for part in tree.values() if isinstance(tree, dict) else tree:
+            yield from tensors(part)
 
 
 def _key(tensor: Tensor) -> int:

@@ -17,6 +17,7 @@ from sid_lsg.teachers.remembered import AT_ONCE
 from sid_lsg.training.optimizer_options import MakeOptimizer
 
 
+@lru_cache(maxsize=1)
 def standing_bytes(run: PlannedRun) -> dict[str, int]:
     """Count the bytes that are held during the whole run.
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -98,39 +98,54 @@ class Plan:
         return torch.bfloat16 if self.memory.frozen_precision == "bf16" else None
 
 
+class _Networks(NamedTuple):
+    """A run's networks on the meta device."""
+
+    teacher: Teacher
+    fake_score: nn.Module
+    generator: nn.Module
+    ema: nn.Module
+
+
+def _build(plan: Plan, teacher: Teacher) -> _Networks:
+    """Build the networks as `SiDLSG` does."""
+    teacher = copy.deepcopy(teacher)
+    # 8-bit weights are counted in `costs.memory`: the meta device cannot compute with them.
+    eight = plan.text.precision == "int8"
+    set_text(replace(plan.text, precision="bf16") if eight else plan.text, teacher)
+    if plan.text.device:
+        teacher.keep_text_apart()
+
+    def start(name: str, lora: LoRA | None) -> nn.Module:
+        network = teacher.network
+        if not lora or getattr(plan.init, name):  # adapters share the teacher's weights
+            network = copied(network)
+        return adapt(network, lora, 0) if lora else network.requires_grad_(True)
+
+    trained = {name: start(name, getattr(plan.lora, name)) for name in ("fake_score", "generator")}
+    ema = copy_trainable(trained["generator"])
+    checkpoint_gradients(trained | {"teacher": teacher.network}, plan.checkpointing)
+    set_frozen_precision(plan.memory.frozen_precision, teacher, *trained.values())
+    return _Networks(teacher, **trained, ema=ema)
+
+
 class PlannedRun:
     """A plan with its networks on the meta device."""
 
-    def __init__(
-        self, plan: Plan, teacher: Teacher, known: dict[Any, Evaluation] | None = None
-    ) -> None:
-        """Build the networks as `SiDLSG` does.
+    def __init__(self, plan: Plan, teacher: Teacher, known: dict[Any, Any] | None = None) -> None:
+        """Build the networks, or take those of a plan that differs in other options.
 
         Args:
             plan: The plan.
             teacher: Its teacher, on the meta device; not modified.
-            known: Cache of counted passes, shared by the plans for this teacher.
+            known: Cache of networks and counted passes, shared by the plans for this teacher.
         """
-        self.plan, self.teacher = plan, copy.deepcopy(teacher)
-        self.known = {} if known is None else known
-        # 8-bit weights are counted in `costs.memory`: the meta device cannot compute with them.
-        eight = plan.text.precision == "int8"
-        set_text(replace(plan.text, precision="bf16") if eight else plan.text, self.teacher)
-        if plan.text.device:
-            self.teacher.keep_text_apart()
-        self.fake_score = self._start("fake_score", plan.lora.fake_score)
-        self.generator = self._start("generator", plan.lora.generator)
-        self.ema = copy_trainable(self.generator)
-        trained = {"fake_score": self.fake_score, "generator": self.generator}
-        checkpointed = trained | {"teacher": self.teacher.network}
-        checkpoint_gradients(checkpointed, plan.checkpointing)
-        set_frozen_precision(plan.memory.frozen_precision, self.teacher, *trained.values())
-
-    def _start(self, name: str, lora: LoRA | None) -> nn.Module:
-        network = self.teacher.network
-        if not lora or getattr(self.plan.init, name):  # adapters share the teacher's weights
-            network = copied(network)
-        return adapt(network, lora, 0) if lora else network.requires_grad_(True)
+        self.plan = plan
+        self.known: dict[Any, Any] = {} if known is None else known
+        chosen = plan.text, plan.lora, plan.init, plan.checkpointing, plan.memory.frozen_precision
+        if (key := repr(chosen)) not in self.known:
+            self.known[key] = _build(plan, teacher)
+        self.teacher, self.fake_score, self.generator, self.ema = self.known[key]
 
     @property
     def evaluations(self) -> tuple[int, int, int]:
@@ -175,7 +190,7 @@ class PlannedRun:
             dtype, half = half, None
         key = (gradient, half, dtype, lora, name in plan.checkpointing)
         if key not in self.known:
-            teacher = self.teacher
+            teacher: Teacher = self.teacher
             if dtype != next(linear_layers(backbone(network))).weight.dtype:
                 # `nn.Module.to`, because diffusers' `to` gives a warning that does not apply here.
                 converted = nn.Module.to(copy.deepcopy(backbone(network)), dtype)
@@ -185,7 +200,8 @@ class PlannedRun:
                 teacher = copy.copy(teacher)
                 teacher.frozen_dtype = None  # the whole network has this dtype
             self.known[key] = evaluation(teacher, network, gradient, half)
-        return self.known[key]
+        found: Evaluation = self.known[key]
+        return found
 
     def evaluated(self, name: str) -> int:
         """Return the forward passes of `teacher` or `generator` in phase 2: 2 if recomputed."""
