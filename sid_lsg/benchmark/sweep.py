@@ -80,11 +80,13 @@ def measured(cli: Run, options: Benchmark, device: torch.device, save: Save) -> 
         "largest_micro_batch": found,
     }
     own = str(cli.config.trainer.precision or "32-true")
+    ceilings: dict[str, float] = {}  # by precision
     for precision, memory in product(options.precisions, options.memories):
         setting = Setting(precision, memory, own)
         tries = _Attempts(cli, options, device, setting)
         with tf32(setting.changes.get("compute.tf32", cli.config.model.compute.tf32)):
-            ceiling = matmul_ceiling(device, setting.dtype)
+            if (ceiling := ceilings.get(precision)) is None:
+                ceiling = ceilings[precision] = matmul_ceiling(device, setting.dtype)
             for micro_batch in options.micro_batches or (None,):
                 if (row := tries.measure(micro_batch)) is None:
                     too_large.append(
