@@ -20,9 +20,9 @@ from tests.helpers.paths import GOLDEN, GOLDEN_FLOW
 # These files take longest, in this order. They run first, so that none is left for the end, when
 # one process would work and the others wait.
 FIRST = (
-    "test_strategies", "test_soak", "test_wrong_models", "test_families_end_to_end", "test_health",
-    "test_interruption", "test_settings", "test_slurm", "test_study", "test_evaluate",
-    "test_benchmark", "test_page", "test_graph", "test_start",
+    "test_strategies", "test_soak", "test_families_end_to_end", "test_wrong_models", "test_health",
+    "test_interruption", "test_benchmark", "test_graph", "test_configs", "test_evaluate",
+    "test_memory", "test_start", "test_settings",
 )  # fmt: skip
 
 # How long an example takes depends on what else the machine does.
