@@ -9,11 +9,12 @@ from weakref import proxy
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from sid_lsg.callbacks.best import Best, Mode
-from sid_lsg.callbacks.retention import delete, keep_as, on_first, point
-from sid_lsg.checkpoints.io import SafeCheckpointIO, write
+from sid_lsg.callbacks.retention import keep_as, on_first, point
+from sid_lsg.callbacks.saving import Saving
+from sid_lsg.checkpoints.io import SafeCheckpointIO
 from sid_lsg.checkpoints.opening import BEST, GOOD, LAST, OpenCheckpoint, iterations_of, newest
 from sid_lsg.checkpoints.record import add_record
 from sid_lsg.checkpoints.resume import check_optimizers
@@ -25,6 +26,8 @@ from sid_lsg.training.agreement import check_agreement
 from sid_lsg.training.callback import Saver, run_callbacks
 from sid_lsg.training.run_directory import config_of
 
+_GOES_ON = "Training continues. Make room before the next one."
+
 
 class Checkpoint(Saver, ModelCheckpoint):
     """Save the fake score, generator, EMA and optimizers; `last.ckpt` is the newest checkpoint.
@@ -35,9 +38,14 @@ class Checkpoint(Saver, ModelCheckpoint):
 
     An iteration is saved when the next one starts or the training ends. It has been logged by then,
     so a run that continues from it has the complete log.
+
+    The training waits only while the state is copied to host memory. A thread then writes the file,
+    points `last.ckpt` to it and deletes older ones. The next save, `best.ckpt` and the end of the
+    run wait for the thread.
     """
 
     _good_step = -1  # the iteration that was found healthy
+    _becomes_good = False  # whether the checkpoint that is being written will be good.ckpt
     _has_good = False  # whether this run has written good.ckpt
 
     def __init__(
@@ -47,6 +55,7 @@ class Checkpoint(Saver, ModelCheckpoint):
         best: str | None = None,
         best_mode: Mode = "min",
         every_minutes: float = 30.0,
+        background: bool = True,
     ) -> None:
         """Set when to save and what to keep.
 
@@ -58,6 +67,8 @@ class Checkpoint(Saver, ModelCheckpoint):
             best_mode: `min` if the smallest value is the best, `max` if the largest is.
             every_minutes: Also save when so many minutes have passed since the last time, so that
                 a killed run loses no more of them; 0 for never.
+            background: Continue the training while a checkpoint is written, if the host memory has
+                room for a copy. Folders of shards are written while the training waits.
 
         Raises:
             UsageError: If a value is out of range.
@@ -72,11 +83,10 @@ class Checkpoint(Saver, ModelCheckpoint):
             refuse("checkpoint.best_mode", best_mode, "min or max")
         super().__init__(every_n_train_steps=every_n_steps, save_top_k=0)
         self.save_top_k = keep  # for loggers
-        self.every_n_steps, self.every_minutes, self.keep = every_n_steps, every_minutes, keep
+        self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
+        self.background, self._saving = background, Saving(keep)
         self._asked, self._time = False, time.monotonic()
         self.best = Best(best, best_mode) if best else None
-        self._last_global_step_saved = -1
-        self._saved: list[str] = []  # names of the files, oldest first
         self._opened: OpenCheckpoint | None = None  # the checkpoint to load
 
     @property
@@ -117,9 +127,9 @@ class Checkpoint(Saver, ModelCheckpoint):
         """Note the loaded checkpoint, which is not saved again if it is in this run directory."""
         self._time = time.monotonic()
         if trainer.ckpt_path:
-            self._last_checkpoint_saved = str(trainer.ckpt_path)
-            if self._is_here(self._last_checkpoint_saved):
-                self._last_global_step_saved = trainer.global_step
+            self._saving.newest = str(trainer.ckpt_path)
+            if self._newest_is_here():
+                self._saving.step = trainer.global_step
             for logger in trainer.loggers:
                 if isinstance(logger, CSVLogger):
                     logger.continue_from(trainer.global_step)
@@ -140,13 +150,30 @@ class Checkpoint(Saver, ModelCheckpoint):
         asked, self._asked = self._asked, False
         step = trainer.global_step
         if step > 0 and (asked or step % self.every_n_steps == 0):
-            self._try_to_save(trainer)
+            self._try_to_save(trainer, self.background)
 
     @property
     def wants_to_save(self) -> bool:
         """Return True if `every_minutes` have passed since the last checkpoint."""
         minutes = (time.monotonic() - self._time) / 60
         return bool(self.every_minutes) and minutes >= self.every_minutes
+
+    def has_written(self, trainer: L.Trainer) -> bool:
+        """Return True if a thread of this process has written, and `conclude` was not called."""
+        return self._saving.has_written(trainer)
+
+    def conclude(self, trainer: L.Trainer) -> None:
+        """Wait for the checkpoint that is being written; announce it, or warn. For all ranks."""
+        if self._saving.is_writing:
+            if failure := self._saving.conclude(trainer):
+                rank_zero_warn(f"{failure} {_GOES_ON}")
+            else:
+                self._announce(trainer)
+            self._keep_good(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Wait until the file that is being written is complete."""
+        self._saving.abandon(trainer)
 
     def ask(self) -> None:
         """Let the last complete iteration be saved."""
@@ -157,11 +184,14 @@ class Checkpoint(Saver, ModelCheckpoint):
         if self.best is not None:
             before = self.best.state_dict()
             if self.best.judge(trainer):
-                if self._try_to_save(trainer):
+                if self._try_to_save(trainer, background=False):
                     self._keep_best(trainer, self.best)
                 else:
                     self.best.load_state_dict(before)
-        self._keep_good(trainer)
+        if self._good_step == trainer.global_step:
+            self._good_step, self._becomes_good = -1, True
+        if not self._saving.is_writing:
+            self._keep_good(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last iteration, whatever the schedule."""
@@ -169,10 +199,10 @@ class Checkpoint(Saver, ModelCheckpoint):
 
     def on_trained(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the last checkpoint as the best if its final scores are."""
-        if self._last_global_step_saved < 0:  # the run was complete when it began
+        if self._saving.step < 0:  # the run was complete when it began
             self.on_train_start(trainer, pl_module)
             self.save(trainer)
-        saved = self._last_global_step_saved == trainer.global_step
+        saved = self._saving.step == trainer.global_step
         if saved and self.best is not None and self.best.judge(trainer):
             self._keep_best(trainer, self.best)
 
@@ -182,11 +212,11 @@ class Checkpoint(Saver, ModelCheckpoint):
         Raises:
             UsageError: If that fails. Earlier checkpoints are kept.
         """
-        if failure := self._save(trainer):
-            there = self._last_checkpoint_saved
+        if failure := self._save(trainer, background=False):
+            there = self._saving.newest
             then = "continue from there with --ckpt_path last" if there else "start again"
             raise UsageError(f"--trainer.default_root_dir: {failure} Make room, then {then}.")
-        return Path(self._last_checkpoint_saved)
+        return Path(self._saving.newest)
 
     def mark_good(self, trainer: L.Trainer) -> None:
         """Keep the newest checkpoint as `good.ckpt`, even when newer ones are written.
@@ -200,6 +230,7 @@ class Checkpoint(Saver, ModelCheckpoint):
 
         Return None and change nothing if neither this run nor the one it continues has one.
         """
+        self.conclude(trainer)
         good = self._folder / GOOD
         there = trainer.strategy.broadcast(good.exists())
         if not (there and self._has_good):
@@ -210,11 +241,11 @@ class Checkpoint(Saver, ModelCheckpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the names of the kept files, and the best value."""
-        return {"saved": self._saved, "best": self.best.state_dict() if self.best else None}
+        return {"saved": self._saving.names, "best": self.best.state_dict() if self.best else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the names of the kept files, and the best value."""
-        self._saved = state_dict.get("saved", [])
+        self._saving.names = state_dict.get("saved", [])
         if self.best is not None:
             self.best.load_state_dict(state_dict.get("best") or {})
 
@@ -224,53 +255,45 @@ class Checkpoint(Saver, ModelCheckpoint):
         """Add versions and configuration, and count only the completed iterations."""
         add_record(checkpoint, config_of(trainer))
 
-    def _try_to_save(self, trainer: L.Trainer) -> bool:
-        """Save, or warn that it failed; return whether the iteration is saved. For all ranks."""
-        if failure := self._save(trainer):
-            rank_zero_warn(f"{failure} Training continues. Make room before the next one.")
+    def _try_to_save(self, trainer: L.Trainer, background: bool) -> bool:
+        """Save, or warn that it failed; return whether it has not failed yet. For all ranks."""
+        if failure := self._save(trainer, background):
+            rank_zero_warn(f"{failure} {_GOES_ON}")
         return not failure
 
     def _keep_good(self, trainer: L.Trainer) -> None:
-        """Keep the newest checkpoint as `good.ckpt` if this iteration was found healthy."""
-        if self._good_step == trainer.global_step and self._is_here(self._last_checkpoint_saved):
-            self._good_step, self._has_good = -1, True
-            on_first(trainer, keep_as, Path(self._last_checkpoint_saved), self._folder / GOOD)
+        """Keep the newest checkpoint as `good.ckpt` if a healthy iteration has waited for it."""
+        if self._becomes_good and self._newest_is_here():
+            self._has_good = True
+            on_first(trainer, keep_as, Path(self._saving.newest), self._folder / GOOD)
+        self._becomes_good = False
 
-    def _save(self, trainer: L.Trainer) -> str:
-        """Save unless the iteration is saved; return the error message, or "". For all ranks."""
-        step = trainer.global_step
-        if step == self._last_global_step_saved:
+    def _save(self, trainer: L.Trainer, background: bool) -> str:
+        """Save unless the iteration is saved; return the error message, or "". For all ranks.
+
+        In the background, `conclude` warns of errors that come later.
+        """
+        self.conclude(trainer)
+        if trainer.global_step == self._saving.step:
             return ""
-        path = self._folder / (f"{step:07d}.ckpt" if self.keep else LAST)
-        names = [name for name in self._saved if name != path.name]
-        before, self._saved = self._saved, [*names, path.name] if self.keep else names
-        self._time = begin = time.monotonic()
-        if what := write(trainer, path):
-            self._saved = before
-            newest = self._last_checkpoint_saved
-            rest = f"{newest!r} is unchanged" if newest else "there is no earlier one"
-            return f"could not save {str(path)!r} ({what}); {rest}."
-        self._last_global_step_saved, self._last_checkpoint_saved = step, str(path)
-        self.last_model_path = self.best_model_path = str(path)
-        seconds = time.monotonic() - begin
-        rank_zero_info(f"Saved iteration {step} in {seconds:.1f} s: {path.name}")
-        if self.keep:
-            on_first(trainer, point, self._folder / LAST, path)
-        if self.keep >= 0:
-            number = max(len(self._saved) - self.keep, 0)
-            self._saved, old = self._saved[number:], self._saved[:number]
-            for name in old:
-                on_first(trainer, delete, self._folder / name, trainer.ckpt_path)
+        self._time = time.monotonic()
+        failure = self._saving.begin(trainer, self._folder, background)
+        if not (failure or self._saving.is_writing):
+            self._announce(trainer)
+        return failure
+
+    def _announce(self, trainer: L.Trainer) -> None:
+        """Tell callbacks and loggers that a checkpoint is complete."""
+        self.last_model_path = self.best_model_path = self._saving.newest
         for callback in run_callbacks(trainer):
             callback.on_checkpoint(trainer)
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(proxy(self))
-        return ""
 
     def _keep_best(self, trainer: L.Trainer, best: Best) -> None:
         self.best_model_path = str(self._folder / BEST)
-        on_first(trainer, keep_as, Path(self._last_checkpoint_saved), self._folder / BEST)
+        on_first(trainer, keep_as, Path(self._saving.newest), self._folder / BEST)
         on_first(trainer, best.save, self._folder)
 
     def _good_is_of(self, step: int) -> bool:
@@ -278,8 +301,8 @@ class Checkpoint(Saver, ModelCheckpoint):
         good = iterations_of(self._folder / GOOD)
         return good is not None and good <= step
 
-    def _is_here(self, checkpoint: str) -> bool:
-        return Path(checkpoint).parent.resolve() == self._folder.resolve()
+    def _newest_is_here(self) -> bool:
+        return Path(self._saving.newest).parent.resolve() == self._folder.resolve()
 
     @property
     def _folder(self) -> Path:

@@ -98,12 +98,15 @@ class Interruption(Leaver):
             Interrupted: To end the run.
             UsageError: If a foreign callback has failed.
         """
-        ending, requeuing, failed, due = self._agreed(trainer)
+        ending, requeuing, failed, due, written = self._agreed(trainer)
         if failed and not ending:
             self._fail(trainer)
         self._handle(trainer, ending, requeuing)
-        if due and (saver := find(trainer, Saver)):
+        saver = find(trainer, Saver)
+        if due and saver:
             saver.ask()
+        if written and saver:
+            saver.conclude(trainer)
         self._tell(trainer)  # after handling them, so that no signal is sent twice
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -156,7 +159,7 @@ class Interruption(Leaver):
             return
         self._release()
         self._tell(trainer)
-        ending, requeuing, _, _ = self._agreed(trainer)
+        ending, requeuing, *_ = self._agreed(trainer)
         if requeuing:
             self._answer(requeuing, trainer, self._save(trainer))
         if ending:
@@ -220,26 +223,30 @@ class Interruption(Leaver):
         dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         self._told = Reading(shared)
 
-    def _own(self, trainer: L.Trainer) -> tuple[int, int, int, int]:
+    def _own(self, trainer: L.Trainer) -> list[int]:
         """Return what this process has met; the first one's clock decides when to save."""
         saver = find(trainer, Saver) if trainer.is_global_zero else None
         due = saver is not None and saver.wants_to_save
-        return self._ending, self._requeuing, int(bool(self._guard.failure)), int(due)
+        written = saver is not None and saver.has_written(trainer)
+        failed = bool(self._guard.failure)
+        return [self._ending, self._requeuing, int(failed), int(due), int(written)]
 
-    def _agreed(self, trainer: L.Trainer) -> tuple[int, int, int, int]:
+    def _agreed(self, trainer: L.Trainer) -> list[int]:
         """Return what any process has met, 0 for nothing.
 
-        A signal to end, one to requeue, a failed callback, and whether a checkpoint is due.
+        A signal to end, one to requeue, a failed callback, whether a checkpoint is due, and whether
+        one is written.
 
         Several processes use the exchange of the previous iteration, which is the same on all of
         them and has already arrived.
         """
         if trainer.world_size > 1:
-            ending, requeuing, failed, due = self._told.tolist() if self._told else (0, 0, 0, 0)
+            agreed = self._told.tolist() if self._told else [0] * 5
         else:
-            ending, requeuing, failed, due = self._own(trainer)
+            agreed = self._own(trainer)
+        ending, _, failed, *_ = agreed
         self._agreed_on = bool(ending or failed)
-        return ending, requeuing, failed, due
+        return agreed
 
     def _fail(self, trainer: L.Trainer) -> None:
         """Save, and end the run because of a foreign callback. For all ranks.

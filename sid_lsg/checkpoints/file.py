@@ -57,7 +57,8 @@ def _save(content: Any, path: Path, kind: "type[_AnyWriter]") -> "_AnyWriter":
         except RuntimeError:
             if writer.error is None:
                 raise
-            raise writer.error from None
+        if writer.error is not None:
+            raise writer.error
         file.flush()
         os.fsync(file.fileno())
     return writer

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ _PERIOD = 0.5  # seconds between two looks at the store
 _MOMENT = 1.0  # seconds that a process has to end by itself when another one has failed
 _PATIENCE = 5.0  # seconds that rank 0 waits for the others at its end
 _LIMIT = 20.0  # seconds that a failed process has to end; rank 0 waits for others that still start
+_WRITING = 600.0  # seconds that a checkpoint has to become complete after a failure
 _READY = 1800.0  # seconds that processes wait for others to start
 _LAUNCHES = "SID_LSG_LAUNCHED"  # variable of processes that Lightning launches
 _FAILURE, _HERE, _SET_UP, _LEFT = "failure", "here", "set up", "left"  # keys of the store
@@ -187,11 +189,18 @@ class _Watch(threading.Thread):
                 print(f"error: {message}", file=sys.stderr)
             sys.stdout.flush()
             sys.stderr.flush()
+        futures.wait(_works, _WRITING)
         self._wait_for_others(_PATIENCE)
         os._exit(status)
 
 
 _watches: list[_Watch] = []  # of this process: none or one
+_works: list["futures.Future[Any]"] = []  # what is completed before this process is ended
+
+
+def complete(work: "futures.Future[Any]") -> None:
+    """Complete what a thread does, such as writing a file, before a failure ends this process."""
+    _works[:] = [work]
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class RunCallback(L.Callback):
         """
 
     def on_checkpoint(self, trainer: L.Trainer) -> None:
-        """Run after a checkpoint was saved."""
+        """Run when a checkpoint is complete, which may be some iterations later."""
 
     def on_ready(self, trainer: L.Trainer) -> None:
         """Run last before an iteration: checkpoints are saved and evaluations done."""
@@ -74,6 +74,14 @@ class Saver(RunCallback):
     @property
     def wants_to_save(self) -> bool:
         """Return True if the time of the next checkpoint has come. Ranks may differ."""
+        raise NotImplementedError
+
+    def has_written(self, trainer: L.Trainer) -> bool:
+        """Return True if this process has written a checkpoint that `conclude` is to announce."""
+        raise NotImplementedError
+
+    def conclude(self, trainer: L.Trainer) -> None:
+        """Wait for the checkpoint that is being written; announce it. For all ranks."""
         raise NotImplementedError
 
     def ask(self) -> None:

@@ -151,6 +151,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Write a file as any other strategy does, or a folder of shards. Collective."""
         if self._save_distributed_checkpoint:
             save_shares(checkpoint, Path(filepath))
+        elif self.is_global_zero and isinstance(self.checkpoint_io, SafeCheckpointIO):
+            self.checkpoint_io.save(checkpoint, Path(filepath), gathered=True)
         elif self.is_global_zero:
             self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
 
@@ -165,12 +167,12 @@ class FSDP2Strategy(ModelParallelStrategy):
         return share(state) if self._save_distributed_checkpoint else self._gather(state)
 
     def _gather(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Gather the tensors one by one on the first process' CPU. Collective."""
+        """Copy the tensors one by one to the first process' CPU. Collective."""
         found = {}
         for name, value in state.items():
             if torch.is_tensor(value):
                 value = whole(value)
-                value = value.cpu() if self.is_global_zero else None
+                value = value.to("cpu", copy=True) if self.is_global_zero else None
             found[name] = value
         return found if self.is_global_zero else {}
 

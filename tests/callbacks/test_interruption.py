@@ -24,6 +24,7 @@ from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnect
 from torch import Tensor
 
 from sid_lsg.callbacks import Checkpoint, Interruption, interruption
+from sid_lsg.checkpoints.io import SafeCheckpointIO
 from sid_lsg.cli import main
 from sid_lsg.data.prompts import PromptDataModule
 from sid_lsg.distributed.signals import NAMES, ending_on_signals
@@ -197,7 +198,9 @@ class Signalled(L.Callback):
             signal.raise_signal(signal.SIGTERM)
 
 
-def fit(folder: Path, teacher: str, strategy: str, iteration: int, signalled: list[int]) -> None:
+def fit(
+    folder: Path, teacher: str, strategy: str, iteration: int, signalled: list[int], every: int
+) -> None:
     """Train until some ranks receive a signal in an iteration; write a report of this rank."""
     rank, read = int(os.environ["RANK"]), []
     callback = Signalled(iteration if rank in signalled else -1)
@@ -208,7 +211,7 @@ def fit(folder: Path, teacher: str, strategy: str, iteration: int, signalled: li
         max_steps=STEPS,
         max_epochs=-1,
         logger=False,
-        callbacks=[Interruption(), callback, Checkpoint(every_n_steps=1000)],
+        callbacks=[Interruption(), callback, Checkpoint(every_n_steps=every, keep=-1)],
         default_root_dir=folder,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -237,18 +240,19 @@ def fit(folder: Path, teacher: str, strategy: str, iteration: int, signalled: li
 
 def fit_all(folder: Path, teacher: str) -> None:
     register_strategies()
-    for number, case in enumerate(CASES):
+    for number, case in enumerate([*CASES, *SAVING]):
         (folder / str(number)).mkdir(exist_ok=True)
         fit(folder / str(number), teacher, *case)
 
 
-CASES: list[tuple[str, int, list[int]]] = [
-    *(("ddp_multi", iteration, [iteration % 2]) for iteration in range(STEPS + 1)),
-    ("ddp_multi", 2, [1]),
-    ("ddp_multi", 2, [0, 1]),
-    ("ddp", 2, [1]),
-    ("fsdp2", 2, [1]),
-]  # strategy, iteration in which the signal comes, ranks that receive it
+CASES: list[tuple[str, int, list[int], int]] = [
+    *(("ddp_multi", iteration, [iteration % 2], 1000) for iteration in range(STEPS + 1)),
+    ("ddp_multi", 2, [1], 1000),
+    ("ddp_multi", 2, [0, 1], 1000),
+    ("ddp", 2, [1], 1000),
+    ("fsdp2", 2, [1], 1000),
+]  # strategy, iteration in which the signal comes, ranks that receive it, checkpoints' interval
+SAVING = [(strategy, 2, [1], 1) for strategy in ("ddp_multi", "fsdp2", "fsdp2_sharded")]
 
 
 @pytest.fixture(scope="module")
@@ -263,15 +267,21 @@ def ended(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=map(str, CASES))
+@pytest.mark.parametrize("number", range(len(CASES) + len(SAVING)), ids=map(str, [*CASES, *SAVING]))
 def test_all_processes_stop_after_a_signal_to_any(ended: Path, number: int) -> None:
     """They stop after the iteration in which the signal arrives there, and save the state."""
-    _, iteration, _ = CASES[number]
+    _, iteration, _, every = [*CASES, *SAVING][number]
     root = ended / str(number)
     first, second = (json.loads((root / f"report{rank}.json").read_text()) for rank in "01")
+    if every == 1:
+        del first["unsent"], second["unsent"]  # saving sends objects, which are read on arrival
     assert first == second
     step = min(iteration + 1, STEPS)
-    assert first["step"] == saved_step(root) == step
+    content = SafeCheckpointIO().load_checkpoint(root / "checkpoints/last.ckpt")
+    assert first["step"] == content["global_step"] == step
+    found = sorted(path.name for path in (root / "checkpoints").iterdir())
+    saved = range(1, step + 1) if every == 1 else [step]
+    assert found == [*(f"{number:07d}.ckpt" for number in saved), "last.ckpt"]
     last = iteration >= STEPS - 1  # a signal in the last two iterations is read after the last one
     when = f"SIGTERM after {'the last iteration, ' if last else 'iteration '}{step}: "
     assert first["said"].startswith(when)

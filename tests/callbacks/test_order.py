@@ -17,9 +17,9 @@ from sid_lsg.callbacks import Checkpoint, ImageGrid, Interruption
 from sid_lsg.callbacks import checkpoint as checkpoint_module
 from sid_lsg.messages.errors import Interrupted
 from sid_lsg.training.callback import RunCallback, leaving
-from tests.helpers.checkpoint_runs import empty, fit, load, names, run
+from tests.helpers.checkpoint_runs import empty, fit, load, names, run, slow_writes
 
-__all__ = ["empty", "run"]
+__all__ = ["empty", "run", "slow_writes"]
 
 
 class Evaluated(RunCallback):
@@ -41,6 +41,7 @@ def scores(root: Path) -> dict[int, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("slow_writes")
 def test_an_error_in_an_evaluation_does_not_lose_the_checkpoint(small_sd: str, empty: Path) -> None:
     def fail(trainer: L.Trainer) -> None:
         if trainer.global_step == 4:

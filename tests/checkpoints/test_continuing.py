@@ -160,6 +160,7 @@ def best_of(root: Path) -> tuple[int, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("slow_writes")
 def test_the_best_checkpoint_is_kept_beside_the_last(small_sd: str, empty: Path) -> None:
     scores = Scored(s1=5.0, s2=float("nan"), s3=4.0, s4=4.5)
     options: dict[str, Any] = {"every_n_steps": 2, "keep": 2, "best": "fid"}

@@ -3,7 +3,9 @@
 import os
 import signal
 import time
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +13,23 @@ import pytest
 import torch
 
 from sid_lsg.callbacks import Checkpoint
+from sid_lsg.checkpoints import io
+from sid_lsg.checkpoints.io import write_file
 from sid_lsg.cli import main
 from tests.helpers import forked
-from tests.helpers.checkpoint_runs import Iterations, fit, load, names, refused, warned
+from tests.helpers.checkpoint_runs import Iterations, fit, full_disk, load, names, refused, warned
 from tests.helpers.checkpoints import newest_path
 from tests.helpers.comparison import same
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("background", [True, False])
 def test_training_continues_when_the_disk_is_full(
-    small_sd: str, run: Path, empty: Path, no_room: Callable[..., None]
+    small_sd: str, run: Path, empty: Path, no_room: Callable[..., None], background: bool
 ) -> None:
     no_room(2, 3)
-    (first, second) = warned(lambda: fit(small_sd, empty, Checkpoint(every_n_steps=1), max_steps=4))
+    checkpoint = Checkpoint(every_n_steps=1, background=background)
+    (first, second) = warned(lambda: fit(small_sd, empty, checkpoint, max_steps=4))
     folder = empty / "checkpoints"
     for number, message in ((2, first), (3, second)):
         assert f"could not save '{folder / f'000000{number}.ckpt'}' (File too large)" in message
@@ -58,6 +64,32 @@ def test_a_failed_final_save_is_an_error(
     no_room()
     main([*command, "--ckpt_path=last"])
     assert load(empty / "checkpoints/last.ckpt")["global_step"] == 3
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_the_copy_is_freed_when_the_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool
+) -> None:
+    """Also after an error, whose traceback would hold it."""
+    copies = []
+
+    def write(checkpoint: Any, path: Path) -> None:
+        copies.append(weakref.ref(checkpoint["state_dict"]["weight"]))
+        with nullcontext() if room else full_disk():
+            write_file(checkpoint, path)
+
+    monkeypatch.setattr(io, "write_file", write)
+    writer = io.SafeCheckpointIO()
+    writer.then = lambda: None
+    weight = torch.ones(2**20)
+    writer.save_checkpoint({"state_dict": {"weight": weight}}, tmp_path / "x.ckpt")
+    with nullcontext() if room else pytest.raises(OSError, match="File too large"):
+        writer.finish()
+    end = time.monotonic() + 60
+    while copies[0]() is not None:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"] * room
 
 
 def save_slowly(small_sd: str, root: Path) -> None:

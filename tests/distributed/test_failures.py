@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from multiprocessing import connection
 from pathlib import Path
@@ -9,17 +10,26 @@ from typing import Any
 
 import pytest
 
+from sid_lsg.checkpoints import io
 from sid_lsg.cli import main
 from sid_lsg.training.module import SiDLSG
 from tests.helpers import forked
+from tests.helpers.checkpoint_runs import load
 from tests.helpers.runs import command
 
 SECONDS = 30  # processes wait for each other for half an hour
 
 
 def fail_at(step: int, rank: int, kind: Callable[[], Any], line: list[str]) -> None:
-    """Train; in one rank the iteration after `step` fails."""
+    """Train; in one rank the iteration after `step` fails, while the checkpoint is written."""
     original: Any = SiDLSG.phase_inputs
+    write = io.write_file
+
+    def slowly(content: Any, path: Path) -> None:
+        time.sleep(3)
+        write(content, path)
+
+    io.write_file = slowly
 
     def phase_inputs(module: SiDLSG, *arguments: Any) -> Any:
         if module.global_rank == rank and module.trainer.global_step == step:
@@ -44,6 +54,7 @@ def line(small_sd: str, tmp_path: Path) -> list[str]:
     root = tmp_path / "run"
     more = ["trainer.max_steps=50", "trainer.strategy=ddp_multi", "trainer.devices=2"]
     more += [f"trainer.default_root_dir={root}", "image_grid.every_n_steps=0"]
+    more += ["checkpoint.every_n_steps=2"]
     return [*plain, *(f"--{option}" for option in more)]
 
 
@@ -92,3 +103,6 @@ def test_an_error_of_one_process_in_the_training_ends_all_of_them(
     assert statuses[1 - rank] == 1, said
     assert said.count("Traceback") == 1, said
     assert kind is killed or "RuntimeError: this card has fallen off the bus" in said
+    last = tmp_path / "run/checkpoints/last.ckpt"  # the first process writes
+    assert last.exists() == (rank != 0)
+    assert rank == 0 or load(last)["global_step"] == 2

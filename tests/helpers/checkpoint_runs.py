@@ -4,6 +4,8 @@ import csv
 import resource
 import shutil
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,7 +17,8 @@ import pytest
 import torch
 
 from sid_lsg.callbacks import Checkpoint, Progress
-from sid_lsg.checkpoints.io import SafeCheckpointIO
+from sid_lsg.checkpoints import io
+from sid_lsg.checkpoints.io import write_file
 from sid_lsg.cli import main
 from sid_lsg.data.prompts import PromptDataModule
 from sid_lsg.loggers import CSVLogger
@@ -70,7 +73,7 @@ def run(small_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train an uninterrupted run with a checkpoint every second iteration."""
     root = tmp_path_factory.mktemp("checkpoints") / "run"
     (root.parent / "prompts.txt").write_text("\n".join(PROMPTS))
-    fit(small_sd, root, Checkpoint(every_n_steps=2, keep=-1))
+    fit(small_sd, root, Checkpoint(every_n_steps=2, keep=-1, background=False))
     return root
 
 
@@ -170,14 +173,58 @@ def full_disk() -> Iterator[None]:
 @pytest.fixture
 def no_room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return a function that makes the disk full when the given iterations are saved."""
-    save = SafeCheckpointIO.save_checkpoint
 
     def at(*iterations: int) -> None:
-        def limited(self: Any, checkpoint: Any, *arguments: Any, **options: Any) -> None:
+        def limited(checkpoint: Any, path: Path) -> None:
             full = checkpoint["global_step"] in iterations
             with full_disk() if full else nullcontext():
-                save(self, checkpoint, *arguments, **options)
+                write_file(checkpoint, path)
 
-        monkeypatch.setattr(SafeCheckpointIO, "save_checkpoint", limited)
+        monkeypatch.setattr(io, "write_file", limited)
 
     return at
+
+
+class Late(L.Callback):
+    """Let threads write an iteration's checkpoint when the next iteration has ended.
+
+    Attributes:
+        written: The iterations that were written by a thread.
+    """
+
+    def __init__(self) -> None:
+        self.written: list[int] = []
+        self._step, self._ended = 0, threading.Condition()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        with self._ended:
+            self._step = trainer.global_step
+            self._ended.notify_all()
+
+    def write(self, checkpoint: Any, path: Path) -> None:
+        step = checkpoint["global_step"]
+        if threading.current_thread() is not threading.main_thread():
+            with self._ended:
+                assert self._ended.wait_for(lambda: self._step > step, 60)
+            self.written.append(step)
+        write_file(checkpoint, path)
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> Late:
+    """Return a callback that makes threads write late."""
+    callback = Late()
+    monkeypatch.setattr(io, "write_file", callback.write)
+    return callback
+
+
+@pytest.fixture
+def slow_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let threads begin to write half a second late."""
+
+    def slowly(checkpoint: Any, path: Path) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.5)
+        write_file(checkpoint, path)
+
+    monkeypatch.setattr(io, "write_file", slowly)
