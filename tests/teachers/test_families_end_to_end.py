@@ -92,6 +92,7 @@ def own_latents(trained: Trained, num_steps: int) -> Tensor:
 # ---------------------------------------------------------------------- training
 
 
+@pytest.mark.slow
 def test_a_run_is_scored_and_watched(family: TinyFamily, run: Path) -> None:
     before, after = load_file(family.folder / family.network), weights(family, run)
     assert after.keys() == before.keys()
