@@ -46,8 +46,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    # Background jobs of a shell ignore Ctrl-C, and so would every process that a test starts.
+    # A shell's background jobs ignore Ctrl-C, and those of nohup SIGHUP: so would every process
+    # that a test starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -124,6 +124,7 @@ def become(environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
     rank_zero_only.rank = _get_rank() or 0  # Lightning read it in the server, at import
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # jobs of nohup ignore it
     multiprocessing.set_start_method(
         "fork", force=True
     )  # the platform's default, for the data workers

@@ -65,6 +65,7 @@ def finish(processes: list[ForkServerProcess], root: Path, *statuses: int) -> st
     """Wait for the processes to exit with the given statuses, by default 0; return their log."""
     for process in processes:
         process.join(300)
+        process.kill()  # if it does not end: it would go on when the tests have ended
     log = root.with_suffix(".log").read_text()
     expected = list(statuses) or [0] * len(processes)
     assert [process.exitcode for process in processes] == expected, log[-3000:]
