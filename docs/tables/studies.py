@@ -1,10 +1,13 @@
 """The tables of the studies, from their own tables in docs/results/."""
 
+import csv
 from collections.abc import Callable
 from statistics import median
 
-from docs.tables.blocks import DOCS, SCORES, TABLES, cells, named, table
+from docs import law
+from docs.tables.blocks import DOCS, RESULTS, SCORES, TABLES, cells, named, table
 
+BRANCHED = 204_800  # images seen when the branches of the law's run began
 HALVES = "both learning rates 5e-5"
 
 
@@ -14,7 +17,7 @@ STUDIES: dict[str, tuple[str, list[tuple[str, str]]]] = {
         [
             ("teacher, guidance 1, 25 steps", "long/teacher/guidance 1/25"),
             ("SiD-LSG, kappa 1, 1 step, 64,000 images", "long/none/1/1"),
-            ("teacher, guidance 1.2, 25 steps (its best FID)", "long/teacher/guidance 1.2/25"),
+            ("teacher, guidance 1.2, 25 steps", "long/teacher/guidance 1.2/25"),
         ],
     ),
     "objective": (
@@ -143,3 +146,76 @@ def steps() -> str:
         fids = [scores(f"steps/trained in/{trained}/{n}")[0] for n in counts[:3]]
         rows.append([f"trained in {trained}", *fids, "", ""])
     return table(["FID", *(f"{n} step{'s' * (n != '1')}" for n in counts)], rows)
+
+
+@named("law")
+def power_law() -> str:
+    """Return the law of FID over images of each series, and when it meets the teacher's best."""
+    best = min(law.teachers().values())
+    rows = []
+    for label, points in law.series().items():
+        own, laws = law.fitted(points), law.resampled(points)
+        images, fid = points[-1]
+        rows.append(
+            [
+                label,
+                f"{images:,.0f}",
+                f"{fid:.3f}",
+                f"{own.floor:.3f} ({law.interval([each.floor for each in laws])})",
+                f"{own.exponent:.2f} ({law.interval([each.exponent for each in laws])})",
+                law.interval([each.images(best) for each in laws]),
+            ]
+        )
+    header = ["", "images", "FID", "floor", "exponent", f"images for {best:.3f}"]
+    return table(header, rows)
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
+        return [*csv.DictReader(file)]
+
+
+@named("teachers guidance")
+def teachers_guidance() -> str:
+    """Return the scores of the teacher at the scales near its best FID."""
+    rows = [row for row in cells("results/law/results.md") if row[0] == "teacher"]
+    return table(["teacher, 25 steps", *SCORES], ([row[1], *row[5:]] for row in rows))
+
+
+@named("law branches")
+def branches() -> str:
+    """Return the scores of runs that continued the run of the law with another option."""
+    rows = []
+    for row in _rows("law_branches"):
+        scored = (row[f"{name}_clip_2k"] for name in ("fid", "clip_score", "precision", "recall"))
+        label = row["branch"] if int(row["images_seen"]) > BRANCHED else ""
+        rows.append([label, f"{int(row['images_seen']):,}", *(f"{float(x):.3f}" for x in scored)])
+    start = ["(as it was)", *rows[0][1:]]
+    return table(["continued with", "images", *SCORES], [start, *(row for row in rows if row[0])])
+
+
+@named("ema widths")
+def ema_widths() -> str:
+    """Return FID of EMAs of several widths, by the images seen."""
+    found: dict[int, dict[str, str]] = {}
+    for row in _rows("ema_widths"):
+        found.setdefault(int(row["images_seen"]), {})[row["width"]] = row["fid_clip_2k"]
+    widths = sorted({width for each in found.values() for width in each}, key=float)
+    rows = (
+        [f"{seen:,}", *(f"{float(each[w]):.3f}" if w in each else "" for w in widths)]
+        for seen, each in sorted(found.items())
+    )
+    return table(["FID after", *(f"width {width}" for width in widths)], rows)
+
+
+@named("held out")
+def held_out() -> str:
+    """Return FID against references that were not used for choosing, or of another kind."""
+    found: dict[str, dict[str, str]] = {}
+    for row in _rows("held_out"):
+        found.setdefault(row["reference"], {})[row["images"]] = f"{float(row['fid']):.3f}"
+    real = found.pop("all test images")
+    models = [*next(iter(found.values()))]
+    rows = [[name, *(each.get(model, "") for model in models)] for name, each in found.items()]
+    names = ["one step, 230,400 images" if model == "student" else model for model in models]
+    return table(["FID with", *names], rows) + "\n" + table([*real], [[*real.values()]])

@@ -68,7 +68,9 @@ def test_a_point_of_each_series_runs(
 def test_the_studies_vary_what_they_are_named_after() -> None:
     found = {path.stem: shipped(path) for path in STUDIES}
     studies = "kappa", "strategies", "steps", "prompts", "settings", "limits", "real_data", "long"
-    assert set(found) == {*studies, "objective"}
+    assert set(found) == {*studies, "objective", "law"}
+    assert all(run.images == 6400 * 64 for run in found["law"][1])
+    assert all(run.config.model.ema.snapshot_images for run in found["law"][1])
     assert {run.config.model.objective for run in found["objective"][1]} == {"dmd"}
     with_images = [run for run in found["real_data"][1] if run.config.data.real_images]
     assert len(with_images) == 9

@@ -24,7 +24,10 @@ from tests.helpers.paths import REPOSITORY
 each_page = pytest.mark.parametrize("page", PAGES, ids=name)
 
 # Of other programs.
-OTHERS = {"--golden", "--nodes", "--signal", "--max", "--shutdown", "--kill", "--cpus"}
+OTHERS = {
+    "--golden", "--nodes", "--signal", "--max", "--shutdown", "--kill", "--cpus",
+    "--change",  # of sid_lsg.demo.images
+}  # fmt: skip
 OFFICIAL = {  # of the official codes
     "--sd_model", "--tmin", "--tmax", "--init_timestep", "--num_steps", "--cfg_train_fake",
     "--cfg_eval_fake", "--cfg_eval_real", "--alpha", "--batch", "--lr", "--glr", "--ema",

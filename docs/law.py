@@ -1,0 +1,146 @@
+"""Fit a power law to FID over images seen, for docs/results/law.md.
+
+    FID(n) = floor + rise (n / 100,000)^-exponent
+
+`python docs/law.py` writes docs/results/law.png from results/law/.
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.optimize import least_squares
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "results/law"
+UNIT, FIRST = 100_000, 12_800  # the law begins where the start of the training has ended
+BLOCK, DRAWS = 4, 200
+FEWEST = 2 * BLOCK  # points that a law is fitted to
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
+
+Points = Sequence[tuple[float, float]]
+"""Images seen and FID, of one run after the other."""
+
+
+class Law(NamedTuple):
+    """A fitted power law.
+
+    Attributes:
+        floor: FID after infinitely many images.
+        rise: FID above the floor at 100,000 images.
+        exponent: The exponent.
+    """
+
+    floor: float
+    rise: float
+    exponent: float
+
+    def at(self, images: float | np.ndarray) -> np.ndarray:
+        """Return FID after some number of images."""
+        return self.floor + self.rise * (np.asarray(images) / UNIT) ** -self.exponent
+
+    def images(self, fid: float) -> float:
+        """Return the number of images at which FID falls to a value; infinite at the floor."""
+        if fid <= self.floor:
+            return float("inf")
+        return UNIT * (self.rise / (fid - self.floor)) ** (1 / self.exponent)
+
+
+def fitted(points: Points) -> Law:
+    """Return the law with the least squared errors of log FID, with a floor of at least 0."""
+    images, fid = np.array(points).T
+
+    def errors(values: np.ndarray) -> np.ndarray:
+        return np.log(Law(*values).at(images)) - np.log(fid)
+
+    bounds = ([0.0, 1e-4, 0.05], [float(fid.min()), 10.0, 3.0])
+    starts = [(floor * fid.min(), 0.2, c) for floor in (0.1, 0.5, 0.9) for c in (0.3, 0.8)]
+    found = [least_squares(errors, start, bounds=bounds) for start in starts]
+    return Law(*min(found, key=lambda result: result.cost).x)
+
+
+def resampled(points: Points) -> list[Law]:
+    """Return laws of bootstrap samples, which show how well the points determine the law.
+
+    Neighbouring errors are correlated, since the EMA changes slowly. So blocks of them are drawn.
+    """
+    law, draw = fitted(points), np.random.default_rng(0)
+    images, fid = np.array(points).T
+    residuals = np.log(fid) - np.log(law.at(images))
+    count = -(-len(fid) // BLOCK)
+    laws = []
+    for _ in range(DRAWS):
+        starts = draw.integers(0, len(fid) - BLOCK + 1, count)
+        drawn = np.concatenate([residuals[start : start + BLOCK] for start in starts])[: len(fid)]
+        made = np.exp(np.log(law.at(images)) + drawn)
+        laws.append(fitted([*zip(images, made, strict=True)]))
+    return laws
+
+
+def series(folder: Path = RESULTS) -> dict[str, Points]:
+    """Return the points of each series that has enough of them, all seeds together."""
+    with (folder / "runs.jsonl").open() as file:
+        runs = [json.loads(line) for line in file]
+    with (folder / "evaluations.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["images_seen"]]
+    found: dict[str, list[tuple[float, float]]] = {}
+    for run in runs:
+        own = found.setdefault(", ".join(run["points"][0]), [])
+        own += [
+            (float(row["images_seen"]), float(row["fid_clip_2k"]))
+            for row in rows
+            if row["model"] == run["run"] and float(row["images_seen"]) >= FIRST
+        ]
+    return {label: sorted(points) for label, points in found.items() if len(points) >= FEWEST}
+
+
+def teachers(folder: Path = RESULTS) -> dict[float, float]:
+    """Return the teacher's FID at each guidance scale."""
+    with (folder / "evaluations.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["model"] == "teacher"]
+    return {float(row["guidance"]): float(row["fid_clip_2k"]) for row in rows}
+
+
+def interval(values: Sequence[float]) -> str:
+    """Format the 90% interval of bootstrap values."""
+    low, high = np.quantile(values, (0.05, 0.95), method="inverted_cdf")
+    return f"{_short(low)} to {_short(high)}"
+
+
+def _short(value: float) -> str:
+    if value == float("inf"):
+        return "never"
+    return f"{value:.2f}" if value < 1000 else f"{round(value, -4):,.0f}"
+
+
+def drawn() -> Figure:
+    """Return the figure: evaluations, fitted laws with 90% bands, and the teacher's FID."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    images = np.geomspace(FIRST, 2_000_000, 100)
+    for colour, (label, points) in zip(COLOURS, series().items(), strict=False):
+        axes.plot(*zip(*points, strict=True), "o", color=colour, markersize=3, label=label)
+        axes.plot(images, fitted(points).at(images), color=colour)
+        curves = [law.at(images) for law in resampled(points)]
+        low, high = np.quantile(curves, (0.05, 0.95), axis=0)
+        axes.fill_between(images, low, high, color=colour, alpha=0.15)
+    known = teachers()
+    for scale in (1.0, min(known, key=lambda scale: known[scale])):
+        axes.axhline(known[scale], color="black", linestyle="--", linewidth=0.8)
+        axes.annotate(f"teacher, guidance {scale:g}", (FIRST, known[scale]), (0, 3),
+                      textcoords="offset points", fontsize=8)  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("images seen")
+    axes.set_ylabel("FID")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+if __name__ == "__main__":
+    drawn().savefig(DOCS / "results/law.png", dpi=120, metadata={"Software": None})
