@@ -50,8 +50,13 @@ class Law(NamedTuple):
         return UNIT * (self.rise / (fid - self.floor)) ** (1 / self.exponent)
 
 
-def fitted(points: Points) -> Law:
-    """Return the law with the least squared errors of log FID, with a floor of at least 0."""
+def fitted(points: Points, near: Law | None = None) -> Law:
+    """Return the law with the least squared errors of log FID, with a floor of at least 0.
+
+    Args:
+        points: Images seen and FID.
+        near: Where the search begins; by default at several places.
+    """
     images, fid = np.array(points).T
 
     def errors(values: np.ndarray) -> np.ndarray:
@@ -59,6 +64,8 @@ def fitted(points: Points) -> Law:
 
     bounds = ([0.0, 1e-4, 0.05], [float(fid.min()), 10.0, 3.0])
     starts = [(floor * fid.min(), 0.2, c) for floor in (0.1, 0.5, 0.9) for c in (0.3, 0.8)]
+    if near is not None:
+        starts = [tuple(np.clip(near, *(np.array(bound) for bound in bounds)))]
     found = [least_squares(errors, start, bounds=bounds) for start in starts]
     return Law(*min(found, key=lambda result: result.cost).x)
 
@@ -77,7 +84,7 @@ def resampled(points: Points) -> list[Law]:
         starts = draw.integers(0, len(fid) - BLOCK + 1, count)
         drawn = np.concatenate([residuals[start : start + BLOCK] for start in starts])[: len(fid)]
         made = np.exp(np.log(law.at(images)) + drawn)
-        laws.append(fitted([*zip(images, made, strict=True)]))
+        laws.append(fitted([*zip(images, made, strict=True)], law))
     return laws
 
 

@@ -149,6 +149,7 @@ def changes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["flux", "flux2", "qwen_image", "z_image"])
 def test_diffusers_reads_kohyas_names_of_transformers(family: str) -> None:
     pipeline, network = of_own_width(family)

@@ -108,6 +108,7 @@ def test_gradients_flow_through_all_steps_by_default() -> None:
 # ---------------------------------------------------------------------- k
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_k_is_uniform_and_a_function_of_seed_and_iteration(steps: int) -> None:
     found = [draw_steps(i, steps, seed=0) for i in range(4000)]

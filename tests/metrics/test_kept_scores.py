@@ -108,6 +108,7 @@ def one_of_two(path: Path) -> None:
     assert kept(sampled(**IMAGES), compute, "The scores") == {"fid": 1.0}
 
 
+@pytest.mark.slow
 def test_two_runs_at_a_time_compute_once(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "calls"
     forked.all_end_well(one_of_two, [([path], {}), ([path], {})], tmp_path)

@@ -273,6 +273,7 @@ def main_protocol(tmp_path_factory: pytest.TempPathFactory) -> EvaluationProtoco
     return clean256(InceptionFeatures.from_file(str(path)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCORES)
 def test_a_score_equals_its_formula_and_no_other_preprocessing(
     name: str, sources: dict[str, str], main_protocol: EvaluationProtocol, tmp_path: Path

@@ -112,6 +112,7 @@ def test_too_many_prompts_to_remember_are_refused(
 INT8 = [PIPELINES / "tiny_sd3", PIPELINES / "tiny_pixart"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "folder",
     [FOLDERS[0], *INT8, FAMILIES["flux2"].folder, FAMILIES["qwen_image"].folder],

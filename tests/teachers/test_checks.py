@@ -40,6 +40,7 @@ def test_one_step_needs_a_scheduler_whose_last_time_is_free(
     check_steps(type(scheduler)().config, 1, "num_steps")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["pipeline", "ddim"])
 def test_one_step_of_such_a_teacher_is_refused(sampler: SamplerName) -> None:
     at = open_model(str(FAMILIES["qwen_image"].folder), sampler)
