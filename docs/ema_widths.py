@@ -14,18 +14,19 @@ from sid_lsg.checkpoints.opening import require_checkpoint
 from sid_lsg.export.snapshots import post_hoc_ema
 from sid_lsg.files.sources import resolve
 from sid_lsg.generation.trained import load_trained
+from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.evaluator import Evaluator
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.protocol import load_protocol
 from sid_lsg.metrics.reference import load_reference
 
-WIDTHS = (0.05, 0.1, 0.2)
+WIDTHS = (0.05, 0.1, 0.15, 0.2)
 COUNT, BATCH = 2000, 100
 COLUMNS = ("run", "images_seen", "width", "fid_clip_2k", "clip_score_clip_2k")
 
 
 def scored(run: Path, every: int, evaluator: Evaluator) -> None:
-    """Print a row for each width, every so many images of a run."""
+    """Print a row for each width that the snapshots allow, every so many images of a run."""
     found = load_trained(require_checkpoint(str(run)))
     teacher, prompts = found.teacher, Path(resolve("package:demo/fashion/prompts.txt"))
     texts = prompts.read_text().splitlines()
@@ -39,7 +40,11 @@ def scored(run: Path, every: int, evaluator: Evaluator) -> None:
     saved = {int(path.stem[7:]) for path in (run / "ema_snapshots").glob("images-*.safetensors")}
     for images in sorted(count for count in saved if count % every == 0):
         for width in WIDTHS:
-            teacher.network.load_state_dict(post_hoc_ema(run, images, width), strict=False)
+            try:
+                average = post_hoc_ema(run, images, width)
+            except UsageError:  # there are too few snapshots so far
+                continue
+            teacher.network.load_state_dict(average, strict=False)
             values = evaluator.of_sampler(sample, texts, COUNT, BATCH, "cpu").values
             row = run.name, images, width, values["fid"], values["clip_score"]
             csv.writer(sys.stdout, lineterminator="\n").writerow(row)

@@ -5,8 +5,6 @@
 `python docs/law.py` writes docs/results/law.png from results/law/.
 """
 
-import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +13,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.optimize import least_squares
 
+from sid_lsg.study.results import TEACHER, read_rows
+
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "results/law"
+FID = "fid_clip_2k"
 UNIT, FIRST = 100_000, 12_800  # the law begins where the start of the training has ended
 BLOCK, DRAWS = 4, 200
 FEWEST = 2 * BLOCK  # points that a law is fitted to
@@ -88,28 +89,20 @@ def resampled(points: Points) -> list[Law]:
     return laws
 
 
-def series(folder: Path = RESULTS) -> dict[str, Points]:
+def series() -> dict[str, Points]:
     """Return the points of each series that has enough of them, all seeds together."""
-    with (folder / "runs.jsonl").open() as file:
-        runs = [json.loads(line) for line in file]
-    with (folder / "evaluations.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["images_seen"]]
     found: dict[str, list[tuple[float, float]]] = {}
-    for run in runs:
-        own = found.setdefault(", ".join(run["points"][0]), [])
-        own += [
-            (float(row["images_seen"]), float(row["fid_clip_2k"]))
-            for row in rows
-            if row["model"] == run["run"] and float(row["images_seen"]) >= FIRST
-        ]
+    for row in read_rows([str(RESULTS)]):
+        if row["kind"] != TEACHER and row["images_seen"] >= FIRST:
+            points = found.setdefault(f"{row['series']}, {row['point']}", [])
+            points.append((row["images_seen"], row[FID]))
     return {label: sorted(points) for label, points in found.items() if len(points) >= FEWEST}
 
 
-def teachers(folder: Path = RESULTS) -> dict[float, float]:
+def teachers() -> dict[float, float]:
     """Return the teacher's FID at each guidance scale."""
-    with (folder / "evaluations.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["model"] == "teacher"]
-    return {float(row["guidance"]): float(row["fid_clip_2k"]) for row in rows}
+    rows = read_rows([str(RESULTS)])
+    return {row["guidance"]: row[FID] for row in rows if row["kind"] == TEACHER}
 
 
 def interval(values: Sequence[float]) -> str:

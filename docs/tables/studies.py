@@ -7,7 +7,6 @@ from statistics import median
 from docs import law
 from docs.tables.blocks import DOCS, RESULTS, SCORES, TABLES, cells, named, table
 
-BRANCHED = 204_800  # images seen when the branches of the law's run began
 HALVES = "both learning rates 5e-5"
 
 
@@ -185,13 +184,15 @@ def teachers_guidance() -> str:
 @named("law branches")
 def branches() -> str:
     """Return the scores of runs that continued the run of the law with another option."""
-    rows = []
-    for row in _rows("law_branches"):
-        scored = (row[f"{name}_clip_2k"] for name in ("fid", "clip_score", "precision", "recall"))
-        label = row["branch"] if int(row["images_seen"]) > BRANCHED else ""
-        rows.append([label, f"{int(row['images_seen']):,}", *(f"{float(x):.3f}" for x in scored)])
-    start = ["(as it was)", *rows[0][1:]]
-    return table(["continued with", "images", *SCORES], [start, *(row for row in rows if row[0])])
+    first, *others = _rows("law_branches")
+    shown = [first | {"branch": "(as it was)"}]
+    shown += [row for row in others if row["images_seen"] != first["images_seen"]]
+    names = [f"{name}_clip_2k" for name in ("fid", "clip_score", "precision", "recall")]
+    rows = (
+        [row["branch"], f"{int(row['images_seen']):,}", *(f"{float(row[n]):.3f}" for n in names)]
+        for row in shown
+    )
+    return table(["continued with", "images", *SCORES], rows)
 
 
 @named("ema widths")
