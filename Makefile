@@ -6,12 +6,11 @@ PYTHON ?= python3
 # other processes, so that three keep two cores busy.
 WORKERS ?= 3
 BIN := .venv/bin
+# Modules are compiled when they are first imported: all would take longer than a test run saves.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
-# On all cores (pip uses only one). Some files need other Python versions, so ignore errors.
-COMPILE = $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
+unexport PYTHONDONTWRITEBYTECODE
 RUN := .venv/.installed
 DEV := .venv/.installed-dev
-DOCS := .venv/.installed-docs
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 .PHONY: help setup demo guidance test test-fast browser lint format type tables docs clean
@@ -21,22 +20,11 @@ help:  ## List the targets
 
 setup: $(DEV)  ## Create .venv with the pinned development dependencies
 
-$(RUN): pyproject.toml constraints.txt
+$(DEV): EXTRA := [dev]
+$(RUN) $(DEV): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) torch
-	$(PIP) -e .
-	$(COMPILE)
-	touch $@
-
-$(DEV): $(RUN)
-	$(PIP) -e '.[dev]'
-	$(COMPILE)
-	touch $@
-
-$(DOCS): $(RUN)
-	$(PIP) -e '.[docs]'
-	$(COMPILE)
-	touch $@
+	$(PIP) -e '.$(EXTRA)'
+	touch $(RUN) $@
 
 demo: $(RUN)  ## Distil the embedded teacher on a CPU, in minutes; results in runs/demo
 	$(BIN)/python -m sid_lsg.cli fit --config configs/demo.yaml
@@ -89,7 +77,7 @@ tables: $(DEV)  ## Update the documentation's tables of measurements
 	$(BIN)/python -m docs.tables
 
 # The variable silences an advertisement of the theme's makers.
-docs: $(DOCS)  ## Build the documentation's site in build/site, strictly and offline
+docs: $(DEV)  ## Build the documentation's site in build/site, strictly and offline
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:  ## Remove .venv and caches, but not runs

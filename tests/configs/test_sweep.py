@@ -1,4 +1,8 @@
-"""The shipped sweeps: wandb reads them, and the commands of its agents run."""
+"""The shipped sweeps: wandb reads them, and the commands of its agents run.
+
+wandb's launch code is imported where it is used: beside all that other tests import it takes
+seconds.
+"""
 
 import atexit
 import itertools
@@ -9,11 +13,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import wandb.wandb_agent
 import yaml
 from jsonargparse import Namespace
-from wandb.sdk.launch.sweeps.utils import load_sweep_config
-from wandb.wandb_agent import Agent
 
 from sid_lsg.cli import main
 from sid_lsg.commands.estimate import Estimate, estimate
@@ -38,6 +39,8 @@ KAPPAS = {PRESET: [1.5, 1.5, 1.5, 1.5], EXPLICIT: [1.0, 1.5, 1.0, 1.5]}
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_wandb_accepts_the_sweep(path: Path) -> None:
     """Check what `wandb sweep` checks here and what W&B's server requires."""
+    from wandb.sdk.launch.sweeps.utils import load_sweep_config
+
     config = load_sweep_config(str(path))
     assert config is not None
     assert config.keys() <= {
@@ -96,6 +99,9 @@ def agent_starts(
     monkeypatch: pytest.MonkeyPatch, folder: Path, run_id: str, point: dict[str, Any]
 ) -> tuple[list[str], dict[str, str]]:
     """Let wandb's own agent build the command and environment of a run."""
+    from wandb import wandb_agent
+    from wandb.sdk.launch.sweeps.utils import load_sweep_config
+
     started: list[tuple[list[str], dict[str, str]]] = []
 
     class Started:
@@ -112,10 +118,10 @@ def agent_starts(
         "WANDB_MODE": "offline",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(wandb.wandb_agent, "AgentProcess", Started)
+    monkeypatch.setattr(wandb_agent, "AgentProcess", Started)
     config = load_sweep_config(str(SWEEP))
     assert config is not None
-    agent = Agent(api=None, queue=None, sweep_id="sweep1")
+    agent = wandb_agent.Agent(api=None, queue=None, sweep_id="sweep1")
     agent._sweep_command = config["command"]
     arguments = {name: {"value": value} for name, value in point.items()}
     agent._command_run({"run_id": run_id, "program": config["program"], "args": arguments})

@@ -1,7 +1,7 @@
 """Runs that are killed at random moments and continued equal an undisturbed run.
 
-Grids, scores and health checks are on. The killed processes leave none behind. From 10 kills on,
-two processes also export and log to W&B (offline).
+Grids, scores, exports and health checks are on. The killed processes leave none behind. From 10
+kills on, two processes also log to W&B (offline).
 
 `SOAK=20 pytest tests/training/test_soak.py` kills a run 20 times; by default 4 times.
 """
@@ -112,8 +112,9 @@ def test_a_killed_run_ends_like_an_undisturbed_one(
 ) -> None:
     steps = 4 * kills + 8
     arguments = [*command(small_sd, tmp_path), f"--trainer.max_steps={steps}"]
+    arguments.append("--export.every_n_steps=7")
     if processes > 1 and KILLS >= 10:
-        arguments += ["--export.every_n_steps=7", "--trainer.logger=[CSVLogger,WandbLogger]"]
+        arguments.append("--trainer.logger=[CSVLogger,WandbLogger]")
         monkeypatch.setenv("WANDB_MODE", "offline")
     expected, root, chance = tmp_path / "expected", tmp_path / "killed", random.Random(SEED)
     begin = time.perf_counter()
