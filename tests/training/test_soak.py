@@ -3,7 +3,7 @@
 Grids, scores, exports and health checks are on. The killed processes leave none behind. From 10
 kills on, two processes also log to W&B (offline).
 
-`SOAK=20 pytest tests/training/test_soak.py` kills a run 20 times; by default 4 times.
+`SOAK=120 pytest tests/training/test_soak.py` kills runs 120, 40 and 40 times; by default 4 and 1.
 """
 
 import json
