@@ -170,6 +170,7 @@ def spoil(options: Any) -> None:
     options.update(more=1) if isinstance(options, dict) else options.append("more")
 
 
+@pytest.mark.slow
 def test_a_process_builds_the_parser_once_and_reads_each_line_afresh(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -563,6 +563,7 @@ def test_health_does_not_change_the_training(tiny: Callable[..., SiDLSG]) -> Non
         assert torch.equal(value, alone.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_actions_that_save_need_checkpoints(tmp_path: Path) -> None:
     for action in ("stop", "keep_good"):
         with pytest.raises(UsageError, match=r"--health.instability_action: .* needs checkpoints"):

@@ -108,6 +108,7 @@ def test_a_full_disk_in_the_grid_is_a_warning(
     assert load(empty / "checkpoints/last.ckpt")["global_step"] == 2
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_due_after_some_minutes(
     small_sd: str, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

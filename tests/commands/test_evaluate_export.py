@@ -98,6 +98,7 @@ def pixels(path: Path) -> np.ndarray:
     ("benchmark", "model"),
     [*((name, "generator") for name in FILES), ("geneval", "teacher")],
 )
+@pytest.mark.slow
 def test_images_are_where_the_scorer_reads_them(
     tmp_path: Path,
     models: dict[str, list[str]],

@@ -129,6 +129,7 @@ def refused(*args: Any, **options: Any) -> str:
 # ---------------------------------------------------------------------- the folder
 
 
+@pytest.mark.slow
 def test_the_cards_snippet_generates_our_image(run: Path, exported: Path) -> None:
     assert same(executed(snippet(exported)), picture(run, 2))
     assert same(executed(snippet(run / "generator")), picture(run, 2))
@@ -144,6 +145,7 @@ def test_a_one_step_export_needs_no_remote_code(run: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])
+@pytest.mark.slow
 def test_a_unet_export_works_in_the_teachers_pipeline(
     run: Path, tmp_path: Path, num_steps: int
 ) -> None:

@@ -66,6 +66,7 @@ def executed(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])
+@pytest.mark.slow
 def test_the_card_of_one_file_generates_our_image(run: Path, num_steps: int) -> None:
     folder = run.parent / f"one{num_steps}"
     export(str(run), str(folder), format="single-file", num_steps=num_steps)
@@ -119,6 +120,7 @@ def test_a_network_alone_has_a_workflow_and_a_card(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "kohya"])
+@pytest.mark.slow
 def test_the_card_of_adapters_generates_our_image(run: Path, layout: Any) -> None:
     folder = run.parent / f"lora_{layout}"
     export(str(run), str(folder), format="lora", layout=layout, num_steps=1)

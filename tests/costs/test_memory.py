@@ -106,6 +106,7 @@ def test_a_run_allocates_the_predicted_bytes(
         assert found["peak"] == pytest.approx(most, rel=0.1)
 
 
+@pytest.mark.slow
 def test_each_mode_saves_the_activations_of_one_network(plan: Callable[..., PlannedRun]) -> None:
     fast, balanced, lean = (
         passing_bytes(plan(memory=Memory(mode)))["phase 2"] for mode in ("fast", "balanced", "lean")

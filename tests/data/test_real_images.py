@@ -28,6 +28,7 @@ def drawn(folder: Path, first: int, count: int, seed: int = 0) -> list[tuple[int
     return list(zip(numbers, batch.captions, strict=True))
 
 
+@pytest.mark.slow
 def test_one_of_several_captions_is_drawn_by_the_seed(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, 3)
     texts = [["0 a"], ["1 a", "1 b", None, " "], ["2 a", "2 b", "2 c"]]

@@ -17,6 +17,7 @@ CASES = SCRIPT["CASES"]
 
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.slow
 def test_a_case_is_options_of_benchmark(
     case: Any, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,7 @@ def comfyui_denoiser(teacher: Teacher) -> Denoiser:
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
 @pytest.mark.parametrize("family", ["tiny_sd", *FAMILIES])
 @torch.no_grad()
+@pytest.mark.slow
 def test_the_workflow_samples_the_generator(
     family: str, num_steps: int, noise: Noise, tiny_sd: str
 ) -> None:

@@ -88,6 +88,7 @@ def test_kohyas_rule_gives_the_merged_weights(family: str, tiny_sd: str) -> None
 
 @pytest.mark.parametrize("layout", ["diffusers", "kohya", "comfyui"])
 @pytest.mark.parametrize("family", ["tiny_sd", "tiny_sdxl", "tiny_sd3", "tiny_flux"])
+@pytest.mark.slow
 def test_diffusers_loads_the_file(family: str, layout: Any, tiny_sd: str, tmp_path: Path) -> None:
     if family in ("tiny_sd3", "tiny_flux") and layout == "kohya":
         pytest.skip("diffusers reads kohya's names only at FLUX's own width, and not SD3's")

@@ -101,6 +101,7 @@ def save(pipeline: Any, path: Path, layout: str | None, dtype: torch.dtype = tor
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_diffusers_reads_every_weight_back(family: str, tiny_sd: str, tmp_path: Path) -> None:
     pipeline = FAMILIES[family](tiny_sd)
     pipeline.save_pretrained(tmp_path / "folder")
@@ -151,6 +152,7 @@ def test_a_weight_that_overflows_is_named(tiny_sd: str, tmp_path: Path) -> None:
         save(pipeline, tmp_path / "one.safetensors", "stable-diffusion-1", torch.float16)
 
 
+@pytest.mark.slow
 def test_families_know_their_layout(tiny_sd: str) -> None:
     found = {name: families.load(str(TINY[name].folder)).original_layout for name in TINY}
     assert {name for name, layout in found.items() if layout is None} == {"sana", "pixart"}
@@ -160,6 +162,7 @@ def test_families_know_their_layout(tiny_sd: str) -> None:
         original(None)
 
 
+@pytest.mark.slow
 def test_flux_is_read_back_at_its_own_width() -> None:
     """Diffusers' converter knows only FLUX's width; tensors of one number make that cheap."""
     config = json.loads((PIPELINES / "tiny_flux" / "transformer" / "config.json").read_text())

@@ -74,5 +74,6 @@ def test_lcm_is_exact_with_a_scaled_first_latent(tiny_sd: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.slow
 def test_no_scheduler_is_exact_by_its_configuration(name: str, tiny_sd: str) -> None:
     assert difference(name, False, tiny_sd) > 1e-3

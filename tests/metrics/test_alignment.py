@@ -384,6 +384,7 @@ def test_the_figure_shows_four_panels(sets: tuple[ImageSet, ImageSet]) -> None:
     assert again.tobytes() == figure.tobytes()
 
 
+@pytest.mark.slow
 def test_degenerate_sets_are_drawn() -> None:
     plain = statistics(torch.full((1, 3, SIZE, SIZE), 90, dtype=torch.uint8))
     reference = ImageSet(normal(2, 2).repeat(4, 1), plain)

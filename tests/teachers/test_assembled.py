@@ -46,6 +46,7 @@ def test_sampling_stays_in_float32_with_16_bit_text_encoders(folder: Path) -> No
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+@pytest.mark.slow
 def test_another_familys_autoencoder_is_told_by_its_scale(
     folder: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -75,6 +76,7 @@ def test_another_familys_autoencoder_is_told_by_its_scale(
 @pytest.mark.parametrize(
     "folder", [FOLDERS[0], *(one.folder for one in FAMILIES.values())], ids=lambda one: one.name
 )
+@pytest.mark.slow
 def test_dropped_text_encoders_change_nothing_and_are_exported(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -69,6 +69,7 @@ def test_images_are_encoded_into_what_is_decoded(folder: Path) -> None:
     assert error(seen[0], encode(frames).latent_dist.mean) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_pipelines_guidance_means_the_same_for_all(folder: Path) -> None:
     """The pipeline itself and our sampling of the teacher agree, with guidance and without."""
     for guidance in (1.0, 3.0):
