@@ -6,7 +6,7 @@ PYTHON ?= python3
 # other processes, so that three keep two cores busy.
 WORKERS ?= 3
 BIN := .venv/bin
-# Modules are compiled when they are first imported: all would take longer than a test run saves.
+# Without pip's compilation: Python compiles a module when it is first imported, and keeps the result.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
 RUN := .venv/.installed
