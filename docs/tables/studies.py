@@ -147,6 +147,31 @@ def steps() -> str:
     return table(["FID", *(f"{n} step{'s' * (n != '1')}" for n in counts)], rows)
 
 
+@named("few steps")
+def few_steps() -> str:
+    """Return the scores of each setting of few steps with both teachers.
+
+    The settings of the first row are a point of every series. They are shown once.
+    """
+    studies = ("few_steps_flow", "few_steps")
+    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for study in studies:
+        for series, point, _, _, _, *each in cells(f"results/{study}/results.md"):
+            if series != "teacher":
+                fid, clip, _, recall = (cell.partition(" ± ")[0] for cell in each)
+                found.setdefault((series, point), {})[study] = [fid, clip, recall]
+    first, *others = found
+    order = [*dict.fromkeys(series for series, _ in found)]
+    shown = [key for key in others if any(found[key][n] != found[first][n] for n in found[key])]
+    rows = (
+        [": ".join(key), *(cell for study in studies for cell in found[key].get(study, [""] * 3))]
+        for key in [first, *sorted(shown, key=lambda key: order.index(key[0]))]
+    )
+    names = [name for name in SCORES if name != "precision"]
+    kinds = [f"{name}, {kind}" for kind in ("flow", "discrete") for name in names]
+    return table(["", *kinds], rows)
+
+
 @named("law")
 def power_law() -> str:
     """Return the law of FID over images of each series, and when it meets the teacher's best."""
@@ -218,5 +243,22 @@ def held_out() -> str:
     real = found.pop("all test images")
     models = [*next(iter(found.values()))]
     rows = [[name, *(each.get(model, "") for model in models)] for name, each in found.items()]
-    names = ["one step, 230,400 images" if model == "student" else model for model in models]
+    words = {"student": "one step", "two steps": "two steps"}
+    names = [f"{words[model]}, 230,400 images" if model in words else model for model in models]
     return table(["FID with", *names], rows) + "\n" + table([*real], [[*real.values()]])
+
+
+@named("alignment")
+def alignment() -> str:
+    """Return how far sets of images are from each other."""
+    rows = (
+        [
+            row["images"],
+            row["reference"],
+            *(f"{float(row[name]):.3f}" for name in ("fid", "feature_shift", "neighbour_ratio")),
+            *(f"{float(row[f'power_{band}_db']):z.1f}" for band in ("low", "middle", "high")),
+        ]
+        for row in _rows("alignment")
+    )
+    bands = [f"{band} frequencies, dB" for band in ("low", "middle", "high")]
+    return table(["images", "from", "FID", "shift", "neighbours", *bands], rows)

@@ -4,12 +4,15 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from sid_lsg.cli import main
 from sid_lsg.demo.dataset import CAPTIONS, COLOURS, GARMENTS
+from sid_lsg.method.choices import Noise, Objective, StepTraining, Weighting
+from sid_lsg.options.guidance import Preset
 from sid_lsg.study.options import PromptFile
 from sid_lsg.study.prompts import write_prompts
 from sid_lsg.study.tasks import fit
@@ -68,7 +71,8 @@ def test_a_point_of_each_series_runs(
 def test_the_studies_vary_what_they_are_named_after() -> None:
     found = {path.stem: shipped(path) for path in STUDIES}
     studies = "kappa", "strategies", "steps", "prompts", "settings", "limits", "real_data", "long"
-    assert set(found) == {*studies, "objective", "law"}
+    few = "few_steps", "few_steps_flow"
+    assert set(found) == {*studies, *few, "objective", "law"}
     assert all(run.images == 6400 * 64 for run in found["law"][1])
     assert all(run.config.model.ema.snapshot_images for run in found["law"][1])
     assert {run.config.model.objective for run in found["objective"][1]} == {"dmd"}
@@ -91,9 +95,19 @@ def test_the_studies_vary_what_they_are_named_after() -> None:
         assert run.iterations * run.config.data.batch_size == run.images == 12_800
         rates = [run.config.model[f"optimizer_{n}"].init_args.lr for n in ("fake", "generator")]
         assert rates[0] == rates[1]
-    for name in ("settings", "limits"):
+    for name in ("settings", "limits", *few):
         shared = [run for run in found[name][1] if len(run.labels) > 1]
-        assert {len(run.labels) for run in shared} == {5}
+        assert {len(run.labels) for run in shared} == {6 if name in few else 5}
+    for name in few:
+        methods = [run.config.model for run in found[name][1]]
+        assert {method.num_steps for method in methods} == {1, 2, 4}
+        for option, values in {
+            "step_training": StepTraining, "noise": Noise, "objective": Objective,
+            "weighting": Weighting,
+        }.items():  # fmt: skip
+            assert {method[option] for method in methods} >= {*get_args(values)} - {"sid_legacy"}
+        assert {method.guidance.preset for method in methods} == {*get_args(Preset)}
+        assert {method.fake_steps for method in methods} == {1, 2, 5}
 
 
 def test_the_unseen_pairs_are_excluded_from_training() -> None:

@@ -31,7 +31,7 @@ kept = pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
 
 
 def test_all_studies_are_kept() -> None:
-    assert len(KEPT) == len([*(REPOSITORY / "configs/study").glob("*.yaml")]) == 10
+    assert len(KEPT) == len([*(REPOSITORY / "configs/study").glob("*.yaml")]) == 12
     for folder in KEPT:
         assert {path.name for path in folder.iterdir()} == {RUNS_FILE, EVALUATIONS_FILE}
 
