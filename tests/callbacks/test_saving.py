@@ -51,6 +51,7 @@ def test_the_training_waits_where_memory_is_short(
     assert sum("host memory has no room for a copy" in text for text in caplog.messages) == 1
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_run_when_both_checkpoints_are_complete(
     small_sd: str, empty: Path, late: Late
 ) -> None:

@@ -94,6 +94,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 KEYS = ("fid", "kid", "precision", "recall", "density", "coverage", "clip_score")
 
 
+@pytest.mark.slow
 def test_evaluating_a_model_writes_report_and_images(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -493,6 +494,7 @@ def test_unreadable_images_are_listed(
         assert "5.png" not in message
 
 
+@pytest.mark.slow
 def test_statistics_of_another_protocol_are_rejected(
     files: Files, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,6 +107,7 @@ def test_unusable_files_are_rejected(folder: tuple[Any, Path, str]) -> None:
 
 
 @pytest.mark.parametrize("source", [None, "unet"])
+@pytest.mark.slow
 def test_the_base_of_adapters_is_loaded_straight(
     small_sd: str, source: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,6 +176,7 @@ def gradients(module: SiDLSG, phase: Phase, network: nn.Module) -> dict[str, Ten
 
 
 @pytest.mark.parametrize("name", ["fake_score", "generator"])
+@pytest.mark.slow
 def test_gradients_are_those_of_the_merged_weights(small_sd: str, name: str) -> None:
     """W = W_0 + s B A, so dL/dB = s dL/dW A^T and dL/dA = s B^T dL/dW."""
     phase = Phase.GENERATOR if name == "generator" else Phase.FAKE_SCORE
@@ -196,6 +197,7 @@ def test_gradients_are_those_of_the_merged_weights(small_sd: str, name: str) -> 
 
 
 @pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.slow
 def test_activation_checkpointing_changes_nothing(small_sd: str, phase: Phase) -> None:
     def made(**options: Any) -> dict[str, Tensor]:
         module = make(small_sd, **BOTH, **options)

@@ -50,6 +50,7 @@ def test_one_step_of_such_a_teacher_is_refused(sampler: SamplerName) -> None:
 
 
 @pytest.mark.parametrize("callback", ["metrics", "health"])
+@pytest.mark.slow
 def test_one_step_of_such_a_teacher_is_refused_before_the_training(
     callback: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,6 +97,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize("scale", [1.0, 3.5])
 @pytest.mark.parametrize("size", [(64, 64), (96, 64)])
+@pytest.mark.slow
 def test_a_prediction_equals_the_stock_pipelines(
     family: Any, scale: float, size: tuple[int, int]
 ) -> None:
