@@ -85,6 +85,11 @@ def scores(place: str) -> list[str]:
     """
     study, *key = place.split("/")
     *_, row = (row for row in cells(f"results/{study}/results.md") if row[:3] == key)
+    return means(row)
+
+
+def means(row: list[str]) -> list[str]:
+    """Return FID, CLIP, precision and recall of a row of a study's table, without the spread."""
     return [cell.partition(" ± ")[0] for cell in row[5:]]
 
 
@@ -129,10 +134,7 @@ def kappa() -> str:
 def strategies() -> str:
     """Return the scores of the ways to guide."""
     rows = [row for row in cells("results/strategies/results.md") if row[0] != "teacher"]
-    own = (
-        [series, scale, count, *(cell.partition(" ± ")[0] for cell in each)]
-        for series, scale, _, _, count, *each in rows
-    )
+    own = ([row[0], row[1], row[4], *means(row)] for row in rows)
     return table(["series", "scale", "seeds", *SCORES], own)
 
 
@@ -156,10 +158,10 @@ def few_steps() -> str:
     studies = ("few_steps_flow", "few_steps")
     found: dict[tuple[str, str], dict[str, list[str]]] = {}
     for study in studies:
-        for series, point, _, _, _, *each in cells(f"results/{study}/results.md"):
-            if series != "teacher":
-                fid, clip, _, recall = (cell.partition(" ± ")[0] for cell in each)
-                found.setdefault((series, point), {})[study] = [fid, clip, recall]
+        for row in cells(f"results/{study}/results.md"):
+            if row[0] != "teacher":
+                fid, clip, _, recall = means(row)
+                found.setdefault((row[0], row[1]), {})[study] = [fid, clip, recall]
     first, *others = found
     order = [*dict.fromkeys(series for series, _ in found)]
     shown = [key for key in others if any(found[key][n] != found[first][n] for n in found[key])]
@@ -243,9 +245,7 @@ def held_out() -> str:
     real = found.pop("all test images")
     models = [*next(iter(found.values()))]
     rows = [[name, *(each.get(model, "") for model in models)] for name, each in found.items()]
-    words = {"student": "one step", "two steps": "two steps"}
-    names = [f"{words[model]}, 230,400 images" if model in words else model for model in models]
-    return table(["FID with", *names], rows) + "\n" + table([*real], [[*real.values()]])
+    return table(["FID with", *models], rows) + "\n" + table([*real], [[*real.values()]])
 
 
 @named("alignment")
