@@ -161,6 +161,7 @@ class Health(RunCallback):
         self._found: dict[str, str] = {}  # of an iteration whose probe is due
         self._teacher: tuple[str, Probe] | None = None  # a digest of its settings, and its probe
         self._prompts: Sequence[str] = ()
+        self._losses = ""  # the options that the usual sizes depend on
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Find the callback that saves checkpoints, which stopping needs.
@@ -168,6 +169,7 @@ class Health(RunCallback):
         Raises:
             UsageError: If there is none, or the teacher cannot be sampled in `teacher_steps`.
         """
+        self._losses = repr((pl_module.recipe, pl_module.real_data))
         if self.features is not None:
             config = pl_module.teacher.scheduler_config
             check_steps(config, self.teacher_steps, "health.teacher_steps")
@@ -184,17 +186,23 @@ class Health(RunCallback):
         return {
             "failed": dict(self._failed),
             "past": self.instability.past(),
+            "losses": self._losses,
             "found": self._found,
             "teacher": self._teacher and [self._teacher[0], [*self._teacher[1]]],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the failures, the earlier values and the teacher's probe."""
+        """Restore the failures, the earlier values and the teacher's probe.
+
+        The values are left out if the losses have changed, for example by an adversarial term: the
+        usual sizes are others then.
+        """
         self._failed |= state_dict["failed"]
         if teacher := state_dict.get("teacher"):
             self._teacher = teacher[0], Probe(*teacher[1])
         self._found = state_dict.get("found", {})
-        self.instability.recall(state_dict["past"])
+        if state_dict.get("losses", self._losses) == self._losses:
+            self.instability.recall(state_dict["past"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Choose the prompts.

@@ -193,7 +193,7 @@ class SiDLSG(AlternatingModule):
         self.ema_options, self.clipping, self.compute = ema, gradients, compute
         self.drops_text = text.device == "drop"
         self.recomputed = memory.recomputed
-        self.seed = seed
+        self.real_data, self.seed = real_data, seed
         self.log_of_iterations = IterationLog()
 
         check_not_distilled(teacher, loading.revision, loading.subfolders)

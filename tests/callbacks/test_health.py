@@ -502,7 +502,9 @@ def test_good_works_without_hard_links(
 
 
 @pytest.mark.slow
-def test_a_continued_run_restores_its_baseline(tiny: Callable[..., SiDLSG], tmp_path: Path) -> None:
+def test_a_continued_run_restores_its_baseline(
+    tiny: Callable[..., SiDLSG], small_sd: str, tmp_path: Path
+) -> None:
     """Without a baseline, any first row would count as healthy and become `good.ckpt`."""
     watch = Health()
     past = {"loss_fake": [1.0, math.inf]}
@@ -514,6 +516,13 @@ def test_a_continued_run_restores_its_baseline(tiny: Callable[..., SiDLSG], tmp_
     saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     (state,) = [v for k, v in saved["callbacks"].items() if k.startswith("Health")]
     assert len(state["past"]["loss_fake"]) > 0
+
+    for guidance, expected in ((Guidance("none"), state["past"]), (Guidance(scale=2.0), {})):
+        watch = Health()
+        watch.setup(L.Trainer(logger=False), SiDLSG(small_sd, guidance=guidance), "fit")
+        watch.load_state_dict(state)
+        found = watch.state_dict()["past"]
+        assert {name: values for name, values in found.items() if values} == expected
 
 
 def test_keep_good_without_a_good_checkpoint_says_so(
