@@ -1,7 +1,9 @@
 """Read the file that an offline run of Weights & Biases writes."""
 
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 from wandb.proto.wandb_internal_pb2 import Record
 
@@ -34,3 +36,20 @@ def parsed(data: bytes) -> list[Record]:
             found.append(Record.FromString(parts))
             parts = b""
     return found
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """Read the rows of an offline run."""
+    rows = []
+    for record in records(folder):
+        if record.WhichOneof("record_type") != "history":
+            continue
+        row: dict[str, Any] = {}
+        for item in record.history.item:
+            inner = row
+            *outer, last = item.nested_key or [item.key]
+            for name in outer:
+                inner = inner.setdefault(name, {})
+            inner[last] = json.loads(item.value_json)
+        rows.append(row)
+    return rows
