@@ -33,8 +33,14 @@ STUDIES: dict[str, tuple[str, list[tuple[str, str]]]] = {
         [
             ("all captions", "prompts/prompts/all captions/1"),
             ("a tenth of them", "prompts/prompts/a tenth/1"),
+            ("10 of them", "prompts/prompts/ten/1"),
+            ("3 of them", "prompts/prompts/three/1"),
             ("words dropped (30%)", "prompts/prompts/words dropped/1"),
             ("words shuffled", "prompts/prompts/words shuffled/1"),
+            ("adjectives after their nouns", "prompts/prompts/adjectives last/1"),
+            ("the background first", "prompts/prompts/background first/1"),
+            ("three words: coat, red, navy", "prompts/prompts/tags/1"),
+            ("paraphrased", "prompts/prompts/paraphrased/1"),
         ],
     ),
     "unseen pairs": (
@@ -224,16 +230,18 @@ def branches() -> str:
 
 @named("ema widths")
 def ema_widths() -> str:
-    """Return FID of EMAs of several widths, by the images seen."""
-    found: dict[int, dict[str, str]] = {}
+    """Return FID of EMAs of several widths, by run and images seen."""
+    found: dict[tuple[str, int], dict[str, str]] = {}
     for row in _rows("ema_widths"):
-        found.setdefault(int(row["images_seen"]), {})[row["width"]] = row["fid_clip_2k"]
+        found.setdefault((row["run"], int(row["images_seen"])), {})[row["width"]] = row[
+            "fid_clip_2k"
+        ]
     widths = sorted({width for each in found.values() for width in each}, key=float)
     rows = (
-        [f"{seen:,}", *(f"{float(each[w]):.3f}" if w in each else "" for w in widths)]
-        for seen, each in sorted(found.items())
+        [run, f"{seen:,}", *(f"{float(each[w]):.3f}" if w in each else "" for w in widths)]
+        for (run, seen), each in found.items()
     )
-    return table(["FID after", *(f"width {width}" for width in widths)], rows)
+    return table(["FID of", "images", *(f"width {width}" for width in widths)], rows)
 
 
 @named("held out")
