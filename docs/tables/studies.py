@@ -233,9 +233,8 @@ def ema_widths() -> str:
     """Return FID of EMAs of several widths, by run and images seen."""
     found: dict[tuple[str, int], dict[str, str]] = {}
     for row in _rows("ema_widths"):
-        found.setdefault((row["run"], int(row["images_seen"])), {})[row["width"]] = row[
-            "fid_clip_2k"
-        ]
+        place = row["run"], int(row["images_seen"])
+        found.setdefault(place, {})[row["width"]] = row["fid_clip_2k"]
     widths = sorted({width for each in found.values() for width in each}, key=float)
     rows = (
         [run, f"{seen:,}", *(f"{float(each[w]):.3f}" if w in each else "" for w in widths)]

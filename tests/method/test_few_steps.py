@@ -111,10 +111,10 @@ def test_gradients_flow_through_all_steps_by_default() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_k_is_uniform_and_a_function_of_seed_and_iteration(steps: int) -> None:
-    found = [draw_steps(i, steps, seed=0) for i in range(1000)]
+    found = [draw_steps(i, steps, seed=0) for i in range(4000)]
     counts = Counter(found)
     assert set(counts) == set(range(1, steps + 1))
-    assert all(abs(n - 1000 / steps) < 5 * (1000 / steps) ** 0.5 for n in counts.values())
+    assert all(abs(n - 4000 / steps) < 5 * (4000 / steps) ** 0.5 for n in counts.values())
     assert found[:200] == [draw_steps(i, steps, seed=0) for i in range(200)]
     if steps > 1:
         assert found[:200] != [draw_steps(i, steps, seed=1) for i in range(200)]

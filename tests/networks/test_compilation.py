@@ -125,9 +125,9 @@ def test_a_copy_is_not_compiled(tiny_sd: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_a_sharded_network_is_compiled(small_sd: str, tmp_path: Path, checkpointed: bool) -> None:
+def test_a_sharded_network_is_compiled(tiny_sd: str, tmp_path: Path, checkpointed: bool) -> None:
     """FSDP2's hooks stay outside the graphs; the gradients are those of the plain network."""
-    teacher = load(small_sd)
+    teacher = load(tiny_sd)
     plain, condition = teacher.network.requires_grad_(True), teacher.encode_prompts(["a", "b"])
     for p in plain.parameters():
         p.data = p.data.contiguous()  # as in a sharded network, so that rounding is the same
