@@ -20,11 +20,11 @@ RESULTS = DOCS.parent / "results/law"
 FID = "fid_clip_2k"
 UNIT, FIRST = 100_000, 12_800  # the law begins where the start of the training has ended
 BLOCK, DRAWS = 4, 200
-FEWEST = 2 * BLOCK  # points that a law is fitted to
+FEWEST = 2 * BLOCK  # points of the longest run of a law
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
 Points = Sequence[tuple[float, float]]
-"""Images seen and FID, of one run after the other."""
+"""Images seen and FID of one run, in order."""
 
 
 class Law(NamedTuple):
@@ -51,14 +51,14 @@ class Law(NamedTuple):
         return UNIT * (self.rise / (fid - self.floor)) ** (1 / self.exponent)
 
 
-def fitted(points: Points, near: Law | None = None) -> Law:
+def fitted(runs: Sequence[Points], near: Law | None = None) -> Law:
     """Return the law with the least squared errors of log FID, with a floor of at least 0.
 
     Args:
-        points: Images seen and FID.
+        runs: The points of one run per seed.
         near: Where the search begins; by default at several places.
     """
-    images, fid = np.array(points).T
+    images, fid = np.concatenate(runs).T
 
     def errors(values: np.ndarray) -> np.ndarray:
         return np.log(Law(*values).at(images)) - np.log(fid)
@@ -71,32 +71,37 @@ def fitted(points: Points, near: Law | None = None) -> Law:
     return Law(*min(found, key=lambda result: result.cost).x)
 
 
-def resampled(points: Points) -> list[Law]:
+def resampled(runs: Sequence[Points]) -> list[Law]:
     """Return laws of bootstrap samples, which show how well the points determine the law.
 
-    Neighbouring errors are correlated, since the EMA changes slowly. So blocks of them are drawn.
+    Neighbouring errors of a run are correlated, since its EMA changes slowly. So blocks of them are
+    drawn, from all runs alike.
     """
-    law, draw = fitted(points), np.random.default_rng(0)
-    images, fid = np.array(points).T
-    residuals = np.log(fid) - np.log(law.at(images))
-    count = -(-len(fid) // BLOCK)
-    laws = []
-    for _ in range(DRAWS):
-        starts = draw.integers(0, len(fid) - BLOCK + 1, count)
-        drawn = np.concatenate([residuals[start : start + BLOCK] for start in starts])[: len(fid)]
-        made = np.exp(np.log(law.at(images)) + drawn)
-        laws.append(fitted([*zip(images, made, strict=True)], law))
-    return laws
+    law, draw = fitted(runs), np.random.default_rng(0)
+    errors = [np.log([fid for _, fid in run]) - np.log(law.at([n for n, _ in run])) for run in runs]
+    blocks = [each[i : i + BLOCK] for each in errors for i in range(len(each) - BLOCK + 1)]
+
+    def remade(run: Points) -> Points:
+        images = np.array([n for n, _ in run])
+        drawn = draw.integers(0, len(blocks), -(-len(run) // BLOCK))
+        error = np.concatenate([blocks[i] for i in drawn])[: len(run)]
+        return [*zip(images, law.at(images) * np.exp(error), strict=True)]
+
+    return [fitted([remade(run) for run in runs], law) for _ in range(DRAWS)]
 
 
-def series() -> dict[str, Points]:
-    """Return the points of each series that has enough of them, all seeds together."""
-    found: dict[str, list[tuple[float, float]]] = {}
+def series() -> dict[str, list[Points]]:
+    """Return the points of each series that has enough of them, by seed."""
+    found: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for row in read_rows([str(RESULTS)]):
         if row["kind"] != TEACHER and row["images_seen"] >= FIRST:
-            points = found.setdefault(f"{row['series']}, {row['point']}", [])
-            points.append((row["images_seen"], row[FID]))
-    return {label: sorted(points) for label, points in found.items() if len(points) >= FEWEST}
+            runs = found.setdefault(f"{row['series']}, {row['point']}", {})
+            runs.setdefault(row["seed"], []).append((row["images_seen"], row[FID]))
+    return {
+        label: [sorted(run) for run in runs.values() if len(run) >= BLOCK]
+        for label, runs in found.items()
+        if max(map(len, runs.values())) >= FEWEST
+    }
 
 
 def teachers() -> dict[float, float]:
@@ -122,10 +127,11 @@ def drawn() -> Figure:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     images = np.geomspace(FIRST, 2_000_000, 100)
-    for colour, (label, points) in zip(COLOURS, series().items(), strict=False):
-        axes.plot(*zip(*points, strict=True), "o", color=colour, markersize=3, label=label)
-        axes.plot(images, fitted(points).at(images), color=colour)
-        curves = [law.at(images) for law in resampled(points)]
+    for colour, (label, runs) in zip(COLOURS, series().items(), strict=False):
+        seeds = f"{label} ({len(runs)} seeds)" if len(runs) > 1 else label
+        axes.plot(*np.concatenate(runs).T, "o", color=colour, markersize=3, label=seeds)
+        axes.plot(images, fitted(runs).at(images), color=colour)
+        curves = [law.at(images) for law in resampled(runs)]
         low, high = np.quantile(curves, (0.05, 0.95), axis=0)
         axes.fill_between(images, low, high, color=colour, alpha=0.15)
     known = teachers()

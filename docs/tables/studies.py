@@ -185,12 +185,13 @@ def power_law() -> str:
     """Return the law of FID over images of each series, and when it meets the teacher's best."""
     best = min(law.teachers().values())
     rows = []
-    for label, points in law.series().items():
-        own, laws = law.fitted(points), law.resampled(points)
-        images, fid = points[-1]
+    for label, runs in law.series().items():
+        own, laws = law.fitted(runs), law.resampled(runs)
+        images, fid = max(max(run) for run in runs)
         rows.append(
             [
                 label,
+                str(len(runs)),
                 f"{images:,.0f}",
                 f"{fid:.3f}",
                 f"{own.floor:.3f} ({law.interval([each.floor for each in laws])})",
@@ -198,7 +199,7 @@ def power_law() -> str:
                 law.interval([each.images(best) for each in laws]),
             ]
         )
-    header = ["", "images", "FID", "floor", "exponent", f"images for {best:.3f}"]
+    header = ["", "seeds", "images", "FID", "floor", "exponent", f"images for {best:.3f}"]
     return table(header, rows)
 
 
@@ -230,17 +231,25 @@ def branches() -> str:
 
 @named("ema widths")
 def ema_widths() -> str:
-    """Return FID of EMAs of several widths, by run and images seen."""
+    """Return FID of EMAs of several widths, and of the run's own, by run and images seen."""
     found: dict[tuple[str, int], dict[str, str]] = {}
     for row in _rows("ema_widths"):
         place = row["run"], int(row["images_seen"])
         found.setdefault(place, {})[row["width"]] = row["fid_clip_2k"]
     widths = sorted({width for each in found.values() for width in each}, key=float)
+    branches = [
+        (row["branch"], int(row["images_seen"]), row[law.FID]) for row in _rows("law_branches")
+    ]
+    first, *_ = law.series().values()
+    for run, seen, fid in [("one step", n, fid) for n, fid in first[0]] + branches:
+        if (run, seen) in found:
+            found[run, seen]["own"] = fid
     rows = (
-        [run, f"{seen:,}", *(f"{float(each[w]):.3f}" if w in each else "" for w in widths)]
+        [run, f"{seen:,}"]
+        + [f"{float(each[width]):.3f}" if width in each else "" for width in ("own", *widths)]
         for (run, seen), each in found.items()
     )
-    return table(["FID of", "images", *(f"width {width}" for width in widths)], rows)
+    return table(["FID of", "images", "own EMA", *(f"width {width}" for width in widths)], rows)
 
 
 @named("held out")

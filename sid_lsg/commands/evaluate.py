@@ -84,8 +84,8 @@ def evaluate(
         sampler: `generator`: as in training. `ddim`: a teacher, as in the training's final
             comparison. `pipeline`: the diffusers pipeline and scheduler of the model. `auto`:
             `generator` for generators of this project, otherwise `pipeline`.
-        num_steps: Sampling steps; by default 1 for a generator of this project, required for other
-            models.
+        num_steps: Sampling steps; by default those of the training for a generator of this project,
+            required for other models.
         guidance: Guidance scale; required for models that are not generators of this project. 0 and
             1 mean no guidance; `ddim` accepts no value between them.
         resolution: Side of the images in pixels; by default the model's.

@@ -59,9 +59,9 @@ def export(
         dtype: Precision of the weights of all networks. In float16 the VAE of some teachers
             overflows and gives black images, for example Stable Diffusion XL's; bfloat16 has
             float32's range.
-        num_steps: Steps of the generator; by default the training's. One step needs only classes
-            of diffusers. For more steps, diffusers runs a scheduler that is saved in the folder,
-            with trust_remote_code=True.
+        num_steps: Steps of the generator; by default the training's. One step, and flow
+            matching with its default times and noise, need only classes of diffusers. Otherwise
+            diffusers runs a scheduler that is saved in the folder, with trust_remote_code=True.
         resolution: Side of the images in pixels; by default the training's.
         teacher: Folder or Hub id of the teacher; by default the one of the training.
         ema_width: Export an EMA of this relative width, made from the run's snapshots (fit's

@@ -24,7 +24,7 @@ from sid_lsg.data.sequences import Without
 from sid_lsg.data.tables import TABLES
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.randomness import permute
-from sid_lsg.teachers.base import Tokenize, Tokens
+from sid_lsg.teachers.base import Teacher, Tokenize, Tokens
 
 _HELDOUT_EPOCH = -1  # the permutation that chooses the held-out prompts; training counts from 0
 
@@ -40,6 +40,14 @@ class PromptBatch(NamedTuple):
     generator_tokens: Tokens = {}  # noqa: RUF012
     real: RealBatch | None = None  # real images for phase 1, with --data.real_images
     fake_step: int = 0  # the step of the fake score that these are for, after `of_fake_step`
+
+    def with_tokens_of(self, other: "PromptBatch") -> "PromptBatch":
+        """Return the batch with the tokens of another one, which has the same prompts."""
+        return self._replace(
+            fake_tokens=other.fake_tokens,
+            generator_tokens=other.generator_tokens,
+            real=self.real and self.real._replace(tokens=other.real.tokens if other.real else {}),
+        )
 
     def of_fake_step(self, step: int) -> "PromptBatch":
         """Return the batch with only one fake-score step's prompts and real images."""
@@ -263,8 +271,7 @@ class PromptDataModule(L.LightningDataModule):
         trainer = self.trainer
         rank = trainer.global_rank if trainer else 0
         total = trainer.max_steps if trainer and trainer.max_steps >= 0 else None
-        module = getattr(trainer, "lightning_module", None)
-        teacher = getattr(module, "teacher", None)
+        module, teacher = self._module, self._teacher
         tokenize, real = None, None
         if teacher is not None:
             tokenize = None if teacher.remembered else teacher.tokenize
@@ -288,6 +295,22 @@ class PromptDataModule(L.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=self._on_gpu,  # for asynchronous copies of the tokens
         )
+
+    def transfer_batch_to_device(
+        self, batch: PromptBatch, device: torch.device, dataloader_idx: int
+    ) -> PromptBatch:
+        """Move a batch to the device; tokens stay on the CPU if the text encoders do."""
+        moved: PromptBatch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        apart = self._teacher is not None and self._teacher.text_is_apart
+        return moved.with_tokens_of(batch) if apart else moved
+
+    @property
+    def _module(self) -> Any:
+        return getattr(self.trainer, "lightning_module", None)
+
+    @property
+    def _teacher(self) -> Teacher | None:
+        return getattr(self._module, "teacher", None)
 
     @property
     def _on_gpu(self) -> bool:

@@ -40,7 +40,7 @@ def replace_where(mask: Tensor, condition: Conditioning, by: Conditioning) -> Co
 def drop_prompts(
     condition: Conditioning, null: Conditioning, u: Tensor, probability: float
 ) -> Conditioning:
-    """Replace each sample's prompt by the empty one with some probability (METHOD.md, phase 1).
+    """Replace each sample's prompt by the empty one with some probability (method.md, phase 1).
 
     This trains the fake score to predict without a prompt, which guidance needs.
     `Kappas.drops_prompts` says if the method does it.

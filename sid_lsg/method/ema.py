@@ -9,7 +9,7 @@ from torch import Tensor
 def ema_beta(
     batch_size: int, images_seen: int, halflife_images: float, rampup_ratio: float
 ) -> float:
-    """Return beta, the weight of the old EMA (METHOD.md, EMA; as in EDM, Karras et al., 2022).
+    """Return beta, the weight of the old EMA (method.md, EMA; as in EDM, Karras et al., 2022).
 
         beta = 0.5 ** (batch / min(half-life, ramp-up * images seen))
 
@@ -25,5 +25,5 @@ def ema_beta(
 
 @torch.no_grad()
 def average(averages: Sequence[Tensor], weights: Sequence[Tensor], beta: float) -> None:
-    """Update EMAs in place (METHOD.md, EMA): ema = beta ema + (1 - beta) weights."""
+    """Update EMAs in place (method.md, EMA): ema = beta ema + (1 - beta) weights."""
     torch._foreach_lerp_(list(averages), list(weights), 1.0 - beta)

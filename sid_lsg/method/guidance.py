@@ -55,7 +55,7 @@ class Kappas(NamedTuple):
 
     @property
     def drops_prompts(self) -> bool:
-        """Return True if phase 1 drops prompts: kappa_1 != 1 or kappa_2 != 1 (METHOD.md, phase 1).
+        """Return True if phase 1 drops prompts: kappa_1 != 1 or kappa_2 != 1 (method.md, phase 1).
 
         These scales guide the fake score in phase 1 and in phase 2's first factor. kappa_3 and
         kappa_4 do not count.
@@ -115,7 +115,7 @@ class Prediction(NamedTuple):
     uncond: Tensor | None = None
 
     def guided(self, kappa: float, rescale: Rescale | None = None) -> Tensor:
-        """Guide: f_kappa = u + kappa (c - u) (Ho & Salimans, 2022; METHOD.md, guidance).
+        """Guide: f_kappa = u + kappa (c - u) (Ho & Salimans, 2022; method.md, guidance).
 
         At kappa = 1 this is c, to the bit, and u is not needed.
         """
@@ -135,7 +135,7 @@ def predict_guided(
     kappas: Sequence[float],
     guiding: Guiding = USUAL,
 ) -> list[Tensor]:
-    """Predict at several guidance scales from one evaluation (METHOD.md, guidance).
+    """Predict at several guidance scales from one evaluation (method.md, guidance).
 
     If every scale is 1, the network is evaluated only with the prompts; if every scale is 0, only
     with the empty prompt. Otherwise it is evaluated once on a doubled batch, with the prompts and

@@ -13,7 +13,7 @@ WEIGHT_FLOOR = 1e-5
 
 
 def fake_score_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Return the denoising loss of the fake score (METHOD.md, phase 1).
+    """Return the denoising loss of the fake score (method.md, phase 1).
 
         sum over C, H, W of  weight * (f_psi(x_t, t; kappa_1) - target)^2
 
@@ -30,7 +30,7 @@ def fake_score_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tenso
 
 
 def generator_weight(x_g: Tensor, y_real: Tensor) -> Tensor:
-    """Return w = mean over C, H, W of |x_g - y_real|, at least 1e-5 (METHOD.md, phase 2).
+    """Return w = mean over C, H, W of |x_g - y_real|, at least 1e-5 (method.md, phase 2).
 
     The generator's loss is divided by w, which equalizes its scale over times and samples (the
     weighting of DMD, Yin et al., 2023). w carries no gradient.
@@ -45,7 +45,7 @@ def generator_weight(x_g: Tensor, y_real: Tensor) -> Tensor:
 def generator_loss(
     x_g: Tensor, y_real: Tensor, y_fake_2: Tensor, y_fake_3: Tensor, weight: Tensor, alpha: float
 ) -> Tensor:
-    """Return the score identity loss of the generator (METHOD.md, phase 2; SiD, arXiv 2404.04057).
+    """Return the score identity loss of the generator (method.md, phase 2; SiD, arXiv 2404.04057).
 
         sum over C, H, W of  (y_real - y_fake_2) * ((y_real - x_g) - alpha (y_real - y_fake_3)) / w
 
@@ -91,7 +91,7 @@ def matching_loss(x_g: Tensor, y_real: Tensor, y_fake: Tensor, weight: Tensor) -
 
 
 def mean_over_batch(losses: Tensor, batch_size: int, counted: Tensor | None = None) -> Tensor:
-    """Return a micro-batch's share of the mean loss over the batch (METHOD.md, one iteration).
+    """Return a micro-batch's share of the mean loss over the batch (method.md, one iteration).
 
         sum over the micro-batch's samples that count / B
 

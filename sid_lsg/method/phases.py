@@ -157,7 +157,7 @@ class GeneratorOutput(NamedTuple):
 
 
 def fake_score_phase(networks: Networks, inputs: PhaseInputs, recipe: Recipe) -> FakeScoreOutput:
-    """Evaluate phase 1: the fake score denoises the generator's samples (METHOD.md, phase 1).
+    """Evaluate phase 1: the fake score denoises the generator's samples (method.md, phase 1).
 
     The samples carry no gradient. Prompts have been dropped before (`drop_prompts`), so the
     generator also sees the empty prompt.
@@ -182,7 +182,7 @@ def fake_score_phase(networks: Networks, inputs: PhaseInputs, recipe: Recipe) ->
 
 
 def generator_phase(networks: Networks, inputs: PhaseInputs, recipe: Recipe) -> GeneratorOutput:
-    """Evaluate phase 2: the score identity loss of the generator (METHOD.md, phase 2).
+    """Evaluate phase 2: the score identity loss of the generator (method.md, phase 2).
 
     Gradients reach x_g directly, and through the fake score and the teacher. With the objective
     `dmd` they reach it directly only.

@@ -34,7 +34,7 @@ def sample(
     noise: Noise = "fresh",
     step_training: StepTraining = "all",
 ) -> Tensor:
-    """Generate latents: noise at t_init, denoise, re-noise to the next time (METHOD.md, generator).
+    """Generate latents: noise at t_init, denoise, re-noise to the next time (method.md, generator).
 
         x_g = 0;  for i = 0..k-1:  x_g = x_0-estimate of G at (alpha_{t_i} x_g + sigma_{t_i} z_i)
 

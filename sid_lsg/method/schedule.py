@@ -117,7 +117,7 @@ class DiscreteSchedule(Schedule):
     abar the cumulative product of 1 - beta (`alphas_cumprod` in diffusers).
     """
 
-    # SiD-LSG's official code (METHOD.md).
+    # SiD-LSG's official code (method.md).
     defaults = Defaults(625, "all", "sid", 0.1)
     time_dtype = torch.int64
     alphas: Tensor
@@ -162,7 +162,7 @@ class DiscreteSchedule(Schedule):
         return per_sample(self.alpha(t), eps) * eps - per_sample(self.sigma(t), x_0) * x_0
 
     def x0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return the estimate of x_0 (METHOD.md, generator); nothing is clipped.
+        """Return the estimate of x_0 (method.md, generator); nothing is clipped.
 
         epsilon: x_0 = (x_t - sigma_t eps) / alpha_t; v: x_0 = alpha_t x_t - sigma_t v.
         """
@@ -172,13 +172,13 @@ class DiscreteSchedule(Schedule):
         return (x_t - sigma * prediction) / alpha
 
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """Return eps, or v (METHOD.md, phase 1)."""
+        """Return eps, or v (method.md, phase 1)."""
         if self.prediction_type == "v_prediction":
             return self.velocity(x_0, eps, t)
         return eps
 
     def error_weight(self, t: Tensor) -> Tensor:
-        """Return the factor from the squared error to that of eps: [B] (METHOD.md, phase 1).
+        """Return the factor from the squared error to that of eps: [B] (method.md, phase 1).
 
         1 for epsilon. For v at a given x_t, eps = alpha_t v + sigma_t x_t, so the error of eps is
         alpha_t times that of v: the weight is alpha_t^2 = snr / (snr + 1).
@@ -188,11 +188,11 @@ class DiscreteSchedule(Schedule):
         return torch.ones_like(self.alpha(t))
 
     def draw_times(self, bits: Tensor, tmin: int, tmax: int) -> Tensor:
-        """Draw t uniformly from the integers tmin..tmax-1 (METHOD.md, one iteration)."""
+        """Draw t uniformly from the integers tmin..tmax-1 (method.md, one iteration)."""
         return integers(bits[:, 0], tmin, tmax)
 
     def generator_times(self, t_init: int, num_steps: int) -> list[float]:
-        """Return t_i = trunc(t_init (1 - i / K)), i = 0..K-1 (METHOD.md, generator).
+        """Return t_i = trunc(t_init (1 - i / K)), i = 0..K-1 (method.md, generator).
 
         625 in one step; 625, 312 in two; 625, 468, 312, 156 in four.
         """

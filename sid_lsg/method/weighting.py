@@ -1,7 +1,7 @@
 """The weightings of the generator's loss by name.
 
 The loss of a sample is divided by w, which carries no gradient. `sid` is SiD-LSG's normalizer
-(METHOD.md, phase 2). The others are `weighting_scheme` in SiD-DiT's code (arXiv 2509.25127), whose
+(method.md, phase 2). The others are `weighting_scheme` in SiD-DiT's code (arXiv 2509.25127), whose
 factor is 1 / w; there alpha_t = 1 - t and sigma_t = t.
 """
 

@@ -393,6 +393,11 @@ class Teacher(nn.Module, ABC):
             if name.startswith("text") and isinstance(part, nn.Module)
         }
 
+    @property
+    def text_is_apart(self) -> bool:
+        """Return whether the text encoders stay where they are when the teacher moves."""
+        return not self.text_parts.keys() <= self._modules.keys()
+
     def keep_text_apart(self) -> None:
         """Keep the text encoders where they are when the teacher moves to another device."""
         for name, part in self.text_parts.items():

@@ -31,7 +31,7 @@ from sid_lsg.teachers.fields import CLIP_TEXT, KL_VAE, T5_TEXT
 from sid_lsg.teachers.flux_architectures import ARCHITECTURES
 from sid_lsg.teachers.lengths import ChosenLength
 from sid_lsg.teachers.packing import PATCH, axes_problem, grid
-from sid_lsg.teachers.text import cut_off, tokenize
+from sid_lsg.teachers.text import cut_off, on_device_of, tokenize
 from sid_lsg.teachers.unsized import PackedTeacher
 from sid_lsg.teachers.untrained import Architecture
 
@@ -139,9 +139,10 @@ class Flux(ChosenLength, PackedTeacher):
             `pooled_projections` [B, P], CLIP's pooled features; and `guidance` [B], 1, if the
             network takes it.
         """
-        first, second = (next(e.parameters()).device for e in self.text_parts.values())
-        pooled = self.text_encoder(tokens["input_ids"].to(first, non_blocking=True)).pooler_output
-        ids = tokens["input_ids_2"].to(second, non_blocking=True)
+        pooled = self.text_encoder(
+            on_device_of(self.text_encoder, tokens["input_ids"])
+        ).pooler_output
+        ids = on_device_of(self.text_encoder_2, tokens["input_ids_2"])
         found = {
             "encoder_hidden_states": self.text_encoder_2(ids)[0],
             "pooled_projections": pooled,

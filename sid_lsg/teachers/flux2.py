@@ -27,7 +27,14 @@ from sid_lsg.teachers.flux2_architectures import ARCHITECTURES
 from sid_lsg.teachers.layout import read_index
 from sid_lsg.teachers.lengths import ChosenLength
 from sid_lsg.teachers.packing import PATCH, axes_problem, grid
-from sid_lsg.teachers.text import MASKED, chat, chat_cut_off, readable, tokenize_masked
+from sid_lsg.teachers.text import (
+    MASKED,
+    chat,
+    chat_cut_off,
+    on_device_of,
+    readable,
+    tokenize_masked,
+)
 from sid_lsg.teachers.unsized import UnsizedTeacher
 from sid_lsg.teachers.untrained import Architecture
 
@@ -144,8 +151,7 @@ class Flux2(ChosenLength, UnsizedTeacher):
     @torch.no_grad()
     def encode(self, tokens: Tokens) -> Conditioning:
         """Encode tokens into `encoder_hidden_states` [B, L, 3 D]: three hidden states of Qwen 3."""
-        device = next(self.text_encoder.parameters()).device
-        ids, mask = (tokens[name].to(device, non_blocking=True) for name in MASKED)
+        ids, mask = (on_device_of(self.text_encoder, tokens[name]) for name in MASKED)
         found = self.text_encoder.model(
             input_ids=ids,
             attention_mask=readable(mask),

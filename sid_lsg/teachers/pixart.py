@@ -28,7 +28,7 @@ from sid_lsg.teachers.fields import KL_VAE, T5_TEXT
 from sid_lsg.teachers.flow import latent_side
 from sid_lsg.teachers.lengths import ChosenLength
 from sid_lsg.teachers.pixart_architectures import ALPHA, SIGMA
-from sid_lsg.teachers.text import MASKED, cut_off, tokenize_masked
+from sid_lsg.teachers.text import MASKED, cut_off, on_device_of, tokenize_masked
 from sid_lsg.teachers.untrained import Architecture
 
 _UNCHANGED = {"use_resolution_binning": False, "clean_caption": False}
@@ -133,8 +133,7 @@ class PixArtSigma(ChosenLength, DiffusionTeacher):
             `encoder_hidden_states` [B, L, D], T5's last hidden states, and
             `encoder_attention_mask` [B, L] int64, 0 for padding.
         """
-        device = next(self.text_encoder.parameters()).device
-        ids, mask = (tokens[name].to(device, non_blocking=True) for name in MASKED)
+        ids, mask = (on_device_of(self.text_encoder, tokens[name]) for name in MASKED)
         # transformers reads the values of a mask, which tensors on the meta device do not have.
         hidden = self.text_encoder(ids, attention_mask=None if mask.is_meta else mask)[0]
         return {"encoder_hidden_states": hidden, "encoder_attention_mask": mask}

@@ -29,7 +29,7 @@ from sid_lsg.teachers.fields import QWEN_VL
 from sid_lsg.teachers.lengths import ChosenLength
 from sid_lsg.teachers.packing import PATCH, axes_problem, pack, unpack
 from sid_lsg.teachers.qwen_image_architectures import ARCHITECTURES
-from sid_lsg.teachers.text import MASKED, chat_cut_off, tokenize_masked
+from sid_lsg.teachers.text import MASKED, chat_cut_off, on_device_of, tokenize_masked
 from sid_lsg.teachers.unsized import PackedTeacher
 from sid_lsg.teachers.untrained import Architecture
 
@@ -129,8 +129,7 @@ class QwenImage(ChosenLength, PackedTeacher):
             `encoder_hidden_states` [B, L, D], the last hidden states after those of the pipeline's
             instruction, 0 for padding; `encoder_hidden_states_mask` [B, L] int64, 0 for padding.
         """
-        device = next(self.text_encoder.parameters()).device
-        ids, mask = (tokens[name].to(device, non_blocking=True) for name in MASKED)
+        ids, mask = (on_device_of(self.text_encoder, tokens[name]) for name in MASKED)
         _, dropped = _template()
         hidden = self.text_encoder.model.language_model(
             input_ids=ids,

@@ -25,7 +25,7 @@ from sid_lsg.teachers.checks import Fields, names, refuse_problem
 from sid_lsg.teachers.fields import DC_VAE, GEMMA_TEXT
 from sid_lsg.teachers.flow import FlowTeacher, latent_side
 from sid_lsg.teachers.sana_architectures import ARCHITECTURES, INSTRUCTION_KEY
-from sid_lsg.teachers.text import MASKED, tokenize_masked
+from sid_lsg.teachers.text import MASKED, on_device_of, tokenize_masked
 from sid_lsg.teachers.untrained import Architecture
 
 BASE = "Efficient-Large-Model/Sana_1600M_1024px_diffusers"
@@ -152,8 +152,7 @@ class Sana(FlowTeacher):
             `encoder_hidden_states` [B, 300, D]: Gemma 2's last hidden states of the first token and
             the last 299, and `encoder_attention_mask` [B, 300] int64, 0 for padding.
         """
-        device = next(self.text_encoder.parameters()).device
-        ids, mask = (tokens[name].to(device, non_blocking=True) for name in MASKED)
+        ids, mask = (on_device_of(self.text_encoder, tokens[name]) for name in MASKED)
         hidden = [
             _first_and_last(self.text_encoder(own, attention_mask=seen, use_cache=False)[0])
             for own, seen in zip(ids.split(_AT_ONCE), mask.split(_AT_ONCE), strict=True)

@@ -32,7 +32,7 @@ from sid_lsg.teachers.fields import CLIP_TEXT, KL_VAE, T5_TEXT
 from sid_lsg.teachers.flow import FlowTeacher, latent_side
 from sid_lsg.teachers.lengths import ChosenLength
 from sid_lsg.teachers.sd3_architectures import ARCHITECTURES
-from sid_lsg.teachers.text import cut_off, penultimate, tokenize
+from sid_lsg.teachers.text import cut_off, on_device_of, penultimate, tokenize
 from sid_lsg.teachers.untrained import Architecture
 
 BASE = "stabilityai/stable-diffusion-3.5-medium"
@@ -179,8 +179,7 @@ class SD3(ChosenLength, FlowTeacher):
         """Encode T5's tokens [B, L]: [B, L, D]; zeros without T5."""
         if self.text_encoder_3 is None or not self.max_sequence_length:
             return like.new_zeros(len(like), self.max_sequence_length, like.shape[-1])
-        device = next(self.text_encoder_3.parameters()).device
-        input_ids = tokens["input_ids_3"].to(device, non_blocking=True)
+        input_ids = on_device_of(self.text_encoder_3, tokens["input_ids_3"])
         return self.text_encoder_3(input_ids)[0].to(like)
 
     def cut_off(self, prompt: str) -> str:

@@ -14,6 +14,16 @@ MASKED = ("input_ids", "attention_mask")
 """The tokens of an encoder whose padding is masked."""
 
 
+def on_device_of(network: nn.Module, tokens: Tensor) -> Tensor:
+    """Return tokens on a network's device.
+
+    The host does not wait for a copy to a GPU. It waits for a copy to the CPU, which may be read at
+    once: such a copy is complete only when the GPU has come to it.
+    """
+    device = next(network.parameters()).device
+    return tokens.to(device, non_blocking=device.type != "cpu")
+
+
 class PromptEncoder(nn.Module):
     """A CLIP tokenizer and text encoder, used as in Stable Diffusion."""
 
@@ -29,8 +39,7 @@ class PromptEncoder(nn.Module):
         Returns:
             [B, L, D], the last hidden state after the final LayerNorm.
         """
-        device = next(self.text_encoder.parameters()).device
-        return self.text_encoder(input_ids.to(device, non_blocking=True))[0]
+        return self.text_encoder(on_device_of(self.text_encoder, input_ids))[0]
 
 
 @torch.no_grad()
@@ -42,8 +51,7 @@ def penultimate(text_encoder: nn.Module, input_ids: Tensor) -> tuple[Tensor, Ten
         first output: of a `CLIPTextModelWithProjection`, the projected features [B, P] of the
         prompt's first end token.
     """
-    device = next(text_encoder.parameters()).device
-    found = text_encoder(input_ids.to(device, non_blocking=True), output_hidden_states=True)
+    found = text_encoder(on_device_of(text_encoder, input_ids), output_hidden_states=True)
     return found.hidden_states[-2], found[0]
 
 

@@ -22,7 +22,14 @@ from sid_lsg.teachers.base import Tokenize, Tokens
 from sid_lsg.teachers.checks import Fields, names, refuse_problem
 from sid_lsg.teachers.fields import KL_VAE, QWEN_TEXT
 from sid_lsg.teachers.lengths import ChosenLength
-from sid_lsg.teachers.text import MASKED, chat, chat_cut_off, readable, tokenize_masked
+from sid_lsg.teachers.text import (
+    MASKED,
+    chat,
+    chat_cut_off,
+    on_device_of,
+    readable,
+    tokenize_masked,
+)
 from sid_lsg.teachers.unsized import UnsizedTeacher
 from sid_lsg.teachers.untrained import Architecture
 from sid_lsg.teachers.z_image_architectures import ARCHITECTURES
@@ -121,8 +128,7 @@ class ZImage(ChosenLength, UnsizedTeacher):
             `encoder_hidden_states` [B, L, D], Qwen 3's last but one hidden states, and
             `encoder_attention_mask` [B, L] int64, 0 for padding, which the network never gets.
         """
-        device = next(self.text_encoder.parameters()).device
-        ids, mask = (tokens[name].to(device, non_blocking=True) for name in MASKED)
+        ids, mask = (on_device_of(self.text_encoder, tokens[name]) for name in MASKED)
         found = self.text_encoder(
             input_ids=ids,
             attention_mask=readable(mask),

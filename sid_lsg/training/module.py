@@ -114,9 +114,9 @@ class SiDLSG(AlternatingModule):
         """Load the teacher and copy it into the fake score, the generator and its EMA.
 
         Args:
-            teacher: The model to distil: a folder in Stable Diffusion's diffusers layout; a Hub id
-                such as stable-diffusion-v1-5/stable-diffusion-v1-5; package:demo/fashion, the
-                teacher that comes with this package; or architecture:sd15 (sd21, sd15-small),
+            teacher: The model to distil: a folder in the diffusers layout of a supported family; a
+                Hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5; package:demo/fashion,
+                the teacher that comes with this package; or architecture:sd15 (sd21, sd15-small),
                 networks with random weights, for measurements.
             loading: How to load the teacher.
             resolution: Side of the images in pixels; by default the teacher's.

@@ -23,6 +23,6 @@ def test_docstrings_name_existing_sections() -> None:
     sections = set(re.findall(r"^## (.+)$", PAGE.read_text(), re.MULTILINE))
     named = set()
     for path in (REPOSITORY / "sid_lsg" / "method").glob("*.py"):
-        named |= set(re.findall(r"METHOD\.md, ([\w ]+)", path.read_text()))
+        named |= set(re.findall(r"\bmethod\.md, ([\w ]+)", path.read_text()))
     assert named
     assert {name.capitalize() if name != "EMA" else name for name in named} <= sections

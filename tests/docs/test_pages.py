@@ -157,3 +157,17 @@ def test_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
         if wrong:
             unknown[name(page)] = wrong
     assert unknown == {}
+
+
+@pytest.mark.slow
+def test_the_example_of_the_python_api_trains_and_exports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (REPOSITORY / "docs/reference/python-api.md").read_text()
+    code = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)[0]
+    for long, short in (("batch_size=64", "batch_size=2"), ("max_steps=240", "max_steps=2")):
+        assert code.count(long) == 1
+        code = code.replace(long, short)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "python-api.md", "exec"), {})
+    assert (tmp_path / "runs/api/generator/model_index.json").is_file()

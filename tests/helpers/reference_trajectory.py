@@ -1,4 +1,4 @@
-"""A training trajectory in float64, written only from METHOD.md, without code of the project.
+"""A training trajectory in float64, written only from method.md, without code of the project.
 
 It serves as a recorded case that the official code has not recorded: a run that starts from
 perturbed weights, after some images have been seen.

@@ -73,7 +73,7 @@ def inputs(name: str, shape: tuple[int, ...], num_steps: int = 2) -> PhaseInputs
 
 
 def by_hand(name: str, networks: list[Network], given: PhaseInputs, t_init: int) -> dict[str, Any]:
-    """Compute one sample at a time from METHOD.md and METHOD-FLOW.md, without the method's code."""
+    """Compute one sample at a time from method.md and flow.md, without the method's code."""
     flow, found = name == "flow", []
     generator, fake, teacher = networks
 

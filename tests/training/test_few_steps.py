@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
 from sid_lsg.callbacks import Checkpoint
-from sid_lsg.data.prompts import PromptBatch, PromptDataset
+from sid_lsg.data.prompts import PromptBatch, PromptDataModule, PromptDataset
+from sid_lsg.data.real_images import RealBatch
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.draws import Phase, draw_steps
 from sid_lsg.options.text import Text
@@ -116,6 +118,23 @@ def test_text_encoders_in_bfloat16_stay_apart(small_sd: str) -> None:
     plain = SiDLSG(small_sd).teacher.encode_prompts(PROMPTS)["encoder_hidden_states"]
     own = part(teacher.tokenize(PROMPTS)["input_ids"])
     assert relative(own.float(), plain) < 0.05
+
+
+@pytest.mark.parametrize("device", ["cpu", None])
+def test_tokens_stay_with_text_encoders_on_the_cpu(
+    small_sd: str, device: Literal["cpu"] | None
+) -> None:
+    module = SiDLSG(small_sd, text=Text(device=device))
+    tokens = module.teacher.tokenize(PROMPTS)
+    real = RealBatch(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), PROMPTS, tokens)
+    batch = PromptBatch(0, 0, PROMPTS, PROMPTS, tokens, tokens, real)
+    data = PromptDataModule()
+    data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
+    moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert moved.real
+    assert moved.real.images.is_meta
+    found = (moved.fake_tokens, moved.generator_tokens, moved.real.tokens)
+    assert {ids["input_ids"].device.type for ids in found} == {device or "meta"}
 
 
 def test_a_length_needs_a_teacher_with_t5(small_sd: str) -> None:
