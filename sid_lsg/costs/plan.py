@@ -23,7 +23,7 @@ from sid_lsg.optimizers.adam import AdamWithoutMomentum
 from sid_lsg.options.lora import LoRA
 from sid_lsg.options.text import Text
 from sid_lsg.options.training import EMA, Adapters, Compute, InitialWeights, Memory
-from sid_lsg.teachers.base import Teacher, backbone, linear_layers
+from sid_lsg.teachers.base import Teacher, backbone, linear_layers, set_autocast
 from sid_lsg.training.optimizer_options import MakeOptimizer
 
 
@@ -186,8 +186,8 @@ class PlannedRun:
         lora = repr(getattr(plan.lora, name, None))
         if dtype == plan.frozen_half:
             half = dtype
-        elif plan.sharded and half:  # FSDP2 gathers weights in this dtype, without autocast
-            dtype, half = half, None
+        elif plan.sharded and half:  # FSDP2 gathers weights in this dtype
+            dtype = half
         key = (gradient, half, dtype, lora, name in plan.checkpointing)
         if key not in self.known:
             teacher: Teacher = self.teacher
@@ -197,8 +197,7 @@ class PlannedRun:
                 if isinstance(network, Adapted):
                     converted = network.on_base(converted)
                 network = converted
-                teacher = copy.copy(teacher)
-                teacher.frozen_dtype = None  # the whole network has this dtype
+                set_autocast(network, half)
             self.known[key] = evaluation(teacher, network, gradient, half)
         found: Evaluation = self.known[key]
         return found

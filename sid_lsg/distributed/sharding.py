@@ -96,12 +96,15 @@ def shard(network: nn.Module, mesh: DeviceMesh, half: bool = False) -> None:
     Args:
         network: The network to shard.
         mesh: The processes.
-        half: Gather weights and compute in bfloat16. Shares, gradient reduction and the network's
-            output are float32 in both cases.
+        half: Gather weights in bfloat16, for computing under autocast. Shares, gradient reduction
+            and the network's output are float32 in both cases.
     """
     inner = root = MixedPrecisionPolicy()
     if half:
-        inner = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        # Inputs keep their dtype: bfloat16 would round times, position ids and rotary embeddings.
+        inner = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
         root = dataclasses.replace(inner, output_dtype=torch.float32)
     for p in network.parameters():
         p.data = p.data.contiguous()  # FSDP2 does not support channels-last

@@ -14,7 +14,7 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.adapted import adapters, enable_checkpointing
 from sid_lsg.options.text import Text, TextPrecision
 from sid_lsg.options.training import Adapters, EMADevice, FrozenPrecision
-from sid_lsg.teachers.base import Dtypes, Teacher, backbone, in_8_bits, linear_layers
+from sid_lsg.teachers.base import Dtypes, Teacher, backbone, in_8_bits, linear_layers, set_autocast
 
 
 def loaded_dtypes(frozen: FrozenPrecision, lora: Adapters, text: TextPrecision) -> Dtypes:
@@ -46,9 +46,9 @@ def set_frozen_precision(
     exported, stay in float32.
     """
     if precision == "bf16":
-        teacher.frozen_dtype = torch.bfloat16
         bases = [backbone(network) for network in networks if adapters(network)]
         for frozen in (teacher.network, *bases):
+            set_autocast(frozen, torch.bfloat16)
             for layer in linear_layers(frozen):
                 for p in layer.parameters(recurse=False):
                     p.data = p.data.to(torch.bfloat16)

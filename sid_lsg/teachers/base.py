@@ -77,6 +77,24 @@ def backbone(network: nn.Module) -> nn.Module:
     return base
 
 
+_AUTOCAST = "_autocast"  # the attribute of a network with what `set_autocast` gave
+
+
+def set_autocast(network: nn.Module, dtype: torch.dtype | None) -> None:
+    """Let a network compute in mixed precision, with 16 bits in linear and convolution layers.
+
+    The dtype of its weights does not tell: some may be stored in 16 bits, and a sharded network's
+    have another dtype while they are gathered.
+    """
+    vars(backbone(network))[_AUTOCAST] = dtype
+
+
+def autocast_dtype(network: nn.Module) -> torch.dtype | None:
+    """Return the dtype that `set_autocast` gave, or None."""
+    found: torch.dtype | None = vars(backbone(network)).get(_AUTOCAST)
+    return found
+
+
 class Architecture(Protocol):
     """An untrained model that a family can make."""
 
@@ -110,8 +128,6 @@ class Teacher(nn.Module, ABC):
         embeds_guidance: Whether the networks take a guidance scale as an input, which conditioning
             then has as `method.guidance.EMBEDDED`; 1 for generators.
         null_kind: "zeros" or "empty" (the empty prompt) if the null conditioning can be chosen.
-        frozen_dtype: The dtype of frozen linear and convolution weights, if it differs from the
-            other weights' (`memory.set_frozen_precision`).
         remembered: The conditioning of all prompts, after `encode_once`.
         load_again: Loads a part by its name in `pipeline`.
     """
@@ -128,7 +144,6 @@ class Teacher(nn.Module, ABC):
     scheduler_config: dict[str, Any]
     latent_shape: tuple[int, int, int]
     image_size: tuple[int, int]
-    frozen_dtype: torch.dtype | None = None
     max_sequence_length: int | None = None
     null_kind: str | None = None
     embeds_guidance: bool = False
@@ -332,17 +347,14 @@ class Teacher(nn.Module, ABC):
 
     @contextmanager
     def precision_of(self, network: nn.Module) -> Iterator[torch.dtype]:
-        """Compute in a network's precision within the context; yield the dtype of its inputs.
-
-        If only the linear and convolution weights have 16 bits, this is mixed precision.
-        """
-        weight = next(linear_layers(backbone(network))).weight
-        if weight.dtype != self.frozen_dtype:
+        """Compute in a network's precision within the context; yield the dtype of its inputs."""
+        weight, half = next(linear_layers(backbone(network))).weight, autocast_dtype(network)
+        if half is None:
             yield weight.dtype
             return
         device = weight.device.type
         known = torch.amp.is_autocast_available(device)  # not on `meta`, for counting
-        with torch.autocast(device, weight.dtype) if known else nullcontext():
+        with torch.autocast(device, half) if known else nullcontext():
             yield torch.float32
 
     def condition_on(self, tokens: Tokens) -> Conditioning:

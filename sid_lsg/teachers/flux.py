@@ -73,6 +73,7 @@ class Flux(ChosenLength, PackedTeacher):
     }
     architectures: ClassVar[Mapping[str, Architecture]] = ARCHITECTURES
     usual_length = 512
+    embedding_scale = 1000
     network: FluxTransformer2DModel
 
     def __init__(

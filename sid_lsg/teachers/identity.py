@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sid_lsg.files.replacing import text_hash
 from sid_lsg.files.weights import weights_hash
-from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.base import Teacher, autocast_dtype
 
 
 def teacher_hash(teacher: Teacher, prompts: Sequence[str]) -> str:
@@ -26,7 +26,7 @@ def teacher_hash(teacher: Teacher, prompts: Sequence[str]) -> str:
         "teacher": _plain(teacher),
         "parts": {name: [*_settings(part)] for name, part in sorted(parts.items())},
         "scheduler": dict(teacher.scheduler_config),
-        "frozen_dtype": str(teacher.frozen_dtype),
+        "frozen_dtype": str(autocast_dtype(teacher.network)),
         "max_sequence_length": teacher.max_sequence_length,
     }
     texts = [*prompts, ""]  # the null conditioning's, too

@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from sid_lsg.method.guidance import EMBEDDED
+from sid_lsg.teachers.base import backbone
 from sid_lsg.teachers.flow import FlowTeacher, latent_side
 from sid_lsg.teachers.packing import pack, unpack
 
@@ -60,7 +62,29 @@ class UnsizedTeacher(FlowTeacher):
 
 
 class PackedTeacher(UnsizedTeacher):
-    """A teacher whose network takes and returns tokens of 2 x 2 patches of latents."""
+    """A teacher whose network takes and returns tokens of 2 x 2 patches of latents.
+
+    Attributes:
+        embedding_scale: What the network multiplies its time and guidance scale by before it embeds
+            them.
+    """
+
+    embedding_scale: ClassVar[float] = 1
+
+    def call(self, network: nn.Module, given: Any, time: Tensor, named: Mapping[str, Any]) -> Any:
+        """Call the network, and let it embed its time and guidance scale in float32.
+
+        By itself it rounds them to the dtype of its tokens, which has 16 bits in mixed precision.
+        """
+        numbers = [n * self.embedding_scale for n in (time, named.get(EMBEDDED)) if n is not None]
+        embedding: Any = backbone(network).time_text_embed
+        hook = embedding.register_forward_pre_hook(
+            lambda _, rounded: (*numbers, *rounded[len(numbers) :])
+        )
+        try:
+            return super().call(network, given, time, named)
+        finally:
+            hook.remove()
 
     def network_input(self, x_t: Tensor) -> Tensor:
         """Return the tokens of latents."""

@@ -20,7 +20,7 @@ from sid_lsg.checkpoints.opening import open_checkpoint
 from sid_lsg.checkpoints.shards import save_shares, share
 from sid_lsg.distributed.sharding import is_sharded, shard, shard_like, skeleton, whole
 from sid_lsg.networks.adapted import Adapted
-from sid_lsg.teachers.base import backbone
+from sid_lsg.teachers.base import backbone, set_autocast
 
 
 class MultiNetDDPStrategy(DDPStrategy):
@@ -73,7 +73,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Use all processes for data parallelism.
 
         Lightning's default is data parallelism between machines and tensor parallelism within each.
-        With bf16-mixed, FSDP2 casts weights and inputs to bfloat16, so autocast is switched off.
+        With bf16-mixed, FSDP2 casts the weights, and each network is under autocast by itself.
         """
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
@@ -84,14 +84,16 @@ class FSDP2Strategy(ModelParallelStrategy):
     def shard(self, network: nn.Module) -> None:
         """Shard a network, unless it is sharded already.
 
-        A network that is stored in bfloat16 keeps its dtypes: it computes under autocast
-        (`Teacher.precision_of`).
+        With bf16-mixed its weights are gathered in bfloat16, unless some are stored so, and it
+        computes under autocast (`Teacher.precision_of`).
         """
         if is_sharded(network):
             return
         plain = skeleton(network)
         half = self._half and all(p.dtype != torch.bfloat16 for p in network.parameters())
         shard(network, self.device_mesh["data_parallel"], half)
+        if half:
+            set_autocast(network, torch.bfloat16)
         self._skeletons[network] = plain
 
     @contextmanager
