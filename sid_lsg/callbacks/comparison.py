@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from sid_lsg.images.pixels import comparison, save_png, to_pil
@@ -24,6 +25,12 @@ class Contestant(NamedTuple):
     evaluations: int
     prefix: str = ""
     suffix: str = ""
+
+    def images(self, prompts: Sequence[str], batch_size: int) -> Tensor:
+        """Return an image of each prompt, with seeds 0, 1, ..., sampled in batches."""
+        seeds = range(len(prompts))
+        parts = [slice(start, start + batch_size) for start in seeds[::batch_size]]
+        return torch.cat([self.sampler(prompts[part], seeds[part]) for part in parts])
 
     def named(self, values: Mapping[str, float]) -> dict[str, float]:
         """Return its scores by their names in summary.json."""

@@ -22,7 +22,7 @@ from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.adapted import adapters
 from sid_lsg.networks.lora import LORA_FOLDER, save_lora
-from sid_lsg.training.callback import RunCallback
+from sid_lsg.training.callback import RunCallback, Saver, find
 from sid_lsg.training.run_directory import config_of
 
 EXPORT_FOLDER = "generator"
@@ -67,7 +67,9 @@ class Export(RunCallback):
             self._save(trainer, network, pl_module, folder)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Gather sharded weights, and save."""
+        """Gather sharded weights, and save, after the last checkpoint."""
+        if saver := find(trainer, Saver):  # its own turn comes after this one's
+            saver.save(trainer)
         self._tried, self._failure = True, None
         with pl_module.averaged() as network:
             try:

@@ -245,7 +245,7 @@ class Metrics(Scorer):
                     scores, seconds = self._score_teacher(trainer, module, model, guidance)
                 else:
                     scores, seconds = self._score(trainer, module, model)
-                images = model.sampler(prompts, range(len(prompts)))
+                images = model.images(prompts, self.batch_size)
             rows.append(Row(model.name, scores, seconds, model.evaluations, images))
             found = self._named(scores)
             if model in own:

@@ -1,6 +1,5 @@
 """Save a generator in diffusers' layout, so that stock diffusers can sample it."""
 
-import copy
 import inspect
 import json
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sid_lsg.distributed.sharding import skeleton
 from sid_lsg.export.names import complete_tokenizer, rename_weights, write_json
 from sid_lsg.export.weights import overflow, save_weights
 from sid_lsg.method.choices import Noise
@@ -119,15 +119,20 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def _converted(network: Any, dtype: torch.dtype, is_ours: bool) -> Any:
-    """Return the network if it has this dtype, else a converted copy; convert ours in place."""
+    """Return the network if it has this dtype, else a converted copy on the CPU; convert ours."""
     if network.dtype == dtype:
         return network
-    # `nn.Module.to`, because diffusers' `to` gives a warning that does not apply here.
-    converted = nn.Module.to(network if is_ours else copy.deepcopy(network), dtype)
-    for name, weight in converted.state_dict().items():
-        if not weight.isfinite().all():
-            raise overflow(name, dtype)
+    converted = network if is_ours else skeleton(network)
+    state = {name: _in(dtype, name, value) for name, value in network.state_dict().items()}
+    converted.load_state_dict(state, assign=True)
     return converted
+
+
+def _in(dtype: torch.dtype, name: str, value: Tensor) -> Tensor:
+    found = value.to("cpu", dtype if value.is_floating_point() else value.dtype)
+    if not found.isfinite().all():
+        raise overflow(name, dtype)
+    return found
 
 
 def _complete(folder: Path, scheduler: Any) -> None:

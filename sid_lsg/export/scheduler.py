@@ -3,8 +3,6 @@
 This file needs only torch and diffusers. It is saved with generators of several steps.
 """
 
-from collections.abc import Sequence
-
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
@@ -78,7 +76,7 @@ class SiDScheduler(SchedulerMixin, ConfigMixin):
         self,
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
-        sigmas: Sequence[float] | None = None,
+        sigmas: list[float] | None = None,
         mu: float | None = None,
     ) -> None:
         """Set K, the number of steps, and the timesteps.

@@ -22,8 +22,9 @@ class Text:
             the run before the training, keeps the features in CPU memory (up to 16 GiB; a prompt
             takes 5.3 MiB with Stable Diffusion 3, 2.6 with SANA and 0.6 with SDXL, half of that in
             bf16), and frees the text encoders. By default they are on the device of the networks.
-        max_sequence_length: Tokens for T5 in Stable Diffusion 3, 0 to 512; by default the teacher's
-            or 256, as in its pipeline. SiD-DiT's runs use 77.
+        max_sequence_length: Tokens of a prompt that the largest text encoder reads; by default as
+            many as in the teacher's pipeline, and at most as many as that accepts (512; Qwen-Image
+            1024). Stable Diffusion 3 reads 256 with T5, and SiD-DiT's runs 77; 0 leaves T5 out.
         null: What the networks see in place of a prompt, for guidance: zeros, or the features of
             the empty prompt (empty). Only SDXL has the choice; by default it is its model_index's.
     """
@@ -44,7 +45,7 @@ class Text:
         if self.device not in (None, *get_args(TextDevice)):
             refuse("model.text.device", self.device, "cpu, drop or null")
         length = self.max_sequence_length
-        if length is not None and not 0 <= length <= 512:
-            refuse("model.text.max_sequence_length", length, "0 to 512")
+        if length is not None and length < 0:
+            refuse("model.text.max_sequence_length", length, "at least 0")
         if self.null not in (None, *get_args(Null)):
             refuse("model.text.null", self.null, "zeros, empty or null")

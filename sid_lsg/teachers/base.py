@@ -6,7 +6,7 @@ flow-matching transformer), write a subclass in a new file and add a line to `fa
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
@@ -93,6 +93,20 @@ def autocast_dtype(network: nn.Module) -> torch.dtype | None:
     """Return the dtype that `set_autocast` gave, or None."""
     found: torch.dtype | None = vars(backbone(network)).get(_AUTOCAST)
     return found
+
+
+@contextmanager
+def without_float16() -> Iterator[None]:
+    """Switch autocast off within the context if it computes in float16.
+
+    The activations of T5, Gemma 2 and SDXL's autoencoder overflow float16.
+    """
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            enabled = torch.is_autocast_enabled(device)
+            if enabled and torch.get_autocast_dtype(device) == torch.float16:
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 class Architecture(Protocol):
@@ -360,7 +374,9 @@ class Teacher(nn.Module, ABC):
     def condition_on(self, tokens: Tokens) -> Conditioning:
         """Turn tokens into conditioning on the device of the network."""
         device = next(self.network.parameters()).device
-        return {name: value.to(device) for name, value in self.encode(tokens).items()}
+        with without_float16():
+            found = self.encode(tokens)
+        return {name: value.to(device) for name, value in found.items()}
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Turn prompts into conditioning on the device of the network.
@@ -385,12 +401,13 @@ class Teacher(nn.Module, ABC):
             drop_weights(part)
 
     def whole_part(self, name: str, part: nn.Module) -> nn.Module:
-        """Return a part of `pipeline`; load it, in float32, if it has no weights or was rounded.
+        """Return a part of `pipeline`; load it, in float32, if it has no weights or is rounded.
 
         Raises:
             UsageError: If it cannot be loaded.
         """
-        whole = next(part.parameters()).device.type != "meta" and not in_8_bits(part)
+        weight = next(part.parameters())
+        whole = not weight.is_meta and not in_8_bits(part) and weight.dtype == torch.float32
         if whole or self.load_again is None:
             return part
         return self.load_again(name)

@@ -15,6 +15,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from sid_lsg.distributed.processes import gather, process
+from sid_lsg.method.adversarial import RealSamples
+from sid_lsg.method.conditioning import Conditioning
+from sid_lsg.method.draws import Draws
 from sid_lsg.method.phases import PhaseInputs
 
 _SHOWN = 3  # prompts in the warning
@@ -68,10 +71,21 @@ def replace_bad(inputs: PhaseInputs, good: Tensor) -> PhaseInputs:
     if good.any():
         chosen = inputs.select(torch.where(good, places, good.int().argmax()))
         return chosen._replace(counted=good)
-    condition = {name: torch.zeros_like(value) for name, value in inputs.condition.items()}
-    noises = [torch.zeros_like(noise) for noise in inputs.draws.noises]
-    zeros = inputs.draws._replace(noises=noises, eps=torch.zeros_like(inputs.draws.eps))
-    return inputs._replace(condition=condition, draws=zeros, counted=good)
+    real = inputs.real
+    if real is not None:
+        images = torch.zeros_like(real.images)
+        real = RealSamples(images, _zeros(real.condition), _without_noise(real.draws))
+    condition, draws = _zeros(inputs.condition), _without_noise(inputs.draws)
+    return inputs._replace(condition=condition, draws=draws, real=real, counted=good)
+
+
+def _zeros(condition: Conditioning) -> Conditioning:
+    return {name: torch.zeros_like(value) for name, value in condition.items()}
+
+
+def _without_noise(draws: Draws) -> Draws:
+    noises = [torch.zeros_like(noise) for noise in draws.noises]
+    return draws._replace(noises=noises, eps=torch.zeros_like(draws.eps))
 
 
 def warn(iteration: int, prompts: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.conditioning import Conditioning
 from sid_lsg.networks.adapted import runs
 from sid_lsg.options.real_data import NO_IMAGES, RealData
-from sid_lsg.teachers.base import Teacher, backbone
+from sid_lsg.teachers.base import Teacher, backbone, without_float16
 
 
 def required(real: RealBatch | None) -> RealBatch:
@@ -37,7 +37,7 @@ class Discriminator:
     def __init__(self, options: RealData, teacher: Teacher, fake_score: nn.Module) -> None:
         """Register the hook at the end of the encoder."""
         self.fake_weight, self.generator_weight = options.fake_weight, options.generator_weight
-        self.limit, self.encode = teacher.logit_limit, teacher.encode_images
+        self.limit, self.encode = teacher.logit_limit, without_float16()(teacher.encode_images)
         self._teacher, self._fake_score = teacher, fake_score
         self._features: Tensor | None = None
         end = teacher.end_of_encoder(backbone(fake_score))

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sid_lsg.callbacks import Export
+from sid_lsg.callbacks import Checkpoint, Export
 from sid_lsg.export.folder import save_pipeline
 from sid_lsg.generation.models import load_model
 from sid_lsg.messages.errors import UsageError
@@ -47,12 +47,28 @@ def test_a_failed_export_keeps_the_earlier_one(
     )  # fmt: skip
     monkeypatch.setattr("sid_lsg.callbacks.export.save_pipeline", fail)
     strategy = SimpleNamespace(broadcast=lambda value: value)
-    trainer: Any = SimpleNamespace(default_root_dir=tmp_path, strategy=strategy)
+    trainer: Any = SimpleNamespace(default_root_dir=tmp_path, strategy=strategy, callbacks=[])
     export = Export()
     export.on_train_end(trainer, module)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="could not be written .*no space"):
         export.on_trained(trainer, module)  # after the last checkpoint
     assert (tmp_path / "generator" / "model_index.json").read_text() == "earlier"
+
+
+def test_an_export_that_ends_the_run_loses_no_iteration(
+    small_sd: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning calls checkpoints last; the weights are saved before whatever an export does."""
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr("sid_lsg.callbacks.export.save_pipeline", fail)
+    callbacks = Export(), Checkpoint(every_n_steps=100)
+    with pytest.raises(torch.OutOfMemoryError):
+        fit(small_sd, files, tmp_path, *callbacks, max_steps=2)
+    content = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert content["global_step"] == 2
 
 
 @pytest.mark.slow

@@ -109,7 +109,10 @@ def test_times_are_set_on_the_schedule() -> None:
         (lambda: Gradients(generator_scale=0), "--model.gradients.generator_scale must be"),
         (lambda: Text(precision="16"), "--model.text.precision must be 32, bf16 or int8"),
         (lambda: Text(device="gpu"), "--model.text.device must be cpu, drop or null"),
-        (lambda: Text(max_sequence_length=513), "--model.text.max_sequence_length must be 0 to"),
+        (
+            lambda: Text(max_sequence_length=-1),
+            "--model.text.max_sequence_length must be at least 0",
+        ),
     ],
 )
 def test_values_out_of_range_are_refused(make: Any, message: str) -> None:

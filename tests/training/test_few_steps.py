@@ -7,13 +7,16 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sid_lsg.callbacks import Checkpoint
 from sid_lsg.data.prompts import PromptBatch, PromptDataModule, PromptDataset
 from sid_lsg.data.real_images import RealBatch
+from sid_lsg.export.folder import save_pipeline
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.draws import Phase, draw_steps
+from sid_lsg.options.real_data import RealData
 from sid_lsg.options.text import Text
 from sid_lsg.options.training import Gradients
 from sid_lsg.training.module import SiDLSG
@@ -120,6 +123,15 @@ def test_text_encoders_in_bfloat16_stay_apart(small_sd: str) -> None:
     assert relative(own.float(), plain) < 0.05
 
 
+def test_rounded_text_encoders_are_exported_as_they_were(small_sd: str, tmp_path: Path) -> None:
+    module = SiDLSG(small_sd, text=Text(precision="bf16"))
+    save_pipeline(module.teacher, module.ema, tmp_path, module.t_init)
+    file = "text_encoder/model.safetensors"
+    ours, theirs = load_file(tmp_path / file), load_file(Path(small_sd, file))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
 @pytest.mark.parametrize("device", ["cpu", None])
 def test_tokens_stay_with_text_encoders_on_the_cpu(
     small_sd: str, device: Literal["cpu"] | None
@@ -135,6 +147,23 @@ def test_tokens_stay_with_text_encoders_on_the_cpu(
     assert moved.real.images.is_meta
     found = (moved.fake_tokens, moved.generator_tokens, moved.real.tokens)
     assert {ids["input_ids"].device.type for ids in found} == {device or "meta"}
+
+
+def test_text_and_real_images_are_not_encoded_in_float16(small_sd: str) -> None:
+    module = SiDLSG(small_sd, real_data=RealData(generator_weight=0.01))
+    images = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
+
+    def encoded() -> list[Tensor]:
+        assert module.discriminator
+        tokens = module.teacher.tokenize(PROMPTS)
+        features = module.teacher.condition_on(tokens)["encoder_hidden_states"]
+        return [features, module.discriminator.encode(images)]
+
+    with torch.autocast("cpu", torch.float16):
+        half = encoded()
+    assert all(map(torch.equal, half, encoded()))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not any(map(torch.equal, encoded(), half))
 
 
 def test_a_length_needs_a_teacher_with_t5(small_sd: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sid_lsg.callbacks import Checkpoint
 from sid_lsg.data.prompts import PromptBatch
+from sid_lsg.data.real_images import RealBatch
 from sid_lsg.export.folder import save_pipeline
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.draws import Phase
@@ -20,6 +21,7 @@ from sid_lsg.method.phases import PhaseInputs
 from sid_lsg.networks.memory import borrowed
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.lora import LoRA
+from sid_lsg.options.real_data import RealData
 from sid_lsg.options.training import EMA, Adapters, Gradients, Memory
 from sid_lsg.teachers.base import linear_layers
 from sid_lsg.training.alternating import frozen
@@ -344,6 +346,23 @@ def test_bad_samples_do_not_change_the_gradients_of_good_ones(small_sd: str) -> 
         nothing = gradient(replace_bad(inputs, ~good & False))
     assert torch.equal(nothing, torch.zeros_like(nothing))
     assert torch.equal(replaced.draws.noises[0][1], inputs.draws.noises[0][0])
+
+
+def test_a_rank_without_good_samples_has_no_gradient_of_real_images(small_sd: str) -> None:
+    """Neither of the images, nor of their prompts and noise, whatever was not finite."""
+    module = SiDLSG(small_sd, real_data=RealData(generator_weight=0.01))
+    prompts, size = PROMPTS[:2], module.teacher.image_size
+    tokens = module.teacher.tokenize(prompts)
+    real = RealBatch(torch.full((2, 3, *size), 200, dtype=torch.uint8), prompts, tokens)
+    batch = PromptBatch(0, 0, prompts, prompts, real=real)
+    inputs = module.phase_inputs(Phase.FAKE_SCORE, batch)
+    assert inputs.real
+    for value in (inputs.real.draws.eps, *inputs.real.condition.values()):
+        value[:] = float("nan")
+    none = torch.zeros(2, dtype=torch.bool)
+    module.fake_score_phase(replace_bad(inputs, none)).loss.backward()
+    gradients = torch.cat([p.grad.flatten() for p in module.fake_score.parameters()])
+    assert torch.equal(gradients, torch.zeros_like(gradients))
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
