@@ -20,6 +20,9 @@ from sid_lsg.messages.errors import UsageError
 
 Action = Callable[[], None]
 
+WRITTEN = "Trainer.save_checkpoint"
+"""Lightning's name of the barrier at which processes wait for one that writes a checkpoint."""
+
 _NO_ROOM = (
     "--checkpoint.background: the host memory has no room for a copy of the state, so the training "
     "waits while checkpoints are written."
@@ -181,7 +184,7 @@ def write(trainer: L.Trainer, path: Path, then: Action, background: bool) -> tup
         trainer.save_checkpoint(path, weights_only=False)  # save everything
     except OSError as error:
         what = error.strerror or str(error)
-        trainer.strategy.barrier("Trainer.save_checkpoint")  # the other ranks wait there
+        trainer.strategy.barrier(WRITTEN)  # the other ranks wait there
     finally:
         if io is not None:
             io.then = None
@@ -199,4 +202,5 @@ def finish(trainer: L.Trainer) -> str:
             io.finish()
     except OSError as error:
         what = error.strerror or str(error)
+    trainer.strategy.barrier(WRITTEN)
     return str(trainer.strategy.broadcast(what))

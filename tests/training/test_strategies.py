@@ -10,16 +10,19 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sid_lsg.checkpoints.io import SafeCheckpointIO
+from sid_lsg.checkpoints.io import WRITTEN, SafeCheckpointIO
 from sid_lsg.checkpoints.shards import joined
 from sid_lsg.cli import main
 from sid_lsg.commands.consolidate import consolidate
 from sid_lsg.data.prompts import PromptDataModule, PromptDataset
 from sid_lsg.training.module import SiDLSG
+from sid_lsg.training.strategies import FSDP2Strategy
 from tests.helpers import forked
 from tests.helpers.checkpoints import opened
 from tests.helpers.comparison import same
@@ -418,3 +421,17 @@ def test_two_processes_train_and_score_as_one(
     for name in scores:
         expected = pytest.approx(float(command[name]), rel=1e-3, abs=1e-6)
         assert float(together[name]) == expected, name
+
+
+def test_processes_wait_for_a_file_longer_than_for_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """NCCL ends a collective after `timeout`, and a large file may take longer."""
+    met: list[Any] = []
+    monkeypatch.setattr(dist, "barrier", lambda group=None: met.append(group))
+    monkeypatch.setattr(ModelParallelStrategy, "barrier", lambda _, name: met.append(name))
+    strategy = FSDP2Strategy()
+    strategy._meeting = "the group of the file"
+    for name in (WRITTEN, "another"):
+        strategy.barrier(name)
+    assert met == ["the group of the file", "another"]
