@@ -8,10 +8,9 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
-from typing import cast
 
 from sid_lsg import __doc__ as project
 from sid_lsg import __version__
@@ -24,6 +23,7 @@ from sid_lsg.messages.errors import Interrupted, SharedError, TrainingStopped, U
 from sid_lsg.messages.quiet import quiet_libraries
 from sid_lsg.messages.streams import keep_output
 
+_FAILURES = "sid_lsg.distributed.failures"  # imported by commands with several processes
 _LAUNCHED = {"LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"}  # variables of launched processes
 
 
@@ -85,7 +85,7 @@ def main(args: list[str] | None = None) -> None:
         mistake = f"{UsageError.__module__}.{UsageError.__name__}: "
         fail(str(error).rpartition(mistake)[2].strip())
     finally:
-        if module := sys.modules.get("sid_lsg.distributed.failures"):
+        if module := sys.modules.get(_FAILURES):
             module.stop_watching()
 
 
@@ -123,12 +123,17 @@ def _call(name: str, rest: Sequence[str], arguments: Sequence[str]) -> None:
         import_module("sid_lsg.commands.parser").call(function, name, rest)
 
 
-def _sharing_failures(name: str) -> AbstractContextManager[None]:
-    """Return a context in which the first failure ends all processes of a run."""
-    if name != "fit" or not _LAUNCHED & os.environ.keys():
-        return nullcontext()
-    module = import_module("sid_lsg.distributed.failures")
-    return cast(AbstractContextManager[None], module.sharing_failures())
+@contextmanager
+def _sharing_failures(name: str) -> Iterator[None]:
+    """End all processes of a run when one of them fails within the context."""
+    launched = name == "fit" and _LAUNCHED & os.environ.keys()
+    with import_module(_FAILURES).sharing_failures() if launched else nullcontext():
+        try:
+            yield
+        except BaseException as error:
+            if module := sys.modules.get(_FAILURES):
+                module.tell(error)
+            raise
 
 
 def _check_command(name: str) -> None:

@@ -216,9 +216,18 @@ def sharing_failures() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not share_failure(error):
-            raise SystemExit(_status(error)) from None
+        tell(error)
         raise
+
+
+def tell(error: BaseException) -> None:
+    """Tell the other processes of an error that ends this one, if they watch for failures.
+
+    Raises:
+        SystemExit: If another process has told of an error before; this one's is not shown then.
+    """
+    if not share_failure(error):
+        raise SystemExit(_status(error)) from None
 
 
 def watch(place: Place, on_failure: Callable[[], Any] | None = None) -> None:

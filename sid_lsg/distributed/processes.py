@@ -1,18 +1,23 @@
 """Launch processes, split work between them, and gather their results."""
 
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from sid_lsg.distributed.failures import place_of, watch
 from sid_lsg.messages.errors import UsageError
+
+_LONGEST = timedelta(days=1)  # processes wait for the slowest one's images; failures are shared
 
 Item = TypeVar("Item")
 
 
 def launch(accelerator: str, devices: int, num_nodes: int = 1) -> Fabric:
-    """Start one process per device.
+    """Start one process per device; a failure of one ends all.
 
     Raises:
         UsageError: If the devices are not available.
@@ -22,11 +27,16 @@ def launch(accelerator: str, devices: int, num_nodes: int = 1) -> Fabric:
             accelerator=accelerator,
             devices=devices,
             num_nodes=num_nodes,
-            strategy="ddp" if devices * num_nodes > 1 else "auto",
+            strategy=DDPStrategy(timeout=_LONGEST) if devices * num_nodes > 1 else "auto",
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise UsageError(f"--accelerator {accelerator} --devices {devices}: {error}") from error
     fabric.launch()
+    if fabric.world_size > 1:
+        strategy: Any = fabric.strategy
+        place = place_of(strategy.cluster_environment, fabric.is_global_zero, fabric.world_size)
+        launched = getattr(strategy.launcher, "procs", [])
+        watch(place, launched.clear)  # Lightning's observer would kill this process
     return fabric
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from lightning.fabric import Fabric
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -54,7 +55,7 @@ def sample_files(
         progress: Label of a progress bar; by default none is shown.
 
     Raises:
-        UsageError: If an image is not finite.
+        UsageError: If an image is not finite, or a batch does not fit into memory.
         OSError: If a file cannot be written; finished images remain.
     """
     paths = [folder / request.name for request in requests]
@@ -71,7 +72,14 @@ def sample_files(
         for batch in missing:
             chosen = [requests[i] for i in batch]
             start = time.perf_counter()
-            images = model.sample([r.prompt for r in chosen], [r.seed for r in chosen]).cpu()
+            try:
+                images = model.sample([r.prompt for r in chosen], [r.seed for r in chosen]).cpu()
+            except torch.OutOfMemoryError as error:
+                raise UsageError(
+                    f"--batch_size: {len(chosen)} images of {model.about['model']!r} at a time "
+                    f"take more memory than the device has ({str(error).splitlines()[0]}). Give a "
+                    "smaller one; finished images are kept."
+                ) from error
             seconds += time.perf_counter() - start
             _check_finite(images, chosen, model)
             for request, image in zip(chosen, to_pil(images), strict=True):

@@ -23,7 +23,6 @@ from sid_lsg.teachers import families
 from sid_lsg.teachers.base import Teacher
 from sid_lsg.teachers.checks import check_steps
 from sid_lsg.teachers.identity import teacher_hash
-from sid_lsg.teachers.text import cut_off
 
 
 @dataclass(frozen=True)
@@ -151,12 +150,12 @@ def open_model(
                 f"--sampler generator: {model!r} is not a generator that this project trained. "
                 "Use --sampler pipeline (or ddim) with --num_steps and --guidance."
             )
-        ready = _ready(loaded, place, kind)
-        return partial(_generator, ready, own, about | _identity(ready))
+        about |= _identity(loaded)
+        return partial(_generator, _ready(loaded, place, kind), own, about)
     if sampler == "ddim":
         assert loaded is not None
-        ready = _ready(loaded, place, kind)
-        return partial(_teacher, ready, about | _identity(ready))
+        about |= _identity(loaded)
+        return partial(_teacher, _ready(loaded, place, kind), about)
     pipeline = pipelines.load(model, kind, resolution, option).to(place)
     network = families.network_of(pipeline)
     about |= {"pipeline": type(pipeline).__name__, "scheduler": type(pipeline.scheduler).__name__}
@@ -212,8 +211,7 @@ def _pipeline(
     timesteps = pipeline.scheduler.config.get("num_train_timesteps")
     steps, scale = _required(about, num_steps, guidance, timesteps)
     check_steps(pipeline.scheduler.config, steps, "num_steps")
-    tokenizer = getattr(pipeline, "tokenizer", None)
-    cut = partial(cut_off, tokenizer) if tokenizer else lambda prompt: ""
+    cut = pipelines.cut_off_by(pipeline)
     settings = {"num_steps": steps, "guidance": scale}
     sample = pipelines.sampler(pipeline, steps, scale, about["resolution"], option)
     guided = 1.0 if pipelines.embeds_guidance(pipeline) else scale  # one pass takes the scale
@@ -237,12 +235,22 @@ def _required(
 
 
 def _ready(teacher: Teacher, device: torch.device, dtype: torch.dtype) -> Teacher:
-    """Set up a teacher's networks as training does: in float32, images are bitwise equal."""
-    teacher.to(device)
-    teacher.use_channels_last()
+    """Set up a teacher's networks as training does: in float32, images are bitwise equal.
+
+    Networks are converted before they move. Layers that transformers keeps in float32, since their
+    activations overflow float16, stay so: T5's.
+    """
     for part in teacher.children():
         if part is not teacher.schedule:  # stays in float32
             nn.Module.to(part, dtype=dtype)  # diffusers' own gives a warning
+    if dtype == torch.float16:
+        for part in teacher.text_parts.values():
+            for name in getattr(part, "_keep_in_fp32_modules", None) or ():
+                for path, module in part.named_modules():
+                    if name in path.split("."):
+                        module.float()
+    teacher.to(device)
+    teacher.use_channels_last()
     return teacher
 
 

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -15,6 +16,7 @@ from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.teachers import families
 from sid_lsg.teachers.layout import INDEX, read_index
+from sid_lsg.teachers.text import cut_off
 from sid_lsg.teachers.tokenizers import tokenizers_problem
 
 _REMEDY = (
@@ -155,8 +157,9 @@ def guidance_arguments(pipeline: Any, scale: float, prompts: int) -> dict[str, A
     """
     if type(pipeline).__name__ == "ZImagePipeline":
         return {"guidance_scale": max(scale - 1, 0.0)}
-    true_cfg = "true_cfg_scale" in inspect.signature(pipeline.__call__).parameters
-    if not true_cfg or embeds_guidance(pipeline):
+    if embeds_guidance(pipeline):  # FLUX.1's was trained with scales from 1
+        return {"guidance_scale": max(scale, 1.0)}
+    if "true_cfg_scale" not in inspect.signature(pipeline.__call__).parameters:
         return {"guidance_scale": scale}
     return {"true_cfg_scale": scale, "negative_prompt": [""] * prompts} if scale > 1 else {}
 
@@ -165,6 +168,22 @@ def embeds_guidance(pipeline: Any) -> bool:
     """Return whether the network of a pipeline takes the guidance scale as an input."""
     config = getattr(families.network_of(pipeline), "config", {})
     return bool(config.get("guidance_embeds"))
+
+
+def cut_off_by(pipeline: Any) -> Callable[[str], str]:
+    """Return a function from a prompt to its end that no text encoder of a pipeline reads.
+
+    CLIP reads as many tokens as its tokenizer says, other encoders as many as the pipeline does by
+    default.
+    """
+    usual = inspect.signature(pipeline.__call__).parameters.get("max_sequence_length")
+    most = usual.default if usual and isinstance(usual.default, int) else None
+    readers = [
+        partial(cut_off, part, length=None if type(part).__name__.startswith("CLIP") else most)
+        for name, part in pipeline.components.items()
+        if name.startswith("tokenizer") and getattr(part, "is_fast", False)
+    ]
+    return lambda prompt: min((read(prompt) for read in readers), key=len, default="")
 
 
 def _size(pipeline: Any, resolution: int | None) -> dict[str, Any]:

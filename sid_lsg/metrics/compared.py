@@ -62,7 +62,8 @@ class Result:
         images = Path(self.content["images"]).expanduser()
         with (
             replacing(root / EACH) as temporary,
-            temporary.open("w", encoding="utf-8", newline="") as file,
+            # Names of files need not be valid UTF-8.
+            temporary.open("w", encoding="utf-8", newline="", errors="surrogateescape") as file,
         ):
             writer = csv.writer(file)
             writer.writerow([_FILE, _PROMPT, *self.each])
@@ -71,7 +72,7 @@ class Result:
                 writer.writerow([path.relative_to(images).as_posix(), *row])
         with replacing(root / REPORT) as temporary:
             text = json.dumps(self.content, indent=2, ensure_ascii=False)
-            temporary.write_text(f"{text}\n", encoding="utf-8")
+            temporary.write_text(f"{text}\n", encoding="utf-8", errors="surrogateescape")
 
 
 def read_result(path: Path) -> Result:
@@ -97,14 +98,15 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError: If it is none.
     """
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    content: dict[str, Any] = json.loads(text)
     if "scores" not in content:
         raise ValueError("it has no scores")
     return content
 
 
 def _read_each(path: Path) -> tuple[list[str], list[str], dict[str, list[float]]]:
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", newline="", errors="surrogateescape") as file:
         rows = list(csv.DictReader(file, strict=True))
     names = [name for name in rows[0] if name not in (_FILE, _PROMPT)] if rows else []
     prompts = [row[_PROMPT] for row in rows]

@@ -52,7 +52,7 @@ def write_page(results: Sequence[Result], tables: Sequence[Table], note: str, pa
         "</body></html>",
     ]
     with replacing(path) as temporary:
-        temporary.write_text("\n".join(parts) + "\n", encoding="utf-8")
+        temporary.write_text("\n".join(parts) + "\n", encoding="utf-8", errors="surrogateescape")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

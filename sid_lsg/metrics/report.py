@@ -86,7 +86,7 @@ def write_report(
     scored = _write_tables(root, [*others, own])
     own.save(root)
     with replacing(root / "report.md") as temporary:
-        temporary.write_text(_markdown(content, scored), encoding="utf-8")
+        temporary.write_text(_markdown(content, scored), encoding="utf-8", errors="surrogateescape")
     print(f"\n{scored}\n\nReport and images: {root}; page: {root / PAGE}")
 
 
@@ -101,10 +101,10 @@ def write_comparison(root: Path, results: Sequence[Result]) -> None:
     content = {COMPARED: [one.content for one in results], "scores": {}}
     with replacing(root / REPORT) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False)
-        temporary.write_text(f"{text}\n", encoding="utf-8")
+        temporary.write_text(f"{text}\n", encoding="utf-8", errors="surrogateescape")
     with replacing(root / "report.md") as temporary:
         names = ", ".join(one.name for one in results)
-        temporary.write_text(f"# {names}\n\n{scored}\n", encoding="utf-8")
+        temporary.write_text(f"# {names}\n\n{scored}\n", encoding="utf-8", errors="surrogateescape")
     print(f"\n{scored}\n\nReport: {root}; page: {root / PAGE}")
 
 

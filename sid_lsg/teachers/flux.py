@@ -182,7 +182,9 @@ class Flux(ChosenLength, PackedTeacher):
 
     def reference_guidance(self, scale: float) -> dict[str, Any]:
         """Return the scale of the guidance embedding, as usual; without it, that of true CFG."""
-        return {"guidance_scale" if self.embeds_guidance else "true_cfg_scale": scale}
+        if self.embeds_guidance:  # it was trained with scales from 1
+            return {"guidance_scale": max(scale, 1.0)}
+        return {"true_cfg_scale": scale}
 
     def other_parts(self) -> dict[str, Any]:
         """Return the text encoders."""

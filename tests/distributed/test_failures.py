@@ -12,6 +12,8 @@ import pytest
 
 from sid_lsg.checkpoints import io
 from sid_lsg.cli import main
+from sid_lsg.distributed import processes
+from sid_lsg.generation import image_files
 from sid_lsg.training.module import SiDLSG
 from tests.helpers import forked
 from tests.helpers.checkpoint_runs import load
@@ -37,6 +39,19 @@ def fail_at(step: int, rank: int, kind: Callable[[], Any], line: list[str]) -> N
         return original(module, *arguments)
 
     SiDLSG.phase_inputs = phase_inputs  # type: ignore[assignment,method-assign]
+    main(line)
+
+
+def fail_sampling(rank: int, kind: Callable[[], Any], line: list[str]) -> None:
+    """Generate images; one rank fails, while the other is busy for long."""
+
+    def sampled(*_: Any) -> Any:
+        if processes.process()[0] == rank:
+            time.sleep(2)  # the others have begun to watch
+            kind()
+        time.sleep(10 * SECONDS)
+
+    image_files.share_of = sampled  # type: ignore[attr-defined]
     main(line)
 
 
@@ -106,3 +121,16 @@ def test_an_error_of_one_process_in_the_training_ends_all_of_them(
     last = tmp_path / "run/checkpoints/last.ckpt"  # the first process writes
     assert last.exists() == (rank != 0)
     assert rank == 0 or load(last)["global_step"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_of_one_process_that_samples_ends_all_of_them(
+    small_sd: str, tmp_path: Path, rank: int
+) -> None:
+    line = ["generate", "--model", small_sd, "--prompt", "a cat", "--seeds", "0-3"]
+    line += ["--sampler", "ddim", "--num_steps", "1", "--guidance", "1", "--accelerator", "cpu"]
+    line += ["--devices", "2", "--output", str(tmp_path / "images")]
+    statuses, said = run([(fail_sampling, rank, error, line)] * 2, tmp_path / "log")
+    assert statuses == [1, 1], said
+    assert said.count("Traceback") == 1, said

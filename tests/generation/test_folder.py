@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sid_lsg.generation.folder import ImageFolder
-from sid_lsg.generation.image_files import ImageFiles, ImageRequest
+from sid_lsg.generation.image_files import ImageFiles, ImageRequest, sample_files
 from sid_lsg.generation.models import ImageModel
 from sid_lsg.messages.errors import UsageError
 
@@ -129,3 +129,14 @@ def test_a_nonfinite_image_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--dtype: image 0.png is not finite in float16"):
         ImageFolder(tmp_path, REQUESTS).write(bad, {}, 2, FABRIC)
     assert not any(tmp_path.glob("*.png"))
+
+
+def test_a_batch_that_does_not_fit_names_the_option(tmp_path: Path) -> None:
+    grey = Grey()
+
+    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 120 GiB.\nMore")
+
+    model = ImageModel(sample, grey.model.about, 1, lambda prompt: "")
+    with pytest.raises(UsageError, match=r"--batch_size: 3 images .*allocate 120 GiB"):
+        sample_files(model, REQUESTS, tmp_path, 3, FABRIC)

@@ -16,11 +16,15 @@ from torch import Tensor
 from sid_lsg.export.exported import Exported
 from sid_lsg.export.exported import exported as exported_as
 from sid_lsg.export.folder import save_pipeline
-from sid_lsg.generation.models import load_model
+from sid_lsg.generation.models import _ready, load_model
+from sid_lsg.generation.pipelines import cut_off_by, guidance_arguments
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.options.choices import SamplerName
+from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.families import load
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
 from sid_lsg.training.module import SiDLSG
+from tests.helpers.tiny_families import FAMILIES
 
 PROMPTS, SEEDS = ["a red cat", "two dogs on a log", ""], [0, 7, 2]
 
@@ -118,6 +122,50 @@ def test_half_precision_images_are_close(exported: str) -> None:
     difference = (images - exact.sample(PROMPTS, SEEDS)).abs().mean()
     assert 0 < float(difference) < 0.1
     assert half.about["dtype"] == "bfloat16"
+
+
+def test_networks_are_converted_before_they_move(
+    exported: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that fits a device in bfloat16 may not fit in float32."""
+    moved = []
+
+    def to(teacher: Teacher, device: torch.device) -> Teacher:
+        moved.append({p.dtype for p in teacher.parameters()})
+        return teacher
+
+    monkeypatch.setattr(Teacher, "to", to)
+    model = load_model(exported, dtype="bfloat16")
+    assert moved == [{torch.bfloat16}]
+    assert model.about["weights_sha256"] == load_model(exported).about["weights_sha256"]
+
+
+def test_t5_keeps_layers_that_overflow_float16() -> None:
+    teacher = _ready(load(str(FAMILIES["sd3"].folder)), torch.device("cpu"), torch.float16)
+    kinds = {name: p.dtype for name, p in teacher.text_encoder_3.named_parameters()}
+    assert {kind for name, kind in kinds.items() if ".wo." in name} == {torch.float32}
+    assert {kind for name, kind in kinds.items() if ".wo." not in name} == {torch.float16}
+    assert all(value.isfinite().all() for value in teacher.encode_prompts(["a cat"]).values())
+
+
+def test_a_guidance_embedding_gets_no_scale_below_1() -> None:
+    folder = str(FAMILIES["flux"].folder)
+    given = load(folder).reference_guidance
+    assert [given(scale)["guidance_scale"] for scale in (0, 1, 3.5)] == [1, 1, 3.5]
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    for scale, expected in ((0.0, 1.0), (3.5, 3.5)):
+        assert guidance_arguments(pipeline, scale, 2) == {"guidance_scale": expected}
+
+
+def test_a_prompt_is_cut_off_where_no_encoder_reads_it() -> None:
+    """Stable Diffusion 3's pipeline: 77 tokens for CLIP, 256 for T5."""
+    cut = cut_off_by(DiffusionPipeline.from_pretrained(FAMILIES["sd3"].folder))
+    words = [f"word{number}" for number in range(200)]
+    ends = [len(cut(" ".join(words[:length])).split()) for length in (2, 20, 200)]
+    assert ends[0] == 0
+    t5 = DiffusionPipeline.from_pretrained(FAMILIES["sd3"].folder).tokenizer_3
+    assert len(t5(" ".join(words[:20])).input_ids) < 256 < len(t5(" ".join(words)).input_ids)
+    assert ends[1] == 0 < ends[2]
 
 
 def test_the_weights_sha256_depends_only_on_the_weights(
