@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from sid_lsg.callbacks.schedule import due, images_seen
+from sid_lsg.distributed.processes import meet
 from sid_lsg.export.card import write_card
 from sid_lsg.export.facts import Facts, facts_of, teacher_license
 from sid_lsg.export.folder import save_pipeline
@@ -65,6 +66,7 @@ class Export(RunCallback):
         folder = f"{_HISTORY}/step-{trainer.global_step:07d}"
         with pl_module.averaged() as network, warning_if_unwritten(folder, _THEN):
             self._save(trainer, network, pl_module, folder)
+        meet()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Gather sharded weights, and save, after the last checkpoint."""
@@ -76,6 +78,7 @@ class Export(RunCallback):
                 self._facts = self._save(trainer, network, pl_module, EXPORT_FOLDER)
             except OSError as error:
                 self._failure = error.strerror or str(error)
+        meet()
 
     def on_trained(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Report a failed export, after the last checkpoint has been saved.

@@ -222,7 +222,8 @@ class Health(RunCallback):
         if every and trainer.global_step % every == 0:
             # Skipped samples are those of all iterations since the last row.
             metrics, samples = trainer.callback_metrics, every * trainer.datamodule.batch_size
-            found = {"instability": self.instability.judge(metrics, samples)}
+            phases = 1 + pl_module.fake_steps
+            found = {"instability": self.instability.judge(metrics, samples, phases)}
             if self.features is not None and due(trainer, self.every_n_images):
                 self._found = found  # to decide together with the probe
             else:

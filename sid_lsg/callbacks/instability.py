@@ -46,18 +46,19 @@ class Instability:
         for name, values in self._past.items():
             values.extend(past.get(name, ()))
 
-    def judge(self, metrics: Mapping[str, Tensor], batch_size: int) -> str:
+    def judge(self, metrics: Mapping[str, Tensor], batch_size: int, phases: int = 2) -> str:
         """Add the logged values of an iteration, and judge them.
 
         Args:
             metrics: The logged values.
             batch_size: Samples per phase, over all ranks and all iterations since the last call.
+            phases: Steps of both networks per iteration.
 
         Returns:
             What is wrong, with numbers; "" for a healthy run.
         """
         values = {name: abs(float(metrics[name])) for name in self._past}
-        values["skipped_samples"] /= 2 * batch_size  # both phases' are counted
+        values["skipped_samples"] /= phases * batch_size  # those of all phases are counted
         wrong = [
             f"{name} is {values[name]:.3g} (limit {self.update_ratio:g})"
             for name in _RATIOS

@@ -40,7 +40,7 @@ class Throughput(RunCallback):
         if last and pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)  # the queued work belongs to this time
         self._seconds += time.perf_counter() - self._start
-        self._images += len(batch.fake) * trainer.world_size
+        self._images += len(batch.generator) * trainer.world_size
         if last:
             pl_module.log("images_per_s", self._images / self._seconds, prog_bar=True)
             pl_module.log("peak_memory_gib", _peak_memory_gib(pl_module.device))

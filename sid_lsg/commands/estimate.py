@@ -167,6 +167,7 @@ def estimate(args: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+_NO_TEXT = "Encoding prompts on the CPU, or before the training, takes time that is not counted."
 _ROW = "  {:<68}{:>7}{:>9}{:>13}{:>9}"
 
 
@@ -206,6 +207,7 @@ def in_words(found: Mapping[str, Any]) -> str:
             f"\n{speed:.0f} TFLOP/s, {reached}",
             f"The host needs {found['launching_seconds']:.2f} s to launch a micro-batch of any "
             "size, as measured with an H200 (less if compiled).",
+            *([] if found["tflop_per_image"]["text encoder"] else [_NO_TEXT]),
             f"\n{found['iterations']:,} iterations, one option at a time. The last two columns are "
             "the largest micro-batch that fits, and the hours with it:",
             _ROW.format("", "GiB", "hours", "micro-batch", "hours"),

@@ -32,8 +32,8 @@ def iteration_flops(run: PlannedRun) -> dict[str, float]:
         backward += later * (run.steps_with_gradient - 1)
     again = (run.evaluated("generator") - 1) * run.steps_with_gradient
     through = fake.backward * fake_2 + teacher.backward * real
-    dropped = plan.text.device == "drop"  # its work is done before the first iteration
-    text = 0.0 if dropped else call_cost(lambda: run.encode(1))[0]
+    # Elsewhere, or before the first iteration.
+    text = 0.0 if plan.text.device else call_cost(lambda: run.encode(1))[0]
     real_images = {}
     if plan.real_data:
         image = torch.empty(1, 3, *run.teacher.image_size, dtype=torch.uint8, device="meta")

@@ -1,5 +1,6 @@
 """Bytes of a run on each device, by part."""
 
+import math
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
@@ -118,7 +119,19 @@ def _phase_bytes(run: PlannedRun, size: int) -> dict[str, int]:
     )
     # An upper bound with real images: their decoder's graph is not kept.
     phase_1 = trained.peak(fake_1 + size * plan.real_data)
-    return {"phase 1": phase_1, "phase 2": max(phase_2)}
+    inputs = _input_bytes(run)
+    return {
+        "phase 1": (1 + plan.real_data) * inputs + phase_1,
+        "phase 2": inputs + max(phase_2),
+    }
+
+
+def _input_bytes(run: PlannedRun) -> int:
+    """Count the bytes of a phase's conditioning and noises, which all micro-batches share."""
+    plan, teacher = run.plan, run.teacher
+    numbers = math.prod(teacher.latent_shape) * (1 + plan.num_steps)
+    features = sum(v[0].nbytes for v in teacher.null_condition().values())
+    return plan.share * (4 * numbers + features)
 
 
 @lru_cache(maxsize=1)
@@ -141,7 +154,7 @@ def _other_bytes(run: PlannedRun) -> dict[str, int]:
     found = {"an optimizer's step": round(max(steps))}
     if plan.text.device is None:
         _, text = call_cost(lambda: run.encode(plan.share))
-        found["text encoder"] = max(text - gradients, 0)
+        found["text encoder"] = max(_input_bytes(run) + text - gradients, 0)
     elif plan.text.device == "drop":  # before the optimizers have states
         _, text = call_cost(lambda: run.encode(min(AT_ONCE, plan.share)))
         text += _stored(teacher.text_parts.values(), set()) - _rounded_off(run)

@@ -243,6 +243,15 @@ class Without(Texts):
     def __len__(self) -> int:
         return len(self._texts) - len(self._kept_before)
 
+    def __iter__(self) -> Iterator[str]:
+        dropped = iter([before + i for i, before in enumerate(self._kept_before)])
+        following = next(dropped, -1)
+        for place, text in enumerate(self._texts):
+            if place == following:
+                following = next(dropped, -1)
+            else:
+                yield text
+
 
 def read_lines(path: Path) -> Iterator[str]:
     r"""Yield the lines of a UTF-8 file with their \n, without the byte order mark.

@@ -1,6 +1,8 @@
 """Launch processes, split work between them, and gather their results."""
 
+import time
 from datetime import timedelta
+from itertools import count
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -11,6 +13,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from sid_lsg.distributed.failures import place_of, watch
 from sid_lsg.messages.errors import UsageError
 
+_LOOK = 0.05  # seconds between two looks at the store
+_meetings = count()
 _LONGEST = timedelta(days=1)  # processes wait for the slowest one's images; failures are shared
 
 Item = TypeVar("Item")
@@ -45,6 +49,21 @@ def process() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def meet() -> None:
+    """Wait for all processes, however long one of them takes. Collective.
+
+    NCCL ends a collective operation that takes too long. Here the processes look at their store;
+    the one that hosts it, and the watch for failures, end the waiting if a process ends.
+    """
+    processes = process()[1]
+    if processes == 1:
+        return
+    store, key = dist.distributed_c10d._get_default_store(), f"sid_lsg/meeting {next(_meetings)}"
+    store.add(key, 1)
+    while store.add(key, 0) < processes:
+        time.sleep(_LOOK)
 
 
 def check_enough(images: int, option: str) -> None:

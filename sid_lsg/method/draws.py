@@ -23,6 +23,7 @@ REAL_IMAGES = 2
 
 _STEPS = 3  # the draw of k
 _USES = 4  # the above, per step of the fake score
+_AT_ONCE = 2**23  # numbers that are drawn at a time
 
 
 class Draws(NamedTuple):
@@ -78,17 +79,23 @@ def draw(
     pairs = count + count % 2
     counts = {base: pairs, base + 1: 2, base + 2: 1}
     counts |= dict.fromkeys(range(base + 16, base + 16 + num_steps), pairs)
-    eps, t, u, *noises = random_bits(counts, positions, iteration, seed)
 
     def latent(bits: Tensor) -> Tensor:
         return normal(bits)[:, :count].reshape(-1, *latent_shape)
 
-    return Draws(
-        noises=[latent(bits) for bits in noises],
-        eps=latent(eps),
-        t=schedule.draw_times(t, tmin, tmax),
-        u=uniform(u[:, 0]),
-    )
+    def some(positions: Tensor) -> Draws:
+        eps, t, u, *noises = random_bits(counts, positions, iteration, seed)
+        times = schedule.draw_times(t, tmin, tmax)
+        return Draws([latent(bits) for bits in noises], latent(eps), times, uniform(u[:, 0]))
+
+    # Integers of 64 bits take several times the memory of the numbers that they become.
+    size = max(_AT_ONCE // sum(counts.values()), 1)
+    parts = [some(own) for own in torch.split(positions, size)]
+    if len(parts) == 1:
+        return parts[0]
+    noises, eps, t, u = zip(*parts, strict=True)
+    joined = [torch.cat(own) for own in zip(*noises, strict=True)]
+    return Draws(joined, torch.cat(eps), torch.cat(t), torch.cat(u))
 
 
 def draw_steps(iteration: int, num_steps: int, seed: int) -> int:

@@ -16,8 +16,9 @@ from sid_lsg.distributed.sharding import blocks, is_sharded
 
 _BACKEND = "inductor"
 
-# PyTorch counts the graphs of all blocks of a class together and stops compiling at 8 by default.
-_RECOMPILE_LIMIT = 512
+# PyTorch counts the graphs of all blocks of a class together and stops at these, by default at 8
+# and 256. Qwen-Image's 60 blocks have more than 300 graphs.
+_LIMITS = {"recompile_limit": 512, "accumulated_recompile_limit": 2**16}
 
 # With PyTorch 2.13 or later, a block looks up its graph only among its own. Searching the graphs of
 # all blocks of its class, in three networks, took a fifth of the time of calling Stable Diffusion
@@ -34,9 +35,8 @@ def compile_blocks(*networks: nn.Module) -> None:
 
     FSDP2 gathers the weights of a sharded network's block in hooks, which stay outside the graph.
     """
-    torch._dynamo.config.recompile_limit = max(
-        torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT
-    )
+    for name, least in _LIMITS.items():
+        setattr(torch._dynamo.config, name, max(getattr(torch._dynamo.config, name), least))
     how: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": _BACKEND, **_ISOLATED}
     for network in networks:
         for block in blocks(network):

@@ -21,7 +21,7 @@ from sid_lsg.study.tasks import Task
 
 _POLL_S = 0.2
 _PROGRESS_S = 5.0  # interval between looks at the progress of running fits
-_END_S = 120.0  # time for a fit that is told to end to finish its iteration and save
+_END_S = 3600.0  # time for a fit that is told to end to finish its iteration and save
 
 
 def alone(output: Path) -> AbstractContextManager[int]:

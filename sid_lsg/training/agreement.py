@@ -6,6 +6,7 @@ On nodes with disks of their own, each process may find other files under the sa
 import hashlib
 import importlib.metadata
 import socket
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def _facts(trainer: L.Trainer, module: Any, opened: OpenCheckpoint | None) -> di
         _CHECKPOINT: _describe(opened),
         "version of the code": _code(),
         "data.batch_size": str(data.batch_size),
-        "data.prompts": _digest(*data.train_prompts),
+        "data.prompts": _digest(data.train_prompts),
         "seed_everything": str(module.seed),
         "trainer.max_steps": str(trainer.max_steps),
         "model.teacher": weights_digest(module.teacher),
@@ -86,10 +87,10 @@ def _code() -> str:
     version = ""
     with suppress(importlib.metadata.PackageNotFoundError):  # a source tree, not installed
         version = importlib.metadata.version("sid-lsg")
-    return f"{version} ({_digest(*texts)}), torch {torch.__version__}"
+    return f"{version} ({_digest(texts)}), torch {torch.__version__}"
 
 
-def _digest(*texts: str) -> str:
+def _digest(texts: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for text in texts:
         digest.update(text.encode() + b"\0")
@@ -107,4 +108,4 @@ def weights_digest(network: nn.Module) -> str:
         tensor = local(tensor.detach())
         bits = tensor.contiguous().view(_INTEGERS[tensor.element_size()])
         facts.append(f"{name} {tensor.dtype} {list(tensor.shape)} {int(bits.sum())}")
-    return _digest(*facts)
+    return _digest(facts)

@@ -340,10 +340,10 @@ class SiDLSG(AlternatingModule):
         return teacher.condition_on(tokens) if tokens else teacher.encode_prompts(prompts)
 
     def _drop(self, condition: Conditioning, draws: Draws) -> Conditioning:
-        if not self.kappas.drops_prompts:
+        if not (self.kappas.drops_prompts and self.method.prompt_dropout):
             return condition
         null = self.teacher.null_condition()
-        return drop_prompts(condition, null, draws.u, self.method.prompt_dropout or 0)
+        return drop_prompts(condition, null, draws.u, self.method.prompt_dropout)
 
     def fake_score_phase(self, inputs: PhaseInputs) -> FakeScoreOutput:
         """Run the forward pass of phase 1."""

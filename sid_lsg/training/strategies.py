@@ -18,11 +18,10 @@ from torch.optim import Optimizer
 from sid_lsg.checkpoints.io import WRITTEN, SafeCheckpointIO
 from sid_lsg.checkpoints.opening import open_checkpoint
 from sid_lsg.checkpoints.shards import save_shares, share
+from sid_lsg.distributed.processes import meet
 from sid_lsg.distributed.sharding import is_sharded, shard, shard_like, skeleton, whole
 from sid_lsg.networks.adapted import Adapted
 from sid_lsg.teachers.base import backbone, set_autocast
-
-_LONGEST_WRITE = timedelta(days=1)
 
 
 class MultiNetDDPStrategy(DDPStrategy):
@@ -37,6 +36,10 @@ class MultiNetDDPStrategy(DDPStrategy):
         assert self.model is not None
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             dist.broadcast(tensor.detach(), src=0)
+
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        """Wait for all processes; for a checkpoint that one of them writes, as long as it takes."""
+        meet() if WRITTEN in args else super().barrier(*args, **kwargs)
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -70,7 +73,6 @@ class FSDP2Strategy(ModelParallelStrategy):
         )
         self._skeletons: dict[nn.Module, nn.Module] = {}
         self._half = False
-        self._meeting: Any = None
 
     def setup_environment(self) -> None:
         """Use all processes for data parallelism.
@@ -83,15 +85,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         if self.precision_plugin.precision == "bf16-mixed":
             self._half, self.precision_plugin = True, Precision()
         super().setup_environment()
-        # Waiting here does not block the GPUs, whose collectives have `timeout`.
-        self._meeting = dist.new_group(backend="gloo", timeout=_LONGEST_WRITE)
 
     def barrier(self, name: str | None = None) -> None:
         """Wait for all processes; for a checkpoint that one of them writes, as long as it takes."""
-        if name == WRITTEN:
-            dist.barrier(self._meeting)
-        else:
-            super().barrier(name)
+        meet() if name == WRITTEN else super().barrier(name)
 
     def shard(self, network: nn.Module) -> None:
         """Shard a network, unless it is sharded already.

@@ -613,3 +613,12 @@ def test_a_single_prompt_is_rejected(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match=r"--health\.clip needs two distinct prompts"):
         fit(tmp_path, Single(), health())
+
+
+def test_skipped_samples_are_a_share_of_all_steps_samples() -> None:
+    said = {}
+    for phases in (2, 6):
+        instability = Instability(spike=20, update_ratio=0.02, nonfinite=0.01, window=50)
+        metrics = {n: torch.tensor(v) for n, v in (HEALTHY | {"skipped_samples": 2.0}).items()}
+        said[phases] = [instability.judge(metrics, 50, phases) for _ in range(3)][-1]
+    assert said == {2: "2.0% of the samples are not finite (limit 1.0%)", 6: ""}

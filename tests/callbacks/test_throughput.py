@@ -25,7 +25,7 @@ def test_throughput_counts_all_processes_and_only_iterations(
         device=torch.device("cpu"), log=lambda name, value, **_: logged.update({name: value})
     )
     trainer: Any = SimpleNamespace(world_size=2, log_every_n_steps=2, global_step=0)
-    batch = SimpleNamespace(fake=["a", "b", "c", "d"])
+    batch = SimpleNamespace(fake=[*"abcdefgh"], generator=[*"abcd"])  # two steps of the fake score
     now = 0.0
     clock = SimpleNamespace(perf_counter=lambda: now)
     monkeypatch.setattr(sid_lsg.callbacks.throughput, "time", clock)

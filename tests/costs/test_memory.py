@@ -190,7 +190,7 @@ def test_text_encoders_elsewhere_take_no_memory(
     saved = standing_bytes(usual)[name] - standing_bytes(run)[name]
     assert text <= saved < 1.01 * text
     assert "text encoder" not in passing_bytes(run)
-    assert (iteration_flops(run)["text encoder"] == 0) == (device == "drop")
+    assert iteration_flops(run)["text encoder"] == 0  # on the device
 
 
 def test_optimizer_states_are_measured() -> None:

@@ -129,5 +129,5 @@ def test_a_corpus_concatenates_its_parts_and_indexes_like_a_list() -> None:
 @given(dropped=st.sets(st.integers(0, 9)))
 def test_without_excludes_exactly_the_given_positions(dropped: set[int]) -> None:
     kept = Without([str(n) for n in range(10)], torch.tensor(sorted(dropped), dtype=torch.int64))
-    assert kept[:] == [str(n) for n in range(10) if n not in dropped]
+    assert kept[:] == [*kept] == [str(n) for n in range(10) if n not in dropped]
     assert len(kept) == 10 - len(dropped)

@@ -52,6 +52,16 @@ def test_a_batch_can_be_drawn_in_parts(
         assert torch.equal(one, torch.cat([left, right]))
 
 
+@pytest.mark.parametrize(("at_once", "num_steps"), [(1, 2), (700, 2), (700, 0)])
+def test_memory_is_bounded_by_drawing_some_samples_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, at_once: int, num_steps: int
+) -> None:
+    whole = flat(drawn(Phase.GENERATOR, 3, torch.arange(7), num_steps=num_steps))
+    monkeypatch.setattr("sid_lsg.method.draws._AT_ONCE", at_once)
+    parts = flat(drawn(Phase.GENERATOR, 3, torch.arange(7), num_steps=num_steps))
+    assert all(map(torch.equal, parts, whole))
+
+
 def test_shapes_and_types() -> None:
     draws = drawn(Phase.GENERATOR, 3, torch.arange(5), latent_shape=(4, 6, 2), num_steps=3)
     assert [noise.shape for noise in (*draws.noises, draws.eps)] == [(5, 4, 6, 2)] * 4

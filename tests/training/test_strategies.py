@@ -3,7 +3,9 @@
 import json
 import os
 import subprocess
+import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,8 +23,9 @@ from sid_lsg.checkpoints.shards import joined
 from sid_lsg.cli import main
 from sid_lsg.commands.consolidate import consolidate
 from sid_lsg.data.prompts import PromptDataModule, PromptDataset
+from sid_lsg.distributed.processes import meet
 from sid_lsg.training.module import SiDLSG
-from sid_lsg.training.strategies import FSDP2Strategy
+from sid_lsg.training.strategies import FSDP2Strategy, MultiNetDDPStrategy
 from tests.helpers import forked
 from tests.helpers.checkpoints import opened
 from tests.helpers.comparison import same
@@ -423,15 +426,33 @@ def test_two_processes_train_and_score_as_one(
         assert float(together[name]) == expected, name
 
 
-def test_processes_wait_for_a_file_longer_than_for_each_other(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("strategy", [FSDP2Strategy, MultiNetDDPStrategy])
+def test_processes_wait_for_a_file_without_a_collective(
+    strategy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NCCL ends a collective after `timeout`, and a large file may take longer."""
+    """NCCL ends a collective after half an hour, and a large file may take longer."""
     met: list[Any] = []
-    monkeypatch.setattr(dist, "barrier", lambda group=None: met.append(group))
-    monkeypatch.setattr(ModelParallelStrategy, "barrier", lambda _, name: met.append(name))
-    strategy = FSDP2Strategy()
-    strategy._meeting = "the group of the file"
+    monkeypatch.setattr("sid_lsg.training.strategies.meet", lambda: met.append("meet"))
+    for base in (ModelParallelStrategy, DDPStrategy):
+        monkeypatch.setattr(base, "barrier", lambda _, name: met.append(name))
     for name in (WRITTEN, "another"):
-        strategy.barrier(name)
-    assert met == ["the group of the file", "another"]
+        strategy().barrier(name)
+    assert met == ["meet", "another"]
+
+
+def waiting(rank: int, processes: int, folder: Path) -> None:
+    """Meet twice; rank 0 is late, by more than the limit of a collective."""
+    limit = timedelta(seconds=2)
+    where = f"file://{folder}/store"
+    dist.init_process_group("gloo", where, limit, processes, rank)
+    for number in range(2):
+        if rank == 0:
+            time.sleep(4)
+            (folder / f"written {number}").touch()
+        meet()
+        assert (folder / f"written {number}").exists()
+
+
+def test_processes_meet_however_late_one_is(tmp_path: Path) -> None:
+    jobs = [((rank, 2, tmp_path), {}) for rank in range(2)]
+    forked.all_end_well(waiting, jobs, tmp_path)
