@@ -16,12 +16,12 @@ from sid_lsg.distributed.processes import meet
 from sid_lsg.export.card import write_card
 from sid_lsg.export.facts import Facts, facts_of, teacher_license
 from sid_lsg.export.folder import save_pipeline
+from sid_lsg.export.lora_file import fit_teacher
 from sid_lsg.export.snapshots import save_snapshot
 from sid_lsg.files.replacing import replacing
 from sid_lsg.loggers import warning_if_unwritten
 from sid_lsg.messages.checks import refuse
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.networks.adapted import adapters
 from sid_lsg.networks.lora import LORA_FOLDER, save_lora
 from sid_lsg.training.callback import RunCallback, Saver, find
 from sid_lsg.training.run_directory import config_of
@@ -122,9 +122,10 @@ class Export(RunCallback):
             teacher = module.teacher
             settings = module.t_init, module.num_steps, torch.float32, module.noise
             save_pipeline(teacher, network, folder, *settings)
-            if adapters(network):
+            has_lora = fit_teacher(network, config_of(trainer))
+            if has_lora:
                 save_lora(network, teacher.network_name, folder / LORA_FOLDER)
-            facts = self._gather(trainer, module, has_lora=bool(adapters(network)))
+            facts = self._gather(trainer, module, has_lora=has_lora)
             write_card(folder, facts)
         return facts
 

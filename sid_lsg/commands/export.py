@@ -84,8 +84,8 @@ def export(
     from sid_lsg.export.card import write_card
     from sid_lsg.export.facts import EXAMPLE, facts_of, teacher_license
     from sid_lsg.export.hub import check_id, push
+    from sid_lsg.export.lora_file import fit_teacher, lora_file_name
     from sid_lsg.generation.trained import load_trained
-    from sid_lsg.networks.lora import LORA_FILE
 
     if num_steps is not None and num_steps < 1:
         refuse("num_steps", num_steps, "at least 1")
@@ -113,18 +113,21 @@ def export(
         refuse("num_steps", steps, f"at most {found.t_init}, the generator's timestep")
     source = teacher or found.record["config"]["model"]["teacher"]
     check_outside(root, {"teacher": source})
+    config, network = found.record["config"], found.teacher.network
     facts = facts_of(
         found.teacher,
         found.t_init,
         steps,
         found.noise,
-        config=found.record["config"],
+        config=config,
         versions=found.record.get("versions") or {},
         license=license or teacher_license(source, ask_hub=True),
         format=kind,
-        file=LORA_FILE if kind == "lora" and layout == "diffusers" else f"{root.name}.safetensors",
+        file=lora_file_name(network, layout, root.name)
+        if kind == "lora"
+        else f"{root.name}.safetensors",
         dtype=dtype,
-        has_lora=kind in ("diffusers", "network") and found.adapted is not None,
+        has_lora=kind in ("diffusers", "network") and fit_teacher(found.adapted, config),
         has_example=(grid := _grid(checkpoint)) is not None,
         **_history(checkpoint, found),
         **({"model": push_to_hub} if push_to_hub else {}),

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
-from safetensors.torch import save_file
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from safetensors.torch import load_file, save_file
 
-from sid_lsg.export.comfyui import save_workflow, workflow
+from sid_lsg.export.comfyui import differences, save_workflow, workflow
 from sid_lsg.export.facts import Facts
 from sid_lsg.export.folder import make_scheduler, save_network, save_pipeline, save_scheduler
-from sid_lsg.export.lora_file import lora_weights
+from sid_lsg.export.lora_file import lora_weights, own_base
 from sid_lsg.export.modelspec import modelspec
 from sid_lsg.export.original.models import ORIGINALS, original
 from sid_lsg.export.single_file import save_single_file
@@ -50,12 +50,15 @@ def save(
             write = save_pipeline if kind == "diffusers" else save_network
             how = folder, found.t_init, facts.num_steps, dtype, found.noise
             write(found.teacher, found.teacher.network, *how, found.weights)
-            if found.adapted is not None:
+            if facts.has_lora:
+                assert found.adapted is not None  # `fit_teacher`
                 save_lora(found.adapted, found.teacher.network_name, folder / LORA_FOLDER)
 
 
 def check_format(found: Trained, facts: Facts) -> None:
     """Reject a format that the generator's family or training does not have, before writing.
+
+    Warns of what the tools that read the format do unlike the generator.
 
     Raises:
         UsageError: If it has not.
@@ -72,10 +75,18 @@ def check_format(found: Trained, facts: Facts) -> None:
                 "--format lora: the generator was trained without LoRA adapters. Use another "
                 "format, or train with --model.lora.generator.rank."
             )
+        case "lora" if base := own_base(facts.config):
+            raise UsageError(
+                f"--format lora: the adapters were trained on --model.init.generator {base}, and "
+                "tools would add them to the teacher, which gives another generator. Use --format "
+                "diffusers, which merges them."
+            )
         case "single-file" | "comfyui":
             original(teacher.original_layout)
             if facts.format == "comfyui":
                 workflow(facts.file, teacher, found.t_init, steps, found.noise)
+            for difference in differences(teacher, facts.format, facts.file):
+                rank_zero_warn(difference)
 
 
 def _save_one_file(found: Trained, folder: Path, facts: Facts, dtype: torch.dtype) -> None:
@@ -85,7 +96,8 @@ def _save_one_file(found: Trained, folder: Path, facts: Facts, dtype: torch.dtyp
     components = teacher.pipeline(teacher.network, scheduler).components
     folder.mkdir()
     spec = modelspec(facts, model.architecture)
-    how = dtype, spec, found.weights, teacher.whole_part
+    predicted = teacher.schedule.prediction_type
+    how = dtype, spec, found.weights, teacher.whole_part, predicted
     save_single_file(folder / facts.file, model, teacher.network, components, *how)
     save_scheduler(scheduler, folder)
     if facts.format == "comfyui":
@@ -102,6 +114,9 @@ def _save_lora(
     model = ORIGINALS.get(teacher.original_layout or "")
     weights = lora_weights(found.adapted, model, layout, teacher.network_name)
     folder.mkdir()
+    if facts.peft:  # peft reads its own names, and a configuration
+        save_lora(found.adapted, teacher.network_name, folder)
+        weights = load_file(folder / facts.file)
     architecture = model.architecture if model else type(teacher.network).__name__
     typed = {key: value.to(dtype).contiguous() for key, value in weights.items()}
     save_file(

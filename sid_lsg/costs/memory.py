@@ -128,10 +128,12 @@ def _phase_bytes(run: PlannedRun, size: int) -> dict[str, int]:
 
 def _input_bytes(run: PlannedRun) -> int:
     """Count the bytes of a phase's conditioning and noises, which all micro-batches share."""
-    plan, teacher = run.plan, run.teacher
-    numbers = math.prod(teacher.latent_shape) * (1 + plan.num_steps)
-    features = sum(v[0].nbytes for v in teacher.null_condition().values())
-    return plan.share * (4 * numbers + features)
+    features = sum(v[0].nbytes for v in run.teacher.null_condition().values())
+    return run.plan.share * features + _noise_bytes(run)
+
+
+def _noise_bytes(run: PlannedRun) -> int:
+    return 4 * run.plan.share * math.prod(run.teacher.latent_shape) * (1 + run.plan.num_steps)
 
 
 @lru_cache(maxsize=1)
@@ -154,7 +156,7 @@ def _other_bytes(run: PlannedRun) -> dict[str, int]:
     found = {"an optimizer's step": round(max(steps))}
     if plan.text.device is None:
         _, text = call_cost(lambda: run.encode(plan.share))
-        found["text encoder"] = max(_input_bytes(run) + text - gradients, 0)
+        found["text encoder"] = max(_noise_bytes(run) + text - gradients, 0)
     elif plan.text.device == "drop":  # before the optimizers have states
         _, text = call_cost(lambda: run.encode(min(AT_ONCE, plan.share)))
         text += _stored(teacher.text_parts.values(), set()) - _rounded_off(run)

@@ -213,4 +213,4 @@ class PlannedRun:
             name: torch.empty(prompts, *one.shape[1:], dtype=one.dtype, device="meta")
             for name, one in self.teacher.tokenize([""]).items()
         }
-        self.teacher.encode(tokens)
+        self.teacher.condition_on(tokens)

@@ -57,13 +57,15 @@ def meet() -> None:
     NCCL ends a collective operation that takes too long. Here the processes look at their store;
     the one that hosts it, and the watch for failures, end the waiting if a process ends.
     """
-    processes = process()[1]
+    rank, processes = process()
     if processes == 1:
         return
     store, key = dist.distributed_c10d._get_default_store(), f"sid_lsg/meeting {next(_meetings)}"
-    store.add(key, 1)
-    while store.add(key, 0) < processes:
-        time.sleep(_LOOK)
+    for step in ("come", "gone"):
+        store.add(f"{key} {step}", 1)
+        # The first process may host the store: it stays until the others have looked.
+        while (rank == 0 or step == "come") and store.add(f"{key} {step}", 0) < processes:
+            time.sleep(_LOOK)
 
 
 def check_enough(images: int, option: str) -> None:

@@ -16,6 +16,7 @@ from sid_lsg.export.original.models import ORIGINALS, Beside
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.choices import Noise
 from sid_lsg.method.flow import FlowSchedule
+from sid_lsg.options.choices import Format
 from sid_lsg.teachers.base import Teacher
 
 WORKFLOW = "workflow.json"
@@ -107,7 +108,61 @@ def workflow(
         scale = teacher.pipeline_options["guidance_scale"]
         nodes["11"] = _node("FluxGuidance", conditioning=["2", 0], guidance=scale)
         nodes["5"]["inputs"]["conditioning"] = ["11", 0]
+    if _predicts_v(teacher):  # ComfyUI guesses it from the weights, or takes epsilon
+        how_predicted = {"sampling": "v_prediction", "zsnr": False}
+        nodes["14"] = _node("ModelSamplingDiscrete", model=["1", 0], **how_predicted)
+        nodes["5"]["inputs"]["model"] = ["14", 0]
     return nodes
+
+
+def differences(teacher: Teacher, kind: Format, file: str) -> list[str]:
+    """Return warnings of what tools do unlike the generator with its single file.
+
+    Args:
+        teacher: The teacher.
+        kind: The export's format.
+        file: The file's name.
+    """
+    found = []
+    if kind == "single-file" and _predicts_v(teacher) and not _says_v(teacher):
+        found.append(
+            "--format single-file: this generator predicts v, and its file does not say so: A1111 "
+            "and ComfyUI would take it to predict epsilon. For A1111, put a "
+            f"{Path(file).stem}.yaml with `parameterization: v` beside the file; in ComfyUI, add "
+            "the node ModelSamplingDiscrete with v_prediction, as --format comfyui does."
+        )
+    tokens, own = t5_tokens(teacher), teacher.max_sequence_length
+    if tokens is not None and tokens != own:
+        found.append(
+            f"--format {kind}: for a short prompt, ComfyUI gives {tokens or 'no'} tokens of T5, "
+            f"and this generator reads {own}, so its images there differ. "
+            f"--model.text.max_sequence_length {tokens} in the training makes them equal."
+        )
+    return found
+
+
+def t5_tokens(teacher: Teacher) -> int | None:
+    """Return how many of T5's tokens ComfyUI gives for a short prompt; None for other families.
+
+    It pads prompts to a number of the family's, without a mask, and gives none if the model has no
+    T5.
+    """
+    model = ORIGINALS.get(teacher.original_layout or "")
+    if model is None or model.t5_tokens is None:
+        return None
+    return 0 if {*model.text_encoders}.intersection(teacher.missing_parts) else model.t5_tokens
+
+
+def _predicts_v(teacher: Teacher) -> bool:
+    return teacher.schedule.prediction_type == "v_prediction"
+
+
+def _says_v(teacher: Teacher) -> bool:
+    """Return whether ComfyUI finds out from a single file that the network predicts v.
+
+    SDXL's file has a key for it; Stable Diffusion 2's weights tell.
+    """
+    return teacher.original_layout != "stable-diffusion-1"
 
 
 def beside_of(teacher: Teacher) -> Beside | None:

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, hf_hub_download
 
 from sid_lsg.export.comfyui import beside_of
 from sid_lsg.export.folder import make_scheduler
+from sid_lsg.export.lora_file import by_peft
 from sid_lsg.export.original.models import ORIGINALS
 from sid_lsg.export.snippets import PLACE
 from sid_lsg.files.sources import ARCHITECTURE, PREFIX, locate
@@ -53,6 +54,7 @@ class Facts:
         alone: Whether a single file holds the network alone.
         beside: The text encoder's and the autoencoder's files that ComfyUI then loads.
         has_lora: Whether the folder also holds the generator as adapters, in `lora/`.
+        peft: Whether peft loads adapters, since the pipeline does not.
         has_example: Whether the folder holds images of the generator, `example.png`.
     """
 
@@ -81,6 +83,7 @@ class Facts:
     alone: bool = False
     beside: tuple[str, str] | None = None
     has_lora: bool = False
+    peft: bool = False
     has_example: bool = False
 
     @property
@@ -143,6 +146,7 @@ def facts_of(
         t_init=t_init,
         alone=bool(model and model.autoencoder is None),
         beside=(files.text_encoder, files.autoencoder) if (files := beside_of(teacher)) else None,
+        peft=by_peft(teacher.network),
         global_noise=num_steps > 1 and noise == "fresh" and not teacher.hands_generator_on,
         **known,
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sid_lsg.distributed.sharding import skeleton
-from sid_lsg.export.names import complete_tokenizer, rename_weights, write_json
+from sid_lsg.export.names import complete_tokenizer, name_tokenizers, rename_weights, write_json
 from sid_lsg.export.weights import overflow, save_weights
 from sid_lsg.method.choices import Noise
 from sid_lsg.teachers.base import Teacher, backbone
@@ -74,6 +74,7 @@ def save_pipeline(
         rename_weights(part, folder / name)
     for tokenizer in folder.glob("tokenizer*"):
         complete_tokenizer(tokenizer)
+    name_tokenizers(folder / "model_index.json")
 
 
 def save_network(

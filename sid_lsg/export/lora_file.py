@@ -16,9 +16,11 @@ from sid_lsg.export.original.layout import Layout, NoPlace
 from sid_lsg.export.original.models import Original
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.adapted import adapters
-from sid_lsg.networks.lora import scale
+from sid_lsg.networks.lora import LORA_FILE, scale
 from sid_lsg.options.choices import LoRALayout
 from sid_lsg.teachers.base import backbone
+
+PEFT_FILE = "adapter_model.safetensors"  # peft's name
 
 
 class Adapter(NamedTuple):
@@ -27,6 +29,46 @@ class Adapter(NamedTuple):
     down: Tensor
     up: Tensor
     alpha: float
+
+
+def own_base(config: Mapping[str, Any] | None) -> str | None:
+    """Return the network under the generator's adapters, if it is not the teacher's.
+
+    Args:
+        config: The training's configuration, if known.
+    """
+    model = (config or {}).get("model") or {}
+    if not (model.get("lora") or {}).get("generator"):
+        return None
+    return (model.get("init") or {}).get("generator")
+
+
+def fit_teacher(network: nn.Module | None, config: Mapping[str, Any] | None) -> bool:
+    """Return whether a network has adapters that make the generator from the teacher.
+
+    Args:
+        network: The generator; None if it has no adapters.
+        config: The training's configuration, if known.
+    """
+    return network is not None and bool(adapters(network)) and own_base(config) is None
+
+
+def by_peft(network: nn.Module) -> bool:
+    """Return whether peft loads a network's adapters, since its pipeline does not: PixArt's."""
+    return not hasattr(backbone(network), "load_lora_adapter")
+
+
+def lora_file_name(network: nn.Module, layout: LoRALayout, name: str) -> str:
+    """Return the name of a LoRA file.
+
+    Args:
+        network: The network.
+        layout: The names in it.
+        name: The export's name.
+    """
+    if by_peft(network):
+        return PEFT_FILE
+    return LORA_FILE if layout == "diffusers" else f"{name}.safetensors"
 
 
 def adapters_of(network: nn.Module) -> dict[str, Adapter]:

@@ -81,6 +81,7 @@ def save_single_file(
     metadata: Mapping[str, str],
     weights: Mapping[str, Tensor] | None = None,
     whole: Whole | None = None,
+    prediction_type: str = "epsilon",
 ) -> None:
     """Write a model as one file; one weight at a time is converted in memory.
 
@@ -93,13 +94,18 @@ def save_single_file(
         metadata: The file's metadata.
         weights: The network's weights, if it has only their shapes.
         whole: Loads text encoders that have only shapes, one at a time.
+        prediction_type: What the network predicts. ComfyUI takes SDXL to predict noise, unless an
+            empty tensor says that it predicts v.
 
     Raises:
         UsageError: If a weight has no place in the original layout, or overflows the dtype.
         OSError: If writing fails.
     """
     parts = parts_of(original, network, components, weights, whole)
-    write_safetensors(path, _pending(parts, dtype), metadata)
+    pending = [*_pending(parts, dtype)]
+    if original.v_key and prediction_type == "v_prediction":
+        pending.append(Pending(original.v_key, dtype, (0,), partial(torch.empty, 0, dtype=dtype)))
+    write_safetensors(path, pending, metadata)
 
 
 def _pending(parts: list[Part], dtype: torch.dtype) -> Iterator[Pending]:

@@ -88,18 +88,28 @@ def lora_snippet(
     dtype: str,
     options: Mapping[str, Any],
     missing: Sequence[str] = (),
+    peft: str | None = None,
 ) -> str:
-    """Return code that adds the adapters to the teacher's pipeline."""
+    """Return code that adds the adapters to the teacher's pipeline; peft to a network of it."""
     imports, found = _scheduler(model, scheduler, "DiffusionPipeline")
+    load = f'pipeline.load_lora_weights("{model}", weight_name="{file}")'
+    if peft:
+        imports.append("from peft import PeftModel")
+        load = f"pipeline.{peft} = {peft_call(peft, model)}"
     body = [
         *found,
         "pipeline = DiffusionPipeline.from_pretrained(",
         f'    "{teacher}"{_typed(dtype)}{_none(missing)}',
         ")",
-        f'pipeline.load_lora_weights("{model}", weight_name="{file}")',
+        load,
         f'pipeline.scheduler = {scheduler}.from_pretrained("{model}", subfolder="scheduler")',
     ]
     return "\n".join([*imports, "", *body, *_sampled(num_steps, dtype, options)])
+
+
+def peft_call(network: str, model: str, options: str = "") -> str:
+    """Return the call by which peft adds a folder's adapters to a network of a pipeline."""
+    return f'PeftModel.from_pretrained(pipeline.{network}, "{model}"{options})'
 
 
 def onnx_snippet(

@@ -5,6 +5,7 @@ from sid_lsg.export.comfyui import WORKFLOW
 from sid_lsg.export.facts import Facts, is_hub_id
 from sid_lsg.export.folder import SCHEDULER_CLASS
 from sid_lsg.messages.words import table
+from sid_lsg.networks.lora import LORA_FILE, LORA_FOLDER
 
 _GLOBAL_NOISE = (
     "The pipeline takes only the first step's noise from its `generator`. That of later steps "
@@ -39,7 +40,8 @@ def use(facts: Facts) -> str:
             facts.model, facts.file, teacher, facts.pipeline, *how[:-1]
         )
     elif facts.format == "lora":
-        code = snippets.lora_snippet(facts.model, facts.file, teacher, *how)
+        peft = facts.network[0] if facts.peft else None
+        code = snippets.lora_snippet(facts.model, facts.file, teacher, *how, peft)
     elif facts.format == "network":
         code = snippets.network_snippet(facts.model, teacher, facts.network, *how)
     else:
@@ -86,6 +88,7 @@ def _one_file(facts: Facts) -> str:
         f"`{facts.file}` holds the {facts.network[0]}{parts} under the original names. Sample "
         "without guidance (CFG 1), without a negative prompt, from "
         f"timestep {facts.t_init}. Tools that always start at timestep 999 make other images."
+        + (" The network predicts v." if facts.prediction_type == "v_prediction" else "")
     )
 
 
@@ -102,9 +105,12 @@ def _files(facts: Facts) -> str:
         "lora": {f"`{facts.file}`": "the adapters, for the teacher", **noise},
         "onnx": {"`generator.onnx`": "onnxruntime", "`tokenizer/`": "tokenizers"},
     }[facts.format]
+    if facts.format == "lora" and facts.peft:
+        rows["`adapter_config.json`"] = "peft"
     if facts.has_lora:
-        rows["`lora/`"] = (
-            "the same generator as adapters of the teacher: "
-            f'`load_lora_weights("{facts.model}", subfolder="lora")`'
-        )
+        where = f', subfolder="{LORA_FOLDER}"'
+        call = f'load_lora_weights("{facts.model}"{where}, weight_name="{LORA_FILE}")'
+        if facts.peft:
+            call = snippets.peft_call(network, facts.model, where)
+        rows[f"`{LORA_FOLDER}/`"] = f"the same generator as adapters of the teacher: `{call}`"
     return table(["file", "what it is, or what reads it"], [[*row] for row in rows.items()])

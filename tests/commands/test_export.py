@@ -6,6 +6,7 @@ import re
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers.utils.dynamic_modules_utils as dynamic_modules
@@ -455,6 +456,9 @@ class Hub:
         self.calls.append(("create_repo", {"repo_id": repo_id, **options}))
         if self.failure:
             raise self.failure
+
+    def repo_info(self, repo_id: str) -> Any:
+        return SimpleNamespace(private=self.calls[0][1]["private"])
 
     def upload_folder(self, **options: Any) -> None:
         assert (Path(options["folder_path"]) / "model_index.json").is_file()

@@ -1,8 +1,11 @@
 """The workflow's sampler and noise levels give the generator's own images."""
 
+import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from sid_lsg.export.comfyui import sigmas, workflow
+from sid_lsg.export.comfyui import differences, sigmas, workflow
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.choices import Noise
 from sid_lsg.method.sampling import seeded_noises
@@ -50,8 +53,10 @@ def comfyui_sample(
     return x
 
 
-def comfyui_denoiser(teacher: Teacher) -> Denoiser:
+def comfyui_denoiser(teacher: Teacher, nodes: dict[str, Any]) -> Denoiser:
     """Return x_0 of a noisy latent as ComfyUI computes it, with the nearest timestep."""
+    model = nodes[nodes["5"]["inputs"]["model"][0]]
+    sampling = model["inputs"].get("sampling", "eps")  # without ModelSamplingDiscrete
     condition = teacher.encode_prompts(PROMPTS)
     if "flow" in teacher.schedule.prediction_type:
 
@@ -67,7 +72,9 @@ def comfyui_denoiser(teacher: Teacher) -> Denoiser:
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         t = (known - torch.tensor(sigma).log()).abs().argmin().expand(len(x))
-        return x - sigma * teacher.predict(teacher.network, x / (1 + sigma**2) ** 0.5, t, condition)
+        scale = (1 + sigma**2) ** 0.5
+        output = teacher.predict(teacher.network, x / scale, t, condition)
+        return x / scale**2 - output * sigma / scale if sampling != "eps" else x - sigma * output
 
     return denoise
 
@@ -85,9 +92,66 @@ def test_the_workflow_samples_the_generator(
     t_init = 999 if flow else 625
     nodes = workflow("g.safetensors", teacher, t_init, num_steps, noise)
     noises = seeded_noises(SEEDS, teacher.latent_shape, num_steps)
-    found = comfyui_sample(nodes, comfyui_denoiser(teacher), noises, flow)
+    found = comfyui_sample(nodes, comfyui_denoiser(teacher, nodes), noises, flow)
     ours = teacher.generate(teacher.network, PROMPTS, SEEDS, t_init, num_steps, noise)
     assert (found - ours).norm() / ours.norm() < 1e-4
+
+
+def predicting_v(folder: str | Path, root: Path) -> Teacher:
+    """Load a copy of a model whose scheduler says that it predicts v."""
+    copied = Path(shutil.copytree(folder, root / "v"))
+    path = copied / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "v_prediction"}))
+    return families.load(str(copied))
+
+
+@pytest.mark.parametrize("family", ["tiny_sd", "sdxl"])
+@torch.no_grad()
+def test_the_workflow_tells_that_a_generator_predicts_v(
+    family: str, tiny_sd: str, tmp_path: Path
+) -> None:
+    teacher = predicting_v(tiny_sd if family == "tiny_sd" else TINY[family].folder, tmp_path)
+    nodes = workflow("g.safetensors", teacher, 625, 2, "fresh")
+    joined(nodes)
+    noises = seeded_noises(SEEDS, teacher.latent_shape, 2)
+    found = comfyui_sample(nodes, comfyui_denoiser(teacher, nodes), noises, flow=False)
+    ours = teacher.generate(teacher.network, PROMPTS, SEEDS, 625, 2)
+    assert (found - ours).norm() / ours.norm() < 1e-4
+
+
+def test_one_file_of_stable_diffusion_1_cannot_tell_that_it_predicts_v(
+    tiny_sd: str, tmp_path: Path
+) -> None:
+    teacher = predicting_v(tiny_sd, tmp_path)
+    (found,) = differences(teacher, "single-file", "mine.safetensors")
+    assert found.startswith("--format single-file: this generator predicts v")
+    assert "mine.yaml" in found
+    assert "ModelSamplingDiscrete" in found
+    assert not differences(teacher, "comfyui", "mine.safetensors")
+    assert not differences(families.load(tiny_sd), "single-file", "mine.safetensors")
+    other = predicting_v(TINY["sdxl"].folder, tmp_path / "other")
+    assert not differences(other, "single-file", "mine.safetensors")
+
+
+@pytest.mark.parametrize(("family", "tokens"), [("sd3", 77), ("flux", 256)])
+def test_another_number_of_tokens_than_comfyuis_is_named(family: str, tokens: int) -> None:
+    teacher = families.load(str(TINY[family].folder))
+    own = teacher.max_sequence_length
+    (found,) = differences(teacher, "comfyui", "mine.safetensors")
+    assert f"ComfyUI gives {tokens} tokens of T5, and this generator reads {own}" in found
+    assert f"--model.text.max_sequence_length {tokens} in the training" in found
+    teacher.max_sequence_length = tokens
+    assert not differences(teacher, "comfyui", "mine.safetensors")
+
+
+def test_without_t5_comfyui_gives_none_of_its_tokens() -> None:
+    teacher = families.load(str(TINY["sd3"].folder))
+    teacher.missing_parts = ("text_encoder_3", "tokenizer_3")
+    teacher.max_sequence_length = 77
+    (found,) = differences(teacher, "single-file", "mine.safetensors")
+    assert "ComfyUI gives no tokens of T5" in found
+    teacher.max_sequence_length = 0
+    assert not differences(teacher, "single-file", "mine.safetensors")
 
 
 def test_flux_gets_its_guidance_from_a_node() -> None:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.constants
@@ -22,6 +23,14 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     with fake_hub() as found:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", found.url)
+        ask = huggingface_hub.HfApi.repo_info
+
+        def repo_info(api: Any, repo_id: str, **options: Any) -> Any:
+            if repo_id not in found.repositories:
+                return ask(api, repo_id, **options)
+            return SimpleNamespace(private=found.repositories[repo_id])
+
+        monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
         yield found
 
 
@@ -51,6 +60,19 @@ def test_a_repository_that_exists_gets_another_commit(hub: FakeHub, folder: Path
     for _ in range(2):
         push(folder, "me/mine", private=False)
     assert hub.repositories == {"me/mine": False}
+    assert len(hub.commits) == 2
+
+
+def test_a_public_repository_gets_nothing_private(hub: FakeHub, folder: Path) -> None:
+    push(folder, "me/mine", private=False)
+    with pytest.raises(
+        UsageError, match=r"^--private true: 'me/mine' exists .* is public"
+    ) as found:
+        push(folder, "me/mine", private=True)
+    assert str(folder) in str(found.value)
+    assert len(hub.commits) == 1
+    hub.repositories["me/mine"] = True
+    push(folder, "me/mine", private=True)
     assert len(hub.commits) == 2
 
 

@@ -17,7 +17,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from sid_lsg.export.folder import save_pipeline
 from sid_lsg.generation.models import load_model
+from sid_lsg.teachers import families
 from sid_lsg.teachers.stable_diffusion import StableDiffusion
+from tests.helpers.tiny_families import FAMILIES
 
 ENCODER = "text_encoder/model.safetensors"
 # The oldest releases that an export is for.
@@ -31,6 +33,17 @@ images = pipeline("a red cat <mycat>", num_inference_steps=1, guidance_scale=0, 
                   generator=torch.Generator().manual_seed(0)).images
 torch.save(images, sys.argv[2])
 """
+TOKENIZE = """
+import json, pathlib, sys, transformers
+ids = []
+for folder in map(pathlib.Path, sys.argv[1:]):
+    for name, found in json.loads((folder / "model_index.json").read_text()).items():
+        if name.startswith("tokenizer"):
+            tokenizer = getattr(transformers, found[1]).from_pretrained(folder / name)
+            ids.append(tokenizer("a red cat").input_ids)
+print(json.dumps(ids))
+"""
+ONE_FILE = {"sd3": "tokenizer_3", "pixart": "tokenizer", "sana": "tokenizer"}  # tokenizer.json
 
 
 def without_prefix(folder: Path) -> None:
@@ -129,6 +142,48 @@ def with_tokens(small_sd: str, folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def one_file(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Export families with a tokenizer that is saved as tokenizer.json alone."""
+    root = tmp_path_factory.mktemp("one_file")
+    for name in ONE_FILE:
+        teacher = families.load(str(FAMILIES[name].folder))
+        save_pipeline(teacher, teacher.network, root / name, 999)
+    return {name: root / name for name in ONE_FILE}
+
+
+def test_tokenizers_of_one_file_are_of_the_class_that_reads_it(one_file: dict[str, Path]) -> None:
+    for family, name in ONE_FILE.items():
+        index = json.loads((one_file[family] / "model_index.json").read_text())
+        config = json.loads((one_file[family] / name / "tokenizer_config.json").read_text())
+        expected = "GemmaTokenizerFast" if family == "sana" else "T5TokenizerFast"
+        assert index[name] == ["transformers", expected]
+        assert config["tokenizer_class"] == expected
+        families.load(str(one_file[family]))
+    index = json.loads((one_file["sd3"] / "model_index.json").read_text())
+    assert index["tokenizer"] == index["tokenizer_2"] == ["transformers", "CLIPTokenizer"]
+    model = json.loads((one_file["sana"] / "tokenizer/tokenizer.json").read_text())["model"]
+    assert {type(merge) for merge in model["merges"]} == {str}
+
+
+@pytest.fixture(scope="module")
+def early(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the python of an environment with early releases."""
+    return environment(tmp_path_factory.mktemp("early") / "environment")
+
+
+def run(python: Path, *arguments: str | Path) -> str:
+    ended = subprocess.run([python, "-c", *arguments], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return ended.stdout
+
+
+@pytest.mark.slow
+def test_tokenizers_load_in_early_releases(early: Path, one_file: dict[str, Path]) -> None:
+    found = run(early, TOKENIZE, *one_file.values())
+    assert json.loads(found) == json.loads(run(Path(sys.executable), TOKENIZE, *one_file.values()))
+
+
 def environment(folder: Path) -> Path:
     """Make an environment with early releases, and only torch from ours; return its python."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
@@ -150,14 +205,10 @@ def environment(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_exports_load_in_early_releases(small_sd: str, tmp_path: Path) -> None:
+def test_exports_load_in_early_releases(early: Path, small_sd: str, tmp_path: Path) -> None:
     """Images of an early release's pipeline equal today's."""
     folder = export(with_tokens(small_sd, tmp_path / "teacher"), tmp_path / "export")
-    python = environment(tmp_path / "environment")
     out = tmp_path / "images.pt"
-    ended = subprocess.run(
-        [python, "-c", SAMPLE, folder, out], capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    run(early, SAMPLE, folder, out)
     ours = load_model(str(folder), "pipeline", 1, 0.0).sample(["a red cat <mycat>"], [0])
     torch.testing.assert_close(torch.load(out) * 2 - 1, ours, rtol=0, atol=1e-4)

@@ -121,6 +121,24 @@ def test_diffusers_reads_every_weight_back(family: str, tiny_sd: str, tmp_path: 
     assert torch.equal(sampled(read), sampled(pipeline))
 
 
+def test_a_file_of_sdxl_says_that_it_predicts_v(tiny_sd: str, tmp_path: Path) -> None:
+    pipeline = stable_diffusion_xl(tiny_sd)
+    pipeline.save_pretrained(tmp_path / "folder")
+    parts = original("sdxl"), pipeline.unet, pipeline.components, torch.float16, {}
+    for kind in ("epsilon", "v_prediction"):
+        path = tmp_path / f"{kind}.safetensors"
+        save_single_file(path, *parts, prediction_type=kind)
+        with safe_open(path, "pt") as file:
+            assert ("v_pred" in file.keys()) == (kind == "v_prediction")  # noqa: SIM118
+            if kind == "v_prediction":
+                assert file.get_tensor("v_pred").shape == (0,)
+    read = type(pipeline).from_single_file(str(path), config=str(tmp_path / "folder"))
+    expected = pipeline.unet.half().state_dict()
+    assert all(
+        torch.equal(value, expected[key]) for key, value in read.unet.half().state_dict().items()
+    )
+
+
 def sampled(pipeline: DiffusionPipeline) -> Tensor:
     pipeline.set_progress_bar_config(disable=True)
     images: Tensor = pipeline(

@@ -45,6 +45,18 @@ def test_sampling_stays_in_float32_with_16_bit_text_encoders(folder: Path) -> No
         assert (found - expected).abs().max() < 0.02 * expected.abs().max()
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompts_are_encoded_some_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = families.load(str(FAMILIES[name].folder))
+    tokens = teacher.tokenize(["a red cat", "", "two dogs on a log"])
+    whole = teacher.condition_on(tokens)
+    monkeypatch.setattr("sid_lsg.teachers.base._AT_ONCE", 2)
+    parts = teacher.condition_on(tokens)
+    assert parts.keys() == whole.keys()
+    for key, value in whole.items():
+        torch.testing.assert_close(parts[key], value)
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 @pytest.mark.slow
 def test_another_familys_autoencoder_is_told_by_its_scale(

@@ -40,6 +40,8 @@ class Original:
         lora_names: Whose names kohya uses in LoRA files: "diffusers" or "original".
         comfyui_lora: The layout of LoRA files that ComfyUI reads.
         beside: The files of their own, by the network's configuration.
+        v_key: The name of an empty tensor by which ComfyUI knows that a network predicts v.
+        t5_tokens: The number of T5's tokens that ComfyUI gives for a short prompt.
     """
 
     architecture: str
@@ -49,6 +51,8 @@ class Original:
     lora_names: str = "original"
     comfyui_lora: LoRALayout = "diffusers"
     beside: Callable[[Mapping[str, Any]], Beside] | None = None
+    v_key: str | None = None
+    t5_tokens: int | None = None
 
 
 def _flux2_files(config: Mapping[str, Any]) -> Beside:
@@ -87,6 +91,7 @@ ORIGINALS: Mapping[str, Original] = {
             "text_encoder_2": ("conditioner.embedders.1.model.", OPEN_CLIP),
         },
         comfyui_lora="kohya",
+        v_key="v_pred",
     ),
     "sd3": Original(
         "stable-diffusion-v3",
@@ -97,9 +102,14 @@ ORIGINALS: Mapping[str, Original] = {
             "text_encoder_2": ("text_encoders.clip_g.transformer.", CLIP),
             "text_encoder_3": _T5,
         },
+        t5_tokens=77,
     ),
     "flux": Original(
-        "flux-1-dev", transformers.flux, "vae.", {"text_encoder": _CLIP_L, "text_encoder_2": _T5}
+        "flux-1-dev",
+        transformers.flux,
+        "vae.",
+        {"text_encoder": _CLIP_L, "text_encoder_2": _T5},
+        t5_tokens=256,
     ),
     "flux2": Original("flux-2", transformers.flux2, beside=_flux2_files),
     "z-image": Original("z-image", transformers.z_image, beside=lambda _: _Z_IMAGE_FILES),
