@@ -5,6 +5,7 @@ renews the documentation. Headers of the configs are written by hand; the tests 
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
             files = (CONFIGS / "lsg.yaml", path, CONFIGS / "trainer" / f"{trainer}.yaml")
             args = [f"--config={file}" for file in files]
             args += [f"--model.resolution={resolution}", *options]
+            said = re.search(r"--model.micro_batch_size \d+", path.read_text())  # for adapters
+            args += said[0].split() if said and options == LORA else []
             config = FitOptions(estimate, Estimate, args).config
             model, card = config.model, Estimate(gpu=gpu)
             teacher = teacher or outline(model.teacher, resolution=resolution)
