@@ -13,7 +13,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from sid_lsg.distributed.failures import place_of, watch
 from sid_lsg.messages.errors import UsageError
 
-_LOOK = 0.05  # seconds between two looks at the store
+_SHORTEST, _LONGEST_NAP = 0.002, 0.25  # seconds between two looks at the store
+_SHARE = 0.02  # of the time waited so far
 _meetings = count()
 _LONGEST = timedelta(days=1)  # processes wait for the slowest one's images; failures are shared
 
@@ -61,11 +62,13 @@ def meet() -> None:
     if processes == 1:
         return
     store, key = dist.distributed_c10d._get_default_store(), f"sid_lsg/meeting {next(_meetings)}"
+    begin = time.monotonic()
     for step in ("come", "gone"):
         store.add(f"{key} {step}", 1)
         # The first process may host the store: it stays until the others have looked.
         while (rank == 0 or step == "come") and store.add(f"{key} {step}", 0) < processes:
-            time.sleep(_LOOK)
+            # Often at first: what follows, such as pointing to a new file, should not wait.
+            time.sleep(min(max(_SHARE * (time.monotonic() - begin), _SHORTEST), _LONGEST_NAP))
 
 
 def check_enough(images: int, option: str) -> None:
