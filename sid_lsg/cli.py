@@ -9,7 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from importlib import import_module
 
 from sid_lsg import __doc__ as project
@@ -126,14 +126,14 @@ def _call(name: str, rest: Sequence[str], arguments: Sequence[str]) -> None:
 @contextmanager
 def _sharing_failures(name: str) -> Iterator[None]:
     """End all processes of a run when one of them fails within the context."""
-    launched = name == "fit" and _LAUNCHED & os.environ.keys()
-    with import_module(_FAILURES).sharing_failures() if launched else nullcontext():
-        try:
-            yield
-        except BaseException as error:
-            if module := sys.modules.get(_FAILURES):
-                module.tell(error)
-            raise
+    if name == "fit" and _LAUNCHED & os.environ.keys():
+        import_module(_FAILURES).watch_launched()
+    try:
+        yield
+    except BaseException as error:
+        if module := sys.modules.get(_FAILURES):
+            module.tell(error)
+        raise
 
 
 def _check_command(name: str) -> None:

@@ -10,9 +10,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent import futures
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -203,28 +203,21 @@ def complete(work: "futures.Future[Any]") -> None:
     _works[:] = [work]
 
 
-@contextmanager
-def sharing_failures() -> Iterator[None]:
-    """End all processes when one of them leaves this context with an error of its own.
-
-    The first error is raised; later ones, which mostly follow from it, end without a message.
-    Errors that all processes raise together (`SharedError`, `TrainingStopped`, and `Interrupted`
-    after an iteration) end each of them in its own time.
-    """
+def watch_launched() -> None:
+    """Watch for failures of the other processes if a launcher has started this one."""
     if place := _place():
         watch(place)
-    try:
-        yield
-    except BaseException as error:
-        tell(error)
-        raise
 
 
 def tell(error: BaseException) -> None:
     """Tell the other processes of an error that ends this one, if they watch for failures.
 
+    Errors that all processes raise together (`SharedError`, `TrainingStopped`, and `Interrupted`
+    after an iteration) end each of them in its own time.
+
     Raises:
-        SystemExit: If another process has told of an error before; this one's is not shown then.
+        SystemExit: If another process has told of an error before. Later errors mostly follow from
+            the first one, and are not shown.
     """
     if not share_failure(error):
         raise SystemExit(_status(error)) from None

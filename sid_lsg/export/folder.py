@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sid_lsg.distributed.sharding import skeleton
 from sid_lsg.export.names import complete_tokenizer, name_tokenizers, rename_weights, write_json
-from sid_lsg.export.weights import overflow, save_weights
+from sid_lsg.export.weights import converted, save_weights
 from sid_lsg.method.choices import Noise
 from sid_lsg.teachers.base import Teacher, backbone
 
@@ -123,17 +123,10 @@ def _converted(network: Any, dtype: torch.dtype, is_ours: bool) -> Any:
     """Return the network if it has this dtype, else a converted copy on the CPU; convert ours."""
     if network.dtype == dtype:
         return network
-    converted = network if is_ours else skeleton(network)
-    state = {name: _in(dtype, name, value) for name, value in network.state_dict().items()}
-    converted.load_state_dict(state, assign=True)
-    return converted
-
-
-def _in(dtype: torch.dtype, name: str, value: Tensor) -> Tensor:
-    found = value.to("cpu", dtype if value.is_floating_point() else value.dtype)
-    if not found.isfinite().all():
-        raise overflow(name, dtype)
-    return found
+    copied = network if is_ours else skeleton(network)
+    weights = network.state_dict().items()
+    copied.load_state_dict({n: converted(n, w.cpu(), dtype) for n, w in weights}, assign=True)
+    return copied
 
 
 def _complete(folder: Path, scheduler: Any) -> None:

@@ -53,13 +53,21 @@ def save_weights(
 
 
 def _made(weights: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
-    made = weights[name]
-    if not made.is_floating_point():
-        return made
-    made = made.to(dtype)
-    if not made.isfinite().all():
+    return converted(name, weights[name], dtype)
+
+
+def converted(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a weight in a dtype; integers are unchanged.
+
+    Raises:
+        UsageError: If it overflows the dtype.
+    """
+    if not value.is_floating_point():
+        return value
+    value = value.to(dtype)
+    if not value.isfinite().all():
         raise overflow(name, dtype)
-    return made
+    return value
 
 
 def overflow(name: str, dtype: torch.dtype) -> UsageError:

@@ -10,7 +10,12 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    ModelParallelStrategy,
+    Strategy,
+    StrategyRegistry,
+)
 from torch import nn
 from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
@@ -24,7 +29,15 @@ from sid_lsg.networks.adapted import Adapted
 from sid_lsg.teachers.base import backbone, set_autocast
 
 
-class MultiNetDDPStrategy(DDPStrategy):
+class _Patient(Strategy):
+    """A strategy whose processes wait for a checkpoint as long as its writing takes."""
+
+    def barrier(self, name: str | None = None) -> None:
+        """Wait for all processes."""
+        meet() if name == WRITTEN else super().barrier(name)
+
+
+class MultiNetDDPStrategy(_Patient, DDPStrategy):
     """DDP without the `DistributedDataParallel` wrapper.
 
     The wrapper reduces both networks' gradients in every backward pass and holds a copy of them.
@@ -37,12 +50,8 @@ class MultiNetDDPStrategy(DDPStrategy):
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             dist.broadcast(tensor.detach(), src=0)
 
-    def barrier(self, *args: Any, **kwargs: Any) -> None:
-        """Wait for all processes; for a checkpoint that one of them writes, as long as it takes."""
-        meet() if WRITTEN in args else super().barrier(*args, **kwargs)
 
-
-class FSDP2Strategy(ModelParallelStrategy):
+class FSDP2Strategy(_Patient, ModelParallelStrategy):
     """Shard all networks and optimizers over the processes (FSDP2).
 
     From both kinds of checkpoints, a run can resume with any other strategy and number of
@@ -85,10 +94,6 @@ class FSDP2Strategy(ModelParallelStrategy):
         if self.precision_plugin.precision == "bf16-mixed":
             self._half, self.precision_plugin = True, Precision()
         super().setup_environment()
-
-    def barrier(self, name: str | None = None) -> None:
-        """Wait for all processes; for a checkpoint that one of them writes, as long as it takes."""
-        meet() if name == WRITTEN else super().barrier(name)
 
     def shard(self, network: nn.Module) -> None:
         """Shard a network, unless it is sharded already.
