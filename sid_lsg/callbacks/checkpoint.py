@@ -47,6 +47,7 @@ class Checkpoint(Saver, ModelCheckpoint):
     _good_step = -1  # the iteration that was found healthy
     _becomes_good = False  # whether the checkpoint that is being written will be good.ckpt
     _has_good = False  # whether this run has written good.ckpt
+    _found_as_last = ""  # the path that `last` stands for
 
     def __init__(
         self,
@@ -128,6 +129,8 @@ class Checkpoint(Saver, ModelCheckpoint):
         self._time = time.monotonic()
         if trainer.ckpt_path:
             self._saving.newest = str(trainer.ckpt_path)
+            if self._saving.newest != self._found_as_last:
+                self._saving.spared = trainer.ckpt_path
             if self._newest_is_here():
                 self._saving.step = trainer.global_step
             for logger in trainer.loggers:
@@ -327,4 +330,5 @@ class Checkpoint(Saver, ModelCheckpoint):
                 f"--ckpt_path last: {'; '.join(found.passed_over)}. The run continues from "
                 f"{str(found.path.resolve())!r}."
             )
-        return {str(found.path)}
+        self._found_as_last = str(found.path)
+        return {self._found_as_last}

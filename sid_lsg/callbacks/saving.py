@@ -41,11 +41,13 @@ class Saving:
         names: The names of the kept files, oldest first.
         step: The iteration of the newest complete checkpoint; -1 for none.
         newest: Its path; "" for none.
+        spared: The path that --ckpt_path names, which is never deleted; None for none or `last`.
     """
 
     def __init__(self, keep: int) -> None:
         self.keep, self.names = keep, list[str]()
         self.step, self.newest = -1, ""
+        self.spared: str | Path | None = None
         self._attempt: _Attempt | None = None
 
     @property
@@ -82,7 +84,7 @@ class Saving:
             if self.keep:
                 on_first(trainer, point, folder / LAST, path)
             for name in old:
-                on_first(trainer, delete, folder / name, trainer.ckpt_path)
+                on_first(trainer, delete, folder / name, self.spared)
 
         what, later = write(trainer, path, then, background)
         if later:

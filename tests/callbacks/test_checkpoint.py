@@ -83,6 +83,20 @@ def test_last_is_the_newest_checkpoint_after_a_moved_run_continued(
     assert links == {"last.ckpt": "0000005.ckpt"}
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_checkpoint_without_last_is_deleted_like_others_unless_it_is_named(
+    small_sd: str, files: Files, earlier: Path, named: bool
+) -> None:
+    """A run can be killed after its first checkpoint is written, and before last.ckpt names it."""
+    folder = earlier / "checkpoints"
+    for name in ("last.ckpt", "0000003.ckpt"):
+        (folder / name).unlink()
+    path = str(folder / "0000004.ckpt") if named else "last"
+    fit(small_sd, files, earlier, Checkpoint(keep=1), max_steps=STEPS + 1, ckpt_path=path)
+    kept = ["0000004.ckpt"] * named
+    assert sorted(p.name for p in folder.iterdir()) == [*kept, "0000005.ckpt", "last.ckpt"]
+
+
 @pytest.mark.slow
 def test_continuing_keeps_logged_rows(
     small_sd: str, files: Files, run: Run, tmp_path: Path
