@@ -13,7 +13,7 @@ from sid_lsg.costs.plan import PlannedRun
 from sid_lsg.distributed.sharding import blocks
 from sid_lsg.method.post_hoc_ema import WIDTHS
 from sid_lsg.networks.adapted import Adapted
-from sid_lsg.teachers.base import backbone
+from sid_lsg.teachers.precision import backbone
 from sid_lsg.teachers.remembered import AT_ONCE
 from sid_lsg.training.optimizer_options import MakeOptimizer
 

@@ -23,7 +23,8 @@ from sid_lsg.optimizers.adam import AdamWithoutMomentum
 from sid_lsg.options.lora import LoRA
 from sid_lsg.options.text import Text
 from sid_lsg.options.training import EMA, Adapters, Compute, InitialWeights, Memory
-from sid_lsg.teachers.base import Teacher, backbone, linear_layers, set_autocast
+from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.precision import backbone, linear_layers, set_autocast
 from sid_lsg.training.optimizer_options import MakeOptimizer
 
 

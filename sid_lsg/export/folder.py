@@ -13,7 +13,8 @@ from sid_lsg.distributed.sharding import skeleton
 from sid_lsg.export.names import complete_tokenizer, name_tokenizers, rename_weights, write_json
 from sid_lsg.export.weights import converted, save_weights
 from sid_lsg.method.choices import Noise
-from sid_lsg.teachers.base import Teacher, backbone
+from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.precision import backbone
 
 SCHEDULER_CLASS = "SiDScheduler"
 SCHEDULER_MODULE = "sid_lsg_scheduler"  # the file's name in a folder's scheduler/

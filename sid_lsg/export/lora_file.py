@@ -18,7 +18,7 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.adapted import adapters
 from sid_lsg.networks.lora import LORA_FILE, scale
 from sid_lsg.options.choices import LoRALayout
-from sid_lsg.teachers.base import backbone
+from sid_lsg.teachers.precision import backbone
 
 PEFT_FILE = "adapter_model.safetensors"  # peft's name
 

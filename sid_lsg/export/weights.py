@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sid_lsg.files.streaming import Pending, write_safetensors
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.lora import Merged
-from sid_lsg.teachers.base import backbone
+from sid_lsg.teachers.precision import backbone
 
 _FILE = "diffusion_pytorch_model.safetensors"  # diffusers' name
 

@@ -22,7 +22,8 @@ from sid_lsg.options.lora import LoRA
 from sid_lsg.options.method import Method
 from sid_lsg.options.text import Text
 from sid_lsg.teachers import families
-from sid_lsg.teachers.base import FLOAT32, IN_FILES, Teacher, backbone
+from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.precision import FLOAT32, IN_FILES, backbone
 
 _EMA = "ema."  # prefix of the generator's EMA in a checkpoint
 

@@ -26,6 +26,7 @@ from sid_lsg.messages.errors import UsageError
 
 _DATA = "WANDB_DATA_DIR"
 service_died = False  # wandb then blocks the end of the program
+_ONLINE = re.compile(r"run-\d{8}_\d{6}-(.+)")  # the folder of an online run, with its id
 _PATIENCE = 4.0  # seconds to wait for any answer from W&B's server
 
 
@@ -63,7 +64,7 @@ class WandbLogger(LightningWandbLogger):
             save_dir: Parent of the folder `wandb`; a relative path starts at the run directory.
             offline: Log only to this folder, for `wandb sync` later.
             id: W&B id of a run to continue. By default a resumed run (--ckpt_path) continues its
-                W&B run if that was online.
+                last W&B run that was online.
         """
         super().__init__(
             project=project,
@@ -178,15 +179,17 @@ class WandbLogger(LightningWandbLogger):
             return wandb.init(**options)
 
     def _earlier_run(self) -> str | None:
-        """Return the id of the run directory's online run; only a resumed run has one.
+        """Return the id of the run directory's newest online run; only a resumed run has one.
 
         An offline run is not continued: when both parts are sent, the second would replace the
         first.
         """
         folder = Path(self._save_dir)
-        latest = (folder / "wandb" / "latest-run").resolve().name
-        found = re.fullmatch(r"run-\d{8}_\d{6}-(.+)", latest)
-        return found[1] if found and (folder / CONFIG).is_file() else None
+        if not (folder / CONFIG).is_file():
+            return None
+        names = sorted(path.name for path in (folder / "wandb").glob("run-*"))
+        found = [match[1] for name in names if (match := _ONLINE.fullmatch(name))]
+        return found[-1] if found else None
 
 
 def _requested_mode() -> str | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sid_lsg.options.lora import LoRA
-from sid_lsg.teachers.base import backbone
+from sid_lsg.teachers.precision import backbone
 
 _NAME = "default"  # peft's name of a network's only adapter, which checkpoints contain
 _SHARED = "_shared_base"  # the attribute of a network that refers to its `SharedBase`

@@ -13,7 +13,8 @@ from sid_lsg.networks.buffers import copied
 from sid_lsg.networks.lora import adapt
 from sid_lsg.options.lora import LoRA
 from sid_lsg.teachers.assembled import load_part
-from sid_lsg.teachers.base import Teacher, linear_layers
+from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.precision import linear_layers
 
 # Fields of a network that may differ from the teacher's: its size, and how it is trained.
 _FREE = ("sample_size", "dropout", "upcast_attention")

@@ -20,7 +20,7 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.adapted import Adapted, adapters, shared_base, without_changes
 from sid_lsg.networks.buffers import copied
 from sid_lsg.options.lora import LoRA, check_options
-from sid_lsg.teachers.base import backbone
+from sid_lsg.teachers.precision import backbone
 
 LORA_FOLDER = "lora"  # in an exported folder
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for

@@ -14,7 +14,8 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.adapted import adapters, enable_checkpointing
 from sid_lsg.options.text import Text, TextPrecision
 from sid_lsg.options.training import Adapters, EMADevice, FrozenPrecision
-from sid_lsg.teachers.base import Dtypes, Teacher, backbone, in_8_bits, linear_layers, set_autocast
+from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.precision import Dtypes, backbone, in_8_bits, linear_layers, set_autocast
 
 
 def loaded_dtypes(frozen: FrozenPrecision, lora: Adapters, text: TextPrecision) -> Dtypes:

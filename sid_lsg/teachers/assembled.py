@@ -17,10 +17,11 @@ from sid_lsg.files.weight_by_weight import load_weight_by_weight
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.conditioning import Conditioning, expand
 from sid_lsg.teachers.autoencoder import decode, encode, foreign_scale
-from sid_lsg.teachers.base import FLOAT32, Dtypes, Teacher, linear_layers
+from sid_lsg.teachers.base import Teacher
 from sid_lsg.teachers.checks import Fields, refuse_problem
 from sid_lsg.teachers.configs import config_problem
 from sid_lsg.teachers.layout import locate_parts
+from sid_lsg.teachers.precision import FLOAT32, Dtypes, linear_layers
 from sid_lsg.teachers.tokenizers import tokenizers_problem
 from sid_lsg.teachers.untrained import Architecture, configured, untrained
 

@@ -6,9 +6,9 @@ flow-matching transformer), write a subclass in a new file and add a line to `fa
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,16 @@ from sid_lsg.method.conditioning import Conditioning
 from sid_lsg.method.guidance import Rescale, sampling_evaluations
 from sid_lsg.method.sampling import denoiser, sample, seeded_noises
 from sid_lsg.method.schedule import Schedule
-from sid_lsg.teachers.remembered import Remembered
+from sid_lsg.teachers.precision import (
+    FLOAT32,
+    Dtypes,
+    autocast_dtype,
+    backbone,
+    in_8_bits,
+    linear_layers,
+    without_float16,
+)
+from sid_lsg.teachers.remembered import Remembered, drop_weights
 
 Tokens = dict[str, Tensor]
 """A tokenizer's output: named tensors, with one row per prompt."""
@@ -26,88 +35,7 @@ Tokens = dict[str, Tensor]
 Tokenize = Callable[[Sequence[str]], Tokens]
 
 
-class Dtypes(NamedTuple):
-    """Dtypes in which a teacher's weights are loaded, without a copy in another one.
-
-    Attributes:
-        network: Of the network's linear and convolution layers; its other weights are float32. None
-            leaves the weights in their files until they are used.
-        text: Of the text encoders; int8 for 8-bit weights of their linear layers. None makes them
-            without weights: `Teacher.whole_part` loads them.
-    """
-
-    network: torch.dtype | None = torch.float32
-    text: torch.dtype | None = torch.float32
-
-
-FLOAT32 = Dtypes()
-IN_FILES = Dtypes(None, None)
-
-
-def linear_layers(module: nn.Module) -> Iterator[nn.Linear | nn.Conv2d]:
-    """Yield the linear and convolution layers, which mixed precision runs in 16 bits."""
-    return (layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d))
-
-
-def in_8_bits(part: nn.Module) -> bool:
-    """Return whether a text encoder has 8-bit weights of bitsandbytes."""
-    return any(getattr(module, "is_loaded_in_8bit", False) for module in part.modules())
-
-
-def drop_weights(part: nn.Module) -> None:
-    """Free a text encoder's weights; it keeps only their shapes.
-
-    Moving it to the meta device would fail for weights of bitsandbytes, whose layers also hold
-    their scales.
-    """
-    for module in part.modules():
-        for name, p in module._parameters.items():
-            if p is not None:
-                empty = torch.empty(p.shape, dtype=p.dtype, device="meta")
-                module._parameters[name] = nn.Parameter(empty, requires_grad=False)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = buffer.to("meta")
-        vars(module).pop("state", None)
-
-
-def backbone(network: nn.Module) -> nn.Module:
-    """Return the network whose layers compute: the base of one with adapters, else itself."""
-    base: nn.Module = getattr(network, "base", network)
-    return base
-
-
 _AT_ONCE = 64  # prompts that are encoded at a time; Qwen 2.5 VL takes 75 MiB for each
-_AUTOCAST = "_autocast"  # the attribute of a network with what `set_autocast` gave
-
-
-def set_autocast(network: nn.Module, dtype: torch.dtype | None) -> None:
-    """Let a network compute in mixed precision, with 16 bits in linear and convolution layers.
-
-    The dtype of its weights does not tell: some may be stored in 16 bits, and a sharded network's
-    have another dtype while they are gathered.
-    """
-    vars(backbone(network))[_AUTOCAST] = dtype
-
-
-def autocast_dtype(network: nn.Module) -> torch.dtype | None:
-    """Return the dtype that `set_autocast` gave, or None."""
-    found: torch.dtype | None = vars(backbone(network)).get(_AUTOCAST)
-    return found
-
-
-@contextmanager
-def without_float16() -> Iterator[None]:
-    """Switch autocast off within the context if it computes in float16.
-
-    The activations of T5, Gemma 2 and SDXL's autoencoder overflow float16.
-    """
-    with ExitStack() as stack:
-        for device in ("cpu", "cuda"):
-            enabled = torch.is_autocast_enabled(device)
-            if enabled and torch.get_autocast_dtype(device) == torch.float16:
-                stack.enter_context(torch.autocast(device, enabled=False))
-        yield
 
 
 class Architecture(Protocol):

@@ -13,8 +13,9 @@ from torch import nn
 
 from sid_lsg.files.sources import ARCHITECTURE, locate
 from sid_lsg.messages.errors import UsageError
-from sid_lsg.teachers.base import FLOAT32, Dtypes, Teacher
+from sid_lsg.teachers.base import Teacher
 from sid_lsg.teachers.layout import read_index
+from sid_lsg.teachers.precision import FLOAT32, Dtypes
 
 FAMILIES = {
     "StableDiffusionPipeline": "sid_lsg.teachers.stable_diffusion.StableDiffusion",

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from sid_lsg.files.replacing import text_hash
 from sid_lsg.files.weights import weights_hash
-from sid_lsg.teachers.base import Teacher, autocast_dtype
+from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.precision import autocast_dtype
 
 
 def teacher_hash(teacher: Teacher, prompts: Sequence[str]) -> str:

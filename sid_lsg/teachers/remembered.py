@@ -1,9 +1,9 @@
-"""The conditioning of prompts that were encoded once, in CPU memory."""
+"""The conditioning of prompts that were encoded once, in place of the text encoders."""
 
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.conditioning import Conditioning
@@ -64,3 +64,20 @@ class Remembered:
                 )
         places = torch.tensor([self._places[prompt] for prompt in prompts])
         return {name: rows[places] for name, rows in self._rows.items()}
+
+
+def drop_weights(part: nn.Module) -> None:
+    """Free a text encoder's weights; it keeps only their shapes.
+
+    Moving it to the meta device would fail for weights of bitsandbytes, whose layers also hold
+    their scales.
+    """
+    for module in part.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                empty = torch.empty(p.shape, dtype=p.dtype, device="meta")
+                module._parameters[name] = nn.Parameter(empty, requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to("meta")
+        vars(module).pop("state", None)

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from sid_lsg.method.guidance import EMBEDDED
-from sid_lsg.teachers.base import backbone
 from sid_lsg.teachers.flow import FlowTeacher, latent_side
 from sid_lsg.teachers.packing import pack, unpack
+from sid_lsg.teachers.precision import backbone
 
 SIZE_KEY = "_sample_size"
 """In the network's configuration, which has no such field: latent pixels per side, if chosen."""

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from sid_lsg.files.sources import resolve
-from sid_lsg.teachers.base import linear_layers
+from sid_lsg.teachers.precision import linear_layers
 
 _TOKENIZER = "package:demo/fashion/tokenizer"
 _LENGTH = 512  # of text encoders without positions, such as T5

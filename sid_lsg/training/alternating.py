@@ -21,7 +21,7 @@ from sid_lsg.distributed.sharding import is_sharded, match_memory_format, reduce
 from sid_lsg.method.phases import FakeScoreOutput, GeneratorOutput, PhaseInputs
 from sid_lsg.networks.lora import adapters_record, check_adapters_record
 from sid_lsg.options.training import Gradients
-from sid_lsg.teachers.base import backbone
+from sid_lsg.teachers.precision import backbone
 from sid_lsg.training.bad_samples import Reading, count, replace_bad
 from sid_lsg.training.callback import run_callbacks
 from sid_lsg.training.gradients import (

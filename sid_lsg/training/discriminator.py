@@ -10,7 +10,8 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.method.conditioning import Conditioning
 from sid_lsg.networks.adapted import runs
 from sid_lsg.options.real_data import NO_IMAGES, RealData
-from sid_lsg.teachers.base import Teacher, backbone, without_float16
+from sid_lsg.teachers.base import Teacher
+from sid_lsg.teachers.precision import backbone, without_float16
 
 
 def required(real: RealBatch | None) -> RealBatch:

@@ -60,9 +60,10 @@ from sid_lsg.options.training import (
     Loading,
     Memory,
 )
-from sid_lsg.teachers.base import Teacher, Tokens, backbone
+from sid_lsg.teachers.base import Teacher, Tokens
 from sid_lsg.teachers.distilled import check_not_distilled
 from sid_lsg.teachers.families import load
+from sid_lsg.teachers.precision import backbone
 from sid_lsg.training.alternating import AlternatingModule, frozen, trained_by
 from sid_lsg.training.callback import all_prompts
 from sid_lsg.training.discriminator import Discriminator, required

@@ -26,7 +26,7 @@ from sid_lsg.checkpoints.shards import save_shares, share
 from sid_lsg.distributed.processes import meet
 from sid_lsg.distributed.sharding import is_sharded, shard, shard_like, skeleton, whole
 from sid_lsg.networks.adapted import Adapted
-from sid_lsg.teachers.base import backbone, set_autocast
+from sid_lsg.teachers.precision import backbone, set_autocast
 
 
 class _Patient(Strategy):

@@ -14,8 +14,9 @@ from sid_lsg.distributed.sharding import shard, whole
 from sid_lsg.method.flow import FlowSchedule
 from sid_lsg.networks.buffers import copied
 from sid_lsg.networks.memory import recompute, set_frozen_precision
-from sid_lsg.teachers.base import Teacher, set_autocast
+from sid_lsg.teachers.base import Teacher
 from sid_lsg.teachers.families import load
+from sid_lsg.teachers.precision import set_autocast
 from tests.helpers.comparison import relative
 from tests.helpers.tiny_families import FAMILIES
 

@@ -15,7 +15,7 @@ from sid_lsg.files.weight_by_weight import load_weight_by_weight
 from sid_lsg.files.weight_files import Unusable
 from sid_lsg.options.lora import LoRA
 from sid_lsg.options.training import Adapters, InitialWeights, Memory
-from sid_lsg.teachers.base import backbone, linear_layers
+from sid_lsg.teachers.precision import backbone, linear_layers
 from sid_lsg.training.module import SiDLSG
 from tests.helpers.memory import peak
 

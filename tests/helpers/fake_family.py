@@ -19,8 +19,9 @@ from sid_lsg.files.loading import explained, load_network
 from sid_lsg.images.pixels import from_uint8
 from sid_lsg.method.conditioning import Conditioning, expand
 from sid_lsg.method.flow import FlowSchedule
-from sid_lsg.teachers.base import FLOAT32, Dtypes, Teacher, Tokenize, Tokens
+from sid_lsg.teachers.base import Teacher, Tokenize, Tokens
 from sid_lsg.teachers.layout import locate_parts
+from sid_lsg.teachers.precision import FLOAT32, Dtypes
 
 REGISTERED = "tests.helpers.fake_family.FakeFamily"
 PARTS = ("transformer", "text_encoder", "scheduler")

@@ -245,7 +245,6 @@ def test_a_continued_run_directory_continues_its_wandb_run(
 ) -> None:
     folder = tmp_path / "x" / "wandb" / "run-20250101_000000-abc-12"
     folder.mkdir(parents=True)
-    (tmp_path / "x/wandb/latest-run").symlink_to(folder.name)
     logger: dict[str, Any] = {"save_dir": str(tmp_path / "x")}
     # Another program may have made the folder.
     assert start_options(monkeypatch, WandbLogger(**logger))["id"] is None
@@ -255,8 +254,13 @@ def test_a_continued_run_directory_continues_its_wandb_run(
     assert start_options(monkeypatch, WandbLogger(**logger, id="own"))["id"] == "own"
     options = start_options(monkeypatch, WandbLogger(**logger, offline=True))
     assert (options["id"], options["resume"]) == (None, None)
-    (tmp_path / "x/wandb/latest-run").unlink()
-    (tmp_path / "x/wandb/latest-run").symlink_to("offline-run-20250101_000000-abc")
+    offline = folder.with_name("offline-run-20250102_000000-def")  # W&B did not answer that day
+    offline.mkdir()
+    assert start_options(monkeypatch, WandbLogger(**logger))["id"] == "abc-12"
+    folder.with_name("run-20250103_000000-ghi").mkdir()
+    assert start_options(monkeypatch, WandbLogger(**logger))["id"] == "ghi"
+    for path in folder.parent.glob("run-*"):
+        path.rmdir()
     assert start_options(monkeypatch, WandbLogger(**logger))["id"] is None
 
 

@@ -18,7 +18,7 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.networks.adapted import adapters
 from sid_lsg.options.lora import LoRA
 from sid_lsg.options.training import Adapters, InitialWeights, Loading, Memory
-from sid_lsg.teachers.base import backbone
+from sid_lsg.teachers.precision import backbone
 from sid_lsg.training.module import SiDLSG
 from tests.helpers.modules import merged
 from tests.helpers.paths import GOLDEN

@@ -27,7 +27,7 @@ from sid_lsg.networks.adapted import Adapted, adapters
 from sid_lsg.networks.lora import LORA_FILE, adapt, save_lora
 from sid_lsg.options.lora import LoRA
 from sid_lsg.options.training import EMA, Adapters, InitialWeights, Memory
-from sid_lsg.teachers.base import backbone
+from sid_lsg.teachers.precision import backbone
 from sid_lsg.training.alternating import frozen
 from sid_lsg.training.ema import update_ema
 from sid_lsg.training.module import SiDLSG

@@ -23,7 +23,7 @@ from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.lora import LoRA
 from sid_lsg.options.real_data import RealData
 from sid_lsg.options.training import EMA, Adapters, Gradients, Memory
-from sid_lsg.teachers.base import linear_layers
+from sid_lsg.teachers.precision import linear_layers
 from sid_lsg.training.alternating import frozen
 from sid_lsg.training.bad_samples import replace_bad
 from sid_lsg.training.ema import update_ema
