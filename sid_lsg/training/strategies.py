@@ -1,11 +1,12 @@
 """Trainer strategies for data parallelism with several networks trained in turn."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -16,6 +17,7 @@ from lightning.pytorch.strategies import (
     Strategy,
     StrategyRegistry,
 )
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
@@ -23,6 +25,7 @@ from torch.optim import Optimizer
 from sid_lsg.checkpoints.io import WRITTEN, SafeCheckpointIO
 from sid_lsg.checkpoints.opening import open_checkpoint
 from sid_lsg.checkpoints.shards import save_shares, share
+from sid_lsg.distributed.host_memory import has_room
 from sid_lsg.distributed.processes import meet
 from sid_lsg.distributed.sharding import is_sharded, shard, shard_like, skeleton, whole
 from sid_lsg.networks.adapted import Adapted
@@ -94,6 +97,12 @@ class FSDP2Strategy(_Patient, ModelParallelStrategy):
         if self.precision_plugin.precision == "bf16-mixed":
             self._half, self.precision_plugin = True, Precision()
         super().setup_environment()
+
+    def setup(self, trainer: L.Trainer) -> None:
+        """Warn if a checkpoint has no room in the memory of the process that gathers it."""
+        super().setup(trainer)
+        if self.is_global_zero and not self._save_distributed_checkpoint and self.lightning_module:
+            warn_if_no_room(self.lightning_module, self.optimizers)
 
     def shard(self, network: nn.Module) -> None:
         """Shard a network, unless it is sharded already.
@@ -191,6 +200,21 @@ class FSDP2Strategy(_Patient, ModelParallelStrategy):
                 value = value.to("cpu", copy=True) if self.is_global_zero else None
             found[name] = value
         return found if self.is_global_zero else {}
+
+
+def warn_if_no_room(module: nn.Module, optimizers: Iterable[Optimizer]) -> None:
+    """Warn if the host memory has no room for the state of a module and one moment per weight."""
+    moments = (
+        p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]
+    )
+    tensors = (value for value in module.state_dict().values() if torch.is_tensor(value))
+    size = sum(value.numel() * value.itemsize for value in (*tensors, *moments))
+    if not has_room(size):
+        rank_zero_warn(
+            "--trainer.strategy fsdp2: the first process gathers each checkpoint in its memory. "
+            f"There it needs at least {size / 2**30:.1f} GiB, for which there is no room. With "
+            "--trainer.strategy fsdp2_sharded each process writes its own shard."
+        )
 
 
 def register_strategies() -> None:

@@ -25,7 +25,7 @@ from sid_lsg.commands.consolidate import consolidate
 from sid_lsg.data.prompts import PromptDataModule, PromptDataset
 from sid_lsg.distributed.processes import meet
 from sid_lsg.training.module import SiDLSG
-from sid_lsg.training.strategies import FSDP2Strategy, MultiNetDDPStrategy
+from sid_lsg.training.strategies import FSDP2Strategy, MultiNetDDPStrategy, warn_if_no_room
 from tests.helpers import forked
 from tests.helpers.checkpoints import opened
 from tests.helpers.comparison import same
@@ -456,3 +456,18 @@ def waiting(rank: int, processes: int, folder: Path) -> None:
 def test_processes_meet_however_late_one_is(tmp_path: Path) -> None:
     jobs = [((rank, 2, tmp_path), {}) for rank in range(2)]
     forked.all_end_well(waiting, jobs, tmp_path)
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_checkpoint_without_room_is_announced_before_the_training(
+    missing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the weights, 4 bytes each, and at least one moment of each that is trained."""
+    module = torch.nn.Sequential(torch.nn.Linear(5, 10), torch.nn.Linear(13, 1))
+    weights, trained = 60 + 14, 60
+    room, warned = 4 * (weights + trained) - missing, list[str]()
+    monkeypatch.setattr("sid_lsg.training.strategies.has_room", lambda size: size <= room)
+    monkeypatch.setattr("sid_lsg.training.strategies.rank_zero_warn", warned.append)
+    warn_if_no_room(module, [torch.optim.Adam(module[0].parameters())])
+    assert len(warned) == missing
+    assert all("fsdp2_sharded" in text for text in warned)
