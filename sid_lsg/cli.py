@@ -24,6 +24,7 @@ from sid_lsg.messages.quiet import quiet_libraries
 from sid_lsg.messages.streams import keep_output
 
 _FAILURES = "sid_lsg.distributed.failures"  # imported by commands with several processes
+_TOGETHER = {"fit", "generate", "evaluate"}  # commands that several processes run together
 _LAUNCHED = {"LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"}  # variables of launched processes
 
 
@@ -126,7 +127,7 @@ def _call(name: str, rest: Sequence[str], arguments: Sequence[str]) -> None:
 @contextmanager
 def _sharing_failures(name: str) -> Iterator[None]:
     """End all processes of a run when one of them fails within the context."""
-    if name == "fit" and _LAUNCHED & os.environ.keys():
+    if name in _TOGETHER and _LAUNCHED & os.environ.keys():
         import_module(_FAILURES).watch_launched()
     try:
         yield

@@ -34,7 +34,6 @@ def keep_as(source: Path, target: Path) -> None:
     """
     source = source.resolve()
     with replacing(target, over_folder=True) as temporary:
-        remove(temporary)  # left by a killed process that had the same process id
         if source.is_dir():
             shutil.copytree(source, temporary, copy_function=link)
         else:
@@ -49,7 +48,6 @@ def point(name: Path, target: Path) -> None:
     """
     try:
         with replacing(name, over_folder=True) as temporary:
-            remove(temporary)
             temporary.symlink_to(target.name)  # relative: the folder can be moved
     except OSError:  # not every file system has links
         keep_as(target, name)

@@ -15,6 +15,7 @@ from sid_lsg.options.renamed import current
 BEST, GOOD, LAST = "best.ckpt", "good.ckpt", "last.ckpt"
 CONTINUE = "Give another checkpoint, or `last` for the newest valid one in the run directory."
 
+_ATTEMPTS = 10
 _NAME = re.compile(r"(\d{7,}|last|good|best)\.ckpt")
 
 
@@ -96,12 +97,13 @@ def newest(folder: Path, option: str = "ckpt_path last") -> OpenCheckpoint | Non
     found.sort(key=lambda p: (p.name == LAST, p.lstat().st_mtime_ns, p.name), reverse=True)
     skipped: dict[Path, str] = {}  # by resolved path: last.ckpt may be a link
     for path in found:
-        if path.resolve() in skipped:
+        file = path.resolve()
+        if file in skipped:
             continue
         try:
             content = _open(path)
         except Damaged as damage:
-            skipped[path.resolve()] = f"{str(path.resolve())!r} {damage}"
+            skipped[file] = f"{str(file)!r} {damage}"
             continue
         check_contents(content, str(path), option.split()[0])
         return OpenCheckpoint(path, content, tuple(skipped.values()))
@@ -169,14 +171,24 @@ def iterations_of(path: Path) -> int | None:
 def _open(path: Path) -> Any:
     """Verify and open a checkpoint.
 
+    A link such as last.ckpt is followed once, so that all files are of one checkpoint. If a run has
+    pointed it to another checkpoint meanwhile, and deleted this one, that is opened instead.
+
     Raises:
         Damaged: If it is incomplete, corrupted or not plain data.
     """
-    if path.is_dir():
-        verify_shares(path)
-        return open_shares(path)
-    verify_records(path)
-    return open_file(path)
+    for attempt in range(1, _ATTEMPTS + 1):
+        found = path.resolve()
+        try:
+            if found.is_dir():
+                verify_shares(found)
+                return open_shares(found)
+            verify_records(found)
+            return open_file(found)
+        except Damaged:
+            if path.resolve() == found or attempt == _ATTEMPTS:
+                raise
+    raise AssertionError
 
 
 def _no_checkpoint(path: str | Path, option: str) -> UsageError:

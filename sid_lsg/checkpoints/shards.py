@@ -55,7 +55,7 @@ def save_shares(checkpoint: Mapping[str, Any], path: Path) -> None:
         OSError: If writing fails on any rank; an earlier checkpoint of this name is unchanged.
     """
     rank, world = process()
-    own = checkpoint if rank == 0 else {name: checkpoint[name] for name in _SHARDED}
+    own = checkpoint if rank == 0 else {name: _rows_of(checkpoint[name]) for name in _SHARDED}
     folder = path.with_name(f".{path.name}.shards.tmp")  # the same name on all ranks
     _together(lambda: _make(folder) if rank == 0 else None)
     try:
@@ -74,12 +74,14 @@ def open_shares(folder: Path) -> dict[str, Any]:
     """Open a complete checkpoint without reading its tensors; the sharded ones are `Pieces`.
 
     Raises:
-        Damaged: If the shards contain anything but plain data, or are of different checkpoints.
+        Damaged: If the shards contain anything but plain data, or differ in what they contain.
     """
-    trees = [open_file(folder / name) for name in _read_manifest(folder)]
     try:
+        trees = [open_file(folder / name) for name in _read_manifest(folder)]
         merged = {name: _merge([tree[name] for tree in trees]) for name in _SHARDED}
         return {**trees[0], **merged}
+    except Damaged:
+        raise
     except Exception as error:  # malformed shards may raise anything
         raise Damaged(f"is not a checkpoint ({error!r})") from error
 
@@ -138,6 +140,17 @@ def _read_manifest(folder: Path) -> dict[str, Written]:
         _name(rank, len(found)): Written(int(file["bytes"]), int(file["crc32"]))
         for rank, file in enumerate(found)
     }
+
+
+def _rows_of(state: Any) -> Any:
+    """Return a state with None for the tensors that are not sharded, which the first shard has."""
+    if isinstance(state, Mapping):
+        if state.keys() == {_ROWS}:
+            return state
+        return {name: _rows_of(value) for name, value in state.items()}
+    if isinstance(state, list):
+        return [_rows_of(value) for value in state]
+    return None if isinstance(state, Tensor) else state
 
 
 def _merge(shards: list[Any]) -> Any:

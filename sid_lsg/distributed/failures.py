@@ -45,12 +45,14 @@ class Place(NamedTuple):
         port: Port of the store.
         hosts: Whether this process hosts the store, as rank 0 does without torchrun.
         processes: The number of processes; 0 if it is unknown or Lightning will launch some.
+        step: The step of a SLURM job, whose steps use the same port.
     """
 
     address: str
     port: int
     hosts: bool
     processes: int
+    step: str = ""
 
 
 class _Watch(threading.Thread):
@@ -62,6 +64,7 @@ class _Watch(threading.Thread):
         self.on_failure: Callable[[], Any] = lambda: None
         self._store: Store | None = None
         self._connected = threading.Event()
+        self._refused: Exception | None = None  # why the store cannot be hosted
         self._ending = threading.Event()  # this process ends because of an error of its own
         self._over = threading.Event()
         self._pid, self._parent = os.getpid(), os.getppid()
@@ -111,10 +114,17 @@ class _Watch(threading.Thread):
 
         Raises:
             SystemExit: If one of them has failed.
+            UsageError: If the port of the store is in use.
         """
         end = time.monotonic() + _READY
-        if not self._connected.wait(_READY):
-            return
+        if not self._connected.wait(_LIMIT if self.place.hosts else _READY):
+            if self._refused is None:
+                return
+            raise UsageError(
+                f"the processes cannot connect: port {self.place.port} of {self.place.address} is "
+                "in use. Set the variable MASTER_PORT to a free port, or end the program that has "
+                "it."
+            ) from self._refused
         with suppress(RuntimeError):  # rank 0 has ended; `run` ends this process
             self._keys.add(_SET_UP, 1)
             while self._keys.add(_SET_UP, 0) < self.place.processes and time.monotonic() < end:
@@ -155,11 +165,11 @@ class _Watch(threading.Thread):
     def _keys(self) -> PrefixStore:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps its store
         assert self._store is not None
-        return PrefixStore(f"sid_lsg/{attempt}", self._store)
+        return PrefixStore(f"sid_lsg/{self.place.step}/{attempt}", self._store)
 
     def _connect(self) -> None:
         """Connect if rank 0 is there; torch would print long warnings while it is not."""
-        address, port, hosts, _ = self.place
+        address, port, hosts, *_ = self.place
         if self._parent != os.getppid():  # the launching process has been killed
             os._exit(1)
         try:
@@ -174,7 +184,8 @@ class _Watch(threading.Thread):
                 multi_tenant=True,  # the processes' group shares it
             )
             self._keys.add(_HERE, 0 if hosts else 1)
-        except (OSError, RuntimeError):
+        except (OSError, RuntimeError) as error:
+            self._refused = error if hosts else None
             return
         self._connected.set()
 
@@ -308,7 +319,9 @@ def place_of(environment: ClusterEnvironment, is_first: bool, processes: int | s
         processes: The number of processes; 0 if it is unknown.
     """
     hosts = is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    return Place(environment.main_address, environment.main_port, hosts, int(processes))
+    steps = isinstance(environment, SLURMEnvironment)
+    step = os.environ.get("SLURM_STEP_ID", "") if steps else ""
+    return Place(environment.main_address, environment.main_port, hosts, int(processes), step)
 
 
 def _status(error: BaseException) -> int:

@@ -10,7 +10,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from sid_lsg.distributed.failures import place_of, watch
+from sid_lsg.distributed.failures import place_of, wait_until_ready, watch
 from sid_lsg.messages.errors import UsageError
 
 _SHORTEST, _LONGEST_NAP = 0.002, 0.25  # seconds between two looks at the store
@@ -36,6 +36,7 @@ def launch(accelerator: str, devices: int, num_nodes: int = 1) -> Fabric:
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise UsageError(f"--accelerator {accelerator} --devices {devices}: {error}") from error
+    wait_until_ready(devices * num_nodes)
     fabric.launch()
     if fabric.world_size > 1:
         strategy: Any = fabric.strategy

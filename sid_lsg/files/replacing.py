@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import os
+import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,10 +13,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from sid_lsg.files.run_files import CONFIG
 from sid_lsg.files.sources import locate
 from sid_lsg.messages.errors import UsageError
 
 _ASIDE = ".old.tmp"  # the suffix of a folder while it is replaced
+_LEFTOVER = re.compile(r"\..+\.([0-9a-f]+|old|shards)\.tmp")
 
 
 def link(source: str | Path, target: str | Path) -> None:
@@ -44,7 +48,7 @@ def replacing(path: Path, over_folder: bool = False) -> Iterator[Path]:
         OSError: If writing fails, also in safetensors, or a file would replace a folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
         try:
             yield temporary
@@ -70,18 +74,35 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     if not path.name.endswith(".tmp"):
-        path = path.rename(path.with_name(f".{path.name}.{os.getpid()}.tmp"))
+        path = path.rename(_beside(path))
     shutil.rmtree(path)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the incomplete files of killed processes in a folder and its subfolders."""
-    for leftover in [*folder.rglob(".*.tmp")]:
+    """Delete the incomplete files of killed processes in a folder and its subfolders.
+
+    Subfolders of other runs, which may be writing, are left alone.
+    """
+    for leftover in [*_leftovers(folder)]:
         path = leftover.with_name(leftover.name.removeprefix(".").removesuffix(_ASIDE))
         if leftover.name.endswith(_ASIDE) and not os.path.lexists(path):
             leftover.rename(path)
         else:
             remove(leftover)
+
+
+def _leftovers(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        where = Path(parent)
+        if where != folder and (where / CONFIG).exists():
+            folders.clear()
+            continue
+        yield from (where / name for name in (*folders, *files) if _LEFTOVER.fullmatch(name))
+
+
+def _beside(path: Path) -> Path:
+    """Return a name that no other process takes, also on machines that share the file system."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _is_folder(path: Path) -> bool:

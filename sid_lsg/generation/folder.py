@@ -8,12 +8,13 @@ from typing import Any
 from lightning.fabric import Fabric
 
 from sid_lsg.data.sequences import read_lines
+from sid_lsg.distributed.processes import gather
 from sid_lsg.files.replacing import remove_leftovers, replacing, writing
 from sid_lsg.generation.image_files import ImageFiles, ImageRequest, sample_files
 from sid_lsg.generation.models import ImageModel
 from sid_lsg.generation.overview import write_archive, write_sheet
 from sid_lsg.images.folder import CAPTIONS, MANIFEST, SHEET, is_hidden
-from sid_lsg.messages.errors import UsageError
+from sid_lsg.messages.errors import SharedError, UsageError
 
 ARCHIVE = "images.npz"
 
@@ -82,7 +83,13 @@ class ImageFolder:
         Raises:
             UsageError: If the folder has images of another model or other settings, an image is
                 not finite, or a file cannot be written.
+            SharedError: If the processes have read different models.
         """
+        if any(about != model.about for about in gather([model.about])):
+            raise SharedError(
+                f"--model: the processes have read different weights of {model.about['model']!r}, "
+                "probably since a run saves there. Give the path of a numbered checkpoint."
+            )
         with writing(self.root, "output"):
             if fabric.is_global_zero:
                 remove_leftovers(self.root)

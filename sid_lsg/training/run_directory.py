@@ -173,14 +173,20 @@ def config_of(trainer: L.Trainer) -> dict[str, Any] | None:
     Returns:
         The configuration; None on other processes, and without the command line.
     """
-    if not (trainer.is_global_zero and any(isinstance(c, SaveConfig) for c in trainer.callbacks)):
-        return None
-    text = Path(trainer.default_root_dir, CONFIG).read_text(encoding="utf-8")
-    return cast(dict[str, Any], read_yaml(text))
+    for callback in trainer.callbacks:
+        if isinstance(callback, SaveConfig) and callback.saved:
+            return cast(dict[str, Any], read_yaml(callback.saved))
+    return None
 
 
 class SaveConfig(SaveConfigCallback):
-    """Save the resolved configuration in the run directory, and log it."""
+    """Save the resolved configuration in the run directory, and log it.
+
+    Attributes:
+        saved: The text of the saved file; "" on processes that do not save it.
+    """
+
+    saved = ""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Save the configuration with relative logger folders; log it with kappa_1..kappa_4.
@@ -198,7 +204,8 @@ class SaveConfig(SaveConfigCallback):
                 options.save_dir = str(Path(options.save_dir).relative_to(root))
         with writing(root, _OPTION), replacing(root / CONFIG) as temporary:
             self.parser.save(config, temporary, skip_none=False, overwrite=True, multifile=False)
-        values = read_yaml((root / CONFIG).read_text(encoding="utf-8"))
+        self.saved = (root / CONFIG).read_text(encoding="utf-8")
+        values = read_yaml(self.saved)
         kappas = getattr(pl_module, "kappas", ())
         values |= {f"kappa_{i}": float(kappa) for i, kappa in enumerate(kappas, start=1)}
         for logger in trainer.loggers:

@@ -18,8 +18,10 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sid_lsg.callbacks.retention import delete, keep_as, point
+from sid_lsg.checkpoints import shards
 from sid_lsg.checkpoints.file import save_counted
 from sid_lsg.checkpoints.io import SafeCheckpointIO
+from sid_lsg.checkpoints.opening import open_checkpoint
 from sid_lsg.checkpoints.shards import (
     _make,
     _name,
@@ -31,6 +33,7 @@ from sid_lsg.checkpoints.shards import (
 )
 from sid_lsg.commands.consolidate import consolidate
 from sid_lsg.distributed.sharding import Pieces, shard_like
+from sid_lsg.files.replacing import remove
 from sid_lsg.messages.errors import UsageError
 from tests.helpers import forked
 from tests.helpers.checkpoints import damage, newest_path, opened
@@ -191,6 +194,8 @@ def test_a_save_that_fails_on_one_process_keeps_the_previous_checkpoint(tmp_path
         assert (tmp_path / f"problem{rank}").read_text() == "2 File too large"
     assert {p.name for p in tmp_path.iterdir()} == {path.name, "problem0", "problem1"}
     assert len(list(path.glob("shard-*"))) == 2
+    second = torch.load(path / "shard-00001-of-00002.ckpt", weights_only=True)
+    assert second["state_dict"]["buffer"] is None  # which is not sharded
     assert same(SafeCheckpointIO().load_checkpoint(path), content(1))
 
 
@@ -202,6 +207,29 @@ def test_a_replicated_tensor_is_written_once() -> None:
         assert torch.equal(share(tensor), torch.ones(4))
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("shard", range(3))
+@pytest.mark.parametrize("reader", ["verify_bytes", "open_file"])
+def test_a_folder_that_a_run_replaces_meanwhile_is_of_one_iteration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str, shard: int
+) -> None:
+    """Before the given shard is read, the run points last.ckpt to its next checkpoint."""
+    folders = [write_folder(tmp_path / f"000000{step}.ckpt", step) for step in (1, 2)]
+    last, read, original = tmp_path / "last.ckpt", list[Path](), getattr(shards, reader)
+    point(last, folders[0])
+
+    def reading(path: Path, *written: Any) -> Any:
+        if len(read) == shard:
+            point(last, folders[1])
+            remove(folders[0])
+        read.append(path)
+        return original(path, *written)
+
+    monkeypatch.setattr(shards, reader, reading)
+    found = open_checkpoint(last)
+    assert same(joined(found.content), content(2))
+    assert found.path == last
 
 
 # ---------------------------------------------------------------------- damage

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from multiprocessing import connection
@@ -12,7 +13,7 @@ import pytest
 
 from sid_lsg.checkpoints import io
 from sid_lsg.cli import main
-from sid_lsg.distributed import processes
+from sid_lsg.distributed import failures, processes
 from sid_lsg.generation import image_files
 from sid_lsg.training.module import SiDLSG
 from tests.helpers import forked
@@ -134,3 +135,64 @@ def test_an_error_of_one_process_that_samples_ends_all_of_them(
     statuses, said = run([(fail_sampling, rank, error, line)] * 2, tmp_path / "log")
     assert statuses == [1, 1], said
     assert said.count("Traceback") == 1, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_file_that_one_process_misses_ends_all_that_would_sample(
+    small_sd: str, tmp_path: Path, rank: int
+) -> None:
+    (tmp_path / "prompts").write_text("a cat\na dog\n")
+    line = ["generate", "--model", small_sd, "--devices", "2", "--accelerator", "cpu"]
+    line += ["--output", str(tmp_path / "images"), "--prompts"]
+    lines = [[*line, str(tmp_path / ("missing" if own == rank else "prompts"))] for own in (0, 1)]
+    statuses, said = run([(main, line) for line in lines], tmp_path / "log")
+    assert statuses == [2, 2], said
+    assert said.count("error: ") == 1
+    assert "error: --prompts" in said
+    assert not (tmp_path / "images").exists()
+
+
+def impatient(line: list[str]) -> None:
+    failures._LIMIT = 1.0
+    main(line)
+
+
+@pytest.mark.slow
+def test_a_port_in_use_ends_the_run(line: list[str], tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        environment = forked.ranks(2)[0] | {"MASTER_PORT": port}
+        process = forked.start(impatient, line, log=tmp_path / "log", environment=environment)
+        process.join(120)
+    said = (tmp_path / "log").read_text()
+    assert process.exitcode == 2, said
+    assert f"error: the processes cannot connect: port {port} of 127.0.0.1 is in use" in said
+    assert "MASTER_PORT" in said
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_steps_of_one_slurm_job_do_not_share_failures(
+    monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    """Lightning gives all steps of a job on a node the same port."""
+    given = {"JOB_ID": "1", "JOB_NAME": "x", "NTASKS": "2", "NTASKS_PER_NODE": "2", "NODEID": "0"}
+    given |= {"LOCALID": "0", "NODELIST": "localhost", "JOB_NODELIST": "localhost"}
+    for name, value in given.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("MASTER_PORT", str(forked.free_port()))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    found = list[failures._Watch]()
+    for rank, step in ((0, "0"), (1, "0" if together else "1")):
+        monkeypatch.setenv("SLURM_PROCID", str(rank))
+        monkeypatch.setenv("SLURM_STEP_ID", step)
+        place = failures._place()
+        assert place is not None
+        assert place.hosts == (rank == 0)
+        found.append(failures._Watch(place))
+    first, second = found
+    second._connect()
+    second.claim(SystemExit(2))
+    assert first._keys.check(["failure"]) == together

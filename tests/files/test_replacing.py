@@ -12,6 +12,7 @@ from sid_lsg.files.replacing import (
     text_hash,
     writing,
 )
+from sid_lsg.files.run_files import CONFIG
 from sid_lsg.messages.errors import UsageError
 
 
@@ -89,6 +90,31 @@ def test_a_folder_moved_aside_by_a_killed_process_is_restored(
     remove_leftovers(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
     assert (tmp_path / "x/a.txt").read_text() == ("new" if replaced else "old")
+
+
+def test_two_writers_with_one_process_id_do_not_share_a_name(tmp_path: Path) -> None:
+    """For example two containers that share a cache."""
+    path = tmp_path / "x"
+    with replacing(path) as first, replacing(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_leftovers_of_other_runs_and_programs_are_kept(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    fill(other, "")
+    (other / CONFIG).touch()
+    fill(tmp_path / "mine", "")
+    kept = [other / ".a.png.0a1b2c3d.tmp", tmp_path / ".editor.tmp", tmp_path / ".a.swp.tmp"]
+    mine = [tmp_path / "mine/.a.png.0a1b2c3d.tmp", tmp_path / ".a.shards.tmp"]
+    for path in (*kept, *mine):
+        path.touch()
+    remove_leftovers(tmp_path)
+    assert set(tmp_path.rglob(".*")) == {*kept}
+    remove_leftovers(other)
+    assert not kept[0].exists()
 
 
 def test_a_file_does_not_replace_a_folder(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from sid_lsg.generation.folder import ImageFolder
 from sid_lsg.generation.image_files import ImageFiles, ImageRequest, sample_files
 from sid_lsg.generation.models import ImageModel
-from sid_lsg.messages.errors import UsageError
+from sid_lsg.messages.errors import SharedError, UsageError
 
 FABRIC: Any = SimpleNamespace(is_global_zero=True, barrier=lambda: None)
 REQUESTS = [ImageRequest(f"{seed}.png", "a cat", seed) for seed in range(3)]
@@ -140,3 +140,14 @@ def test_a_batch_that_does_not_fit_names_the_option(tmp_path: Path) -> None:
     model = ImageModel(sample, grey.model.about, 1, lambda prompt: "")
     with pytest.raises(UsageError, match=r"--batch_size: 3 images .*allocate 120 GiB"):
         sample_files(model, REQUESTS, tmp_path, 3, FABRIC)
+
+
+def test_processes_that_read_different_weights_write_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reads the newest checkpoint of a run, which may be trained at the same time."""
+    other = {"model": "grey", "dtype": "float32", "weights_sha256": "another"}
+    monkeypatch.setattr("sid_lsg.generation.folder.gather", lambda own: [*own, other])
+    with pytest.raises(SharedError, match="^--model: the processes have read different weights"):
+        write(tmp_path / "out", Grey())
+    assert not (tmp_path / "out").exists()

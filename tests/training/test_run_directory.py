@@ -23,6 +23,7 @@ from sid_lsg.messages.errors import UsageError
 from sid_lsg.training.run_directory import (
     SaveConfig,
     check_files,
+    config_of,
     continue_restarted,
     is_of_run,
     put_inside,
@@ -160,7 +161,7 @@ def test_a_directory_that_cannot_be_created_is_rejected(tmp_path: Path, inside: 
 # ---------------------------------------------------------------------- the run directory
 
 
-def begin(root: Path, ckpt_path: str | None = None) -> None:
+def begin(root: Path, ckpt_path: str | None = None) -> L.Trainer:
     """Prepare a run directory as a run does before training."""
     parser = LightningArgumentParser()
     parser.add_argument("--ckpt_path", type=str | None)
@@ -169,7 +170,10 @@ def begin(root: Path, ckpt_path: str | None = None) -> None:
         accelerator="cpu", default_root_dir=root, logger=False, enable_checkpointing=False
     )
     with run_directory(root, resumes=is_of_run(ckpt_path, root)):
-        SaveConfig(parser, config, overwrite=True).setup(trainer, L.LightningModule(), "fit")
+        own = SaveConfig(parser, config, overwrite=True)
+        trainer.callbacks.append(own)
+        own.setup(trainer, L.LightningModule(), "fit")
+    return trainer
 
 
 def test_the_directory_contains_the_configuration(tmp_path: Path) -> None:
@@ -177,6 +181,14 @@ def test_the_directory_contains_the_configuration(tmp_path: Path) -> None:
     begin(root)
     assert {path.name for path in root.iterdir()} == {"config.yaml", ".job", ".lock"}
     assert "ckpt_path: null" in (root / "config.yaml").read_text()
+
+
+def test_checkpoints_hold_the_configuration_also_if_its_file_is_lost(tmp_path: Path) -> None:
+    trainer = begin(tmp_path)
+    (tmp_path / "config.yaml").unlink()
+    found = config_of(trainer)
+    assert found is not None
+    assert found["ckpt_path"] is None
 
 
 def test_new_runs_move_earlier_ones_aside(tmp_path: Path) -> None:
