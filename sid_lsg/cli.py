@@ -103,7 +103,9 @@ def _run(arguments: Sequence[str]) -> None:
         print(f"sid-lsg {__version__}")
     else:
         if name.startswith("-") and "fit" in rest:  # Lightning takes options before its command
-            name, rest = "fit", list(arguments)
+            name, rest = "fit", _options(arguments)
+            if sys.argv[1:] == [*arguments]:
+                sys.argv[1:] = [name, *rest]  # which Lightning and launched processes read
         _check_command(name)
         with _sharing_failures(name):
             _call(name, rest, arguments)
@@ -135,6 +137,18 @@ def _sharing_failures(name: str) -> Iterator[None]:
         if module := sys.modules.get(_FAILURES):
             module.tell(error)
         raise
+
+
+def _options(arguments: Sequence[str]) -> list[str]:
+    """Return a line without its command `fit`, which comes after some options."""
+    pairs = zip(["", *arguments], arguments, strict=False)
+    found = [
+        place
+        for place, (before, word) in enumerate(pairs)
+        if word == "fit" and (not before.startswith("-") or "=" in before)
+    ]
+    place = found[0] if found else [*arguments].index("fit")
+    return [*arguments[:place], *arguments[place + 1 :]]
 
 
 def _check_command(name: str) -> None:

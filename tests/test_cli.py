@@ -150,6 +150,41 @@ def test_a_wrong_part_of_an_option_refers_to_the_help(
     assert "Got value: [1, 2]. `python -m sid_lsg.cli --help` explains" in message
 
 
+def test_a_value_in_a_message_is_unchanged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.yaml").write_text("model: {teacher: x, num_steps: fit.x}\n")
+    assert "Got value: fit.x" in refused(capsys, "fit", "--config", str(tmp_path / "x.yaml"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["fit", "--config=package:configs/demo.yaml", "--trainer.default_root_dir", "fit"],
+        ["--config", "package:configs/demo.yaml", "fit", "--trainer.default_root_dir", "fit"],
+        ["--config=package:configs/demo.yaml", "--trainer.default_root_dir", "fit", "fit"],
+    ],
+)
+def test_the_command_may_follow_options_and_equal_a_value(
+    line: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*line, "--print_config"])
+    assert "default_root_dir: fit\n" in capsys.readouterr().out
+
+
+def test_numbers_in_a_config_may_stand_for_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "model: {teacher: x, memory: {frozen_precision: 32}, text: {precision: 32}}\n"
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(tmp_path / "x.yaml"), "--print_config"])
+    found = capsys.readouterr().out
+    assert "frozen_precision: '32'\n" in found
+    assert "    precision: '32'\n" in found
+
+
 def test_a_broken_config_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "none.yaml" in refused(capsys, "fit", "--config", str(tmp_path / "none.yaml"))
     (tmp_path / "broken.yaml").write_text("model: [")

@@ -81,7 +81,7 @@ def app(
         student(num_steps, guidance).sample(["warm"], [0])  # a warm-up, for the times on the page
         if beside:
             beside(1, 2.0).sample(["warm"], [0])
-        threading.Thread(target=_serve, args=(page, listening), daemon=True).start()
+        threading.Thread(target=work.beside, args=(_serve, page, listening), daemon=True).start()
         name, number, *_ = listening.getsockname()
         url = f"http://[{name}]:{number}" if ":" in name else f"http://{name}:{number}"
         print(f"The page is at {url} (Ctrl-C ends it).", flush=True)
@@ -98,7 +98,7 @@ class _Work:
     """
 
     def __init__(self) -> None:
-        self._asked: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
+        self._asked: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | Exception] = SimpleQueue()
 
     def run(self, function: Callable[[], Any]) -> Any:
         """Call a function in the main thread; return its result or raise its error."""
@@ -106,10 +106,20 @@ class _Work:
         self._asked.put((function, future))
         return future.result()
 
+    def beside(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a function in this thread; `serve` raises its error."""
+        try:
+            function(*arguments)
+        except Exception as error:
+            self._asked.put(error)
+
     def serve(self) -> NoReturn:
-        """Call the queued functions until a signal ends the program."""
+        """Call the queued functions until a signal or an error of `beside` ends the program."""
         while True:
-            function, future = self._asked.get()
+            asked = self._asked.get()
+            if isinstance(asked, Exception):
+                raise asked
+            function, future = asked
             try:
                 future.set_result(function())
             except Exception as error:  # raised again in `run`
@@ -138,6 +148,10 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def _refuse() -> str:
+    return "This page accepts no files."
+
+
 def _serve(page: Any, listening: socket.socket) -> None:
     """Serve the page with the content security policy."""
     import gradio
@@ -146,13 +160,15 @@ def _serve(page: Any, listening: socket.socket) -> None:
 
     from sid_lsg.app.page import CSS, THEME
 
+    own = FastAPI(openapi_url=None)
+    for name in ("upload", "process_recording"):  # any web site could fill the disk through them
+        own.add_api_route(f"/gradio_api/{name}", _refuse, methods=["POST"], status_code=403)
     server = gradio.mount_gradio_app(
-        FastAPI(openapi_url=None),
+        own,
         page,
         path="/",
         footer_links=[],
         run_history=False,
-        max_file_size="1kb",  # the page accepts no files
         ssr_mode=False,
         pwa=False,
         mcp_server=False,

@@ -35,7 +35,9 @@ def benchmark(args: Sequence[str]) -> None:
     from sid_lsg.benchmark.report import markdown
     from sid_lsg.benchmark.sweep import compared, measured
     from sid_lsg.commands.fit_options import FitOptions
+    from sid_lsg.costs.options import plan_of
     from sid_lsg.training.optimizer_options import check_steps, optimizers_of
+    from sid_lsg.training.trainer_options import check_trainer
 
     cli = FitOptions(benchmark, Benchmark, args)
     options = Benchmark(**cli.config.benchmark.as_dict())
@@ -44,6 +46,8 @@ def benchmark(args: Sequence[str]) -> None:
     with writing(options.output.parent, "benchmark.output"):
         options.output.parent.mkdir(parents=True, exist_ok=True)
     device = _device(cli.config.trainer.accelerator)
+    check_trainer(cli.config.trainer)
+    plan_of(cli.config, gpus=1)  # checks the sizes of batches
     check_steps(optimizers_of(cli.config.model), device)
     number = options.threads or (1 if device.type == "cpu" else torch.get_num_threads())
     with threads(number):
@@ -74,8 +78,15 @@ def _save(result: dict[str, Any], output: Path) -> None:
 
 
 def _device(accelerator: str) -> "torch.device":
-    """Return the device that the Trainer will use."""
+    """Return the device that the Trainer will use.
+
+    Raises:
+        UsageError: If there is none of this kind.
+    """
     import torch
 
-    cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return torch.device("cuda", 0) if cuda else torch.device("cpu")
+    cuda = torch.cuda.is_available()
+    if accelerator not in ("auto", "cpu", *(["gpu", "cuda"] * cuda)):
+        found = "a CUDA device and the CPU" if cuda else "no CUDA device; give auto or cpu"
+        raise UsageError(f"--trainer.accelerator {accelerator}: `benchmark` finds {found}.")
+    return torch.device("cuda", 0) if cuda and accelerator != "cpu" else torch.device("cpu")

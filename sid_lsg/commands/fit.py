@@ -224,7 +224,7 @@ def fit(arguments: Sequence[str]) -> None:
     Args:
         arguments: Options of `fit`.
     """
-    line = [*arguments] if "fit" in arguments else ["fit", *arguments]
+    line = ["fit", *arguments]
     SiDCLI(
         SiDLSG,
         PromptDataModule,

@@ -14,6 +14,11 @@ from sid_lsg.messages.console import fail
 from sid_lsg.options.renamed import current_text
 from sid_lsg.options.short_names import named_loggers_text
 
+# Options whose values are text and may look like numbers: `seeds: 5`.
+_NUMBERS = re.compile(
+    r"\b((?:frozen_precision|precision|seeds)['\"]?:\s+)(\d+)(?=\s*(?:[,}#\n]|$))"
+)
+
 
 class _ConfigFile(ActionConfigFile):
     """Read a configuration file, which may be one of the package: `package:configs/demo.yaml`."""
@@ -33,7 +38,9 @@ class Parser(ArgumentParser):
         message = re.sub(r'Parser key "([\w.]+)":\s*', r"--\1: ", message.strip())
         numbers = re.search(r"(Got|Given) value: -?(nan|inf)", message)
         hint = " Give a finite number." if numbers else ""
-        message = re.sub(r"\bfit\.(?=\w)", "--", message)  # options as the main parser names them
+        # Options as the main parser names them, but not in values.
+        pattern = r"((?:Got|Given) value: .*)|\bfit\.(?=\w)"
+        message = re.sub(pattern, lambda found: found[1] or "--", message)
         command = self.prog.replace(" [options]", "") if self.prog.startswith(PROGRAM) else PROGRAM
         if self.prog == PROGRAM:  # the main parser of Lightning, which has no other command
             command += " fit"
@@ -48,7 +55,8 @@ class Parser(ArgumentParser):
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
         """Parse a configuration, which may be of an earlier version."""
-        return super().parse_string(named_loggers_text(current_text(content)), *args, **kwargs)
+        content = _NUMBERS.sub(r'\1"\2"', named_loggers_text(current_text(content)))
+        return super().parse_string(content, *args, **kwargs)
 
     def add_config(self) -> None:
         """Add the `--config` option."""

@@ -29,6 +29,8 @@ def plan_of(config: Any, gpus: int | None = None) -> Plan:
     check_steps(optimizers, torch.device("cpu"))  # optimizer_bytes measures them on the CPU
     devices = gpus or _devices(trainer.devices) * int(trainer.num_nodes or 1)
     batch = config.data.batch_size
+    if batch < 1:
+        raise UsageError(f"--data.batch_size is {batch}; it must be 1 or more.")
     if devices < 1 or batch % devices:
         raise UsageError(
             f"--estimate.gpus: {devices} device(s) do not divide --data.batch_size {batch}. Change "

@@ -12,6 +12,7 @@ images. Networks are trained in float32 and stored in float16.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from sid_lsg.demo.dataset import CAPTIONS, DATA_DIR, SIZE, draw, load_photograph
 from sid_lsg.demo.tokenizer import train_tokenizer
 from sid_lsg.demo.training import adamw, batches, encode, optimize, tokenize
 from sid_lsg.images.pixels import to_uint8
+from sid_lsg.messages.errors import UsageError
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.protocol import clip_protocol
 from sid_lsg.metrics.statistics import Collector
@@ -248,4 +250,7 @@ def statistics(output: Path, data_dir: str = DATA_DIR, num_features: int = 2000)
 if __name__ == "__main__":
     from jsonargparse import auto_cli
 
-    auto_cli([clip, vae, sharpen, unet, statistics], as_positional=False)
+    try:
+        auto_cli([clip, vae, sharpen, unet, statistics], as_positional=False)
+    except UsageError as error:
+        sys.exit(f"error: {error}")

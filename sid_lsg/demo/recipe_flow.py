@@ -8,6 +8,7 @@ and both its text encoders are those of the teacher `fashion`, and so are the ca
 the scores and the reference statistics. The transformer is trained in float32, stored in float16.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sid_lsg.demo.dataset import CAPTIONS, DATA_DIR, SIZE, load_photographs
 from sid_lsg.demo.training import encode, optimize, tokenize
+from sid_lsg.messages.errors import UsageError
 from sid_lsg.teachers.lengths import LENGTH_KEY
 
 FASHION = Path(__file__).parent / "fashion"
@@ -165,4 +167,7 @@ def muon(model: nn.Module) -> list[torch.optim.Optimizer]:
 if __name__ == "__main__":
     from jsonargparse import auto_cli
 
-    auto_cli([text, transformer], as_positional=False)
+    try:
+        auto_cli([text, transformer], as_positional=False)
+    except UsageError as error:
+        sys.exit(f"error: {error}")

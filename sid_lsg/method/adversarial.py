@@ -22,7 +22,9 @@ sida_training/sida_loss.py, sida_networks.py, sida_training_loop.py, run_sida.sh
 For transformers the formulas are from SiD-DiT's code (arXiv 2509.25127): the tokens after the final
 norm are averaged, each channel is a logit, and logits are clipped at +-10. In SiD-DiT a real image
 shares noise and time with a generated one, and its pooled text features are those of the generated
-one's prompt. Here it has its own.
+one's prompt. Here it has its own. SiD-DiT multiplies phase 1's term by the elements of a latent;
+here `fake_weight` is the only factor. It scales the generator's other loss alone; here
+`generator_scale` multiplies both.
 """
 
 from collections.abc import Callable

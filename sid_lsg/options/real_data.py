@@ -19,9 +19,10 @@ class RealData:
     Args:
         fake_weight: Weight of the discriminator's loss, which is added to the fake score's
             denoising loss (a sum over the latent). SiDA's runs use 1, times a factor of about 20 to
-            200 that depends on the noise levels.
+            200 that depends on the noise levels; SiD-DiT's runs the elements of a latent, C·H·W.
         generator_weight: Weight of the generator's adversarial loss per element of the latent,
-            which is added to the score-identity loss; 0.0001 in SiDA's runs.
+            which is added to the score-identity loss; --model.gradients.generator_scale multiplies
+            both. 0.0001 in SiDA's runs, 0.01 in SiD-DiT's with its scale of 100.
     """
 
     fake_weight: float = 1.0
@@ -36,6 +37,19 @@ class RealData:
         for name in ("fake_weight", "generator_weight"):
             if not 0 <= (value := getattr(self, name)) < math.inf:
                 refuse(f"model.real_data.{name}", value, "a finite number of at least 0")
+
+
+def check_objective(options: RealData | None, objective: str) -> None:
+    """Reject the adversarial term beside an objective whose x_t has no gradient.
+
+    Raises:
+        UsageError: If the objective is not the score identity loss.
+    """
+    if options is not None and objective != "sid":
+        raise UsageError(
+            f"--model.objective {objective}: the adversarial term of --model.real_data would not "
+            "reach the generator. Leave one of the two out."
+        )
 
 
 def check_real_data(options: RealData | None, real_images: str | None) -> None:

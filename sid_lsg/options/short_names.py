@@ -5,8 +5,13 @@ from collections.abc import Sequence
 
 _OWN = {"CSVLogger": "sid_lsg.loggers.CSVLogger", "WandbLogger": "sid_lsg.loggers.WandbLogger"}
 _NAME = re.compile(rf"(?<![\w.])({'|'.join(_OWN)})(?![\w.])")
-_LINE = re.compile(rf"(class_path|logger)['\"]?:\s*\W*({'|'.join(_OWN)})(?![\w.])")
-_OPTION = "trainer.logger"
+_LINE = re.compile(
+    r"logger['\"]?:\s*\[[^\]]*\]"
+    rf"|(class_path|logger)['\"]?:\s*\W*({'|'.join(_OWN)})(?![\w.])"
+    rf"|^\s*-\s*['\"]?({'|'.join(_OWN)})['\"]?\s*(#.*)?$",
+    re.MULTILINE,
+)
+_OPTIONS = {"trainer.logger", "trainer.logger+", "trainer.logger.class_path"}
 
 
 def named_loggers(arguments: Sequence[str]) -> list[str]:
@@ -14,8 +19,8 @@ def named_loggers(arguments: Sequence[str]) -> list[str]:
     found, option = [], ""
     for argument in arguments:
         if argument.startswith("--"):
-            option = argument.removeprefix("--")
-        found.append(_expand(argument) if option.startswith(_OPTION) else argument)
+            option = argument.removeprefix("--").partition("=")[0]
+        found.append(_expand(argument) if option in _OPTIONS else argument)
     return found
 
 

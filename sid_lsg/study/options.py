@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
+from sid_lsg.files.sources import resolve
 from sid_lsg.messages.checks import check_teacher_guidance, refuse
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.options.reading import read_yaml
@@ -151,6 +152,7 @@ class Study:
         for name, value in (("base", self.base), ("series", self.series), ("seeds", self.seeds)):
             if not value:
                 raise UsageError(f"--{name} is missing. Give it, or a --config of configs/study.")
+        self.base = [resolve(path) for path in self.base]
         for path in self.base:
             if not Path(path).is_file():
                 raise UsageError(

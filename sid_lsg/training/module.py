@@ -49,7 +49,7 @@ from sid_lsg.optimizers.adam import AdamWithoutMomentum
 from sid_lsg.options.flow import Flow, flow_times
 from sid_lsg.options.guidance import Guidance
 from sid_lsg.options.method import Method
-from sid_lsg.options.real_data import RealData
+from sid_lsg.options.real_data import RealData, check_objective
 from sid_lsg.options.text import Text
 from sid_lsg.options.training import (
     EMA,
@@ -124,7 +124,8 @@ class SiDLSG(AlternatingModule):
             guidance: Guidance scales kappa_1..kappa_4.
             alpha: Weight of the second term of the generator's loss; 1 in the paper's runs.
             objective: The generator's loss. sid: score identity distillation. dmd: the distribution
-                matching of DMD without its other terms, for comparison.
+                matching of DMD without its other terms, for comparison, which has neither alpha nor
+                kappa_3.
             weighting: Weighting of the generator's loss. sid divides it by the mean of |x_g -
                 y_real|; the others are functions of the time. By default sid, and 1_minus_sigma for
                 flow-matching teachers.
@@ -194,6 +195,7 @@ class SiDLSG(AlternatingModule):
         self.ema_options, self.clipping, self.compute = ema, gradients, compute
         self.drops_text = text.device == "drop"
         self.recomputed = memory.recomputed
+        check_objective(real_data, objective)
         self.real_data, self.seed = real_data, seed
         self.log_of_iterations = IterationLog()
 

@@ -321,6 +321,10 @@ def test_the_stored_comparisons_state_their_settings(name: str, compiled: str) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--trainer.accelerator", "tpuu"], "--trainer.accelerator tpuu: `benchmark` finds"),
+        (["--data.batch_size", "0"], "--data.batch_size is 0; it must be 1 or more"),
+        (["--data.batch_size", "5", "--model.micro_batch_size", "2"], "2 does not divide the 5"),
+        (["--trainer.gradient_clip_val", "1"], "--trainer.gradient_clip_val"),
         (["--benchmark.iterations", "0"], "--benchmark.iterations must be at least 1, got 0"),
         (["--benchmark.micro_batches", "[0]"], "--benchmark.micro_batches must be"),
         (["--benchmark.precisions", "[]"], "--benchmark.precisions must be"),

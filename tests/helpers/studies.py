@@ -11,7 +11,6 @@ from sid_lsg.commands.study import _NoOptions, study
 from sid_lsg.study.options import PromptFile, Series, Study, Teacher
 from sid_lsg.study.plan import Run, plan
 from sid_lsg.study.prompts import names
-from tests.helpers.paths import REPOSITORY
 
 read = reader(study, _NoOptions)
 
@@ -22,7 +21,7 @@ def shipped(path: Path) -> tuple[Study, list[Run], dict[str, PromptFile]]:
     files = {k: PromptFile(**f) for k, f in config.get("prompt_files", {}).items()}
     of = Study(
         output=Path("runs/study"),
-        base=[str(REPOSITORY / base) for base in config["base"]],
+        base=config["base"],
         options=config["options"],
         series={k: Series(**s) for k, s in config["series"].items()},
         seeds=config["seeds"],

@@ -32,10 +32,24 @@ def test_a_short_name_on_the_command_line(given: list[str]) -> None:
         ["--trainer.logger", OURS],
         ["--metrics.clip_prefix", "WandbLogger"],
         ["--trainer.logger=MyWandbLogger"],
+        ["--trainer.logger.name", "WandbLogger"],
     ],
 )
 def test_other_names_stay(given: list[str]) -> None:
     assert named_loggers(given) == given
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "logger: [CSVLogger, TensorBoardLogger, 'WandbLogger']\n",
+        "logger:\n- TensorBoardLogger\n- CSVLogger  # rows\n- WandbLogger\n",
+        "logger: [TensorBoardLogger, {class_path: CSVLogger}, {class_path: WandbLogger}]\n",
+    ],
+)
+def test_all_short_names_of_a_list(given: str) -> None:
+    expected = given.replace("Wandb", "sid_lsg.loggers.Wandb").replace("CSV", "sid_lsg.loggers.CSV")
+    assert named_loggers_text(given) == expected
 
 
 def test_a_short_name_in_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
