@@ -21,8 +21,9 @@ from tests.helpers.paths import GOLDEN, GOLDEN_FLOW
 # one process would work and the others wait.
 FIRST = (
     "test_strategies", "test_soak", "test_families_end_to_end", "test_wrong_models", "test_health",
-    "test_interruption", "test_benchmark", "test_graph", "test_configs", "test_evaluate",
-    "test_memory", "test_start", "test_settings",
+    "test_health_actions", "test_interruption_runs", "test_interruption_together",
+    "test_benchmark", "test_graph", "test_configs", "test_evaluate", "test_memory", "test_start",
+    "test_settings",
 )  # fmt: skip
 
 # How long an example takes depends on what else the machine does.

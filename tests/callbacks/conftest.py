@@ -1,8 +1,11 @@
 """Fixtures of the callback tests; most tests share the directory of one run."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
@@ -10,6 +13,8 @@ from sid_lsg.callbacks import Checkpoint, Export, ImageGrid, Progress, Throughpu
 from sid_lsg.loggers import CSVLogger
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.protocol import clip_protocol
+from sid_lsg.training.module import SiDLSG
+from tests.helpers import health_runs
 from tests.helpers.callback_runs import EVERY, PROMPTS, Files, Run, fit, metrics
 from tests.helpers.embedders import DIMENSION, make_clip
 from tests.helpers.statistics import statistics
@@ -54,3 +59,14 @@ def earlier(run: Run, tmp_path: Path) -> Path:
     root = tmp_path / "run"
     shutil.copytree(run.root / "checkpoints", root / "checkpoints", symlinks=True)
     return root
+
+
+@pytest.fixture
+def tiny(small_sd: str, tmp_path: Path) -> Callable[..., SiDLSG]:
+    """Return a function that trains the tiny pipeline and logs every second iteration."""
+
+    def run(*callbacks: L.Callback, **options: Any) -> SiDLSG:
+        options = {"module": health_runs.Shaken, "max_steps": 8, "log_every_n_steps": 2} | options
+        return health_runs.fit(tmp_path, *callbacks, teacher=small_sd, **options)
+
+    return run

@@ -1,12 +1,10 @@
-"""The command `evaluate`: reports of models and folders, interruptions, repeats and errors."""
+"""The command `evaluate`: reports, repeats, the cache of references and a full disk."""
 
 import csv
 import json
-import re
 import resource
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,81 +12,19 @@ import torch
 from PIL import Image
 
 from sid_lsg.cli import main
-from sid_lsg.export.folder import save_pipeline
-from sid_lsg.files.replacing import text_hash
 from sid_lsg.metrics.features import CLIPFeatures
 from sid_lsg.metrics.protocol import clip_protocol
 from sid_lsg.metrics.reference import compute_statistics
 from sid_lsg.metrics.statistics import Statistics
-from sid_lsg.training.module import SiDLSG
 from tests.helpers import forked
-from tests.helpers.embedders import make_clip, write_inception
-from tests.helpers.tables import write_table
+from tests.helpers.evaluations import NUM_IMAGES, PROMPTS, Files, folder_line, refused, report
 
-PROMPTS = ["a red cat", "two dogs on a log", "something else"]
-NUM_IMAGES = 6
-
-
-class Files:
-    """The files that evaluations need."""
-
-    def __init__(self, folder: Path, small_sd: str) -> None:
-        self.folder = folder
-        module = SiDLSG(small_sd)
-        self.generator = folder / "generator"
-        save_pipeline(module.teacher, module.generator, self.generator, module.t_init)
-        self.clip = make_clip(folder / "clip", Path(small_sd, "tokenizer"))
-        self.prompts = folder / "prompts.txt"
-        self.prompts.write_text("\n".join(PROMPTS) + "\n")
-        self.real = folder / "real"
-        self.real.mkdir()
-        noise = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8)
-        for index, pixels in enumerate(noise):
-            Image.fromarray(pixels).save(self.real / f"{index}.png")
-        self.inception = write_inception(folder / "inception.pt")
-
-    def line(self, *more: Any, model: Any = None, **options: Any) -> list[str]:
-        """Return a command line that evaluates a model."""
-        chosen = {
-            "model": model or self.generator, "prompts": self.prompts, "reference": self.real,
-            "protocol": "clip", "clip": self.clip, "num_images": NUM_IMAGES, "batch_size": 4,
-            "accelerator": "cpu", "progress": "false",
-        } | options  # fmt: skip
-        pairs = [(f"--{name}", str(value)) for name, value in chosen.items() if value is not None]
-        return ["evaluate", *(part for pair in pairs for part in pair), *map(str, more)]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory, small_sd: str) -> Files:
-    return Files(tmp_path_factory.mktemp("evaluate"), small_sd)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("SID_LSG_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return tmp_path / "cache"
-
-
-def report(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "report.json").read_text())
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def read_table(path: Path) -> list[list[str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return [*csv.reader(file)][1:]
-
-
-def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """Run a command that must end with one error message; return the message."""
-    with pytest.raises(SystemExit) as end:
-        main(list(args))
-    assert end.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("error: ") == 1
-    assert "Traceback" not in error
-    return error
 
 
 KEYS = ("fid", "kid", "precision", "recall", "density", "coverage", "clip_score")
@@ -136,20 +72,6 @@ def test_evaluating_a_model_writes_report_and_images(
 
 
 @pytest.mark.slow
-def test_the_images_score_the_same_as_a_folder(files: Files, tmp_path: Path) -> None:
-    main(files.line(output=tmp_path / "a"))
-    images = tmp_path / "a" / "images"
-    main(
-        files.line(
-            "--images", images, "--captions", images / "metadata.jsonl", output=tmp_path / "b"
-        )[:1]
-        + folder_line(files, images, captions=images / "metadata.jsonl", output=tmp_path / "b")
-    )
-    assert report(tmp_path / "b")["scores"] == report(tmp_path / "a")["scores"]
-    assert report(tmp_path / "b")["prompts_sha256"] == report(tmp_path / "a")["prompts_sha256"]
-
-
-@pytest.mark.slow
 def test_the_export_gets_the_scores_of_the_training(
     files: Files, small_sd: str, tmp_path: Path
 ) -> None:
@@ -180,13 +102,6 @@ def test_the_export_gets_the_scores_of_the_training(
     main(files.line(model=small_sd, output=root / "teacher", **teacher, **shared))
     found = report(root / "teacher")["scores"]
     assert {name: summary[f"teacher_{name}"] for name in found} == found
-
-
-def folder_line(files: Files, images: Path, **options: Any) -> list[str]:
-    """Return the options for a folder of images."""
-    line = files.line(**({"prompts": None} | options))[1:]
-    place = line.index("--model")
-    return [*line[:place], "--images", str(images), *line[place + 2 :]]
 
 
 @pytest.mark.slow
@@ -262,17 +177,6 @@ def test_clean256_uses_a_local_inception(files: Files, tmp_path: Path, cache: Pa
     assert Statistics.load(kept).about["protocol"]["protocol"] == "clean256"
 
 
-def test_foreign_images_are_not_taken_for_the_models(
-    files: Files, small_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "out" / "images"
-    folder.mkdir(parents=True)
-    (folder / "0000000.png").write_bytes(b"a photograph")
-    options = {"sampler": "ddim", "num_steps": 1, "guidance": 1, "output": tmp_path / "out"}
-    assert "images' holds other files" in refused(capsys, *files.line(model=small_sd, **options))
-    assert [path.name for path in folder.iterdir()] == ["0000000.png"]
-
-
 @pytest.mark.slow
 def test_teacher_and_student_are_compared_in_one_table(
     files: Files, small_sd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -343,234 +247,6 @@ def test_two_processes_report_as_one(files: Files, tmp_path: Path) -> None:
         )
         assert np.abs(ours - theirs).max() <= 1
     assert said.count("Report and images") == 1
-
-
-# ---------------------------------------------------------------------- refusals
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"prompts": None}, "--prompts is missing"),
-        ({"prompts": "{tmp}/none.txt"}, "--prompts"),
-        ({"model": "{tmp}/none"}, "--model: .*none"),
-        ({"reference": "{tmp}/none"}, "--reference: .*none"),
-        ({"reference": "{tmp}"}, "--reference: .*contains no image"),
-        ({"protocol": "clean256", "inception": "{tmp}/none.pt"}, "--inception"),
-        ({"protocol": "clean256"}, "--inception: the protocol needs the Inception"),
-        ({"clip": "null"}, "--clip is missing"),
-        ({"clip": "{tmp}/none"}, "--clip: could not load"),
-        ({"num_images": "1"}, "--num_images must be at least 2"),
-        ({"batch_size": "0"}, "--batch_size must be at least 1"),
-        ({"num_steps": "0"}, "--num_steps must be at least 1"),
-        ({"sampler": "ddim", "num_steps": "9", "guidance": "0.5"}, "--guidance must be .* 1"),
-        ({"protocol": "fid"}, "--protocol"),
-        ({"output": "{tmp}/file/report"}, "--output: cannot write"),
-        ({"devices": "0"}, "--devices"),
-        ({"scores": "{cmmd: {tmp}/none}"}, "--scores.cmmd: could not load"),
-        ({"scores": "[pickscores]"}, "--scores: there is no score 'pickscores'"),
-        ({"scores": "{fid_teacher: {tmp}/none}"}, "--scores.fid_teacher: .*none"),
-        ({"captions": "{tmp}/none.txt"}, "--captions needs --images"),
-    ],
-)
-def test_bad_options_are_named(
-    files: Files,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    options: dict[str, str | None],
-    said: str,
-) -> None:
-    (tmp_path / "file").touch()
-    filled = {
-        name: value and value.replace("{tmp}", str(tmp_path)) for name, value in options.items()
-    }
-    message = refused(capsys, *files.line(**({"output": tmp_path / "out"} | filled)))
-    assert re.search(said, message), message
-    assert not (tmp_path / "out" / "report.json").exists()
-
-
-@pytest.mark.parametrize(
-    "option",
-    [{"sampler": "ddim"}, {"num_steps": 4}, {"guidance": 0}, {"resolution": 64},
-     {"dtype": "float16"}],
-)  # fmt: skip
-def test_sampling_options_are_rejected_for_a_folder(
-    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: dict[str, Any]
-) -> None:
-    line = folder_line(files, files.real, output=tmp_path / "out", **option)
-    assert f"--{next(iter(option))} needs --model" in refused(capsys, "evaluate", *line)
-
-
-def test_column_needs_captions(
-    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = folder_line(files, files.real, output=tmp_path / "out", column="text")
-    assert "--column needs --captions, which is not given" in refused(capsys, "evaluate", *line)
-
-
-def test_foreign_files_are_not_replaced(
-    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "notes"
-    out.mkdir()
-    (out / "report.md").write_text("mine")
-    message = refused(capsys, "evaluate", *folder_line(files, files.real, output=out))
-    assert "--output" in message
-    assert "contains a 'report.md' that no evaluation wrote" in message
-    assert [(p.name, p.read_text()) for p in out.iterdir()] == [("report.md", "mine")]
-    message = refused(capsys, "evaluate", *folder_line(files, files.real, output=files.real))
-    assert "is the folder of --images" in message
-
-
-def test_fewer_images_than_the_protocol_needs_are_rejected(
-    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    line = folder_line(files, files.real, num_images=None, output=out)
-    message = refused(capsys, "evaluate", *line)
-    assert "contains 9 images, but 10000 are needed by the protocol clip" in message
-    assert "--num_images 9" in message
-    assert not (out / "report.json").exists()
-
-
-def test_fewer_images_than_processes_are_rejected(
-    files: Files,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("sid_lsg.distributed.processes.process", lambda: (0, 7))
-    message = refused(capsys, *files.line(output=tmp_path / "out"))
-    assert "--num_images: 6 images for 7 processes" in message
-    assert not (tmp_path / "out" / "images").exists()  # rejected before sampling
-
-
-@pytest.mark.parametrize(
-    ("count", "said"), [(1, "1 image for 1 process"), (3, "all of 3 images have the same features")]
-)
-def test_an_unusable_reference_is_rejected(
-    files: Files,
-    tmp_path: Path,
-    cache: Path,
-    capsys: pytest.CaptureFixture[str],
-    count: int,
-    said: str,
-) -> None:
-    real = tmp_path / "real"
-    real.mkdir()
-    for index in range(count):
-        Image.new("RGB", (40, 40)).save(real / f"{index}.png")
-    message = refused(capsys, *files.line(reference=real, output=tmp_path / "out"))
-    assert f"--reference: {said}" in message
-    assert not cache.exists()  # nothing is cached
-    assert not (tmp_path / "out" / "images").exists()
-
-
-def test_a_wrong_number_of_captions_is_rejected(
-    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = folder_line(files, files.real, captions=files.prompts, output=tmp_path / "out")
-    message = refused(capsys, "evaluate", *line)
-    assert "holds 3 captions" in message
-    assert "9 images" in message
-
-
-def test_unreadable_images_are_listed(
-    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bad = tmp_path / "bad"
-    bad.mkdir()
-    for path in files.real.iterdir():
-        (bad / path.name).write_bytes(path.read_bytes())
-    (bad / "3.png").write_bytes((bad / "3.png").read_bytes()[:500])
-    (bad / "7.png").write_text("no image")
-    for option in ("images", "reference"):
-        images, reference = (bad, files.real) if option == "images" else (files.real, bad)
-        line = folder_line(files, images, reference=reference, num_images=9, output=tmp_path / "o")
-        message = refused(capsys, "evaluate", *line)
-        assert f"--{option}: 2 of 9 images cannot be read" in message
-        assert "3.png" in message
-        assert "7.png" in message
-        assert "5.png" not in message
-
-
-@pytest.mark.slow
-def test_statistics_of_another_protocol_are_rejected(
-    files: Files, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(files.line(output=tmp_path / "a"))
-    (kept,) = (cache / "sid_lsg" / "references").iterdir()
-    message = refused(capsys, *files.line(reference=kept, protocol="fast", output=tmp_path / "b"))
-    assert "--reference" in message
-    assert "its protocol is 'clip', but that of `fast`" in message
-
-
-COLOURS = ["red", "lime", "blue", "black", "white", "gray", "navy", "pink"]
-
-
-@pytest.fixture
-def pairs(tmp_path: Path) -> Path:
-    """Write a folder of plain images, whose captions are their colours."""
-    (tmp_path / "pairs").mkdir()
-    for number, colour in enumerate(COLOURS):
-        Image.new("RGB", (64, 64), colour).save(tmp_path / "pairs" / f"{number}.png")
-    return tmp_path / "pairs"
-
-
-@pytest.mark.parametrize(
-    ("kind", "column"),
-    [("jsonl", "image"), ("csv", "filename"), ("tsv", "img_path"), ("parquet", "file_name")],
-)
-def test_captions_are_paired_by_any_column_of_files(
-    files: Files, pairs: Path, tmp_path: Path, kind: str, column: str
-) -> None:
-    rows = [[f"{n}.png", colour] for n, colour in enumerate(COLOURS)]
-    table = write_table(tmp_path / f"c.{kind}", [column, "text"], rows[::-1])
-    options = {"captions": table, "reference": None, "num_images": 8, "output": tmp_path / "out"}
-    main(["evaluate", *folder_line(files, pairs, **options)])
-    found = report(tmp_path / "out")
-    assert found["prompts_sha256"] == text_hash(COLOURS)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("c.csv", "image,text\n" + "x.png,a\n" * 8, "no caption for 8 of 8 images"),
-        ("c.csv", "file_name,text\n0.png,a cat, asleep\n", "line 2: found 3 fields"),
-        ("c.csv", "file_name,text\n0.png\n", "line 2: found 1 fields"),
-        ("c.jsonl", '{"image": "0.png", "text": ["a", "b"]}\n', "no caption for 7 of 8 images"),
-        ("c.jsonl", '{"image": "0.png", "text": 3}\n', "line 1: expected a string"),
-        ("c.txt", "a\rb\rc\rd\re\rf\rg\rh", "line 1: a carriage return"),
-        ("c.txt", "a\n" * 9, "holds 9 captions and .* 8 images"),
-    ],
-)
-def test_captions_that_belong_to_no_image_end_the_command(
-    files: Files,
-    pairs: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
-    content: str,
-    said: str,
-) -> None:
-    (tmp_path / name).write_text(content)
-    options = {"captions": tmp_path / name, "reference": None, "num_images": 8}
-    line = folder_line(files, pairs, output=tmp_path / "out", **options)
-    message = refused(capsys, "evaluate", *line)
-    assert re.search(f"error: --captions: .*{said}", message), message
-
-
-def test_hidden_images_are_neither_scored_nor_a_reference(
-    files: Files, pairs: Path, tmp_path: Path
-) -> None:
-    (pairs / ".ipynb_checkpoints").mkdir()
-    Image.new("RGB", (64, 64)).save(pairs / ".ipynb_checkpoints" / "0-checkpoint.png")
-    (pairs / "._0.png").write_bytes(b"\0\5\x16\7")
-    (pairs / "movie.gif").touch()
-    options = {"reference": pairs, "num_images": 8, "output": tmp_path / "out"}
-    main(["evaluate", *folder_line(files, pairs, **options)])
-    found = report(tmp_path / "out")
-    assert (found["num_images"], found["reference"]["count"]) == (8, 8)
 
 
 def evaluate_on_a_full_disk(line: list[str]) -> None:

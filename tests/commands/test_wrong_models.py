@@ -17,7 +17,8 @@ from sid_lsg.commands.export import export
 from sid_lsg.generation.models import load_model
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.teachers import families
-from tests.helpers.wrong_folders import FAMILIES, Wrong, wrong_folders
+from tests.helpers.wrong_configs import FAMILIES
+from tests.helpers.wrong_folders import Wrong, wrong_folders
 
 DOORS = ("generate", "evaluate", "export", "fit", "app")
 # The folders that each family tries beside loading; others try 15. The last ones sample 1024 px.

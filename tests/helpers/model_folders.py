@@ -9,6 +9,12 @@ import pytest
 from sid_lsg.messages.errors import UsageError
 from sid_lsg.teachers import families
 
+WEIGHTS = {  # files of Stable Diffusion's parts
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+
 
 def edit(path: Path, **values: Any) -> None:
     """Set values of a JSON file."""
